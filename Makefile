@@ -1,0 +1,51 @@
+# Each target does its whole set-up on a fresh machine.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin
+CPU_TORCH := https://download.pytorch.org/whl/cpu
+
+.PHONY: help demo test test-all test-slow check lint fix install clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train and chat with a small model, in minutes, on a CPU"
+	@echo "make test    the quick tests"
+	@echo "make check   what CI runs besides: ruff, mypy --strict, the quick tests"
+	@echo "make fix     let ruff repair what it can"
+
+demo: install
+	$(RUN)/glmtune demo
+
+test: install
+	$(RUN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-all: install
+	$(RUN)/python -m pytest -n 2 -m "not gpu"
+
+test-slow: install
+	$(RUN)/python -m pytest -n 2 -m "slow and not gpu"
+
+check: lint
+	$(RUN)/python -m pytest -n 2 -q -m "not slow and not gpu"
+
+lint: install
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+
+fix: install
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+install: $(VENV)/installed
+
+# torch goes first and by itself: where the default index has no CPU build, PyTorch's own has.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install --constraint constraints.txt torch \
+		|| $(RUN)/pip install --constraint constraints.txt --index-url $(CPU_TORCH) torch
+	$(RUN)/pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
