@@ -1,0 +1,105 @@
+r"""The text of a reply -> what was said and which tool was called, as `model.chat` returns it.
+
+A reply begins with its metadata line, which is empty for an ordinary answer and names the
+tool in a call; a remark may stand before a call, with `<|assistant|>` between them.
+
+    "\n 你好！"                                         -> "你好！"
+    "get_weather\n ```python\ntool_call(city='北京')\n```" -> {"name": "get_weather",
+                                                             "parameters": {"city": "北京"}}
+
+The call is Python source written by a model. It is read as a syntax tree of literals and
+never evaluated.
+
+Source: ChatGLM3, `process_response` in modeling_chatglm.py; the reference is spec section 8.4.
+"""
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+TOOL_FUNCTION = "tool_call"  # the function that every call of ChatGLM3 is written with
+
+
+def process_response(
+    output: str, history: Sequence[Mapping[str, Any]]
+) -> tuple[str | dict[str, Any], list[dict[str, Any]]]:
+    """Read a reply and append its messages to a copy of the history.
+
+    Args:
+        output: the decoded reply, without the prompt and without the stop token.
+        history: the messages before it, as `{"role", "content"}` with optional
+            `"metadata"` and `"tools"`. It is not changed.
+
+    Returns:
+        The content of the last message and the new history. The content is text, or
+        `{"name", "parameters"}` for a tool call, or `{"name", "content"}` for code (and for
+        any call when the history announces no tools). A tool call that cannot be read comes
+        back as `{"name", "content", "error"}` with its text as it was.
+    """
+    extended = [dict(message) for message in history]
+    has_tools = bool(extended) and extended[0]["role"] == "system" and "tools" in extended[0]
+    content: str | dict[str, Any] = ""
+    for part in output.split("<|assistant|>"):
+        head, newline, rest = part.partition("\n")
+        metadata, text = (head, rest) if newline else ("", part)
+        if not metadata.strip():
+            text = text.strip()
+            content = text.replace("[[训练时间]]", "2023年")
+        else:
+            content = _read_call(metadata.strip(), text, has_tools)
+        extended.append({"role": "assistant", "metadata": metadata, "content": text})
+    return content, extended
+
+
+def _read_call(name: str, text: str, has_tools: bool) -> dict[str, Any]:
+    """Give the call of tool `name`, or its text with an `error` when it is malformed."""
+    if not has_tools:
+        return {"name": name, "content": text}
+    try:
+        return {"name": name, "parameters": parse_tool_call(text)}
+    except ValueError as error:
+        return {"name": name, "content": text, "error": str(error)}
+
+
+def parse_tool_call(text: str) -> dict[str, Any]:
+    r"""Read the arguments of a fenced `tool_call(...)`; nothing is evaluated.
+
+    The first and the last line are the fence, whatever they hold. Arguments are keywords,
+    and values are literals that JSON can carry.
+
+    >>> parse_tool_call("```python\ntool_call(city='北京', days=2)\n```")
+    {'city': '北京', 'days': 2}
+
+    Raises:
+        ValueError: the text is not such a call; the message says why.
+    """
+    source = "\n".join(text.strip().split("\n")[1:-1]).strip()
+    try:
+        call = ast.parse(source, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"not a {TOOL_FUNCTION}(...) between two fence lines: {error}") from error
+    if (
+        not isinstance(call, ast.Call)
+        or not isinstance(call.func, ast.Name)
+        or call.func.id != TOOL_FUNCTION
+    ):
+        raise ValueError(f"expected a call of {TOOL_FUNCTION}, got {source[:80]!r}")
+    if call.args:
+        raise ValueError(f"{TOOL_FUNCTION} takes named arguments only")
+    arguments: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None or keyword.arg in arguments:
+            raise ValueError(f"{TOOL_FUNCTION} takes each argument once and by name")
+        arguments[keyword.arg] = _literal(keyword.arg, keyword.value)
+    return arguments
+
+
+def _literal(name: str, node: ast.expr) -> Any:
+    """Give the value of a literal that JSON can carry."""
+    try:
+        value = ast.literal_eval(node)
+        json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"the value of {name!r} is not a literal that JSON can carry") from error
+    return value
