@@ -13,8 +13,9 @@ on the system message that announces them, as in ChatGLM3's own histories.
 Source: ChatGLM3, PROMPT.md; the reference is spec section 8.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from glmtune.errors import TemplateError
@@ -45,6 +46,13 @@ class Message:
     metadata: str = ""
     tools: Any = None
     is_learned: bool | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as it is encoded: on a system message, with the tools it announces."""
+        if self.tools is None or self.role != "system":
+            return self.content
+        return f"{self.content}\n{json.dumps(self.tools, indent=4, ensure_ascii=False)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +113,117 @@ def check_turns(messages: Sequence[Message]) -> None:
                 "A tool's result follows the assistant message that called the tool."
             )
         before = role
+
+
+def read_messages(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None
+) -> tuple[Message, ...]:
+    """Read messages as a program writes them: ChatGLM3's own fields, or OpenAI's.
+
+    ChatGLM3 writes `role`, `content`, `metadata` and, on a system message, `tools`. OpenAI
+    writes `tool_calls` on an assistant message and answers them with role `tool`. Calls made
+    at once become one after the other, each followed by its result, because ChatGLM3 knows
+    no other order.
+
+    Args:
+        messages: at least `role` each; `content` may be missing beside `tool_calls`.
+        tools: what the model may call, with or without OpenAI's `{"type": "function"}` around.
+            They hang on the first system message; without one, a message that announces them
+            is put in front.
+
+    Raises:
+        TemplateError: names the message and the field that cannot be read.
+    """
+    pending = list(enumerate(messages))
+    result: list[Message] = []
+    while pending:
+        index, message = pending.pop(0)
+        calls = message.get("tool_calls") or ()
+        if not calls:
+            result.append(_read_message(index, message))
+            continue
+        if message.get("content"):
+            result.append(_read_message(index, message))
+        for call in calls:
+            result.append(_read_tool_call(index, call))
+            if len(calls) > 1 and (answer := _take_answer(pending, call.get("id"))):
+                result.append(_read_message(*answer))
+    return _announce(result, tools) if tools else tuple(result)
+
+
+_ROLE_OF: dict[str, Role] = {
+    **{role: role for role in ROLES},
+    "tool": "observation",
+    "function": "observation",
+    "developer": "system",
+}
+
+
+def _read_message(index: int, message: Mapping[str, Any]) -> Message:
+    """Read one message and leave its tool calls aside."""
+    role = _ROLE_OF.get(str(message.get("role")))
+    if role is None:
+        raise TemplateError(
+            f"message {index} is from {message.get('role')!r}, "
+            f"expected one of {', '.join(_ROLE_OF)}."
+        )
+    content = message.get("content")
+    if isinstance(content, list) and all(
+        isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content
+    ):
+        content = "".join(part["text"] for part in content)
+    if role == "observation" and not isinstance(content, str):
+        content = json.dumps(content, ensure_ascii=False)  # as the official data format does
+    if not isinstance(content, str):
+        raise TemplateError(
+            f"message {index} ({role}) has a content of type {type(content).__name__}, "
+            "expected text. ChatGLM3 reads text alone."
+        )
+    tools = message.get("tools") if role == "system" else None
+    metadata = message.get("metadata") or ""
+    return Message(role, content, metadata=metadata, tools=tools)
+
+
+def _read_tool_call(index: int, call: Mapping[str, Any]) -> Message:
+    """Read one of OpenAI's `tool_calls`, whose arguments are an object or its JSON text."""
+    function = call.get("function", call)
+    name, arguments = function.get("name"), function.get("arguments", {})
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments or "{}")
+        except json.JSONDecodeError as error:
+            raise TemplateError(
+                f"message {index} calls {name!r} with arguments that are not JSON: {error}."
+            ) from error
+    if not isinstance(name, str) or not isinstance(arguments, Mapping):
+        raise TemplateError(
+            f"message {index} has a tool call {dict(call)!r}, expected "
+            '{"function": {"name": text, "arguments": object or its JSON text}}.'
+        )
+    return Message("assistant", render_tool_call(arguments), metadata=name)
+
+
+def _take_answer(
+    pending: list[tuple[int, Mapping[str, Any]]], call_id: str | None
+) -> tuple[int, Mapping[str, Any]] | None:
+    """Take the result of a call out of the tool messages that come next."""
+    answers = []
+    for position, (_, message) in enumerate(pending):
+        if message.get("role") != "tool":
+            break
+        answers.append(position)
+    for position in answers:
+        if call_id is None or pending[position][1].get("tool_call_id") in (call_id, None):
+            return pending.pop(position)
+    return None
+
+
+def _announce(messages: list[Message], tools: Sequence[Any]) -> tuple[Message, ...]:
+    """Hang the tools on the first system message, or put one in front."""
+    plain = [
+        tool["function"] if isinstance(tool, Mapping) and "function" in tool else tool
+        for tool in tools
+    ]
+    if messages and messages[0].role == "system":
+        return (replace(messages[0], tools=plain), *messages[1:])
+    return (Message("system", TOOLS_PROMPT, tools=plain), *messages)
