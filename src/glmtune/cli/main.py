@@ -1,0 +1,85 @@
+"""The command `glmtune`, and where an error becomes an exit code.
+
+0  done        1  the user has something to mend (one sentence on stderr, no traceback)
+2  the command line was wrong                     130  interrupted
+"""
+
+import logging
+import os
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+import glmtune
+from glmtune.cli.chat import chat
+from glmtune.cli.demo import demo
+from glmtune.cli.info import info
+from glmtune.cli.inspect import inspect
+from glmtune.cli.train import train
+from glmtune.errors import GlmtuneError
+
+app = typer.Typer(
+    name="glmtune",
+    help="Fine-tune ChatGLM3-6B and its relatives: train an adapter, look at it, talk to it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+# Any `--key value` after the recipe is a key of the recipe, so typer must let it through.
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+app.command()(chat)
+app.command()(info)
+app.command()(inspect)
+app.command()(demo)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"glmtune {glmtune.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True)
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only warnings and results.")
+    ] = False,
+) -> None:
+    """Fine-tune ChatGLM3-6B and its relatives: train an adapter, look at it, talk to it."""
+    logger = logging.getLogger("glmtune")
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    if not logger.handlers:
+        logger.addHandler(_CurrentStderr())
+    warnings.showwarning = _show_warning
+
+
+class _CurrentStderr(logging.Handler):
+    """Write to whatever is standard error now, so that a progress bar can stand below."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        print(prefix + self.format(record), file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def run() -> None:
+    """Run the command line and leave the process."""
+    try:
+        app()
+    except GlmtuneError as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # `glmtune info ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,80 @@
+"""`glmtune train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from glmtune.errors import RecipeError
+
+
+def train(
+    context: typer.Context,
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Change single values; --key value works too."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in output.dir.")
+    ] = False,
+) -> None:
+    """Fine-tune an adapter.
+
+    Example: glmtune train recipes/chatglm3-lora.yaml model.name_or_path=./chatglm3-6b
+    data.train=rows.json adapter.r=16
+    """
+    from glmtune.recipe import load_recipe
+
+    resolved = load_recipe(recipe, as_overrides([*(overrides or []), *context.args]))
+
+    from glmtune.train.run import fine_tune  # torch loads here, so `--help` stays instant
+
+    result = fine_tune(resolved, resume=resume)
+    if not result.is_finished:
+        typer.echo(
+            f"Stopped after {result.num_steps} steps; a checkpoint is in {result.adapter_dir}. "
+            "Go on with the same command and --resume.",
+            err=True,
+        )
+        raise typer.Exit(130)
+    measured = "" if result.loss is None else f", loss {result.loss:.4f}"
+    measured += "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
+    typer.echo(f"Adapter after {result.num_steps} steps{measured}: {result.adapter_dir}")
+    typer.echo(
+        f"Talk to it:  glmtune chat {resolved.model.name_or_path} --adapter {result.adapter_dir}"
+    )
+
+
+def as_overrides(arguments: list[str]) -> list[str]:
+    """Turn `--key value`, `--key=value` and `key=value` all into `key=value`.
+
+    Raises:
+        RecipeError: an argument is none of these.
+    """
+    overrides: list[str] = []
+    waiting: str | None = None
+    for argument in arguments:
+        if waiting is not None and not argument.startswith("--"):
+            overrides.append(f"{waiting}={argument}")
+            waiting = None
+            continue
+        if waiting is not None:
+            overrides.append(f"{waiting}=true")
+            waiting = None
+        if argument.startswith("--"):
+            name = argument[2:]
+            if "=" in name:
+                overrides.append(name)
+            else:
+                waiting = name
+        elif "=" in argument:
+            overrides.append(argument)
+        else:
+            raise RecipeError(
+                f"{argument!r}: expected KEY=VALUE or --key VALUE after the recipe, "
+                "such as training.learning_rate=5e-5."
+            )
+    if waiting is not None:
+        overrides.append(f"{waiting}=true")
+    return overrides

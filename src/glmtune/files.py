@@ -1,0 +1,81 @@
+"""Writing so that a crash, a kill or a full disk never leaves half a file under a good name."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from glmtune.errors import OutputError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file under another name, then give it its own.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written; the old file stays.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise OutputError(explain_write_error(path, error)) from error
+
+
+@contextmanager
+def written_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder under another name; on success it replaces `folder` at once.
+
+    Raises:
+        OutputError: something could not be written; an older `folder` stays as it was.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left behind by a run that was killed
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in sorted(partial.rglob("*")):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        _swap(partial, folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(explain_write_error(folder, error)) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Give a finished folder its name; what bore it before goes only after that."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    new.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def explain_write_error(path: Path, error: OSError) -> str:
+    """Say in plain words why `path` could not be written, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(_nearest_folder(path)).free
+        return (
+            f"{path}: could not be written, the disk is full ({free / 2**20:.0f} MiB free). "
+            "What was there before is unharmed. Make room, then go on with --resume."
+        )
+    if isinstance(error, PermissionError):
+        return f"{path}: could not be written, permission denied. Choose another output.dir."
+    return f"{path}: could not be written: {error.strerror or error}."
+
+
+def _nearest_folder(path: Path) -> Path:
+    return next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())

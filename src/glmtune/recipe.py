@@ -1,0 +1,312 @@
+"""A run as a value: read from YAML, changed by `key=value`, checked, written back.
+
+Keys bear the names that transformers and peft use. What was resolved is written beside the
+adapter that it made, and running that file again repeats the run.
+
+    glmtune train recipes/chatglm3-lora.yaml data.train=rows.json adapter.r=16
+
+A key may be given without its section where only one section has it (`learning_rate=1e-5`).
+Names that older releases of transformers used are accepted with one warning.
+"""
+
+import difflib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from glmtune.errors import RecipeError
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSection(Section):
+    """Which model is tuned, and how it is held in memory."""
+
+    name_or_path: str  # a folder or a hub id
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    attn_implementation: str = "sdpa"
+
+
+class DataSection(Section):
+    """Which rows are learned, and how they are read."""
+
+    train: tuple[str, ...]  # files, folders or hub ids; `rows.json#500` takes the first 500
+    eval: tuple[str, ...] = ()
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0  # held out of `train`
+    split: str | None = None  # of a data set that has several
+    format: str | None = None  # None: found by the columns
+    columns: dict[str, str] = {}  # our field: their column
+    roles: dict[str, str] = {}  # their role: ours
+    layout: Literal["official", "tutorial", "plain"] = "official"
+    max_length: PositiveInt = 1024
+    overlong: Literal["drop", "truncate_prompt", "tutorial"] = "drop"
+    bad_rows: Literal["fail", "skip"] = "fail"
+
+    @field_validator("train", "eval", mode="before")
+    @classmethod
+    def _one_is_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class LoraSection(Section):
+    """Which weights get a low-rank update, and how large (https://arxiv.org/abs/2106.09685)."""
+
+    method: Literal["lora"] = "lora"
+    r: PositiveInt = 8
+    lora_alpha: PositiveFloat = 16.0  # the update is scaled by lora_alpha / r
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: tuple[str, ...] | Literal["all-linear"] | None = None  # None: peft's choice
+    bias: Literal["none", "all", "lora_only"] = "none"
+    use_rslora: bool = False
+    use_dora: bool = False
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _one_is_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) and value != "all-linear" else value
+
+
+class TrainingSection(Section):
+    """How long, how fast and in what portions."""
+
+    per_device_train_batch_size: PositiveInt = 2
+    per_device_eval_batch_size: PositiveInt = 4
+    gradient_accumulation_steps: PositiveInt = 16
+    num_train_epochs: PositiveFloat = 1.0
+    max_steps: PositiveInt | None = None  # overrides num_train_epochs
+    learning_rate: PositiveFloat = 1e-4
+    lr_scheduler_type: Literal["constant", "linear", "cosine", "constant_with_warmup"] = "linear"
+    warmup_steps: NonNegativeFloat = 0  # below 1: a share of all steps
+    weight_decay: NonNegativeFloat = 0.0
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat | None = 1.0
+    average: Literal["tokens", "micro_batches"] = "tokens"  # what a step's loss is a mean over
+    gradient_checkpointing: bool = False
+    bf16: bool = False  # autocast over a float32 base
+    seed: NonNegativeInt = 42
+    logging_steps: PositiveInt = 10
+    eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    eval_steps: PositiveInt = 100
+    save_strategy: Literal["no", "steps", "epoch"] = "epoch"
+    save_steps: PositiveInt = 100
+    save_total_limit: PositiveInt | None = 2
+    load_best_model_at_end: bool = True  # where there is an evaluation
+    early_stopping_patience: PositiveInt | None = None  # evaluations without a better loss
+    use_cpu: bool = False
+
+
+class OutputSection(Section):
+    """Where the adapter goes, and who is told about the run."""
+
+    dir: str
+    overwrite: bool = False  # replace a run that the folder already holds
+    report_to: tuple[str, ...] = ("tensorboard",)
+    run_name: str | None = None
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_is_many(cls, value: Any) -> Any:
+        if value in (None, "none", "None"):
+            return ()
+        return (value,) if isinstance(value, str) else value
+
+
+class Recipe(Section):
+    """Everything that decides a run."""
+
+    model: ModelSection
+    data: DataSection
+    adapter: LoraSection = LoraSection()
+    training: TrainingSection = TrainingSection()
+    output: OutputSection
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Recipe":
+        held_out = bool(self.data.eval) or self.data.eval_fraction > 0
+        if self.data.eval and self.data.eval_fraction:
+            raise ValueError("data.eval and data.eval_fraction are both given; keep one of them")
+        if self.training.early_stopping_patience and not held_out:
+            raise ValueError(
+                "training.early_stopping_patience needs held-out rows: "
+                "give data.eval or data.eval_fraction"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """Write every value, the defaults included, so that later defaults change nothing."""
+        return yaml.safe_dump(self.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
+
+
+# Names that transformers or peft have given up, and short forms in wide use: (section, new name).
+RENAMED: Mapping[str, tuple[str, str]] = {
+    "model_name_or_path": ("model", "name_or_path"),
+    "torch_dtype": ("model", "dtype"),
+    "evaluation_strategy": ("training", "eval_strategy"),
+    "warmup_ratio": ("training", "warmup_steps"),
+    "no_cuda": ("training", "use_cpu"),
+    "output_dir": ("output", "dir"),
+    "overwrite_output_dir": ("output", "overwrite"),
+}
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and change single values.
+
+    Args:
+        path: a YAML file. Paths in it are relative to the working directory.
+        overrides: `section.key=value`, or `key=value` where only one section has the key;
+            values are YAML.
+
+    Raises:
+        RecipeError: the file cannot be read, a key is unknown or a value does not fit.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(
+            f"{path}: there is no such recipe. Recipes that work are in recipes/."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        found = "empty" if tree is None else f"a {type(tree).__name__}"
+        raise RecipeError(
+            f"{path}: the file is {found}, expected sections "
+            f"({', '.join(Recipe.model_fields)}), each with its keys."
+        )
+    return build_recipe(tree, overrides, source=str(path))
+
+
+def build_recipe(
+    tree: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe"
+) -> Recipe:
+    """Check a tree of plain values and make a recipe of it; `source` names it in errors."""
+    sections: dict[str, Any] = {}
+    for name, values in tree.items():
+        sections[str(name)] = dict(values) if isinstance(values, Mapping) else values
+    for override in overrides:
+        _apply(override, sections)
+    for section, key in list(_keys(sections)):
+        if key in RENAMED and key not in Recipe.model_fields[section].annotation.model_fields:  # type: ignore[union-attr]
+            _rename(sections, section, key)
+    try:
+        return Recipe.model_validate(sections)
+    except ValidationError as error:
+        raise RecipeError("\n".join(_explain(error, source))) from None
+
+
+def _apply(override: str, sections: dict[str, Any]) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise RecipeError(f"{override!r}: expected KEY=VALUE, such as training.learning_rate=5e-5.")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{override!r}: the value is not valid YAML: {error}") from None
+    section, key = _locate(name)
+    values = sections.setdefault(section, {})
+    if not isinstance(values, dict):
+        raise RecipeError(f"section {section!r} is {values!r}, expected keys and values.")
+    head, *rest = key.split(".")
+    if rest:  # an entry of a mapping: data.columns.instruction=q
+        entry = values.setdefault(head, {})
+        if not isinstance(entry, dict):
+            raise RecipeError(f"{override!r}: {section}.{head} is {entry!r}, not a mapping.")
+        values[head] = {**entry, ".".join(rest): value}
+    else:
+        values[head] = value
+
+
+def _locate(name: str) -> tuple[str, str]:
+    """Find the section of a key that may come without it."""
+    section, dot, key = name.partition(".")
+    if dot and section in Recipe.model_fields:
+        return section, key
+    if name in RENAMED:
+        return RENAMED[name][0], name
+    homes = [home for home, known in _known_keys() if known == section]
+    if len(homes) == 1:
+        return homes[0], name
+    if homes:
+        choices = " or ".join(f"{home}.{name}" for home in homes)
+        raise RecipeError(f"{name!r} is a key of several sections. Write {choices}.")
+    everything = [f"{home}.{known}" for home, known in _known_keys()]
+    everything += [known for _, known in _known_keys()]
+    raise RecipeError(f"{name!r} is not a key of a recipe.{_did_you_mean(name, everything)}")
+
+
+def _rename(sections: dict[str, Any], section: str, key: str) -> None:
+    new_section, new_key = RENAMED[key]
+    values = sections.setdefault(new_section, {})
+    if new_key in values:
+        raise RecipeError(
+            f"{section}.{key} and {new_section}.{new_key} are both given, "
+            f"and the first is the old name of the second. Keep {new_section}.{new_key}."
+        )
+    values[new_key] = sections[section].pop(key)
+    warnings.warn(
+        f"{section}.{key} is now called {new_section}.{new_key}; its value was taken over.",
+        stacklevel=3,
+    )
+
+
+def _keys(sections: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for section in Recipe.model_fields:
+        values = sections.get(section)
+        if isinstance(values, dict):
+            yield from ((section, str(key)) for key in values)
+
+
+def _known_keys() -> Iterator[tuple[str, str]]:
+    for section, field in Recipe.model_fields.items():
+        for key in field.annotation.model_fields:  # type: ignore[union-attr]
+            yield section, key
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {nearest[0]!r}?" if nearest else f" Known are: {', '.join(known)}."
+
+
+def _explain(error: ValidationError, source: str) -> Iterator[str]:
+    """Say each complaint of pydantic in our words."""
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        section = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            if len(problem["loc"]) == 1:
+                known = list(Recipe.model_fields)
+            else:
+                known = [key for home, key in _known_keys() if home == section]
+            hint = _did_you_mean(str(problem["loc"][-1]), known)
+            yield f"{source}: {where!r} is not a key of a recipe.{hint}"
+        elif problem["type"] == "missing":
+            yield f"{source}: {where} is missing. Give it in the file or as {where}=VALUE."
+        elif problem["type"] == "value_error" and not where:
+            yield f"{source}: {problem['ctx']['error']}."
+        else:
+            yield f"{source}: {where} is {problem['input']!r}: {problem['msg'].lower()}."

@@ -1,0 +1,211 @@
+"""Everything needed to resume, saved and restored.
+
+    checkpoint-40/
+        adapter_config.json, adapter_model.safetensors, ...   usable as an adapter
+        optimizer.pt, scheduler.pt, rng_state.pth
+        trainer_state.json                                    steps done, best evaluation
+        checksums.json                                        sha256 of every other file
+
+A checkpoint is written under another name and renamed when it is whole, and its checksums
+are verified before it is used: a damaged one is passed over for the one before it.
+"""
+
+import hashlib
+import json
+import logging
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glmtune import adapter
+from glmtune.errors import CheckpointError
+from glmtune.files import written_folder
+from glmtune.template import Template
+
+logger = logging.getLogger(__name__)
+
+CHECKSUMS = "checksums.json"
+STATE = "trainer_state.json"
+
+
+@dataclass(slots=True)
+class TrainerState:
+    """Where a run stands. `step` counts finished optimizer steps.
+
+    Attributes:
+        identity: what must not change between a run and its resumption, by name.
+        loss_sum, learned_tokens: since the last line of metrics.
+    """
+
+    step: int = 0
+    identity: dict[str, str] = field(default_factory=dict)
+    loss_sum: float = 0.0
+    learned_tokens: int = 0
+    best_eval_loss: float | None = None
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+
+
+def random_state() -> dict[str, Any]:
+    """Take the state of every random generator that training draws from."""
+    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put back what `random_state` took."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save_checkpoint(
+    output: Path,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    state: TrainerState,
+    rng: Mapping[str, Any],
+    template: Template,
+) -> Path:
+    """Write `checkpoint-<step>` whole or not at all.
+
+    Raises:
+        OutputError: it could not be written; earlier checkpoints are unharmed.
+    """
+    folder = output / f"checkpoint-{state.step}"
+    with written_folder(folder) as partial:
+        adapter.save(model, partial, template)
+        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+        torch.save(scheduler.state_dict(), partial / "scheduler.pt")
+        torch.save(dict(rng), partial / "rng_state.pth")
+        (partial / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+        (partial / CHECKSUMS).write_text(json.dumps(_checksums(partial), indent=2), "utf-8")
+    return folder
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    sums = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != CHECKSUMS:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            sums[path.relative_to(folder).as_posix()] = digest
+    return sums
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """The checkpoints in an output folder, oldest first."""
+    named = [
+        (int(match[1]), path)
+        for path in output.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
+    ]
+    return [path for _, path in sorted(named)]
+
+
+def damage(folder: Path) -> str | None:
+    """Say what is wrong with a checkpoint; None when it is whole."""
+    try:
+        expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"its {CHECKSUMS} cannot be read ({error})"
+    found = _checksums(folder)
+    for name, digest in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != digest:
+            return f"{name} is not what was written (its checksum differs)"
+    return None
+
+
+def newest_whole_checkpoint(output: Path) -> Path:
+    """Find where to resume, passing over damaged checkpoints and saying so.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = checkpoints(output)
+    for folder in reversed(found):
+        problem = damage(folder)
+        if problem is None:
+            return folder
+        logger.warning("%s is damaged: %s. Trying the one before it.", folder, problem)
+    what = "every checkpoint in it is damaged" if found else "there is no checkpoint in it"
+    raise CheckpointError(
+        f"{output}: nothing to resume, {what}. Start anew without --resume "
+        "(with output.overwrite=true if the folder may be replaced)."
+    )
+
+
+def load_state(folder: Path) -> TrainerState:
+    """Read where a checkpoint's run stood."""
+    return TrainerState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+
+
+def check_identity(state: TrainerState, identity: Mapping[str, str], folder: Path) -> None:
+    """Refuse to resume a run with other data, another recipe or another template.
+
+    Raises:
+        CheckpointError: names what changed.
+    """
+    changed = [
+        f"{name} (was {state.identity.get(name, 'nothing')}, now {value})"
+        for name, value in identity.items()
+        if state.identity.get(name) != value
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{folder}: cannot resume, since something changed: {'; '.join(changed)}. "
+            "Undo the change, or start a new run in another output.dir."
+        )
+
+
+def restore_checkpoint(
+    folder: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any
+) -> None:
+    """Put weights, optimizer, learning rate and random generators back as they were."""
+    load_adapter_weights(folder, model)
+    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
+    restore_random_state(torch.load(folder / "rng_state.pth", weights_only=True))
+
+
+def load_adapter_weights(folder: Path, model: Any) -> None:
+    """Put the weights of a saved adapter into the adapter in memory.
+
+    Raises:
+        CheckpointError: a tensor is missing or was not expected.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = load_file(str(folder / "adapter_model.safetensors"))
+    result = set_peft_model_state_dict(model, tensors)
+    missing = [key for key in result.missing_keys if "lora_" in key]
+    if missing or result.unexpected_keys:
+        raise CheckpointError(
+            f"{folder}: its adapter does not fit the model: missing {missing[:3]}, "
+            f"unexpected {result.unexpected_keys[:3]}."
+        )
+
+
+def prune_checkpoints(output: Path, limit: int | None, keep: int | None) -> None:
+    """Delete the oldest checkpoints beyond `limit`, but never the one of step `keep`."""
+    if limit is None:
+        return
+    kept = [path for path in checkpoints(output) if path.name != f"checkpoint-{keep}"]
+    room = max(1, limit - (len(checkpoints(output)) - len(kept)))
+    for path in kept[:-room]:
+        shutil.rmtree(path)

@@ -1,0 +1,402 @@
+"""One optimizer step, and many; devices and ranks by accelerate.
+
+A step learns a fixed set of rows, split into micro-batches that fit in memory:
+
+    for each micro-batch:   loss = sum over its learned tokens / learned tokens of the step
+                            backward
+    clip the gradient's norm, step the optimizer, step the learning rate
+
+A loss or a gradient that is not finite stops the run before it touches a weight, with the
+rows and the first module at fault. An interrupt (Ctrl-C, SIGTERM) gives the unfinished step
+up, saves a checkpoint of the last finished one and leaves.
+"""
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from glmtune import adapter
+from glmtune.data.batches import Batch, BatchPlan, Examples, MicroBatch, batches
+from glmtune.errors import TrainingError
+from glmtune.evaluate import held_out_loss
+from glmtune.loss import LossFunction, count_learned_tokens, cross_entropy_sum, next_token_loss
+from glmtune.recipe import TrainingSection
+from glmtune.template import Template
+from glmtune.train.checkpoint import (
+    TrainerState,
+    prune_checkpoints,
+    random_state,
+    save_checkpoint,
+)
+from glmtune.train.metrics import MetricsFile, peak_memory_bytes
+from glmtune.train.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):  # noqa: N818  # not an error: the user asked for it
+    """The user, or the machine's scheduler, asked the run to stop."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What a loop works on: fixed parts, and the state that a checkpoint saves.
+
+    Attributes:
+        model: the peft model, as accelerate prepared it.
+        examples, lengths: encoded rows and their numbers of tokens.
+        eval_rows: held-out rows among `examples`, or of `eval_examples` when that is given.
+        origin: where a row came from, "file:line".
+        num_steps: optimizer steps of the whole run.
+    """
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    accelerator: Any
+    template: Template
+    section: TrainingSection
+    plan: BatchPlan
+    examples: Examples
+    lengths: Sequence[int]
+    eval_examples: Examples
+    eval_lengths: Sequence[int]
+    eval_rows: Sequence[int]
+    origin: Callable[[int], str]
+    pad_id: int
+    output: Path
+    num_steps: int
+    state: TrainerState
+    metrics: MetricsFile
+    loss_function: LossFunction = cross_entropy_sum
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step did.
+
+    Attributes:
+        loss_sum: in nats, over this step's learned tokens, on all processes.
+        learned_tokens: their number.
+        tokens: real tokens, padding not counted.
+        grad_norm: the gradient's 2-norm before clipping.
+    """
+
+    loss_sum: float
+    learned_tokens: int
+    tokens: int
+    grad_norm: float
+
+
+def optimizer_step(
+    run: Run, batch: Batch, should_stop: Callable[[], bool] = lambda: False
+) -> StepResult:
+    """Learn the rows of one batch.
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite; no weight has changed.
+        Interrupted: `should_stop` said so between two micro-batches; no weight has changed.
+    """
+    model, accelerator = run.model, run.accelerator
+    model.train()
+    run.optimizer.zero_grad(set_to_none=True)
+    counts = [count_learned_tokens(part.labels) for part in batch.micro_batches]
+    learned = _sum_over_processes(accelerator, sum(counts))
+    loss_sum = 0.0
+    for index, (part, count) in enumerate(zip(batch.micro_batches, counts, strict=True)):
+        if should_stop():
+            run.optimizer.zero_grad(set_to_none=True)
+            raise Interrupted
+        on_device = part.to(accelerator.device)
+        is_last = index + 1 == len(batch.micro_batches)
+        with _sync_gradients(accelerator, model, is_last):
+            loss = next_token_loss(model, on_device, run.loss_function)
+            if not loss.isfinite():
+                _explain_loss(run, on_device, loss.item())
+            share = _share(run.section, count, learned, len(counts))
+            # Gradients are averaged over processes, but this loss is to be summed over them.
+            accelerator.backward(loss * (share * accelerator.num_processes))
+        loss_sum += loss.item()
+    if run.state.step == 0:
+        adapter.check_gradients_alive(model)
+    grad_norm = _clip(run, batch)
+    run.optimizer.step()
+    run.scheduler.step()
+    return StepResult(
+        loss_sum=_sum_over_processes(accelerator, loss_sum),
+        learned_tokens=int(learned),
+        tokens=int(_sum_over_processes(accelerator, sum(run.lengths[row] for row in batch.rows))),
+        grad_norm=grad_norm,
+    )
+
+
+def _share(section: TrainingSection, count: int, learned: float, num_micro_batches: int) -> float:
+    """What a micro-batch's summed loss is multiplied by, to make the step's mean of it."""
+    if section.average == "tokens":
+        return 1 / max(learned, 1)
+    return 1 / max(count, 1) / num_micro_batches
+
+
+def _sync_gradients(accelerator: Any, model: Any, is_last: bool) -> Any:
+    """Exchange gradients between processes only at a step's last micro-batch."""
+    from contextlib import nullcontext
+
+    return nullcontext() if is_last else accelerator.no_sync(model)
+
+
+def _sum_over_processes(accelerator: Any, value: float) -> float:
+    if accelerator.num_processes == 1:
+        return value
+    total = torch.tensor(value, device=accelerator.device, dtype=torch.float64)
+    return float(accelerator.reduce(total, "sum").item())
+
+
+def _clip(run: Run, batch: Batch) -> float:
+    parameters = [p for p in run.model.parameters() if p.requires_grad]
+    limit = run.section.max_grad_norm
+    norm = run.accelerator.clip_grad_norm_(parameters, limit if limit is not None else math.inf)
+    value = float(norm)
+    if not math.isfinite(value):
+        names = [
+            name
+            for name, p in run.model.named_parameters()
+            if p.grad is not None and not p.grad.isfinite().all()
+        ]
+        raise TrainingError(
+            f"step {run.state.step + 1}: the loss is finite but the gradient is not "
+            f"(norm {value}); the first parameter at fault is {names[0] if names else 'unknown'}. "
+            f"Rows: {_origins(run, batch.rows)}. No weight was changed. "
+            "Lower training.learning_rate, or use model.dtype=bfloat16 instead of float16."
+        )
+    return value
+
+
+def _origins(run: Run, rows: Sequence[int]) -> str:
+    shown = ", ".join(run.origin(row) for row in rows[:8])
+    return shown + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+
+
+def _explain_loss(run: Run, micro_batch: MicroBatch, loss: float) -> None:
+    culprit = first_nonfinite_module(run.model, micro_batch)
+    raise TrainingError(
+        f"step {run.state.step + 1}: the loss is {loss}. "
+        f"First module with an output that is not finite: {culprit}. "
+        f"Rows: {_origins(run, micro_batch.rows)}. No weight was changed by this step. "
+        "Lower training.learning_rate, look at these rows with `glmtune inspect`, or use "
+        "model.dtype=bfloat16 instead of float16."
+    )
+
+
+@torch.no_grad()
+def first_nonfinite_module(model: nn.Module, micro_batch: MicroBatch) -> str:
+    """Run a micro-batch again and name the innermost module that first leaves the numbers.
+
+    Returns:
+        The module's name, and whether its own weights are not finite; or "none (the loss
+        itself)" where every module's output is finite.
+    """
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, _: Any, output: Any) -> None:
+            tensors = output if isinstance(output, tuple) else (output,)
+            bad = any(
+                isinstance(t, torch.Tensor) and t.is_floating_point() and not t.isfinite().all()
+                for t in tensors
+            )
+            if bad and not found:
+                own = [n for n, p in module.named_parameters(recurse=False) if not _finite(p)]
+                found.append(f"{name}, whose {' and '.join(own)} is not finite" if own else name)
+
+        return hook
+
+    hooks = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if n]
+    try:
+        model(**micro_batch.inputs(), use_cache=False)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return found[0].removeprefix("base_model.model.") if found else "none (the loss itself)"
+
+
+def _finite(parameter: nn.Parameter) -> bool:
+    return bool(parameter.isfinite().all())
+
+
+def train(run: Run) -> bool:
+    """Take the steps that are left; evaluate, save and report between them.
+
+    Returns:
+        Whether the run came to its end; False after an interrupt, with a checkpoint saved.
+
+    Raises:
+        TrainingError: something is not finite, or an adapted layer gets no gradient.
+        OutputError: a checkpoint could not be written.
+    """
+    steps = batches(run.examples, run.lengths, run.plan, run.pad_id, run.state.step, run.num_steps)
+    is_main = run.accelerator.is_main_process
+    window = _Window()
+    with _stop_on_signal() as should_stop, Progress(run.num_steps, run.state.step, is_main) as bar:
+        for batch in steps:
+            rng = random_state()
+            try:
+                result = optimizer_step(run, batch, should_stop)
+            except Interrupted:
+                _save(run, rng)
+                return False
+            _account(run, result, window, bar)
+            improved = _evaluate_if_due(run)
+            if improved or _is_due(run, run.section.save_strategy, run.section.save_steps):
+                _save(run, random_state())
+            if _has_stopped_improving(run):
+                logger.info(
+                    "no better held-out loss in %d evaluations; stopping at step %d",
+                    run.state.evaluations_without_gain,
+                    run.state.step,
+                )
+                break
+    return True
+
+
+class _Window:
+    """Tokens and time since the last line of metrics."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.tokens, self.started = 0, time.perf_counter()
+
+    def rate(self) -> float:
+        return self.tokens / max(time.perf_counter() - self.started, 1e-9)
+
+
+def _account(run: Run, result: StepResult, window: _Window, bar: Progress) -> None:
+    state = run.state
+    state.step += 1
+    state.loss_sum += result.loss_sum
+    state.learned_tokens += result.learned_tokens
+    window.tokens += result.tokens
+    bar.advance(result.loss_sum / max(result.learned_tokens, 1), result.tokens)
+    if state.step % run.section.logging_steps and state.step not in (1, run.num_steps):
+        return
+    values = {
+        "step": state.step,
+        "epoch": round(state.step / run.plan.steps_per_epoch, 4),
+        "loss": state.loss_sum / max(state.learned_tokens, 1),
+        "learning_rate": run.scheduler.get_last_lr()[0],
+        "grad_norm": result.grad_norm,
+        "tokens_per_second": round(window.rate(), 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+    _report(run, values)
+    logger.info(
+        "step %d/%d  loss %.4f  lr %.3g  grad norm %.3g  %.0f tokens/s",
+        state.step,
+        run.num_steps,
+        values["loss"],
+        values["learning_rate"],
+        values["grad_norm"],
+        values["tokens_per_second"],
+    )
+    state.loss_sum, state.learned_tokens = 0.0, 0
+    window.reset()
+
+
+def _report(run: Run, values: dict[str, Any]) -> None:
+    if run.accelerator.is_main_process:
+        run.metrics.write(values)
+    run.accelerator.log({k: v for k, v in values.items() if k != "step"}, step=values["step"])
+
+
+def _is_due(run: Run, strategy: str, every: int) -> bool:
+    step = run.state.step
+    if strategy == "no":
+        return False
+    if step == run.num_steps:
+        return True
+    return step % (every if strategy == "steps" else run.plan.steps_per_epoch) == 0
+
+
+def _evaluate_if_due(run: Run) -> bool:
+    """Evaluate when it is time; True when the held-out loss is the best so far."""
+    if not run.eval_rows or not _is_due(run, run.section.eval_strategy, run.section.eval_steps):
+        return False
+    accelerator = run.accelerator
+    total, count = held_out_loss(
+        run.model,
+        run.eval_examples,
+        run.eval_rows[accelerator.process_index :: accelerator.num_processes],
+        batch_size=run.section.per_device_eval_batch_size,
+        pad_id=run.pad_id,
+        device=accelerator.device,
+        lengths=run.eval_lengths,
+        loss_function=run.loss_function,
+    )
+    loss = _sum_over_processes(accelerator, total) / _sum_over_processes(accelerator, count)
+    state = run.state
+    best = state.best_eval_loss
+    _report(run, {"step": state.step, "eval_loss": loss})
+    logger.info(
+        "step %d/%d  held-out loss %.4f%s",
+        state.step,
+        run.num_steps,
+        loss,
+        "" if best is None else f"  (best before: {best:.4f} at step {state.best_step})",
+    )
+    if best is None or loss < best:
+        state.best_eval_loss, state.best_step = loss, state.step
+        state.evaluations_without_gain = 0
+        return run.section.save_strategy != "no"
+    state.evaluations_without_gain += 1
+    return False
+
+
+def _has_stopped_improving(run: Run) -> bool:
+    patience = run.section.early_stopping_patience
+    return patience is not None and run.state.evaluations_without_gain >= patience
+
+
+def _save(run: Run, rng: dict[str, Any]) -> None:
+    run.accelerator.wait_for_everyone()
+    if not run.accelerator.is_main_process:
+        return
+    model = run.accelerator.unwrap_model(run.model)
+    folder = save_checkpoint(
+        run.output, model, run.optimizer, run.scheduler, run.state, rng, run.template
+    )
+    logger.info("saved %s", folder)
+    prune_checkpoints(run.output, run.section.save_total_limit, run.state.best_step)
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Note the first Ctrl-C or SIGTERM; a second Ctrl-C quits at once."""
+    asked = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        logger.warning("stopping after this micro-batch, to save a checkpoint (again to quit now)")
+
+    try:
+        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, as in some notebooks: signals are not ours
+        before = {}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

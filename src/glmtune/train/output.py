@@ -1,0 +1,132 @@
+"""The output folder: what a run writes there, and how nothing in it is lost by surprise.
+
+adapter_config.json, adapter_model.safetensors   peft's adapter format
+tokenizer files, glmtune.json                    how prompts are built
+README.md                                        what the adapter is, for people
+recipe.yaml                                      every value of the run, to repeat it
+metrics.jsonl, loss.png, runs/                   curves; runs/ is for TensorBoard
+checkpoint-N/                                    to resume, each an adapter too
+bad_rows.jsonl                                   rows that were skipped, if asked for
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import glmtune
+from glmtune import adapter
+from glmtune.errors import OutputError
+from glmtune.files import explain_write_error, written_folder
+from glmtune.recipe import Recipe
+from glmtune.template import Template
+from glmtune.train.checkpoint import checkpoints
+
+METRICS = "metrics.jsonl"
+RECIPE = "recipe.yaml"
+_RUN_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    adapter.CARD,
+    "README.md",
+    RECIPE,
+    METRICS,
+    "loss.png",
+)
+
+
+def prepare_output(output: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make the output folder, and refuse one whose contents would be lost.
+
+    Raises:
+        OutputError: it is a file, cannot be written, or holds something and neither
+            `resume` nor `overwrite` was asked for.
+    """
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: is a file, expected a folder. Choose another output.dir.")
+    held = [name for name in (*_RUN_FILES,) if (output / name).exists()]
+    held += [path.name for path in checkpoints(output)] if output.is_dir() else []
+    if resume and not held:
+        raise OutputError(f"{output}: there is no run to resume. Start one without --resume.")
+    if held and not (resume or overwrite):
+        raise OutputError(
+            f"{output}: already holds a run ({', '.join(held[:3])}). Go on with it by --resume, "
+            "choose another output.dir, or replace it with output.overwrite=true."
+        )
+    if resume and overwrite:
+        raise OutputError(
+            "--resume and output.overwrite=true contradict each other: one keeps the run, the "
+            "other replaces it. Give one of them."
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(explain_write_error(output, error)) from error
+
+
+def clear_run(output: Path) -> None:
+    """Delete what an earlier run wrote, and nothing else."""
+    for name in _RUN_FILES:
+        (output / name).unlink(missing_ok=True)
+    for folder in [*checkpoints(output), output / "runs"]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(
+    model: Any,
+    output: Path,
+    template: Template,
+    tokenizer: Any,
+    recipe: Recipe,
+    lines: Sequence[Mapping[str, Any]],
+) -> None:
+    """Put the finished adapter into the output folder.
+
+    The files move in one by one, `adapter_config.json` last, so that a folder that says it is
+    an adapter is a whole one.
+    """
+    with written_folder(output / "adapter") as partial:
+        adapter.save(model, partial, template)
+        tokenizer.save_pretrained(str(partial))
+        (partial / "README.md").write_text(model_card(recipe, lines), encoding="utf-8")
+    finished = output / "adapter"
+    names = sorted(path.name for path in finished.iterdir())
+    for name in sorted(names, key=lambda name: name == "adapter_config.json"):
+        (finished / name).replace(output / name)
+    finished.rmdir()
+
+
+def model_card(recipe: Recipe, lines: Sequence[Mapping[str, Any]]) -> str:
+    """Say what the adapter is, how it was made and how to use it."""
+    base = recipe.model.name_or_path
+    losses = [line["loss"] for line in lines if line.get("loss") is not None]
+    held_out = [line["eval_loss"] for line in lines if line.get("eval_loss") is not None]
+    facts = [f"Loss: {losses[0]:.4f} at first, {losses[-1]:.4f} at the end (nats per token)."]
+    facts += [f"Held-out loss: {held_out[-1]:.4f}, best {min(held_out):.4f}."] if held_out else []
+    return f"""---
+base_model: {base}
+library_name: peft
+tags: [lora, glmtune]
+---
+
+# LoRA adapter for {Path(base).name}
+
+Made by glmtune {glmtune.__version__} from {", ".join(recipe.data.train)}.
+{" ".join(facts)} Every value of the run is in `recipe.yaml`; running that file repeats it.
+
+```bash
+glmtune chat {base} --adapter THIS_FOLDER
+```
+
+```python
+import glmtune.auto  # makes ChatGLM known to transformers
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{base}")
+model = PeftModel.from_pretrained(model, "THIS_FOLDER")
+```
+"""

@@ -1,0 +1,293 @@
+"""A recipe -> a trained adapter in a folder. Reads like a table of contents."""
+
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import glmtune.auto  # noqa: F401  # makes ChatGLM known to transformers
+from glmtune import adapter
+from glmtune.data.batches import BatchPlan, collate
+from glmtune.data.encode import EncodedData, EncodeOptions, encode_data, split_data
+from glmtune.errors import CheckpointError, DataError
+from glmtune.files import write_atomically
+from glmtune.load import load_model, load_tokenizer, working_dtype
+from glmtune.loss import LossFunction, cross_entropy_sum
+from glmtune.recipe import Recipe
+from glmtune.template import Template, template_for
+from glmtune.train.checkpoint import (
+    TrainerState,
+    check_identity,
+    load_adapter_weights,
+    load_state,
+    newest_whole_checkpoint,
+    restore_checkpoint,
+)
+from glmtune.train.loop import Run, train
+from glmtune.train.metrics import MetricsFile, plot_loss, read_metrics
+from glmtune.train.optimizer import make_optimizer, make_scheduler
+from glmtune.train.output import METRICS, RECIPE, clear_run, prepare_output, publish
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run left behind.
+
+    Attributes:
+        adapter_dir: the adapter, or the output folder with a checkpoint after an interrupt.
+        num_steps: optimizer steps done.
+        is_finished: False after an interrupt.
+        loss, eval_loss: the last measured, in nats per learned token.
+    """
+
+    adapter_dir: Path
+    num_steps: int
+    is_finished: bool
+    loss: float | None
+    eval_loss: float | None
+
+
+def fine_tune(
+    recipe: Recipe, *, resume: bool = False, loss: LossFunction = cross_entropy_sum
+) -> Result:
+    """Train an adapter as a recipe says.
+
+    Args:
+        recipe: the whole run.
+        resume: go on from the newest whole checkpoint in `output.dir`.
+        loss: what to minimise, to try an idea: (logits, targets) -> a sum.
+
+    Raises:
+        GlmtuneError: one of its children, for whatever the user can mend. Earlier checkpoints
+            stay as they were.
+    """
+    output = Path(recipe.output.dir)
+    prepare_output(output, resume=resume, overwrite=recipe.output.overwrite)
+    accelerator = make_accelerator(recipe)
+    seed_everything(recipe.training.seed)
+
+    tokenizer = load_tokenizer(recipe.model.name_or_path)
+    template = template_for(tokenizer, recipe.data.layout)
+    examples, eval_examples, rows, eval_rows = load_data(recipe, template, output)
+
+    model = load_model(
+        recipe.model.name_or_path,
+        dtype=working_dtype(recipe.model.name_or_path, recipe.model.dtype, accelerator.device),
+        attn_implementation=recipe.model.attn_implementation,
+    )
+    if recipe.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model = adapter.attach(model, recipe.adapter)
+    logger.info(describe_parameters(model))
+
+    plan = plan_batches(recipe, rows, accelerator)
+    num_steps = count_steps(recipe, plan)
+    model = accelerator.prepare(model)
+    optimizer = make_optimizer(model, recipe.training)
+    scheduler = make_scheduler(optimizer, recipe.training, num_steps)
+
+    state = TrainerState(identity=identify(recipe, template, examples, eval_examples))
+    if resume:
+        folder = newest_whole_checkpoint(output)
+        saved = load_state(folder)
+        check_identity(saved, state.identity, folder)
+        restore_checkpoint(folder, accelerator.unwrap_model(model), optimizer, scheduler)
+        state = saved
+        logger.info("resuming from %s at step %d of %d", folder, state.step, num_steps)
+    elif accelerator.is_main_process:
+        clear_run(output)
+    write_recipe(recipe, output)
+    start_trackers(accelerator, recipe)
+
+    run = Run(
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        accelerator=accelerator,
+        template=template,
+        section=recipe.training,
+        plan=plan,
+        examples=examples,
+        lengths=examples.lengths,
+        eval_examples=eval_examples,
+        eval_lengths=eval_examples.lengths,
+        eval_rows=eval_rows,
+        origin=examples.origin,
+        pad_id=pad_id(tokenizer),
+        output=output,
+        num_steps=num_steps,
+        state=state,
+        metrics=MetricsFile(output / METRICS, resume_at_step=state.step),
+        loss_function=loss,
+    )
+    is_finished = train(run)
+    accelerator.end_training()
+    return finish(run, recipe, tokenizer, is_finished)
+
+
+def make_accelerator(recipe: Recipe) -> Any:
+    """Devices, ranks, autocast and trackers."""
+    from accelerate import Accelerator
+
+    return Accelerator(
+        cpu=recipe.training.use_cpu,
+        mixed_precision="bf16" if recipe.training.bf16 else "no",
+        log_with=list(recipe.output.report_to) or None,
+        project_dir=str(Path(recipe.output.dir) / "runs"),
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what initialises the adapter and draws dropout; the order of rows has its own."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def load_data(
+    recipe: Recipe, template: Template, output: Path
+) -> tuple[EncodedData, EncodedData, Sequence[int], Sequence[int]]:
+    """Encode the rows to learn and those held out.
+
+    Returns:
+        The examples, the held-out examples (the same object when they were split off), and
+        the indices of the rows in each.
+    """
+    section = recipe.data
+    options = EncodeOptions(
+        max_length=section.max_length,
+        overlong=section.overlong,
+        bad_rows=section.bad_rows,
+        format=section.format,
+        columns=section.columns,
+        roles=section.roles,
+        split=section.split,
+    )
+    examples = encode_data(section.train, template, options, quarantine=output / "bad_rows.jsonl")
+    logger.info("training rows: %s", examples.report)
+    if section.eval:
+        held_out = encode_data(
+            section.eval, template, options, quarantine=output / "bad_eval_rows.jsonl"
+        )
+        logger.info("held-out rows: %s", held_out.report)
+        return examples, held_out, range(len(examples)), range(len(held_out))
+    if not section.eval_fraction:
+        return examples, examples, range(len(examples)), ()
+    rows, eval_rows = split_data(examples, section.eval_fraction, recipe.training.seed)
+    if not len(rows):
+        raise DataError(
+            f"data.eval_fraction={section.eval_fraction} of {len(examples)} rows leaves "
+            "none to learn. Lower it, or give more rows."
+        )
+    return examples, examples, rows, eval_rows
+
+
+def plan_batches(recipe: Recipe, rows: Sequence[int], accelerator: Any) -> BatchPlan:
+    """Say which rows each step takes."""
+    section = recipe.training
+    return BatchPlan(
+        rows,
+        micro_batch_size=section.per_device_train_batch_size,
+        accumulation=section.gradient_accumulation_steps,
+        seed=section.seed,
+        sort_within_step=section.average == "tokens",
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+
+
+def count_steps(recipe: Recipe, plan: BatchPlan) -> int:
+    """Optimizer steps of the whole run."""
+    if recipe.training.max_steps is not None:
+        return recipe.training.max_steps
+    return max(1, round(plan.steps_per_epoch * recipe.training.num_train_epochs))
+
+
+def identify(
+    recipe: Recipe, template: Template, examples: EncodedData, eval_examples: EncodedData
+) -> dict[str, str]:
+    """What must not change between a run and its resumption."""
+    decides = recipe.model_dump(mode="json", exclude={"output": True})
+    for key in ("logging_steps", "save_strategy", "save_steps", "save_total_limit", "use_cpu"):
+        decides["training"].pop(key)  # these change what is written, not what is learned
+    return {
+        "recipe": _digest(json.dumps(decides, sort_keys=True)),
+        "template or tokenizer": template.fingerprint[:16],
+        "training data": examples.key[:16],
+        "held-out data": eval_examples.key[:16],
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def describe_parameters(model: Any) -> str:
+    """The line that peft prints, with more digits."""
+    trainable, total = model.get_nb_trainable_parameters()
+    return (
+        f"trainable params: {trainable:,} || all params: {total:,} || "
+        f"trainable%: {100 * trainable / total:.4f}"
+    )
+
+
+def pad_id(tokenizer: Any) -> int:
+    """What fills the shorter rows; any id does, since nothing reads it."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+
+
+def write_recipe(recipe: Recipe, output: Path) -> None:
+    """Write what was resolved beside the adapter."""
+    write_atomically(output / RECIPE, recipe.to_yaml())
+
+
+def start_trackers(accelerator: Any, recipe: Recipe) -> None:
+    """Tell the trackers about the run, with the recipe as its configuration."""
+    flat = {
+        f"{section}.{key}": value if isinstance(value, int | float | str | bool) else str(value)
+        for section, values in recipe.model_dump(mode="json").items()
+        for key, value in values.items()
+    }
+    accelerator.init_trackers(recipe.output.run_name or "glmtune", config=flat)
+
+
+def finish(run: Run, recipe: Recipe, tokenizer: Any, is_finished: bool) -> Result:
+    """Save the adapter, prove it, and draw the curve."""
+    lines = read_metrics(run.metrics.path)
+    result = Result(
+        adapter_dir=run.output,
+        num_steps=run.state.step,
+        is_finished=is_finished,
+        loss=_last(lines, "loss"),
+        eval_loss=_last(lines, "eval_loss"),
+    )
+    if not run.accelerator.is_main_process:
+        return result
+    plot_loss(lines, run.output / "loss.png")
+    if not is_finished:
+        return result
+    model = run.accelerator.unwrap_model(run.model)
+    state = run.state
+    if recipe.training.load_best_model_at_end and state.best_step not in (None, state.step):
+        best = run.output / f"checkpoint-{state.best_step}"
+        if not best.is_dir():
+            raise CheckpointError(f"{best}: the best checkpoint is gone; the last weights stay.")
+        load_adapter_weights(best, model)
+        logger.info("the adapter is that of step %d, the best held-out loss", state.best_step)
+    adapter.check_weights_alive(model)
+    publish(model, run.output, run.template, tokenizer, recipe, lines)
+    probe = collate([run.examples[run.plan.rows[0]]], run.pad_id).to(run.accelerator.device)
+    adapter.check_saved(model, run.output, probe)
+    logger.info("proofs: every adapted layer learned; reloaded from disk the logits are equal")
+    return result
+
+
+def _last(lines: Sequence[dict[str, Any]], key: str) -> float | None:
+    return next((line[key] for line in reversed(lines) if line.get(key) is not None), None)

@@ -1,0 +1,54 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from glmtune.errors import OutputError
+from glmtune.files import write_atomically, written_folder
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    with written_folder(tmp_path / "done") as partial:
+        (partial / "a.txt").write_text("1")
+        assert not (tmp_path / "done").exists()
+
+    assert (tmp_path / "done" / "a.txt").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["done"]
+
+
+def test_a_full_disk_leaves_the_older_folder_as_it_was(tmp_path: Path) -> None:
+    with written_folder(tmp_path / "x") as partial:
+        (partial / "a.txt").write_text("old")
+
+    with pytest.raises(OutputError, match="the disk is full"):  # noqa: PT012
+        with written_folder(tmp_path / "x") as partial:
+            (partial / "a.txt").write_text("half")
+            raise FULL
+
+    assert (tmp_path / "x" / "a.txt").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_ctrl_c_leaves_no_half_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), written_folder(tmp_path / "x"):
+        raise KeyboardInterrupt
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+
+    with pytest.raises(OutputError, match="could not be written"):
+        write_atomically(tmp_path / "file" / "x", "text")
+
+
+def test_a_new_folder_replaces_an_old_one(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with written_folder(tmp_path / "x") as partial:
+            (partial / f"{text}.txt").write_text(text)
+
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["new.txt"]
