@@ -25,7 +25,9 @@ from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
-from transformers.utils import PaddingStrategy, get_json_schema
+from transformers.tokenization_utils_base import TruncationStrategy
+from transformers.utils.chat_template_utils import get_json_schema
+from transformers.utils.generic import PaddingStrategy
 
 from glmtune.conversation import ROLES, Message, read_messages
 
@@ -44,9 +46,21 @@ SPECIAL_TOKENS = (
 TEXTS_PER_THREAD = 32  # below this, starting a thread costs more than it saves
 
 Ids = list[int]
+Row = tuple[Ids, Ids | None]  # a text and its pair
+
+# options of `tokenizer(...)` that ask for something per row beyond its ids
+_NEED_EVERY_ROW = (
+    "return_token_type_ids",
+    "return_overflowing_tokens",
+    "return_special_tokens_mask",
+    "return_length",
+)
+# special tokens in text are never read, so there is nothing to split or to clean
+_HAVE_NO_EFFECT = ("split_special_tokens", "sanitize_control_tokens")
+_CUT_A_SINGLE_TEXT = (TruncationStrategy.LONGEST_FIRST, TruncationStrategy.ONLY_FIRST)
 
 
-class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
+class ChatGLMTokenizer(PreTrainedTokenizer):
     """SentencePiece pieces, then the nine special tokens, then what `add_tokens` adds.
 
     Args:
@@ -79,7 +93,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         kwargs.setdefault("eos_token", self.sp_model.id_to_piece(self.sp_model.eos_id()))
         kwargs.setdefault("unk_token", self.sp_model.id_to_piece(self.sp_model.unk_id()))
         kwargs.setdefault("pad_token", kwargs["unk_token"])
-        super().__init__(encode_special_tokens=encode_special_tokens, **kwargs)
+        super().__init__(encode_special_tokens=encode_special_tokens, **kwargs)  # type: ignore[no-untyped-call]
 
     def _check_added(self, added: Mapping[int, AddedToken]) -> dict[int, AddedToken]:
         """Keep the tokens behind ours of those a folder lists, and see that the others agree."""
@@ -155,6 +169,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
             if not token.content or known:
                 continue
             token.special = token.special or special_tokens
+            if token.special and token.content not in self.all_special_tokens:
+                self._extra_special_tokens.append(token)
             index = len(self)
             self._added_tokens_decoder[index] = token
             self._added_tokens_encoder[token.content] = index
@@ -181,9 +197,11 @@ class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         # transformers asks `convert_ids_to_tokens` for the token, which is empty for 0, 1 and 2
         is_named = key.removesuffix("_id") in self.SPECIAL_TOKENS_ATTRIBUTES
         if key.endswith("_id") and is_named and isinstance(value, int):
-            key = key.removesuffix("_id")
-            value = self._piece(value) or self._added_tokens_decoder[value].content
-        super().__setattr__(key, value)
+            key, index = key.removesuffix("_id"), value
+            value = self._piece(index) or self.convert_ids_to_tokens(index)
+            if not value:
+                raise ValueError(f"{key}_id cannot be {index}: no token has that id.")
+        super().__setattr__(key, value)  # type: ignore[no-untyped-call]
 
     # ---- text -> ids -----------------------------------------------------------------
 
@@ -201,8 +219,10 @@ class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         return self._encode_pieces(texts)
 
     def _encode_pieces(self, texts: Sequence[str]) -> list[Ids]:
-        num_threads = max(1, min(len(texts) // TEXTS_PER_THREAD, _available_cores()))
+        num_threads = min(len(texts) // TEXTS_PER_THREAD, _available_cores())
         try:
+            if num_threads < 2:
+                return [self.sp_model.encode(text) for text in texts]
             ids: list[Ids] = self.sp_model.encode(list(texts), num_threads=num_threads)
         except (TypeError, RuntimeError):
             for text in texts:
@@ -211,7 +231,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         return ids
 
     def _encode_around(self, text: str, pattern: re.Pattern[str]) -> Ids:
-        """Cut the tokens of `pattern` out of a text; each stretch between is a string of its own."""
+        """Cut the tokens of `pattern` out; each stretch between them is a string of its own."""
         ids: Ids = []
         for index, stretch in enumerate(pattern.split(text)):
             if index % 2:
@@ -252,105 +272,127 @@ class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         **kwargs: Any,
     ) -> list[str]:
         """Give the tokens of a text, and of a second one, as strings."""
-        ids, *pair_ids = self._encode_strings(
-            [text] if pair is None else [text, pair], encode_special_tokens
-        )
+        texts = [text] if pair is None else [text, pair]
+        ids, *pair_ids = self._encode_strings(texts, encode_special_tokens)
         if add_special_tokens:
-            all_ids = self.build_inputs_with_special_tokens(ids, *pair_ids)
+            ids = self.build_inputs_with_special_tokens(ids, *pair_ids)
         else:
-            all_ids = [*ids, *chain.from_iterable(pair_ids)]
-        tokens: list[str] = self.convert_ids_to_tokens(all_ids)
-        return tokens
+            ids = [*ids, *chain.from_iterable(pair_ids)]
+        return self.convert_ids_to_tokens(ids)
 
-    def _encode_plus(
+    def _encode_plus(  # type: ignore[override]  # always called by name
         self,
         text: Any,
         text_pair: Any = None,
-        add_special_tokens: bool = True,
-        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        *,
         is_split_into_words: bool = False,
-        pad_to_multiple_of: int | None = None,
-        padding_side: str | None = None,
-        return_tensors: str | None = None,
-        return_attention_mask: bool | None = None,
         encode_special_tokens: bool | None = None,
-        truncation_strategy: Any = "do_not_truncate",
-        max_length: int | None = None,
         return_offsets_mapping: bool = False,
-        **kwargs: Any,
+        **options: Any,
     ) -> BatchEncoding:
         """Encode what `tokenizer(...)` was given: all its texts in one threaded call."""
         if return_offsets_mapping:
             raise NotImplementedError("ChatGLMTokenizer gives no offsets of tokens in the text.")
-        is_batch = _is_batch(text, is_split_into_words)
-        rows = (
-            _split_rows(text, text_pair, is_split_into_words) if is_batch else [(text, text_pair)]
-        )
+        options = {name: value for name, value in options.items() if name not in _HAVE_NO_EFFECT}
+        if not _is_batch(text, is_split_into_words):
+            rows = [(text, text_pair)]
+            [row] = self._encode_rows(rows, is_split_into_words, encode_special_tokens)
+            return self._finish_one(row, options)
+        rows = _split_rows(text, text_pair, is_split_into_words)
         encoded = self._encode_rows(rows, is_split_into_words, encode_special_tokens)
-        options = {
-            "add_special_tokens": add_special_tokens,
-            "truncation": getattr(truncation_strategy, "value", truncation_strategy),
-            "max_length": max_length,
-            **kwargs,
-        }
-        padding = {
-            "padding": padding_strategy.value,
-            "max_length": max_length,
-            "pad_to_multiple_of": pad_to_multiple_of,
-            "padding_side": padding_side,
-            "return_attention_mask": return_attention_mask,
-        }
-        if not is_batch:
-            [(ids, pair_ids)] = encoded
-            return self.prepare_for_model(
-                ids,
-                pair_ids,
-                **{**options, **padding},
-                return_tensors=return_tensors,
-                prepend_batch_axis=True,
-            )
-        columns: dict[str, list[Any]] = {"input_ids": []}
-        for ids, pair_ids in encoded:
-            row = self.prepare_for_model(ids, pair_ids, **options, return_attention_mask=False)
-            for name, value in row.items():
-                columns.setdefault(name, []).append(value)
-        if return_tensors:
-            columns.pop("overflowing_tokens", None)
-            columns.pop("num_truncated_tokens", None)
-        return self.pad(columns, **padding, return_tensors=return_tensors)
+        return self._finish_plain(encoded, options) or self._finish_batch(encoded, options)
 
     def _encode_rows(
         self,
         rows: Sequence[tuple[Any, Any]],
         is_split_into_words: bool,
         encode_special_tokens: bool | None,
-    ) -> list[tuple[Ids, Ids | None]]:
+    ) -> list[Row]:
         """Turn each row's text, words or ids, and those of its pair, into ids."""
         texts: list[str] = []
         for entry in chain.from_iterable(rows):
             if isinstance(entry, str):
                 texts.append(entry)
-            elif entry is not None and is_split_into_words:
+            elif is_split_into_words and isinstance(entry, (list, tuple)):
                 texts.extend(word for word in entry if isinstance(word, str))
         ids_of_texts = iter(self._encode_strings(texts, encode_special_tokens))
 
         def ids_of(entry: Any) -> Ids:
             if isinstance(entry, str):
                 return next(ids_of_texts)
-            if all(isinstance(item, int) for item in entry):
-                return list(entry)
-            if all(isinstance(item, str) for item in entry):
-                if is_split_into_words:
+            if isinstance(entry, (list, tuple)):
+                if all(isinstance(item, int) for item in entry):
+                    return list(entry)
+                if is_split_into_words and all(isinstance(item, str) for item in entry):
                     return list(chain.from_iterable(next(ids_of_texts) for _ in entry))
-                ids: Ids = self.convert_tokens_to_ids(list(entry))
-                return ids
             raise ValueError(
-                f"expected text, words or ids, got {type(entry).__name__}: {str(entry)[:80]}"
+                f"got {type(entry).__name__} {str(entry)[:80]!r}, expected a text or a list of "
+                "ids (or of words, with is_split_into_words=True)."
             )
 
         return [
             (ids_of(first), None if second is None else ids_of(second)) for first, second in rows
         ]
+
+    def _finish_one(self, row: Row, options: dict[str, Any]) -> BatchEncoding:
+        """Add special tokens to one row, cut and pad it."""
+        padding, truncation = options.pop("padding_strategy"), options.pop("truncation_strategy")
+        return self.prepare_for_model(
+            *row,
+            padding=padding.value,
+            truncation=truncation.value,
+            prepend_batch_axis=True,
+            **options,
+        )
+
+    def _finish_batch(self, rows: Sequence[Row], options: dict[str, Any]) -> BatchEncoding:
+        """Add special tokens to many rows, cut them, and pad them together."""
+        return_tensors = options.pop("return_tensors", None)
+        padding = {
+            "padding": options.pop("padding_strategy").value,
+            "max_length": options.get("max_length"),
+            "pad_to_multiple_of": options.pop("pad_to_multiple_of", None),
+            "padding_side": options.pop("padding_side", None),
+            "return_attention_mask": options.pop("return_attention_mask", None),
+            "return_tensors": return_tensors,
+        }
+        options["truncation"] = options.pop("truncation_strategy").value
+        columns: dict[str, list[Any]] = {"input_ids": []}
+        for ids, pair_ids in rows:
+            row = self.prepare_for_model(ids, pair_ids, return_attention_mask=False, **options)
+            for name, value in row.items():
+                columns.setdefault(name, []).append(value)
+        if return_tensors:  # ragged, so no tensor can hold them
+            columns.pop("overflowing_tokens", None)
+            columns.pop("num_truncated_tokens", None)
+        return self.pad(columns, **padding)
+
+    def _finish_plain(
+        self, rows: Sequence[Row], options: Mapping[str, Any]
+    ) -> BatchEncoding | None:
+        """Do what `_finish_batch` does, faster, when only texts without padding are asked for."""
+        is_plain = (
+            options["padding_strategy"] is PaddingStrategy.DO_NOT_PAD
+            and self.truncation_side == "right"
+            and all(pair_ids is None for _, pair_ids in rows)
+            and not any(options.get(name) for name in _NEED_EVERY_ROW)
+        )
+        if not is_plain:
+            return None
+        prefix = self._prefix_ids if options["add_special_tokens"] else []
+        length = None
+        if options["truncation_strategy"] in _CUT_A_SINGLE_TEXT and options["max_length"]:
+            length = max(0, options["max_length"] - len(prefix))
+        input_ids = [[*prefix, *ids[:length]] for ids, _ in rows]
+        longest = max(input_ids, key=len, default=[])
+        self._eventual_warn_about_too_long_sequence(
+            longest, options["max_length"], options.get("verbose", True)
+        )
+        columns = {"input_ids": input_ids}
+        if options.get("return_attention_mask") is not False:
+            columns["attention_mask"] = [[1] * len(ids) for ids in input_ids]
+        columns["position_ids"] = [list(range(len(ids))) for ids in input_ids]
+        return BatchEncoding(columns, tensor_type=options.get("return_tensors"))
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: Ids, token_ids_1: Ids | None = None
@@ -465,7 +507,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
             is_written.append(int(was_assistant))
         return ids, is_written
 
-    def apply_chat_template(
+    def apply_chat_template(  # type: ignore[override]  # what cannot be asked for is left out
         self,
         conversation: Any,
         tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None,
@@ -518,18 +560,34 @@ class ChatGLMTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
             return texts if is_batch else texts[0]
         encoded = [self._encode_chat(chat, add_generation_prompt) for chat in chats]
         ids = [row for row, _ in encoded]
-        output = self(
-            ids if is_batch else ids[0],
-            add_special_tokens=False,
-            padding=padding,
-            truncation=truncation,
-            max_length=max_length,
-            return_tensors=return_tensors,
+        options: dict[str, Any] = {
+            "padding": padding,
+            "truncation": truncation,
+            "max_length": max_length,
             **(tokenizer_kwargs or {}),
-        )
+        }
+        output = self(ids if is_batch else ids[0], add_special_tokens=False, **options)
         if return_assistant_tokens_mask:
-            raise NotImplementedError
+            side = options.get("padding_side") or self.padding_side
+            rows = output["input_ids"] if is_batch else [output["input_ids"]]
+            masks = [
+                self._fit_mask(mask, len(row), side)
+                for (_, mask), row in zip(encoded, rows, strict=True)
+            ]
+            output["assistant_masks"] = masks if is_batch else masks[0]
+        if return_tensors:
+            output.convert_to_tensors(return_tensors, prepend_batch_axis=not is_batch)
         return output if return_dict else output["input_ids"]
+
+    def _fit_mask(self, is_written: list[int], length: int, padding_side: str) -> list[int]:
+        """Cut or pad a mask as its ids were."""
+        kept = (
+            is_written[:length]
+            if self.truncation_side == "right"
+            else is_written[max(0, len(is_written) - length) :]
+        )
+        pads = [0] * (length - len(kept))
+        return pads + kept if padding_side == "left" else kept + pads
 
     # ---- files -----------------------------------------------------------------------
 
