@@ -1,10 +1,40 @@
 """What tests share: the reference vectors where they are, and tiny things made on the spot."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+SENTENCES = """
+今天的天气很好，我们去公园散步吧。
+请用一句话介绍一下北京的历史。
+北京是中国的首都，有三千多年的历史。
+请把下面的句子翻译成英文：我喜欢读书。
+I like reading books, and you?
+水在一百度的时候会沸腾，在零度的时候会结冰。
+写一首关于春天的诗。
+春天来了，花儿开了，小鸟在树上唱歌。
+什么是机器学习？
+机器学习是让计算机从数据中学习规律的方法。
+如何保持健康？
+多吃蔬菜和水果，每天运动半小时，早睡早起。
+计算 12 加 30 等于多少？
+12 + 30 = 42。
+你叫什么名字？
+我是一个小助手，可以回答你的问题。
+The quick brown fox jumps over the lazy dog.
+tool_call(city='北京', days=2)
+```python
+print("你好，世界")
+```
+""".strip().split("\n")
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +49,15 @@ def shared() -> Path:
 def golden(shared: Path) -> Path:
     """Vectors made by the original code."""
     return shared / "golden"
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatGLMTokenizer:
+    """A tokenizer of 480 pieces and 489 ids, made on the spot; its folder is `name_or_path`."""
+    from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
+    from glmtune.chatglm.train_tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("tiny-tokenizer")
+    train_tokenizer(SENTENCES, 480, folder)
+    tokenizer: ChatGLMTokenizer = ChatGLMTokenizer.from_pretrained(folder)
+    return tokenizer
