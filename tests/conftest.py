@@ -61,3 +61,34 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatGLMTokenizer
     train_tokenizer(SENTENCES, 480, folder)
     tokenizer: ChatGLMTokenizer = ChatGLMTokenizer.from_pretrained(folder)
     return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(
+    tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: ChatGLMTokenizer
+) -> Path:
+    """A checkpoint folder: 2 layers, 64 wide, float32, random but always the same."""
+    import torch
+
+    from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
+    from glmtune.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    config = ChatGLMConfig(
+        num_layers=2,
+        hidden_size=64,
+        ffn_hidden_size=96,
+        num_attention_heads=4,
+        kv_channels=16,
+        multi_query_attention=True,
+        multi_query_group_num=2,
+        add_qkv_bias=True,
+        padded_vocab_size=512,
+        seq_length=512,
+        initializer_range=0.2,  # the usual 0.02 makes all tokens nearly equally likely
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ChatGLMForConditionalGeneration(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
