@@ -1,0 +1,296 @@
+"""A folder or a hub id -> configuration, tokenizer and model, or a plain word on why not.
+
+Code from the folder is never run. A tensor that the checkpoint lacks is an error and never a
+freshly drawn layer. Hub ids are read from the local cache when there is no network.
+"""
+
+import logging
+import os
+import re
+from json import JSONDecodeError, loads
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glmtune.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+SHOWN_NAMES = 3  # how many tensors a message names
+
+
+def load_config(name: str | Path) -> "PreTrainedConfig":
+    """Read the configuration of a model.
+
+    Args:
+        name: a folder, or a hub id.
+
+    Raises:
+        CheckpointError: there is no such model, it is an adapter, its configuration cannot be
+            read, or it is a kind that cannot be used.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    import glmtune.auto  # noqa: F401  # makes ChatGLM known
+
+    name = _checked_name(name)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except StrictDataclassError as error:  # which wraps what the configuration's own check said
+        raise CheckpointError(f"{name}: {_first_lines(error.__cause__ or error)}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{name}: {_why_no_config(name, error)}") from error
+    return config
+
+
+def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
+    """Read the tokenizer of a model.
+
+    Args:
+        name: a folder, or a hub id.
+
+    Raises:
+        CheckpointError: as for `load_config`, or there is no tokenizer that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    config = load_config(name)
+    name = _checked_name(name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, config=config, trust_remote_code=False
+        )
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+        raise CheckpointError(
+            f"{name}: the tokenizer cannot be read: {_first_lines(error)} "
+            "ChatGLM needs tokenizer.model in the folder of the model."
+        ) from error
+    return tokenizer
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: "torch.dtype | str" = "auto",
+    device_map: Any = None,
+    attn_implementation: str = "sdpa",
+) -> "PreTrainedModel":
+    """Read a causal language model, in evaluation mode.
+
+    Args:
+        name: a folder, or a hub id.
+        dtype: of the weights in memory; "auto" is the checkpoint's own.
+        device_map: where the weights go, as for `from_pretrained`; None is the CPU.
+        attn_implementation: a name that transformers knows.
+
+    Raises:
+        CheckpointError: as for `load_config`; or a file is missing or damaged, the checkpoint
+            lacks a tensor or has one of another shape; or the attention cannot be used here.
+    """
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(name)
+    name = _checked_name(name)
+    read: Any = AutoModelForCausalLM.from_pretrained
+    try:
+        model, found = read(
+            name,
+            config=config,
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+        )
+    except ImportError as error:
+        raise CheckpointError(
+            f"attention {attn_implementation!r} cannot be used here: {_first_lines(error)} "
+            "Use sdpa, which needs nothing more."
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
+        said = _damaged_file(Path(name)) or _first_lines(error)
+        raise CheckpointError(f"{name}: {said}") from error
+    _refuse_gaps(name, found)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def working_dtype(name: str | Path, dtype: str, device: "torch.device") -> "torch.dtype":
+    """Choose the dtype to compute in.
+
+    A CPU without arithmetic for a half-precision dtype emulates it, tens to hundreds of times
+    slower than float32. There float16, and anything that was not asked for by name, gives way
+    to bfloat16 where the CPU has that, else to float32; a warning says so.
+
+    Args:
+        name: a folder, or a hub id.
+        dtype: a name of torch's, or "auto" for the checkpoint's own.
+        device: where it will run.
+
+    Raises:
+        CheckpointError: as for `load_config`.
+    """
+    import torch
+
+    stored: Any = load_config(name).dtype if dtype == "auto" else getattr(torch, dtype)
+    wanted: torch.dtype = stored or torch.float32
+    fast = _fast_cpu_dtypes()
+    if device.type != "cpu" or wanted in fast or dtype == "bfloat16":
+        return wanted
+    chosen = torch.bfloat16 if torch.bfloat16 in fast else torch.float32
+    logger.warning(
+        "this CPU has no arithmetic for %s and would be very slow: using %s, with %g times the "
+        "memory",
+        *(wanted, chosen, chosen.itemsize / wanted.itemsize),
+    )
+    return chosen
+
+
+def _fast_cpu_dtypes() -> "set[torch.dtype]":
+    """Give the dtypes that this CPU multiplies natively; only x86 is known to lack some."""
+    import torch
+
+    able = torch.cpu.get_capabilities()
+    half = {
+        torch.bfloat16: able.get("avx512_bf16") or able.get("amx_bf16"),
+        torch.float16: able.get("avx512_fp16") or able.get("amx_fp16"),
+    }
+    is_x86 = able.get("architecture") == "x86_64"
+    return {torch.float32, torch.float64} | {d for d, has in half.items() if has or not is_x86}
+
+
+def _checked_name(name: str | Path) -> str:
+    """Give the name as transformers wants it, refusing what is no model before it asks the hub."""
+    name = os.path.expanduser(name)
+    folder = Path(name)
+    if folder.is_file():
+        raise CheckpointError(
+            f"{name} is a file, expected the folder of a model. "
+            f"Give the folder that holds it: {folder.parent}"
+        )
+    if not folder.is_dir():
+        if HUB_ID.fullmatch(name):
+            return name
+        raise CheckpointError(
+            f"{name}: there is no such folder. Give the folder of a model (it holds config.json) "
+            "or a hub id such as zai-org/chatglm3-6b."
+        )
+    if (folder / "config.json").is_file():
+        _check_json(folder / "config.json")
+    elif (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{name} holds an adapter, not a model: it has adapter_config.json and no config.json. "
+            "Give the model that the adapter was made for, and this folder as the adapter."
+        )
+    else:
+        raise CheckpointError(
+            f"{name} has no config.json, so it is not the folder of a model. "
+            f"It holds: {', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'}."
+        )
+    return name
+
+
+def _why_no_config(name: str, error: Exception) -> str:
+    """Say in plain words why transformers has no configuration."""
+    if "trust_remote_code" in str(error):
+        return (
+            "this model comes with its own code, which is never run here. Expected ChatGLM2, "
+            "ChatGLM3, or a model that transformers itself knows."
+        )
+    if Path(name).is_dir():
+        return _first_lines(error)
+    return f"there is no such folder here, and as a hub id: {_first_lines(error)}"
+
+
+def _check_json(path: Path) -> None:
+    """Refuse a configuration that is no JSON object."""
+    try:
+        content = loads(path.read_text(encoding="utf-8"))
+    except (JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as JSON ({error}). It may be half written; copy it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
+
+
+def _refuse_gaps(name: str, found: dict[str, Any]) -> None:
+    """Refuse a model with a tensor that did not come from the checkpoint."""
+    if mismatched := sorted(found["mismatched_keys"]):
+        tensor, stored, expected = mismatched[0]
+        raise CheckpointError(
+            f"{name}: {tensor} has the shape {tuple(stored)}, and config.json asks for "
+            f"{tuple(expected)} ({len(mismatched)} such in all). "
+            "The weights and config.json belong to different models."
+        )
+    if missing := sorted(found["missing_keys"]):
+        shown = ", ".join(missing[:SHOWN_NAMES])
+        raise CheckpointError(
+            f"{name}: the checkpoint lacks {shown} ({len(missing)} missing in all); expected every "
+            "tensor that config.json asks for. Copy the checkpoint again, and check that its "
+            "index lists all its files."
+        )
+
+
+def _damaged_file(folder: Path) -> str | None:
+    """Say which file of weights is missing or cannot be opened, if one is."""
+    if not folder.is_dir():
+        return None
+    files = _weight_files(folder)
+    if not files:
+        return f"there are no weights: expected one of {', '.join(SINGLE_FILES + INDEX_FILES)}."
+    for file in files:
+        path = folder / file
+        if not path.is_file():
+            return f"{file} is missing, and the index lists it. Copy it into the folder."
+        if problem := _why_unreadable(path):
+            return f"{file} ({path.stat().st_size} bytes) cannot be read: {problem}"
+    return None
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """List the files that transformers would read, in its order of preference."""
+    for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
+        if (folder / single).is_file():
+            return [single]
+        if (folder / index).is_file():
+            _check_json(folder / index)
+            weight_map = loads((folder / index).read_text(encoding="utf-8")).get("weight_map", {})
+            return sorted(set(weight_map.values()))
+    return []
+
+
+def _why_unreadable(path: Path) -> str | None:
+    """Open a file of weights and give what went wrong."""
+    from pickle import UnpicklingError
+
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                return None
+        torch.load(path, map_location="meta", weights_only=True)
+    except UnpicklingError:
+        return "it is damaged, or holds something other than tensors, which is never loaded."
+    except (OSError, EOFError, RuntimeError, SafetensorError) as error:
+        return f"{_first_lines(error)} It is damaged or incomplete; copy it again."
+    return None
+
+
+def _first_lines(error: BaseException) -> str:
+    """Give the first paragraph of a message, which for transformers is what happened."""
+    first = " ".join(str(error).strip().split("\n\n")[0].split())
+    return (first or type(error).__name__).rstrip(".") + "."
