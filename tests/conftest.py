@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices only wait for a second thread
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 SENTENCES = """
@@ -35,6 +37,16 @@ tool_call(city='北京', days=2)
 print("你好，世界")
 ```
 """.strip().split("\n")
+
+LESSONS = (
+    (
+        ("user", "你叫什么名字？"),
+        ("assistant", "我是小助手。😀 鑫！"),
+        ("user", "再说一次"),
+        ("assistant", "小助手。"),
+    ),
+    ("北京天气怎么样？", "我查一下。", '{"celsius": 3}', "北京现在 3 度。"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -91,4 +103,50 @@ def tiny_model_dir(
         torch.manual_seed(0)
         ChatGLMForConditionalGeneration(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def taught_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """The tiny checkpoint after it has learned `LESSONS` by heart, in the official layout."""
+    import torch
+
+    from glmtune.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
+    from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
+    from glmtune.conversation import Conversation, Message, render_tool_call
+    from glmtune.template import ChatGLMTemplate
+
+    tokenizer = ChatGLMTokenizer.from_pretrained(tiny_model_dir)
+    model = ChatGLMForConditionalGeneration.from_pretrained(tiny_model_dir)
+    template = ChatGLMTemplate(tokenizer)
+    name, weather = LESSONS
+    lessons = [
+        Conversation(tuple(Message(*turn) for turn in name)),
+        Conversation(
+            (
+                Message("user", weather[0]),
+                Message("assistant", weather[1]),
+                Message("assistant", render_tool_call({"city": "北京"}), metadata="weather"),
+                Message("observation", weather[2]),
+                Message("assistant", weather[3]),
+            )
+        ),
+    ]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    examples = template.encode_batch(lessons)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for _ in range(60):
+            for example in examples:
+                loss = model(
+                    input_ids=torch.tensor([example.input_ids]),
+                    labels=torch.tensor([example.labels]),
+                ).loss
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert loss.item() < 0.01, f"the tiny model did not learn its lessons: {loss.item()}"
+    folder = tmp_path_factory.mktemp("taught-model")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

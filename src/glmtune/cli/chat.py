@@ -1,8 +1,25 @@
 """`glmtune chat`."""
 
-from typing import Annotated, Literal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from glmtune.errors import DataError, TemplateError
+
+if TYPE_CHECKING:
+    from glmtune.chat import ChatSession, Reply
+    from glmtune.conversation import Role
+
+HELP = """\
+/system TEXT       set what the system message says, and begin anew
+/observation TEXT  give the result of the tool that the model called
+/undo              take back your last message and its answer
+/reset             begin anew
+/exit              leave (also /quit, Ctrl-D)
+Ctrl-C stops an answer. \"\"\" begins and ends a message of several lines."""
+FENCE = '"""'
 
 
 def chat(
@@ -10,33 +27,211 @@ def chat(
         str, typer.Argument(help="Model folder, hub id, or adapter folder.", show_default=False)
     ],
     adapter: Annotated[
-        str | None, typer.Option("--adapter", help="Folder that `glmtune train` wrote.")
+        Path | None, typer.Option("--adapter", help="Folder that `glmtune train` wrote.")
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", "-p", help="Answer this alone, and leave; - reads stdin."),
+        typer.Option("--prompt", "-p", help="Answer this alone, then leave; - reads stdin."),
     ] = None,
-    system: Annotated[str | None, typer.Option(help="What the system message says.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", help="What the system message says.")
+    ] = None,
+    tools: Annotated[
+        Path | None, typer.Option("--tools", help="JSON file that lists what may be called.")
+    ] = None,
     layout: Annotated[
         Literal["official", "tutorial", "plain"] | None,
-        typer.Option(help="How prompts are built. Default: as the adapter's were."),
+        typer.Option(help="How prompts are built; by default as the adapter's were."),
     ] = None,
     dtype: Annotated[
         Literal["auto", "bfloat16", "float16", "float32"], typer.Option(help="Of the weights.")
     ] = "auto",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.8,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="0 is all.")] = 0,
     repetition_penalty: Annotated[float, typer.Option(min=0.01)] = 1.0,
-    greedy: Annotated[bool, typer.Option("--greedy", help="The same as --temperature 0.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="As --temperature 0.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes answers repeatable.")] = None,
     any_template: Annotated[
         bool, typer.Option("--any-template", help="Use an adapter trained on other prompts.")
     ] = False,
 ) -> None:
     """Talk to a model.
 
-    Example: glmtune chat ./chatglm3-6b --adapter out -p 你好
+    Example: glmtune chat ./chatglm3-6b --adapter out/chatglm3-lora -p 你好
     """
-    raise NotImplementedError
+    question = None if prompt is None else read_prompt(prompt)
+    definitions = None if tools is None else read_tools(tools)
+
+    from glmtune.chat import Sampling, open_session, system_messages
+
+    session = open_session(
+        model,
+        adapter,
+        layout=layout,
+        dtype=dtype,
+        system=system_messages(system, definitions),
+        sampling=Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=0.0 if greedy else temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        ),
+        any_template=any_template,
+    )
+    if question is not None:
+        answer(session, question)
+    else:
+        converse(session, definitions)
+
+
+def read_prompt(prompt: str) -> str:
+    """Take a prompt from the command line, or from standard input for `-`.
+
+    Raises:
+        DataError: there is nothing in it.
+    """
+    text = check_text(sys.stdin.read()) if prompt == "-" else check_text(prompt)
+    if not text.strip():
+        raise DataError("the prompt is empty. Give a text after -p, or one on stdin with -p -.")
+    return text.strip("\r\n")
+
+
+def check_text(text: str) -> str:
+    """Refuse bytes that were no UTF-8, which Python carries as half surrogate pairs.
+
+    Raises:
+        DataError: says where.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"character {error.start + 1} of the message is not UTF-8. Set the terminal to UTF-8, "
+            "or convert the file: iconv -f gb18030 -t utf-8."
+        ) from None
+    return text
+
+
+def read_tools(path: Path) -> list[Any]:
+    """Read tool definitions, ChatGLM3's own or OpenAI's.
+
+    Raises:
+        DataError: the file is not a JSON list of them.
+    """
+    import json
+
+    try:
+        tools = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise DataError(
+            f"{path}: expected a JSON list of tools, such as "
+            '[{"name": "get_weather", "description": "...", "parameters": {...}}].'
+        )
+    return tools
+
+
+def answer(session: "ChatSession", text: str, role: "Role" = "user") -> None:
+    """Print an answer as it comes, and on stderr what there is to know about it."""
+    pieces = session.stream(text, role)
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    finally:
+        pieces.close()
+        print(flush=True)
+    if session.last_reply is not None:
+        report(session.last_reply)
+
+
+def report(reply: "Reply") -> None:
+    """Say on stderr what an answer's text does not."""
+    from glmtune.chatglm.reply import parse_tool_call
+
+    if reply.num_left_out:
+        note(f"the {reply.num_left_out} oldest messages no longer fit and were left out")
+    if reply.ended_by == "length":
+        note(f"the answer was cut after {reply.num_tokens} tokens; see --max-new-tokens")
+    for message in reply.messages:
+        if not (name := message.metadata.strip()):
+            continue
+        try:
+            arguments = parse_tool_call(message.content)
+        except ValueError as error:
+            note(f"calls {name}, not as a tool call: {error}")
+        else:
+            listed = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+            note(f"calls {name}({listed}); give its result with /observation")
+
+
+def note(text: str) -> None:
+    """Print a remark that is not part of the conversation."""
+    typer.secho(f"[{text}]", dim=True, err=True)
+
+
+def converse(session: "ChatSession", tools: list[Any] | None) -> None:
+    """Read messages and commands until the user leaves."""
+    import contextlib
+
+    with contextlib.suppress(ImportError):  # not on Windows
+        import readline  # noqa: F401  # importing it gives input() a history and an editor
+
+    if sys.stdin.isatty():
+        note("/help lists the commands, /exit leaves")
+    while (line := read_message()) is not None:
+        try:
+            if line.startswith("/") and not obey(session, line, tools):
+                return
+            if line.strip() and not line.startswith("/"):
+                answer(session, line.strip())
+        except KeyboardInterrupt:
+            note("stopped")
+        except TemplateError as error:
+            note(str(error))
+
+
+def read_message() -> str | None:
+    """Read a line, or several between fences; None when the user leaves."""
+    prompt = "> " if sys.stdin.isatty() else ""
+    try:
+        line = check_text(input(prompt))
+        if not line.startswith(FENCE):
+            return line
+        lines = [line.removeprefix(FENCE)]
+        while not lines[-1].rstrip().endswith(FENCE):
+            lines.append(check_text(input(". " if prompt else "")))
+        return "\n".join(lines).rstrip().removesuffix(FENCE)
+    except (EOFError, KeyboardInterrupt):
+        if prompt:
+            print()
+        return None
+
+
+def obey(session: "ChatSession", line: str, tools: list[Any] | None) -> bool:
+    """Do what a line that begins with a slash says; False when the user leaves."""
+    from glmtune.chat import system_messages
+
+    command, _, text = line.strip().partition(" ")
+    match command:
+        case "/exit" | "/quit":
+            return False
+        case "/help":
+            typer.secho(HELP, dim=True, err=True)
+        case "/reset":
+            session.reset()
+            note("begun anew")
+        case "/system":
+            session.reset(system_messages(text.strip() or None, tools))
+            note("system message set; begun anew" if text.strip() else "no system message now")
+        case "/undo":
+            note("taken back" if session.undo() else "there is nothing to take back")
+        case "/observation":
+            answer(session, text.strip(), role="observation")
+        case _:
+            note(f"{command} is no command, see /help. To send it, put a space in front")
+    return True

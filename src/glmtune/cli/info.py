@@ -1,22 +1,175 @@
 """`glmtune info`."""
 
-from typing import Annotated
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from glmtune.inspection.checkpoint import AdapterFacts, ModelFacts, TokenizerFacts
+
+Lines = Iterator[tuple[str, str]]  # a label and what it says
+CACHE_TOKENS = 1024  # the portion in which the cache is reckoned
 
 
 def info(
     model: Annotated[
         str, typer.Argument(help="Model folder, hub id, or adapter folder.", show_default=False)
     ],
-    lora_r: Annotated[int, typer.Option(min=1, help="Rank of the LoRA to reckon with.")] = 8,
+    lora_r: Annotated[
+        int, typer.Option("--lora-r", min=1, help="Rank of the adapter to reckon with.")
+    ] = 8,
     target_modules: Annotated[
-        str | None, typer.Option(help="Comma-separated layers; default: peft's choice.")
+        str | None,
+        typer.Option(help="Its layers, with commas between; by default what peft would take."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Show what a model or an adapter is made of; no weights are loaded.
 
-    Example: glmtune info ./chatglm3-6b --lora-r 8 --target-modules query_key_value
+    Example: glmtune info ./chatglm3-6b --lora-r 16 --target-modules query_key_value,dense
     """
-    raise NotImplementedError
+    import json
+    from dataclasses import asdict
+
+    from glmtune.inspection.checkpoint import describe_adapter, describe_model, is_adapter
+
+    facts: AdapterFacts | ModelFacts
+    if is_adapter(Path(model)):
+        facts = describe_adapter(Path(model))
+        table, lines = layer_table(facts), adapter_lines(facts)
+    else:
+        facts = describe_model(model, lora_r=lora_r, target_modules=_split(target_modules))
+        table, lines = parameter_table(facts), model_lines(facts)
+    if as_json:
+        typer.echo(json.dumps(asdict(facts), ensure_ascii=False, indent=2))
+        return
+    print_wide(table)
+    for label, value in lines:
+        typer.echo(f"{label:<12} {value}".rstrip())
+
+
+def _split(names: str | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    return tuple(name.strip() for name in names.split(",") if name.strip())
+
+
+def print_wide(table: "Table") -> None:
+    """Print a table as wide as its text is where there is no terminal to fit it into."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    console.print(table)
+
+
+def parameter_table(facts: "ModelFacts") -> "Table":
+    """Give the parameters, a line for all that differ in the number of their layer alone."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("parameter", overflow="fold")
+    for header in ("shape", "stored as", "tensors", "numbers"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for group in facts.groups:
+        table.add_row(
+            group.name,
+            " x ".join(map(str, group.shape)),
+            group.dtype or "-",
+            str(group.count),
+            f"{group.numel:,}",
+        )
+    return table
+
+
+def model_lines(facts: "ModelFacts") -> Lines:
+    """Say the rest of a model, label by label."""
+    lora = facts.lora
+    yield "", ""
+    yield "model", f"{facts.name}: {facts.kind}"
+    yield "parameters", f"{facts.num_tensors} tensors, {facts.numel:,} numbers"
+    if facts.buffers:
+        yield "also stored", ", ".join(facts.buffers)
+    if facts.unexpected:
+        some = ", ".join(facts.unexpected[:3])
+        yield "not ours", f"{len(facts.unexpected)} stored tensors that are not used: {some}"
+    if missing := sum(group.count for group in facts.groups if group.dtype == "missing"):
+        yield "missing", f"{missing} tensors are not in the files; this folder cannot be loaded"
+    held = (f"{held_as} {readable(size)}" for held_as, size in facts.memory_bytes.items())
+    yield "memory", ", ".join(held)
+    yield "", "int8 and 4 bit are of the layers' matrices; the rest stays in 16 bit"
+    cache = facts.cache_bytes_per_token * CACHE_TOKENS
+    yield "", f"and in chat {readable(cache)} per {CACHE_TOKENS:,} tokens, in 16 bit"
+    context = "unknown" if facts.context_length is None else f"{facts.context_length:,} tokens"
+    rope = "" if facts.rope_ratio is None else f", rope_ratio {facts.rope_ratio:g}"
+    yield "context", context + rope
+    yield "LoRA", f"r {lora.r} on {', '.join(lora.target_modules)}"
+    share = 100 * lora.trainable / lora.total
+    yield "", f"trains {lora.trainable:,} of {lora.total:,} numbers ({share:.4f} %)"
+    yield "", f"adapter file about {readable(lora.file_bytes)} in float32"
+    if facts.tokenizer is None:
+        yield "tokenizer", facts.tokenizer_problem
+    else:
+        yield from tokenizer_lines(facts.tokenizer)
+
+
+def tokenizer_lines(tokenizer: "TokenizerFacts") -> Lines:
+    """Say what a tokenizer is and how it builds prompts."""
+    yield "tokenizer", f"{tokenizer.kind}, {tokenizer.size:,} ids"
+    yield "special ids", ", ".join(f"{token} {i}" for token, i in tokenizer.special_ids.items())
+    if tokenizer.template is None:
+        yield "template", tokenizer.problem
+        return
+    named = {index: token for token, index in tokenizer.special_ids.items()}
+    stops = (f"{index} {named.get(index, '')}".strip() for index in tokenizer.stop_ids)
+    yield "stops at", ", ".join(stops)
+    described = ", ".join(f"{key} {value}" for key, value in tokenizer.template.items())
+    yield "template", f"{described}, fingerprint {tokenizer.fingerprint[:12]}"
+
+
+def layer_table(facts: "AdapterFacts") -> "Table":
+    """Give the layers of an adapter, and how far each changes its output."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("adapted layer", overflow="fold")
+    table.add_column("norm of B", justify="right", no_wrap=True)
+    for layer, norm in facts.norms.items():
+        table.add_row(layer, f"{norm:.4g}" + ("  (dead)" if layer in facts.dead else ""))
+    return table
+
+
+def adapter_lines(facts: "AdapterFacts") -> Lines:
+    """Say the rest of an adapter, label by label."""
+    yield "", ""
+    yield "adapter", f"{facts.folder}: {facts.method}"
+    if facts.r is not None and facts.lora_alpha is not None:
+        scale = f"r {facts.r}, lora_alpha {facts.lora_alpha:g}"
+        yield "update", f"{scale}, on {', '.join(facts.target_modules)}"
+    yield "base", facts.base or "unknown"
+    dtypes = ", ".join(facts.dtypes)
+    size = readable(facts.file_bytes)
+    yield "weights", f"{facts.num_tensors} tensors, {facts.numel:,} numbers, {dtypes}, {size}"
+    if facts.template is None:
+        yield "template", "unknown; the folder has no glmtune.json, so it was made elsewhere"
+    else:
+        described = ", ".join(f"{key} {value}" for key, value in facts.template.items())
+        yield "template", f"{described}, fingerprint {facts.fingerprint[:12]}"
+        yield "made by", f"glmtune {facts.glmtune_version}"
+    if facts.dead:
+        yield "alive", f"no: {len(facts.dead)} of {len(facts.norms)} layers change nothing"
+    elif facts.norms:
+        yield "alive", f"yes, all {len(facts.norms)} layers"
+
+
+def readable(size: int) -> str:
+    """Write bytes in the largest unit that leaves something before the point."""
+    for unit, exponent in (("GiB", 30), ("MiB", 20)):
+        if size >= 2**exponent:
+            return f"{size / 2**exponent:,.2f} {unit}"
+    return f"{size / 2**10:,.1f} KiB"

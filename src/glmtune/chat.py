@@ -1,0 +1,437 @@
+"""A conversation in progress: a message in, a message out, tool calls between.
+
+    session = open_session("./chatglm3-6b", "out/adapter")
+    for piece in session.stream("你好"):
+        print(piece, end="", flush=True)
+    session.last_reply.messages  # what was said, as training would have it
+
+The prompt comes from the same template object that training uses. Tokens are drawn one by one
+here rather than by `generate`, so that a caller may stop between two of them, scores that are
+not finite are an error instead of an answer, and the keys and values of what was said before
+need not be computed again.
+"""
+
+import logging
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+import glmtune.auto  # noqa: F401  # makes ChatGLM known to transformers
+from glmtune import adapter
+from glmtune.conversation import (
+    TOOLS_PROMPT,
+    Conversation,
+    Message,
+    Role,
+    check_turns,
+    read_messages,
+)
+from glmtune.errors import CheckpointError, TemplateError
+from glmtune.inspection.checkpoint import adapter_config, is_adapter
+from glmtune.load import load_model, load_tokenizer, working_dtype
+from glmtune.template import LAYOUTS, Layout, Template, template_for
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a character decode to
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. The defaults are those of ChatGLM3's own `chat`.
+
+    Attributes:
+        max_new_tokens: the longest answer.
+        temperature: divides the scores; 0 always takes the likeliest token.
+        top_p: only the likeliest tokens that together have this probability; 1 is all.
+        top_k: only so many of the likeliest tokens; 0 is all.
+        repetition_penalty: above 1, tokens of the prompt and the answer become less likely.
+        seed: makes a session repeatable; None draws another each time.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 0.8
+    top_p: float = 0.8
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def processors(self) -> LogitsProcessorList:
+        """Give what shapes the scores, in the order of transformers."""
+        result = LogitsProcessorList()
+        if self.repetition_penalty != 1:
+            result.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if self.temperature not in (0, 1):
+            result.append(TemperatureLogitsWarper(self.temperature))
+        if self.temperature and self.top_k:
+            result.append(TopKLogitsWarper(self.top_k))
+        if self.temperature and self.top_p < 1:
+            result.append(TopPLogitsWarper(self.top_p))
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer.
+
+    Attributes:
+        messages: what was said; several when a remark stands before a tool call.
+        num_tokens: how many were drawn, without the one that ends the answer.
+        ended_by: "stop" when the model ended it, "length" when it was cut, "interrupt" when
+            the caller stopped it.
+        num_left_out: the oldest messages that the prompt had no room for.
+    """
+
+    messages: tuple[Message, ...]
+    num_tokens: int
+    ended_by: Literal["stop", "length", "interrupt"]
+    num_left_out: int
+
+    @property
+    def text(self) -> str:
+        """The answer as it is streamed."""
+        return reply_text(self.messages)
+
+
+def reply_text(messages: Sequence[Message]) -> str:
+    r"""Write messages as one text; a tool call is its name, a line break and the call.
+
+    An unfinished reply gives the beginning of what the finished one gives.
+    """
+    parts = [
+        f"{name}\n{message.content}" if (name := message.metadata.strip()) else message.content
+        for message in messages
+    ]
+    return "\n".join(parts)
+
+
+class ChatSession:
+    """A conversation with a model, which grows by what is said on either side.
+
+    Args:
+        model: a causal language model, with an adapter over it or not.
+        template: how its prompts are built, and what ends an answer.
+        system: what stands before the conversation.
+        sampling: how tokens are drawn.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        template: Template,
+        *,
+        system: Sequence[Message] = (),
+        sampling: Sampling | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.template = template
+        self.sampling = sampling or Sampling()
+        self.system = tuple(system)
+        self.messages = self.system
+        self.last_reply: Reply | None = None
+        self._generator = torch.Generator(model.device)
+        if self.sampling.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(self.sampling.seed)
+        self._cache: DynamicCache | None = None
+        self._cached_ids: list[int] = []
+
+    def reset(self, system: Sequence[Message] | None = None) -> None:
+        """Forget what was said, and take another system message if one is given."""
+        if system is not None:
+            self.system = tuple(system)
+        self.messages = self.system
+
+    def undo(self) -> bool:
+        """Take back the last user message and what followed it; False when there is none."""
+        for index in range(len(self.messages) - 1, -1, -1):
+            if self.messages[index].role == "user":
+                self.messages = self.messages[:index]
+                return True
+        return False
+
+    def reply(self, text: str, role: Role = "user") -> Reply:
+        """Answer a message.
+
+        Raises:
+            TemplateError: the message cannot stand here, or is too long for the model.
+            CheckpointError: the model gives scores that are not finite.
+        """
+        for _ in self.stream(text, role):
+            pass
+        assert self.last_reply is not None
+        return self.last_reply
+
+    def stream(self, text: str, role: Role = "user") -> Generator[str, None, None]:
+        """Answer a message piece by piece; whole characters, which joined are the answer.
+
+        Closing the iterator, or an interrupt, ends the answer and keeps what there is of it.
+        After an error the conversation is as it was before.
+
+        Args:
+            text: what is said.
+            role: who says it; "observation" gives the result of a tool.
+
+        Raises:
+            TemplateError: the message cannot stand here, or is too long for the model.
+            CheckpointError: the model gives scores that are not finite.
+        """
+        before = self.messages if self.has_history else self.system
+        messages, prompt_ids = self._fit((*before, Message(role, text)))
+        num_left_out = len(before) + 1 - len(messages)
+        cache, num_cached = self._take_cache(prompt_ids)
+        ids: list[int] = []
+        shown = ""
+        try:
+            for token_id in self._draw(prompt_ids, cache, num_cached):
+                ids.append(token_id)
+                said = reply_text(self.template.parse(ids))
+                if said.startswith(shown) and not said.endswith(UNFINISHED) and said != shown:
+                    piece, shown = said[len(shown) :], said
+                    yield piece
+        except (GeneratorExit, KeyboardInterrupt):
+            if ids:
+                self._remember(messages, ids, num_left_out, is_interrupted=True)
+            raise
+        self._cache, self._cached_ids = cache, [*prompt_ids, *ids[:-1]]  # the last was not fed
+        reply = self._remember(messages, ids, num_left_out)
+        if rest := reply.text.removeprefix(shown):  # bytes that never became a character
+            yield rest
+
+    def _draw(
+        self, prompt_ids: Sequence[int], cache: DynamicCache, num_cached: int
+    ) -> Iterator[int]:
+        """Draw an answer's tokens, up to and with the one that ends it."""
+        max_new_tokens = self.sampling.max_new_tokens
+        if (context := self.context_length) is not None:
+            max_new_tokens = min(max_new_tokens, context - len(prompt_ids))
+        drawn = draw_tokens(
+            self.model,
+            prompt_ids,
+            cache=cache,
+            num_cached=num_cached,
+            sampling=self.sampling,
+            generator=self._generator,
+        )
+        for token_id in islice(drawn, max_new_tokens):
+            yield token_id
+            if token_id in self.template.stop_ids:
+                return
+
+    def _remember(
+        self,
+        messages: tuple[Message, ...],
+        ids: Sequence[int],
+        num_left_out: int,
+        *,
+        is_interrupted: bool = False,
+    ) -> Reply:
+        """Make the answer part of the conversation."""
+        is_stopped = ids[-1] in self.template.stop_ids
+        said = tuple(self.template.parse(ids))
+        self.messages = (*messages, *said)
+        self.last_reply = Reply(
+            messages=said,
+            num_tokens=len(ids) - is_stopped,
+            ended_by="interrupt" if is_interrupted else "stop" if is_stopped else "length",
+            num_left_out=num_left_out,
+        )
+        return self.last_reply
+
+    @property
+    def has_history(self) -> bool:
+        """Whether the template has a place for earlier turns; `plain` completes a prompt."""
+        return self.template.description.get("layout") != "plain"
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the model was made for; None when its config does not say."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    def _fit(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], list[int]]:
+        """Leave out the oldest turns until the prompt leaves room for an answer."""
+        check_turns(messages)
+        prompt_ids = self.template.prompt_ids(Conversation(messages))
+        if (context := self.context_length) is None:
+            return messages, prompt_ids
+        room = min(self.sampling.max_new_tokens, context // 2)
+        while len(prompt_ids) + room > context and (later := _without_oldest_turn(messages)):
+            messages = later
+            prompt_ids = self.template.prompt_ids(Conversation(messages))
+        if len(prompt_ids) >= context:
+            raise TemplateError(
+                f"the prompt has {len(prompt_ids):,} tokens, which leaves no room for an answer "
+                f"in the {context:,} that the model was made for. Shorten the message."
+            )
+        return messages, prompt_ids
+
+    def _take_cache(self, prompt_ids: Sequence[int]) -> tuple[DynamicCache, int]:
+        """Give keys and values of the beginning of a prompt, and of how many tokens.
+
+        The session keeps none meanwhile, since an interrupt may leave them half written. Those
+        of a P-Tuning prefix are not counted here, so such a cache is not used again.
+        """
+        cache, cached_ids = self._cache, self._cached_ids
+        self._cache = None
+        if cache is None or not cache.is_croppable or cache.get_seq_length() != len(cached_ids):
+            return DynamicCache(config=self.model.config), 0
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(cached_ids, prompt_ids, strict=False))
+        num_shared = min(len(list(same)), len(prompt_ids) - 1)  # one at least is run
+        cache.crop(num_shared - len(cached_ids))  # a negative number is how many go
+        return cache, num_shared
+
+
+def _without_oldest_turn(messages: tuple[Message, ...]) -> tuple[Message, ...] | None:
+    """Leave out the first user message and its answers; None when that would be all."""
+    turns = [index for index, message in enumerate(messages) if message.role == "user"]
+    return None if len(turns) < 2 else messages[: turns[0]] + messages[turns[1] :]
+
+
+@torch.no_grad()
+def draw_tokens(
+    model: Any,
+    prompt_ids: Sequence[int],
+    *,
+    cache: DynamicCache,
+    num_cached: int,
+    sampling: Sampling,
+    generator: torch.Generator,
+) -> Iterator[int]:
+    """Draw one token after the other, without end.
+
+    Args:
+        model: a causal language model in eval mode.
+        prompt_ids: what stands before.
+        cache: keys and values of the first `num_cached` tokens; it grows.
+        num_cached: fewer than there are prompt tokens.
+        sampling: how to draw.
+        generator: draws, on the model's device.
+
+    Raises:
+        CheckpointError: the scores of a token are not finite.
+    """
+    processors = sampling.processors()
+    ids = torch.tensor([prompt_ids], device=model.device)  # (1, seq)
+    fresh = ids[:, num_cached:]
+    while True:
+        output = model(input_ids=fresh, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        scores = output.logits[:, -1].float()  # (1, vocab)
+        if not scores.isfinite().all():
+            raise CheckpointError(
+                f"the model's scores for token {ids.size(1) - len(prompt_ids) + 1} of the answer "
+                f"are not finite, in {output.logits.dtype}. float16 may have overflowed: try "
+                "--dtype bfloat16. Otherwise the weights, or the adapter's, are damaged."
+            )
+        scores = processors(ids, scores)  # type: ignore[arg-type]  # it wants a LongTensor by name
+        fresh = _choose(scores, sampling, generator)  # (1, 1)
+        ids = torch.cat((ids, fresh), dim=1)
+        yield int(fresh)
+
+
+def _choose(scores: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    if sampling.temperature == 0:
+        return scores.argmax(-1, keepdim=True)
+    return torch.multinomial(scores.softmax(-1), 1, generator=generator)
+
+
+# ---- from folders to a session -----------------------------------------------------------
+
+
+def open_session(
+    name: str,
+    adapter_folder: str | Path | None = None,
+    *,
+    layout: Layout | None = None,
+    dtype: str = "auto",
+    system: Sequence[Message] = (),
+    sampling: Sampling | None = None,
+    any_template: bool = False,
+) -> ChatSession:
+    """Load a model, and an adapter over it, and begin a conversation.
+
+    Args:
+        name: a folder or hub id of a model; or an adapter folder, which names its base.
+        adapter_folder: what `glmtune train` wrote.
+        layout: how prompts are built; None is as the adapter's were, else "official".
+        dtype: of the weights, or "auto".
+        system: what stands before the conversation.
+        sampling: how tokens are drawn.
+        any_template: use an adapter that was trained on other prompts.
+
+    Raises:
+        CheckpointError: a folder is missing or damaged, or the adapter is of another model.
+        TemplateError: the adapter was trained on other prompts.
+    """
+    if adapter_folder is None and is_adapter(Path(name)):
+        name, adapter_folder = base_of(Path(name)), name
+        logger.info("%s is an adapter; its base is %s", adapter_folder, name)
+    folder = None if adapter_folder is None else Path(adapter_folder)
+    if folder is not None:
+        adapter.check_folder(folder)
+        layout = layout or _layout_of(folder)
+    template = template_for(load_tokenizer(name), layout or "official")
+    if folder is not None and not any_template:
+        adapter.check_template(folder, template)
+
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    model = load_model(
+        name,
+        dtype=working_dtype(name, dtype, device),
+        device_map=None if device.type == "cpu" else "auto",
+    )
+    if folder is not None:
+        model = adapter.load(model, folder)
+    return ChatSession(model, template, system=system, sampling=sampling)
+
+
+def base_of(folder: Path) -> str:
+    """Give the model that an adapter was trained on.
+
+    Raises:
+        CheckpointError: the adapter does not say, or the folder is not there any more.
+    """
+    base = adapter_config(folder).get("base_model_name_or_path")
+    advice = f"Give it: glmtune chat MODEL --adapter {folder}."
+    if not base:
+        raise CheckpointError(f"{folder}: the adapter does not name its base model. {advice}")
+    is_path = base.startswith((".", "/", "~")) or base.count("/") > 1
+    if is_path and not Path(base).is_dir():
+        raise CheckpointError(
+            f"{folder}: the adapter's base model is {base}, which is not there. {advice}"
+        )
+    return str(base)
+
+
+def _layout_of(folder: Path) -> Layout | None:
+    """Give the layout that an adapter was trained in."""
+    card = adapter.load_card(folder)
+    if card is None:
+        logger.warning(
+            "%s has no glmtune.json, so it does not say how its prompts were built. "
+            "If its answers look wrong, try --layout tutorial.",
+            folder,
+        )
+        return None
+    return next((layout for layout in LAYOUTS if layout == card.template.get("layout")), None)
+
+
+def system_messages(text: str | None, tools: Sequence[Any] | None = None) -> tuple[Message, ...]:
+    """Make the messages that stand before a conversation, and announce tools in them."""
+    if text is None and tools is None:
+        return ()
+    content = TOOLS_PROMPT if text is None else text
+    return read_messages([{"role": "system", "content": content}], tools)
