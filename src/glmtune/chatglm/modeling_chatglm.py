@@ -88,7 +88,8 @@ class ChatGLMRotaryEmbedding(nn.Module):
         super().__init__()
         self.rotated = config.kv_channels // 2
         self.base = ROTARY_BASE * config.rope_ratio
-        self.inv_freq = nn.Buffer(inverse_frequencies(self.rotated, ROTARY_BASE))
+        stored = inverse_frequencies(self.rotated, ROTARY_BASE)
+        self.inv_freq = nn.Buffer(stored.to(torch.get_default_dtype()))  # as the weights
 
     @torch.no_grad()
     def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -442,16 +443,10 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             attention_mask = self.add_prefix(past_key_values, attention_mask, inputs_embeds)
         if position_ids is None:
             position_ids = self.count_positions(past_key_values, attention_mask, inputs_embeds)
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-        )
         hidden_states = self.encoder(
             inputs_embeds,
             position_embeddings=self.rotary_pos_emb(position_ids, inputs_embeds.dtype),
-            attention_mask=causal_mask,
+            attention_mask=self.make_mask(past_key_values, attention_mask, inputs_embeds),
             past_key_values=past_key_values,
             **kwargs,
         )
@@ -475,6 +470,32 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         positions = torch.arange(seq, device=inputs_embeds.device) + (past - prefix)
         return positions.unsqueeze(0)
+
+    def make_mask(
+        self, past_key_values: Cache | None, attention_mask: Tensor | None, inputs_embeds: Tensor
+    ) -> Any:
+        """Make the causal mask in the form that the attention implementation wants.
+
+        Positions are left out, or transformers would take a jump in them for the border of
+        another text. Where a mask is spelled out and nothing is cached, padded queries see
+        everything, as in the original: no token reads their output, and only a label right
+        behind padding depends on it.
+        """
+        mask: Any = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+        )
+        is_spelled_out = isinstance(mask, Tensor) and mask.ndim == 4
+        if not is_spelled_out or attention_mask is None or attention_mask.ndim != 2:
+            return mask
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            return mask
+        is_padding = (attention_mask == 0)[:, None, :, None]  # (batch, 1, seq, 1)
+        if mask.dtype == torch.bool:
+            return mask | is_padding
+        return mask.masked_fill(is_padding, 0.0)
 
     def add_prefix(
         self, past_key_values: Cache, attention_mask: Tensor | None, inputs_embeds: Tensor
