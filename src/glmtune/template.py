@@ -23,9 +23,8 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from glmtune.chatglm.reply import parse_tool_call
 from glmtune.conversation import ROLES, TOOLS_PROMPT, Conversation, Message
@@ -187,11 +186,9 @@ def _drop_exchanges(conversation: Conversation) -> Iterator[Conversation]:
 # ---- ChatGLM3 -------------------------------------------------------------------------------
 
 
-class Part(NamedTuple):
-    """A stretch of a conversation: ids as they are, or a string to be encoded on its own."""
-
-    piece: str | list[int]
-    is_learned: bool
+# a stretch of a conversation, ids as they are or a string to be encoded on its own, and whether
+# it is learned
+Part = tuple[str | list[int], bool]
 
 
 class ChatGLMTemplate(Template):
@@ -244,7 +241,7 @@ class ChatGLMTemplate(Template):
         if self._layout == "plain":
             parts = self._plain_parts([*conversation, Message("assistant", "")])[:-2]
         else:
-            parts = [*self._turns(conversation), Part(self._role_ids["assistant"], False)]
+            parts = [*self._turns(conversation), (self._role_ids["assistant"], False)]
         return _join(parts, self._encode_texts([parts])).input_ids
 
     def parse(self, ids: Sequence[int]) -> list[Message]:
@@ -276,11 +273,11 @@ class ChatGLMTemplate(Template):
         if self._layout == "tutorial":
             return self._tutorial_parts(conversation)
         last = is_learned(conversation.messages[-1])
-        return [*self._turns(conversation), Part(self._end_ids, last)]
+        return [*self._turns(conversation), (self._end_ids, last)]
 
     def _turns(self, messages: Sequence[Message] | Conversation) -> list[Part]:
         """Cut every turn in the official way."""
-        parts = [Part(self._start_ids, False)]
+        parts: list[Part] = [(self._start_ids, False)]
         was_learned = False
         for index, message in enumerate(messages):
             role_ids = self._role_ids.get(message.role)
@@ -290,9 +287,9 @@ class ChatGLMTemplate(Template):
                 )
             learns = is_learned(message)
             parts += (
-                Part(role_ids, was_learned),  # what ends the turn before
-                Part(f"{message.metadata}\n", learns),
-                Part(message.text, learns),
+                (role_ids, was_learned),  # what ends the turn before
+                (f"{message.metadata}\n", learns),
+                (message.text, learns),
             )
             was_learned = learns
         return parts
@@ -305,14 +302,14 @@ class ChatGLMTemplate(Template):
                 "turn and so needs an answer there. Drop the turns after the last answer, or "
                 "use the official layout."
             )
-        unlearned = [Part(piece, False) for piece, _ in self._turns(history)]
+        unlearned = [(piece, False) for piece, _ in self._turns(history)]
         text = f"{answer.metadata}\n{answer.content}"
         learns = is_learned(answer)
         return [
             *unlearned,
-            Part(self._role_ids["assistant"], False),
-            Part(text, learns),
-            Part(self._end_ids, learns),
+            (self._role_ids["assistant"], False),
+            (text, learns),
+            (self._end_ids, learns),
         ]
 
     def _plain_parts(self, messages: Sequence[Message]) -> list[Part]:
@@ -324,16 +321,16 @@ class ChatGLMTemplate(Template):
             )
         answer = messages[-1]
         return [
-            Part(self._start_ids, False),
-            *(Part(message.content, False) for message in messages[:-1]),
-            Part(answer.content, is_learned(answer)),
-            Part(self._end_ids, is_learned(answer)),
+            (self._start_ids, False),
+            *((message.content, False) for message in messages[:-1]),
+            (answer.content, is_learned(answer)),
+            (self._end_ids, is_learned(answer)),
         ]
 
     def _encode_texts(self, parts_of: Sequence[Sequence[Part]]) -> dict[str, list[int]]:
         """Encode every different text of many conversations once."""
         texts = list(
-            dict.fromkeys(p.piece for parts in parts_of for p in parts if isinstance(p.piece, str))
+            {piece: 0 for parts in parts_of for piece, _ in parts if not isinstance(piece, list)}
         )
         try:
             return dict(zip(texts, self._tokenizer.encode_texts(texts), strict=True))
@@ -358,7 +355,7 @@ def _join(parts: Sequence[Part], ids_of: Mapping[str, list[int]]) -> Example:
     input_ids: list[int] = []
     labels: list[int] = []
     for piece, learns in parts:
-        ids = ids_of[piece] if isinstance(piece, str) else piece
+        ids = piece if isinstance(piece, list) else ids_of[piece]
         input_ids += ids
         labels += ids if learns else [IGNORE] * len(ids)
     return Example(input_ids, labels)
@@ -395,6 +392,18 @@ _PROBES = (
 
 
 # ---- other families -------------------------------------------------------------------------
+
+# Some templates write today's date, and so the same conversation would have other ids tomorrow.
+# This one stands in front of theirs and hides the function they ask; 26 Jul 2024 is what
+# Llama's templates say when they cannot ask.
+_DATE_PARTS = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24"} | {
+    "%a": "Fri", "%A": "Friday", "%H": "12", "%M": "00", "%S": "00"
+}  # fmt: skip
+_FIXED_DATE = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f" | replace('{part}', '{value}')" for part, value in _DATE_PARTS.items())
+    + " }}{%- endmacro %}{{ '' }}"
+)
 
 
 class ChatTemplate(Template):
@@ -518,13 +527,14 @@ class ChatTemplate(Template):
         if not messages:
             raise TemplateError("the conversation has no messages; it needs at least one.")
         try:
+            chat_template = self._tokenizer.get_chat_template(tools=tools)
             ids = self._tokenizer.apply_chat_template(
                 messages,
+                chat_template=_FIXED_DATE + chat_template,
                 tools=tools,  # type: ignore[arg-type]  # list is invariant
                 add_generation_prompt=add_generation_prompt,
                 return_dict=False,
                 sanitize_control_tokens=True,
-                strftime_now=_fixed_date,
             )
         except (JinjaError, ValueError, TypeError) as error:
             raise TemplateError(
@@ -566,14 +576,6 @@ class ChatTemplate(Template):
             "examples": rendered,
             "prompt": prompt,
         }
-
-
-def _fixed_date(pattern: str) -> str:
-    """Give the date that Llama's templates fall back to.
-
-    Today's would make the same conversation other ids tomorrow.
-    """
-    return datetime(2024, 7, 26).strftime(pattern)
 
 
 def _decode(
