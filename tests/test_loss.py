@@ -4,7 +4,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glmtune.data.batches import MicroBatch, collate
+from glmtune.data.batches import MicroBatch, pad_examples
 from glmtune.loss import count_learned_tokens, next_token_loss
 from glmtune.template import IGNORE, Example
 
@@ -38,7 +38,7 @@ def by_hand(model: Bigram, example: Example) -> float:
 
 def test_the_loss_is_the_sum_over_learned_tokens_and_nothing_else() -> None:
     model = Bigram()
-    micro_batch = collate([SHORT, LONG], pad_id=0)
+    micro_batch = pad_examples([SHORT, LONG], pad_id=0)
 
     loss = next_token_loss(model, micro_batch)
 
@@ -54,12 +54,12 @@ def test_the_first_token_is_never_a_target() -> None:
 
 def test_splitting_a_step_into_micro_batches_leaves_the_gradient_unchanged() -> None:
     together, apart = Bigram(), Bigram()
-    learned = [count_learned_tokens(collate([e], 0).labels) for e in (SHORT, LONG)]
+    learned = [count_learned_tokens(pad_examples([e], 0).labels) for e in (SHORT, LONG)]
     assert learned == [1, 4]  # uneven, or a mean of means would pass too
 
-    (next_token_loss(together, collate([SHORT, LONG], 0)) / sum(learned)).backward()
+    (next_token_loss(together, pad_examples([SHORT, LONG], 0)) / sum(learned)).backward()
     for example in (SHORT, LONG):
-        (next_token_loss(apart, collate([example], 0)) / sum(learned)).backward()
+        (next_token_loss(apart, pad_examples([example], 0)) / sum(learned)).backward()
 
     torch.testing.assert_close(together.scores.weight.grad, apart.scores.weight.grad)
 
@@ -74,10 +74,10 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
     exact = Bigram()
     exact.scores.weight.data = model.scores.weight.data.float()
 
-    loss = next_token_loss(model, collate([LONG], 0))
+    loss = next_token_loss(model, pad_examples([LONG], 0))
 
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, next_token_loss(exact, collate([LONG], 0)))
+    torch.testing.assert_close(loss, next_token_loss(exact, pad_examples([LONG], 0)))
 
 
 def test_the_loss_is_an_argument() -> None:
@@ -87,5 +87,5 @@ def test_the_loss_is_an_argument() -> None:
     model = Bigram()
     expected = sum(max(0.0, 1 - model.scores.weight[a, b].item()) for a, b in [(2, 3)])
     torch.testing.assert_close(
-        next_token_loss(model, collate([SHORT], 0), margin).item(), expected, rtol=1e-6, atol=0
+        next_token_loss(model, pad_examples([SHORT], 0), margin).item(), expected, rtol=1e-6, atol=0
     )

@@ -6,7 +6,7 @@ another template is refused, since it is the commonest way to make a good adapte
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def save(model: Any, folder: Path, template: Template) -> None:
     model.save_pretrained(str(folder), save_embedding_layers=False)
     card = {
         "glmtune_version": glmtune.__version__,
-        "template": template.description,
+        "template": dict(template.description),
         "template_fingerprint": template.fingerprint,
     }
     write_atomically(folder / CARD, json.dumps(card, ensure_ascii=False, indent=2) + "\n")
@@ -169,7 +169,7 @@ def check_template(folder: Path, template: Template) -> None:
         )
 
 
-def _describe(template: dict[str, Any]) -> str:
+def _describe(template: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in template.items())
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from glmtune.data.batches import Examples, collate
+from glmtune.data.batches import Examples, pack_examples
+from glmtune.data.packing import group_rows
 from glmtune.errors import TrainingError
 from glmtune.loss import LossFunction, count_learned_tokens, cross_entropy_sum, next_token_loss
 
@@ -16,8 +17,7 @@ def held_out_loss(
     examples: Examples,
     rows: Sequence[int],
     *,
-    batch_size: int,
-    pad_id: int,
+    max_tokens: int,
     device: torch.device,
     lengths: Sequence[int],
     loss_function: LossFunction = cross_entropy_sum,
@@ -28,9 +28,7 @@ def held_out_loss(
         model: a causal language model; its training mode is put back afterwards.
         examples: encoded rows.
         rows: which of them.
-        batch_size: rows at a time; the longest go first, so that trouble with memory shows
-            at once.
-        pad_id: what fills the shorter rows.
+        max_tokens: of the rows that go through the model together.
         device: where the model is.
         lengths: tokens of every example, by index.
         loss_function: what to sum.
@@ -44,10 +42,8 @@ def held_out_loss(
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
-    order = sorted(rows, key=lambda row: -lengths[row])
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        micro_batch = collate([examples[row] for row in chosen], pad_id, chosen).to(device)
+    for chosen in group_rows(rows, lengths, max_tokens):
+        micro_batch = pack_examples(examples, chosen).to(device)
         loss = next_token_loss(model, micro_batch, loss_function)
         if not loss.isfinite():
             raise TrainingError(

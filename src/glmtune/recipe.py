@@ -43,7 +43,7 @@ class ModelSection(Section):
 
     name_or_path: str  # a folder or a hub id
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    attn_implementation: str = "sdpa"
+    attn_implementation: Literal["packed", "flash_attention_2", "flash_attention_3"] = "packed"
 
 
 class DataSection(Section):
@@ -88,8 +88,7 @@ class LoraSection(Section):
 class TrainingSection(Section):
     """How long, how fast and in what portions."""
 
-    per_device_train_batch_size: PositiveInt = 2
-    per_device_eval_batch_size: PositiveInt = 4
+    per_device_train_batch_size: PositiveInt = 2  # a pack holds this many rows of max_length
     gradient_accumulation_steps: PositiveInt = 16
     num_train_epochs: PositiveFloat = 1.0
     max_steps: PositiveInt | None = None  # overrides num_train_epochs

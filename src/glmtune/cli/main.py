@@ -55,7 +55,10 @@ def options(
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     if not logger.handlers:
         logger.addHandler(_CurrentStderr())
-    warnings.showwarning = _show_warning
+    # What libraries deprecate among themselves is not the user's to mend.
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.formatwarning = _format_warning
 
 
 class _CurrentStderr(logging.Handler):
@@ -66,8 +69,8 @@ class _CurrentStderr(logging.Handler):
         print(prefix + self.format(record), file=sys.stderr)
 
 
-def _show_warning(message: Warning | str, *_: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+def _format_warning(message: Warning | str, *_: object, **__: object) -> str:
+    return f"warning: {message}\n"
 
 
 def run() -> None:

@@ -1,23 +1,20 @@
-"""Examples -> the tensors of one optimizer step; their order, and where to resume.
+"""Packs -> the tensors of one optimizer step; their order, and where to resume.
 
-The order of an epoch depends on the seed and the epoch alone, so a run that stopped goes
-on with the very rows it would have seen. The rows of a step are fixed by that order; within
-a step rows of like length share a micro-batch, so that little is padding. Padding is on the
-right: a causal model's real tokens never see it, and no mask is needed.
-
-    step of 4 rows    aaaaaaa bb cccccc ddd        micro-batches of 2
-    sorted            bb.  ccccccc->  [bb. ddd] [cccccc. aaaaaaa]
+The order of an epoch depends on the seed and the epoch alone, so a run that stopped goes on
+with the very rows it would have seen. The rows of a step are fixed by that order; how they
+are packed into micro-batches changes nothing but the time they take.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from glmtune.data.packing import Pack, group_rows, pack
 from glmtune.template import IGNORE, Example
 
 
@@ -31,38 +28,49 @@ class Examples(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Rows that go through the model together.
+    """Rows that go through the model together: one pack, or padded rows.
 
     Attributes:
-        input_ids, labels: int64, (batch, seq); labels are not shifted.
-        attention_mask: (batch, seq), 1 for real tokens; None where padding is on the right,
-            since a causal model needs none there.
+        input_ids, labels: int64, (batch, seq); labels are not shifted. A pack has batch 1.
         position_ids: (batch, seq); None for 0, 1, 2, ...
+        attention_mask: (batch, seq), 1 for real tokens; None for a pack, and where padding is
+            on the right, since a causal model needs none there.
+        cu_seq_lens: int32, (examples + 1,): where the examples of a pack begin, and the end.
         rows: which examples these are, for messages.
     """
 
     input_ids: Tensor
     labels: Tensor
-    attention_mask: Tensor | None = None
     position_ids: Tensor | None = None
+    attention_mask: Tensor | None = None
+    cu_seq_lens: Tensor | None = None
     rows: tuple[int, ...] = ()
 
-    def inputs(self) -> dict[str, Tensor]:
-        """Name the tensors that a model's `forward` takes."""
-        given = {
-            "input_ids": self.input_ids,
-            "attention_mask": self.attention_mask,
-            "position_ids": self.position_ids,
-        }
-        return {name: tensor for name, tensor in given.items() if tensor is not None}
+    def inputs(self) -> dict[str, Any]:
+        """Name what a model's `forward` takes; for a pack by the names of flash attention."""
+        given: dict[str, Any] = {"input_ids": self.input_ids}
+        if self.position_ids is not None:
+            given["position_ids"] = self.position_ids
+        if self.attention_mask is not None:
+            given["attention_mask"] = self.attention_mask
+        if self.cu_seq_lens is not None:
+            longest = int(self.cu_seq_lens.diff().max())
+            given |= {"cu_seq_lens_q": self.cu_seq_lens, "cu_seq_lens_k": self.cu_seq_lens}
+            given |= {"max_length_q": longest, "max_length_k": longest}
+        return given
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Move every tensor."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
         return MicroBatch(
-            self.input_ids.to(device),
-            self.labels.to(device),
-            None if self.attention_mask is None else self.attention_mask.to(device),
-            None if self.position_ids is None else self.position_ids.to(device),
+            self.input_ids.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            move(self.position_ids),
+            move(self.attention_mask),
+            move(self.cu_seq_lens),
             self.rows,
         )
 
@@ -79,8 +87,25 @@ class Batch:
         return tuple(row for micro_batch in self.micro_batches for row in micro_batch.rows)
 
 
-def collate(examples: Sequence[Example], pad_id: int, rows: Sequence[int] = ()) -> MicroBatch:
-    """Pad examples on the right to the longest of them."""
+def micro_batch_of(pack: Pack, rows: Sequence[int] = ()) -> MicroBatch:
+    """Make tensors of a pack, (1, seq) each."""
+    ends = torch.tensor([0, *pack.lengths]).cumsum(0)
+    return MicroBatch(
+        input_ids=torch.tensor([pack.input_ids]),
+        labels=torch.tensor([pack.labels]),
+        position_ids=torch.tensor([pack.position_ids]),
+        cu_seq_lens=ends.to(torch.int32),
+        rows=tuple(rows),
+    )
+
+
+def pack_examples(examples: Examples, rows: Sequence[int]) -> MicroBatch:
+    """Pack some rows and make tensors of them."""
+    return micro_batch_of(pack([examples[row] for row in rows]), rows)
+
+
+def pad_examples(examples: Sequence[Example], pad_id: int) -> MicroBatch:
+    """Pad examples on the right to the longest of them, as others do; to compare with packs."""
     seq = max(len(example.input_ids) for example in examples)
     input_ids = torch.full((len(examples), seq), pad_id, dtype=torch.long)
     labels = torch.full((len(examples), seq), IGNORE, dtype=torch.long)
@@ -88,7 +113,7 @@ def collate(examples: Sequence[Example], pad_id: int, rows: Sequence[int] = ()) 
         length = len(example.input_ids)
         input_ids[row, :length] = torch.tensor(example.input_ids, dtype=torch.long)
         labels[row, :length] = torch.tensor(example.labels, dtype=torch.long)
-    return MicroBatch(input_ids, labels, rows=tuple(rows))
+    return MicroBatch(input_ids, labels)
 
 
 @lru_cache(maxsize=2)
@@ -104,23 +129,18 @@ class BatchPlan:
 
     Attributes:
         rows: the indices to learn, in any order; they are shuffled every epoch.
-        micro_batch_size, accumulation: rows of a micro-batch, micro-batches of a step.
-        sort_within_step: group rows of like length. Only where the loss is a mean over the
-            tokens of the step: then grouping changes nothing but the padding.
+        rows_per_step: of a full step, over all processes.
+        max_tokens: of a pack.
+        seed: of the order.
+        process_index, num_processes: which part of each step is this process's.
     """
 
     rows: Sequence[int]
-    micro_batch_size: int
-    accumulation: int
+    rows_per_step: int
+    max_tokens: int
     seed: int
-    sort_within_step: bool = True
     process_index: int = 0
     num_processes: int = 1
-
-    @property
-    def rows_per_step(self) -> int:
-        """Rows of a full step, over all processes."""
-        return self.micro_batch_size * self.accumulation * self.num_processes
 
     @property
     def steps_per_epoch(self) -> int:
@@ -135,28 +155,21 @@ class BatchPlan:
         return [self.rows[i] for i in order[start : start + self.rows_per_step].tolist()]
 
     def micro_batch_rows(self, step: int, lengths: Sequence[int]) -> list[list[int]]:
-        """The rows of each micro-batch of a step, for this process.
+        """The rows of each pack of a step, for this process.
 
         Args:
             step: optimizer step, counted from 0 over all epochs.
             lengths: tokens of every example, by index.
         """
-        rows = self.step_rows(step)
-        if self.sort_within_step:
-            rows.sort(key=lambda row: lengths[row])
+        rows = sorted(self.step_rows(step), key=lambda row: lengths[row])
         mine = rows[self.process_index :: self.num_processes]
-        size = self.micro_batch_size
-        return [mine[i : i + size] for i in range(0, len(mine), size)]
+        return group_rows(mine, lengths, self.max_tokens)
 
 
 def batches(
-    examples: Examples, lengths: Sequence[int], plan: BatchPlan, pad_id: int, start: int, stop: int
+    examples: Examples, lengths: Sequence[int], plan: BatchPlan, start: int, stop: int
 ) -> Iterator[Batch]:
     """Make the batches of steps `start` to `stop`, without reading any other."""
     for step in range(start, stop):
-        yield Batch(
-            tuple(
-                collate([examples[row] for row in rows], pad_id, rows)
-                for rows in plan.micro_batch_rows(step, lengths)
-            )
-        )
+        groups = plan.micro_batch_rows(step, lengths)
+        yield Batch(tuple(pack_examples(examples, rows) for rows in groups))

@@ -192,7 +192,7 @@ def load_adapter_weights(folder: Path, model: Any) -> None:
     from safetensors.torch import load_file
 
     tensors: dict[str, Tensor] = load_file(str(folder / "adapter_model.safetensors"))
-    result = set_peft_model_state_dict(model, tensors)
+    result: Any = set_peft_model_state_dict(model, tensors)
     missing = [key for key in result.missing_keys if "lora_" in key]
     if missing or result.unexpected_keys:
         raise CheckpointError(

@@ -73,7 +73,6 @@ class Run:
     eval_lengths: Sequence[int]
     eval_rows: Sequence[int]
     origin: Callable[[int], str]
-    pad_id: int
     output: Path
     num_steps: int
     state: TrainerState
@@ -243,7 +242,7 @@ def train(run: Run) -> bool:
         TrainingError: something is not finite, or an adapted layer gets no gradient.
         OutputError: a checkpoint could not be written.
     """
-    steps = batches(run.examples, run.lengths, run.plan, run.pad_id, run.state.step, run.num_steps)
+    steps = batches(run.examples, run.lengths, run.plan, run.state.step, run.num_steps)
     is_main = run.accelerator.is_main_process
     window = _Window()
     with _stop_on_signal() as should_stop, Progress(run.num_steps, run.state.step, is_main) as bar:
@@ -337,8 +336,7 @@ def _evaluate_if_due(run: Run) -> bool:
         run.model,
         run.eval_examples,
         run.eval_rows[accelerator.process_index :: accelerator.num_processes],
-        batch_size=run.section.per_device_eval_batch_size,
-        pad_id=run.pad_id,
+        max_tokens=run.plan.max_tokens,
         device=accelerator.device,
         lengths=run.eval_lengths,
         loss_function=run.loss_function,

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-import glmtune.auto  # noqa: F401  # makes ChatGLM known to transformers
+import glmtune.attention  # noqa: F401  # registers attention over packs
 from glmtune import adapter
-from glmtune.data.batches import BatchPlan, collate
+from glmtune.data.batches import BatchPlan, pack_examples
 from glmtune.data.encode import EncodedData, EncodeOptions, encode_data, split_data
 from glmtune.errors import CheckpointError, DataError
 from glmtune.files import write_atomically
@@ -81,10 +81,11 @@ def fine_tune(
     model = load_model(
         recipe.model.name_or_path,
         dtype=working_dtype(recipe.model.name_or_path, recipe.model.dtype, accelerator.device),
+        device_map=None if accelerator.device.type == "cpu" else {"": accelerator.device},
         attn_implementation=recipe.model.attn_implementation,
     )
     if recipe.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     model = adapter.attach(model, recipe.adapter)
     logger.info(describe_parameters(model))
 
@@ -116,12 +117,11 @@ def fine_tune(
         section=recipe.training,
         plan=plan,
         examples=examples,
-        lengths=examples.lengths,
+        lengths=examples.lengths.tolist(),
         eval_examples=eval_examples,
-        eval_lengths=eval_examples.lengths,
+        eval_lengths=eval_examples.lengths.tolist(),
         eval_rows=eval_rows,
         origin=examples.origin,
-        pad_id=pad_id(tokenizer),
         output=output,
         num_steps=num_steps,
         state=state,
@@ -186,7 +186,7 @@ def load_data(
             f"data.eval_fraction={section.eval_fraction} of {len(examples)} rows leaves "
             "none to learn. Lower it, or give more rows."
         )
-    return examples, examples, rows, eval_rows
+    return examples, examples, rows.tolist(), eval_rows.tolist()
 
 
 def plan_batches(recipe: Recipe, rows: Sequence[int], accelerator: Any) -> BatchPlan:
@@ -194,10 +194,13 @@ def plan_batches(recipe: Recipe, rows: Sequence[int], accelerator: Any) -> Batch
     section = recipe.training
     return BatchPlan(
         rows,
-        micro_batch_size=section.per_device_train_batch_size,
-        accumulation=section.gradient_accumulation_steps,
+        rows_per_step=(
+            section.per_device_train_batch_size
+            * section.gradient_accumulation_steps
+            * accelerator.num_processes
+        ),
+        max_tokens=section.per_device_train_batch_size * recipe.data.max_length,
         seed=section.seed,
-        sort_within_step=section.average == "tokens",
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
@@ -236,11 +239,6 @@ def describe_parameters(model: Any) -> str:
         f"trainable params: {trainable:,} || all params: {total:,} || "
         f"trainable%: {100 * trainable / total:.4f}"
     )
-
-
-def pad_id(tokenizer: Any) -> int:
-    """What fills the shorter rows; any id does, since nothing reads it."""
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
 
 
 def write_recipe(recipe: Recipe, output: Path) -> None:
@@ -283,7 +281,7 @@ def finish(run: Run, recipe: Recipe, tokenizer: Any, is_finished: bool) -> Resul
         logger.info("the adapter is that of step %d, the best held-out loss", state.best_step)
     adapter.check_weights_alive(model)
     publish(model, run.output, run.template, tokenizer, recipe, lines)
-    probe = collate([run.examples[run.plan.rows[0]]], run.pad_id).to(run.accelerator.device)
+    probe = pack_examples(run.examples, run.plan.rows[:1]).to(run.accelerator.device)
     adapter.check_saved(model, run.output, probe)
     logger.info("proofs: every adapted layer learned; reloaded from disk the logits are equal")
     return result

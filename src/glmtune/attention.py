@@ -1,0 +1,84 @@
+"""Attention over packs, for every model family: each example attends to itself alone.
+
+A pack is one row of examples end to end; `cu_seq_lens_q` says where they meet. Attending
+example by example costs what the examples cost, where a block-diagonal mask over the pack
+would compute all of its empty blocks too, and no mask is ever built:
+
+    A A A B B       A  x                the same scores as for A and B apart,
+                    A  x x              and nothing for the blanks
+                    A  x x x
+                    B        x
+                    B        x x
+
+Registered with transformers as `packed`, so a model of any family takes it by
+`attn_implementation="packed"`. Without `cu_seq_lens_q` (in generation, or for padded batches)
+it is transformers' own `sdpa`. On a GPU `flash_attention_2` reads the same argument.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "packed"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seq_lens_q: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend causally within each example of a pack.
+
+    Args:
+        module: the attention layer.
+        query: (1, heads, seq, head_dim) for a pack.
+        key, value: (1, kv_heads, seq, head_dim); each serves heads / kv_heads query heads.
+        attention_mask: None for a pack.
+        dropout: probability of dropping an attention weight.
+        scaling: multiplies the scores.
+        cu_seq_lens_q: int32, (examples + 1,): where examples begin, and the end.
+        **kwargs: for `sdpa`, when this is no pack.
+
+    Returns:
+        (1, seq, heads, head_dim), and None for the weights, which are never formed.
+    """
+    if cu_seq_lens_q is None:
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return output, None
+    lengths = cu_seq_lens_q.diff().tolist()
+    parts = [torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)]
+    outputs = [
+        F.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True
+        ).transpose(1, 2)
+        for q, k, v in zip(*parts, strict=True)
+    ]
+    return torch.cat(outputs, dim=1), None
+
+
+def packed_mask(
+    *, attention_mask: Tensor | None = None, q_length: int, kv_length: int, **kwargs: Any
+) -> Tensor | None:
+    """No mask for what is causal by itself; else what `sdpa` would get."""
+    if attention_mask is None and q_length == kv_length:
+        return None
+    return sdpa_mask(
+        attention_mask=attention_mask, q_length=q_length, kv_length=kv_length, **kwargs
+    )
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, packed_mask)

@@ -1,0 +1,103 @@
+"""Packs give what padded batches give, for every model family."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import glmtune.attention  # noqa: F401
+from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
+from glmtune.data.batches import pack_examples, pad_examples
+from glmtune.loss import next_token_loss
+from glmtune.template import IGNORE, Example
+
+VOCAB = 61
+
+
+def tiny(family: str) -> Any:
+    torch.manual_seed(0)
+    if family == "llama":
+        config = LlamaConfig(
+            vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2,
+        )  # fmt: skip
+        model: Any = LlamaForCausalLM._from_config(config, attn_implementation="packed")
+    else:
+        glm = ChatGLMConfig(
+            num_layers=2, hidden_size=32, ffn_hidden_size=48, kv_channels=8,
+            num_attention_heads=4, multi_query_attention=True, multi_query_group_num=2,
+            padded_vocab_size=VOCAB, add_qkv_bias=True,
+        )  # fmt: skip
+        model = ChatGLMForConditionalGeneration._from_config(glm, attn_implementation="packed")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2)  # so that attention is far from uniform
+    return model.train()
+
+
+MODELS = {family: tiny(family) for family in ("chatglm", "llama")}
+
+
+def examples_of(lengths: list[int], seed: int) -> list[Example]:
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for length in lengths:
+        ids = torch.randint(0, VOCAB, (length,), generator=generator).tolist()
+        answer = int(torch.randint(0, length, (), generator=generator))
+        made.append(Example(ids, [IGNORE] * answer + ids[answer:]))
+    return made
+
+
+def loss_and_gradients(model: Any, micro_batch: Any) -> tuple[Tensor, list[Tensor]]:
+    model.zero_grad()
+    loss = next_token_loss(model, micro_batch)
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("family", MODELS)
+@settings(max_examples=25, deadline=None)
+@given(lengths=st.lists(st.integers(2, 17), min_size=1, max_size=5), seed=st.integers(0, 99))
+def test_a_pack_gives_the_loss_and_the_gradients_of_the_padded_batch(
+    family: str, lengths: list[int], seed: int
+) -> None:
+    examples = examples_of(lengths, seed)
+
+    packed = loss_and_gradients(MODELS[family], pack_examples(examples, range(len(examples))))
+    padded = loss_and_gradients(MODELS[family], pad_examples(examples, pad_id=0))
+
+    torch.testing.assert_close(packed[0], padded[0], atol=1e-4, rtol=1e-5)
+    for one, other in zip(packed[1], padded[1], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_changing_one_example_of_a_pack_changes_no_other(family: str) -> None:
+    first, second, other = examples_of([7, 5, 7], seed=1)
+    model = MODELS[family].eval()
+
+    with torch.no_grad():
+        before = model(**pack_examples([first, second], [0, 1]).inputs()).logits[:, 7:]
+        after = model(**pack_examples([other, second], [0, 1]).inputs()).logits[:, 7:]
+
+    torch.testing.assert_close(before, after, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_it_generates_as_sdpa_does(family: str) -> None:
+    model = MODELS[family].eval()
+    prompt = torch.tensor([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
+    inputs = {"input_ids": prompt, "attention_mask": torch.tensor([[0, 0, 1, 1, 1], [1] * 5])}
+    settings_ = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+
+    packed = model.generate(**inputs, **settings_)
+    model.set_attn_implementation("sdpa")
+    plain = model.generate(**inputs, **settings_)
+    model.set_attn_implementation("packed")
+
+    assert packed.tolist() == plain.tolist()

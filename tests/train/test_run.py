@@ -1,0 +1,252 @@
+"""Whole runs on a tiny ChatGLM: what they leave behind, and how they stop and go on."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from glmtune.errors import CheckpointError, OutputError, TrainingError
+from glmtune.loss import cross_entropy_sum
+from glmtune.recipe import Recipe, build_recipe
+from glmtune.train.run import Result, fine_tune
+
+ROWS = [
+    {"instruction": f"{city}在哪里", "input": "", "output": f"{city}在{region}。" * (1 + index % 3)}
+    for index, (city, region) in enumerate(
+        [("广州", "广东"), ("杭州", "浙江"), ("成都", "四川"), ("西安", "陕西"), ("昆明", "云南")]
+        * 2
+    )
+]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(ROWS, ensure_ascii=False, indent=0), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "cache"))
+
+
+def recipe_for(model: Path, rows: Path, output: Path, *overrides: str) -> Recipe:
+    tree = {
+        "model": {"name_or_path": str(model), "dtype": "float32"},
+        "data": {"train": str(rows), "max_length": 90},
+        "adapter": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},
+        "training": {
+            "per_device_train_batch_size": 1,  # packs of 90 tokens
+            "gradient_accumulation_steps": 4,
+            "num_train_epochs": 2,
+            "learning_rate": 5e-3,
+            "logging_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "use_cpu": True,
+        },
+        "output": {"dir": str(output), "report_to": "none"},
+    }
+    return build_recipe(tree, overrides)
+
+
+def metrics(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(output: Path) -> bytes:
+    return (output / "adapter_model.safetensors").read_bytes()
+
+
+def interrupting(call: int) -> Any:
+    """A loss that asks the run to stop at its `call`-th micro-batch, as Ctrl-C does."""
+    calls = 0
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return cross_entropy_sum(logits, targets)
+
+    return loss
+
+
+def test_a_run_leaves_an_adapter_that_any_peft_user_can_load(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path
+) -> None:
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoTokenizer
+
+    output = tmp_path / "out"
+    result = fine_tune(recipe_for(tiny_model_dir, rows, output))
+
+    assert result == Result(output, 6, True, result.loss, None)
+    written = {path.name for path in output.iterdir()}
+    assert written >= {
+        "adapter_config.json", "adapter_model.safetensors", "README.md", "glmtune.json",
+        "tokenizer.model", "recipe.yaml", "metrics.jsonl", "loss.png", "checkpoint-6",
+    }  # fmt: skip
+    assert not [name for name in written if name.endswith(".partial")]
+    model = AutoPeftModelForCausalLM.from_pretrained(output)
+    assert model.peft_config["default"].r == 4
+    assert AutoTokenizer.from_pretrained(output).encode("广州")
+    lines = metrics(output)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("call", "finished_steps"),
+    [(6, 2), (7, 3)],  # the 6th pack is in the middle of step 3, the 7th is its last
+)
+def test_a_run_that_was_interrupted_ends_in_the_same_bytes(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, call: int, finished_steps: int
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    fine_tune(recipe_for(tiny_model_dir, rows, whole))
+
+    first = fine_tune(recipe_for(tiny_model_dir, rows, stopped), loss=interrupting(call))
+    assert (first.is_finished, first.num_steps) == (False, finished_steps)
+    assert not (stopped / "adapter_config.json").exists()
+    second = fine_tune(recipe_for(tiny_model_dir, rows, stopped), resume=True)
+
+    assert second.is_finished
+    assert weights(stopped) == weights(whole)
+    keys = ("step", "loss", "learning_rate", "grad_norm")
+    assert [[line[k] for k in keys] for line in metrics(stopped)] == [
+        [line[k] for k in keys] for line in metrics(whole)
+    ]
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "out"
+    fine_tune(recipe_for(tiny_model_dir, rows, output))
+    expected = weights(output)
+    file = output / "checkpoint-6" / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1  # one flipped bit
+    file.write_bytes(content)
+
+    with caplog.at_level("WARNING"):
+        fine_tune(recipe_for(tiny_model_dir, rows, output), resume=True)
+
+    assert "checkpoint-6 is damaged: adapter_model.safetensors is not what was written" in (
+        caplog.text
+    )
+    assert weights(output) == expected
+
+
+def test_resuming_with_another_recipe_is_refused_and_says_what_changed(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    fine_tune(recipe_for(tiny_model_dir, rows, output), loss=interrupting(7))
+
+    with pytest.raises(CheckpointError, match="something changed: recipe"):
+        fine_tune(recipe_for(tiny_model_dir, rows, output, "learning_rate=1e-3"), resume=True)
+    rows.write_text(json.dumps(ROWS[:9], ensure_ascii=False), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="something changed: training data"):
+        fine_tune(recipe_for(tiny_model_dir, rows, output), resume=True)
+
+
+def test_an_output_folder_that_holds_a_run_is_not_touched_unless_asked(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    fine_tune(recipe_for(tiny_model_dir, rows, output))
+    (output / "my_notes.txt").write_text("mine")
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
+
+    with pytest.raises(OutputError, match="already holds a run"):
+        fine_tune(recipe_for(tiny_model_dir, rows, output))
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+    fine_tune(recipe_for(tiny_model_dir, rows, output, "overwrite=true", "max_steps=1"))
+    assert (output / "my_notes.txt").read_text() == "mine"
+    assert not (output / "checkpoint-6").exists()
+
+
+def test_a_recipe_that_fails_leaves_the_run_it_would_have_replaced(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    fine_tune(recipe_for(tiny_model_dir, rows, output))
+    kept = weights(output)
+
+    recipe = recipe_for(tiny_model_dir, tmp_path / "none.json", output, "overwrite=true")
+    with pytest.raises(Exception, match=r"none\.json"):
+        fine_tune(recipe)
+
+    assert weights(output) == kept
+
+
+def test_a_weight_that_is_not_finite_stops_the_run_and_is_named(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in tiny_model_dir.iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(broken / "model.safetensors")
+    name = "transformer.encoder.layers.1.mlp.dense_h_to_4h.weight"
+    tensors[name][0, 0] = float("inf")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(TrainingError) as caught:
+        fine_tune(recipe_for(broken, rows, tmp_path / "out"))
+
+    message = str(caught.value)
+    assert "step 1: the loss is nan" in message
+    assert "layers.1.mlp.dense_h_to_4h, whose weight is not finite" in message
+    assert "rows.json:" in message
+
+
+def test_the_best_checkpoint_becomes_the_adapter(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    calls = 0
+
+    def spoiled(logits: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        sign = 1 if calls <= 6 else -1  # from step 4 on it unlearns
+        return sign * cross_entropy_sum(logits, targets)
+
+    fine_tune(
+        recipe_for(
+            tiny_model_dir, rows, output, "data.eval_fraction=0.2", "eval_strategy=steps",
+            "eval_steps=1", "num_train_epochs=4",
+        ),
+        loss=lambda logits, targets: (
+            spoiled(logits, targets)
+            if torch.is_grad_enabled()
+            else cross_entropy_sum(logits, targets)
+        ),
+    )  # fmt: skip
+
+    held_out = {line["step"]: line["eval_loss"] for line in metrics(output) if "eval_loss" in line}
+    best = min(held_out, key=lambda step: held_out[step])
+    assert best < max(held_out)  # or the last checkpoint would do
+    assert weights(output) == weights(output / f"checkpoint-{best}")
+
+
+def test_gradient_checkpointing_leaves_the_result_unchanged(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path
+) -> None:
+    fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "a"))
+    fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "b", "gradient_checkpointing=true"))
+
+    one, other = (load_file(tmp_path / x / "adapter_model.safetensors") for x in "ab")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], atol=1e-5, rtol=1e-4)
