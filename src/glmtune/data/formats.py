@@ -161,14 +161,15 @@ def _question_and_answer(row: Row, question: str, answer_field: str) -> list[Mes
     messages = []
     if system := _text(row, "system", optional=True):
         messages.append(Message("system", system))
-    for earlier_question, earlier_answer in _history(row):
-        messages += [Message("user", earlier_question), Message("assistant", earlier_answer)]
+    if row.get("history"):
+        for earlier_question, earlier_answer in _history(row):
+            messages += [Message("user", earlier_question), Message("assistant", earlier_answer)]
     return [*messages, Message("user", question), Message("assistant", answer)]
 
 
 def _history(row: Row) -> Iterator[tuple[str, str]]:
     """Earlier turns: a list of [question, answer], or the JSON text of one."""
-    turns = _maybe_json(row, "history", row.get("history")) or []
+    turns = _maybe_json(row, "history", row["history"]) or []
     if not isinstance(turns, list):
         raise _bad(row, "history", f"{_kind(turns)} stands here, expected [[question, answer]].")
     for index, pair in enumerate(turns):

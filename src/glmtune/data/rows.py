@@ -437,6 +437,8 @@ class _JsonText:
 
     def peek(self) -> str:
         """The next character that is not white space; "" at the end of the file."""
+        if (char := self._text[self._at : self._at + 1]) and char not in " \t\n\r":
+            return char
         while True:
             space = _SPACE.match(self._text, self._at)
             assert space is not None
@@ -850,8 +852,13 @@ def _download_from_modelscope(dataset_id: str) -> str:
 
 def _dataset_rows(data: Any, name: str) -> Iterator[Row]:
     """The rows of a `datasets.Dataset`."""
+    import pyarrow
+
     line = 0
-    for batch in data.iter(batch_size=BATCH_ROWS):
-        for values in zip(*batch.values(), strict=True):
-            line += 1
-            yield Row(without_nulls(dict(zip(batch, values, strict=True))), name, line)
+    try:
+        for batch in data.iter(batch_size=BATCH_ROWS):
+            for values in zip(*batch.values(), strict=True):
+                line += 1
+                yield Row(without_nulls(dict(zip(batch, values, strict=True))), name, line)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{name}: cannot be read after row {line}: {error}.") from error

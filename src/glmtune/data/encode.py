@@ -1,0 +1,645 @@
+"""Files -> encoded examples, kept on disk so that a second start finds them done.
+
+    rows.json  ->  <cache>/data/<key>/examples.arrow    ids, learned stretches, file and line
+                                      bad_rows.jsonl    what could not be used, and why
+                                      about.json        the report, and checksums of the others
+
+The key is a hash of everything that decides the result: the contents of the files, the
+template's fingerprint, the options, and the code of this package that reads rows. So a
+changed input finds no cache, rather than a stale one. A cache is written under another name
+and renamed when it is whole; what is damaged later is found by its checksum, and made again.
+
+The examples are memory-mapped: a million of them take no more memory than those in use.
+Labels are the ids where something is learned, so only the borders of those stretches are
+stored:
+
+    input_ids   64790 64792 64795 30910 13 36474 64796 30910 13 36474 2
+    labels        .     .     .     .    .   .     .   30910 13 36474 2     learned = [7, 11]
+"""
+
+import dataclasses
+import gc
+import hashlib
+import itertools
+import json
+import logging
+import os
+import random
+import secrets
+import shutil
+import sys
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+import glmtune.conversation
+import glmtune.data.formats
+import glmtune.data.rows
+import glmtune.template
+from glmtune.conversation import Conversation
+from glmtune.data.formats import Format, check_roles, convert, detect
+from glmtune.data.rows import BadRow, Row, RowError, Source, excerpt, find_source
+from glmtune.errors import DataError, OutputError, TemplateError
+from glmtune.template import IGNORE, Example, Template
+
+logger = logging.getLogger(__name__)
+
+# What is encoded by one call and written as one Arrow record batch: so many rows, or fewer
+# long ones.
+BATCH_ROWS = 2000
+BATCH_CHARS = 4_000_000
+DETECT_ROWS = 100  # of each file; its format is found by them
+
+Progress = Callable[[int], None]
+_Read = tuple[Row, Conversation]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOptions:
+    """How rows become examples.
+
+    Attributes:
+        max_length: the most ids an example may have.
+        overlong: what becomes of longer rows. `drop` leaves them out; `truncate_prompt`
+            shortens what is before the answer, which stays whole with its end; `tutorial`
+            cuts off everything behind `max_length`, so that the model does not learn to
+            stop there. All are counted.
+        bad_rows: `fail` stops at the first row that cannot be used, `skip` writes such rows
+            to a quarantine file and goes on.
+        format: the name of the rows' format; None finds it by the columns of each file.
+        columns: our field -> their column.
+        roles: their role -> ours.
+        split: of sources that have splits.
+    """
+
+    max_length: int
+    overlong: Literal["drop", "truncate_prompt", "tutorial"] = "drop"
+    bad_rows: Literal["fail", "skip"] = "fail"
+    format: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, str] = field(default_factory=dict)
+    split: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeReport:
+    """What became of the rows.
+
+    Attributes:
+        num_rows: rows that were met, bad ones too; the sum of all the counts but the last
+            four and `num_shortened` and `num_cut`, whose rows are examples.
+        num_examples: rows that are learned.
+        num_bad_rows: rows that could not be used.
+        num_overlong: rows left out because they are too long.
+        num_without_labels: rows left out because nothing in them is learned.
+        num_shortened: examples whose prompt was shortened.
+        num_cut: examples that were cut off.
+        num_tokens: ids in all examples.
+        num_learned_tokens: labels in all examples.
+        longest: ids of the longest row, before anything was done about it.
+        max_length: the option.
+        formats: the format of each file.
+        quarantine: the file that lists the bad rows, if there are any.
+    """
+
+    num_rows: int = 0
+    num_examples: int = 0
+    num_bad_rows: int = 0
+    num_overlong: int = 0
+    num_without_labels: int = 0
+    num_shortened: int = 0
+    num_cut: int = 0
+    num_tokens: int = 0
+    num_learned_tokens: int = 0
+    longest: int = 0
+    max_length: int = 0
+    formats: Mapping[str, str] = field(default_factory=dict)
+    quarantine: str | None = None
+
+    def __str__(self) -> str:
+        formats = ", ".join(sorted(set(self.formats.values())))
+        told = [
+            f"{self.num_rows:,} rows ({formats}) gave {self.num_examples:,} examples of "
+            f"{self.num_tokens:,} tokens, {self.num_learned_tokens:,} of them learned; "
+            f"the longest row has {self.longest:,} tokens"
+        ]
+        too_long = f"longer than {self.max_length:,} tokens"
+        counts = (
+            (self.num_overlong, f"left out: {too_long}"),
+            (self.num_without_labels, "left out: nothing in them is learned"),
+            (self.num_shortened, f"with a shortened prompt: {too_long}"),
+            (self.num_cut, f"cut off, their end with them: {too_long}"),
+            (self.num_bad_rows, f"left out as bad, listed in {self.quarantine}"),
+        )
+        told += [f"{count:,} {'row' if count == 1 else 'rows'} {what}" for count, what in counts
+                 if count]  # fmt: skip
+        return "; ".join(told) + "."
+
+
+class EncodedData:
+    """Examples on disk; `data[i]` reads one.
+
+    Attributes:
+        key: the hash of everything that decided them.
+        report: what became of the rows.
+        lengths: ids of each example, int64, (examples,).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        for name, digest in about["sha256"].items():
+            if _digest(folder / name) != digest:
+                raise ValueError(f"{name} is damaged")
+        self.key = folder.name
+        self.report = EncodeReport(**about["report"])
+        self._files: list[str] = about["files"]
+        reader = pa.ipc.open_file(pa.memory_map(str(folder / _EXAMPLES)))
+        batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        self._batches = [_Batch(batch) for batch in batches]
+        self._starts: list[int] = [0, *itertools.accumulate(batch.num_rows for batch in batches)]
+        self.lengths: npt.NDArray[np.int64] = np.concatenate(
+            [np.diff(batch.offsets) for batch in self._batches]
+        ).astype(np.int64)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> Example:
+        batch, row = self._find(index)
+        ids: list[int] = batch.ids[batch.offsets[row] : batch.offsets[row + 1]].tolist()
+        borders = batch.borders[batch.border_offsets[row] : batch.border_offsets[row + 1]].tolist()
+        labels = [IGNORE] * len(ids)
+        for start, end in zip(borders[::2], borders[1::2], strict=True):
+            labels[start:end] = ids[start:end]
+        return Example(ids, labels)
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def num_learned_tokens(self) -> int:
+        """Labels in all examples."""
+        return self.report.num_learned_tokens
+
+    def origin(self, index: int) -> str:
+        """Where an example comes from, as `file:line`."""
+        batch, row = self._find(index)
+        return f"{self._files[batch.files[row]]}:{batch.lines[row]}"
+
+    def _find(self, index: int) -> tuple["_Batch", int]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        index %= len(self)
+        batch_index = bisect_right(self._starts, index) - 1
+        return self._batches[batch_index], index - self._starts[batch_index]
+
+
+class _Batch:
+    """Views of the columns of one record batch; nothing is read before it is used."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        ids, borders = batch.column("input_ids"), batch.column("learned")
+        self.ids: npt.NDArray[np.int32] = ids.values.to_numpy()
+        self.offsets: npt.NDArray[np.int32] = ids.offsets.to_numpy()
+        self.borders: npt.NDArray[np.int32] = borders.values.to_numpy()
+        self.border_offsets: npt.NDArray[np.int32] = borders.offsets.to_numpy()
+        self.files: npt.NDArray[np.int32] = batch.column("file").to_numpy()
+        self.lines: npt.NDArray[np.int64] = batch.column("line").to_numpy()
+
+
+def encode_data(
+    sources: str | Path | Sequence[str | Path],
+    template: Template,
+    options: EncodeOptions,
+    *,
+    cache_dir: str | Path | None = None,
+    quarantine: str | Path | None = None,
+    progress: Progress | None = None,
+) -> EncodedData:
+    """Encode the rows of files, folders and hub ids, or find them encoded.
+
+    Args:
+        sources: as for `read_rows`; of one path, or of each of several.
+        template: makes the ids and labels.
+        options: what is read, and what becomes of long and bad rows.
+        cache_dir: where to keep the result; by default $GLMTUNE_CACHE, $XDG_CACHE_HOME/glmtune
+            or ~/.cache/glmtune.
+        quarantine: the file to list bad rows in, when they are skipped.
+        progress: is told how many rows are done; by default a terminal shows it.
+
+    Raises:
+        DataError: a source cannot be read, a row cannot be used (unless they are skipped), or
+            no row is left to learn from.
+        OutputError: the cache or the quarantine file cannot be written.
+    """
+    if isinstance(sources, str | Path):
+        sources = [sources]
+    check_roles(options.roles)
+    found = [find_source(source, split=options.split) for source in sources]
+    before = _stamps(found)
+    key = _key(found, template, options)
+    folder = _data_cache(cache_dir) / key
+    data = _open_cache(folder)
+    if data is None:
+        with _shown(progress) as shown, _no_garbage_collection():
+            data = _build(folder, found, template, options, shown)
+        if _stamps(found) != before:
+            shutil.rmtree(folder, ignore_errors=True)
+            names = ", ".join(source.name for source in found)
+            raise DataError(f"{names}: a file changed while it was read. Start again.")
+    if data.report.num_bad_rows:
+        listed = folder / _BAD_ROWS
+        if quarantine is not None:
+            listed = _copy(listed, Path(quarantine))
+        data.report = dataclasses.replace(data.report, quarantine=str(listed))
+    return data
+
+
+def split_data(
+    examples: Sized, held_out: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Hold some examples out of training; the same ones for the same seed and number.
+
+    Args:
+        examples: only their number counts.
+        held_out: a share below 1, or how many; never less than one example.
+        seed: decides which.
+
+    Returns:
+        The indices to learn and those held out, both in order.
+    """
+    count = len(examples)
+    num_held_out = min(count, max(1, round(held_out * count if held_out < 1 else held_out)))
+    chosen = np.zeros(count, dtype=bool)
+    chosen[random.Random(seed).sample(range(count), num_held_out)] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+# --- The cache ----------------------------------------------------------------------------
+
+_ABOUT, _EXAMPLES, _BAD_ROWS = "about.json", "examples.arrow", "bad_rows.jsonl"
+_SCHEMA = pa.schema(
+    {
+        "input_ids": pa.list_(pa.int32()),
+        "learned": pa.list_(pa.int32()),  # start and end of each learned stretch, in turn
+        "file": pa.int32(),  # an index of about.json's "files"
+        "line": pa.int64(),
+    }
+)
+# A change to any of these may change what a row becomes, so they are part of the key.
+_CODE = (glmtune.conversation, glmtune.data.rows, glmtune.data.formats, glmtune.template)
+
+
+def _data_cache(cache_dir: str | Path | None) -> Path:
+    if cache_dir is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        cache_dir = os.environ.get("GLMTUNE_CACHE") or Path(home) / "glmtune"
+    return Path(cache_dir).expanduser() / "data"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _key(sources: Sequence[Source], template: Template, options: EncodeOptions) -> str:
+    try:
+        contents = [
+            # Names are in it because examples tell where they come from.
+            [source.name, source.max_rows, [[str(path), _digest(path)] for path in source.files]]
+            for source in sources
+        ]
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}.") from error
+    code = [_digest(Path(str(module.__file__))) for module in (*_CODE, sys.modules[__name__])]
+    decides = [contents, template.fingerprint, dataclasses.asdict(options), code]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _stamps(sources: Sequence[Source]) -> list[tuple[int, int]]:
+    """What changes when a file is written to."""
+    stats = [path.stat() for source in sources for path in source.files]
+    return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+
+
+def _open_cache(folder: Path) -> EncodedData | None:
+    """Open what an earlier start has left, if it is there and whole."""
+    if not folder.exists():
+        return None
+    try:
+        return EncodedData(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("the cache %s is damaged (%s); encoding again", folder, error)
+        return None
+
+
+def _build(
+    folder: Path,
+    sources: Sequence[Source],
+    template: Template,
+    options: EncodeOptions,
+    progress: Progress,
+) -> EncodedData:
+    partial = folder.with_name(f".{folder.name[:16]}-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with _written(folder):
+            partial.mkdir(parents=True)
+            with (
+                pa.OSFile(str(partial / _EXAMPLES), "wb") as examples,
+                (partial / _BAD_ROWS).open("w", encoding="utf-8") as bad_rows,
+                pa.ipc.new_file(examples, _SCHEMA) as writer,
+            ):
+                encoder = _Encoder(template, options, writer, bad_rows)
+                for source in sources:
+                    encoder.encode(source, progress)
+            encoder.check(sources)
+            about = {
+                "report": dataclasses.asdict(encoder.report()),
+                "files": list(encoder.files),
+                "sha256": {name: _digest(partial / name) for name in (_EXAMPLES, _BAD_ROWS)},
+            }
+            (partial / _ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
+            _commit(partial, folder)
+        return EncodedData(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _commit(partial: Path, folder: Path) -> None:
+    """Give a cache its name, unless another process was quicker."""
+    if folder.exists() and _open_cache(folder) is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Explain why something could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: could not be written: {error.strerror or error}. Make room, or set "
+            "GLMTUNE_CACHE to a folder that can be written and has room."
+        ) from error
+
+
+def _copy(source: Path, target: Path) -> Path:
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, partial)
+        partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{target}: could not be written: {error.strerror or error}.") from error
+    return target
+
+
+@contextmanager
+def _shown(progress: Progress | None) -> Iterator[Progress]:
+    """Show the number of rows on a terminal, unless somebody else is told it."""
+    if progress is not None:
+        yield progress
+    elif sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status("Encoding rows") as status:
+            yield lambda num_rows: status.update(f"Encoding rows: {num_rows:,} done")
+    else:
+        yield lambda num_rows: None
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Put off the search for cycles: it walks all of torch again and again, a fifth of the time.
+
+    Rows and examples have no cycles; what they take is freed at once all the same.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+# --- Encoding -----------------------------------------------------------------------------
+
+
+class _Encoder:
+    """Encodes sources one after the other, and counts.
+
+    Attributes:
+        files: the files that rows came from, each with its format.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        options: EncodeOptions,
+        writer: Any,
+        bad_rows: TextIO,
+    ) -> None:
+        self.files: dict[str, str] = {}
+        self._template = template
+        self._options = options
+        self._writer = writer
+        self._bad_rows = bad_rows
+        self._counts = dict.fromkeys((f.name for f in dataclasses.fields(EncodeReport)), 0)
+        self._first_bad: BadRow | None = None
+
+    def report(self) -> EncodeReport:
+        counts: dict[str, Any] = {**self._counts, "quarantine": None}
+        counts |= {"formats": self.files, "max_length": self._options.max_length}
+        return EncodeReport(**counts)
+
+    def encode(self, source: Source, progress: Progress) -> None:
+        """Encode all rows of a source; each of its files has its own format."""
+        for name, rows in itertools.groupby(source.rows(self._refuse), key=lambda row: row.file):
+            first = list(itertools.islice(rows, DETECT_ROWS))
+            format = detect(first, self._options.format, self._options.columns)
+            self.files.setdefault(name, format.name)
+            for batch in self._batches(itertools.chain(first, rows), format):
+                self._encode_batch(batch)
+                progress(self._counts["num_rows"])
+
+    def check(self, sources: Sequence[Source]) -> None:
+        """Refuse to go on without anything to learn.
+
+        Raises:
+            DataError: says what became of the rows.
+        """
+        report, names = self.report(), ", ".join(source.name for source in sources)
+        if report.num_examples:
+            return
+        if not report.num_rows:
+            raise DataError(f"{names}: there are no rows in it.")
+        reasons = [
+            (report.num_bad_rows, f"cannot be used, the first is {self._first_bad}"),
+            (
+                report.num_overlong,
+                f"are longer than data.max_length={report.max_length}: raise it, up to "
+                f"{report.longest} for all, or set data.overlong: truncate_prompt",
+            ),
+            (report.num_without_labels, "have nothing that is learned"),
+        ]
+        told = "; ".join(f"{count} {what}" for count, what in reasons if count)
+        raise DataError(f"{names}: of {report.num_rows} rows none is left to learn from: {told}.")
+
+    def _refuse(self, bad: BadRow) -> None:
+        if self._options.bad_rows == "fail":
+            raise RowError(bad)
+        self._counts["num_rows"] += 1
+        self._counts["num_bad_rows"] += 1
+        self._first_bad = self._first_bad or bad
+        self._bad_rows.write(json.dumps(dataclasses.asdict(bad), ensure_ascii=False) + "\n")
+
+    def _batches(self, rows: Iterable[Row], format: Format) -> Iterator[list[_Read]]:
+        batch: list[_Read] = []
+        num_chars = 0
+        for row in rows:
+            try:
+                conversation = convert(row, format, self._options.columns, self._options.roles)
+            except RowError as error:
+                self._refuse(error.bad)
+                continue
+            batch.append((row, conversation))
+            num_chars += sum(len(message.content) for message in conversation)
+            if len(batch) == BATCH_ROWS or num_chars >= BATCH_CHARS:
+                yield batch
+                batch, num_chars = [], 0
+        if batch:
+            yield batch
+
+    def _encode_batch(self, batch: Sequence[_Read]) -> None:
+        rows: list[Row] = []
+        examples: list[Example] = []
+        for (row, conversation), example in zip(batch, self._examples(batch), strict=True):
+            fitted = None if example is None else self._fit(row, conversation, example)
+            if fitted is not None:
+                rows.append(row)
+                examples.append(fitted)
+        if examples:
+            self._write(rows, examples)
+
+    def _examples(self, batch: Sequence[_Read]) -> Sequence[Example | None]:
+        """Encode all at once; if that fails, one by one to find the rows at fault."""
+        try:
+            return self._template.encode_batch([conversation for _, conversation in batch])
+        except TemplateError:
+            examples: list[Example | None] = []
+            for row, conversation in batch:
+                try:
+                    examples.append(self._template.encode(conversation))
+                except TemplateError as error:
+                    self._refuse(_cannot_encode(row, error))
+                    examples.append(None)
+            return examples
+
+    def _fit(self, row: Row, conversation: Conversation, example: Example) -> Example | None:
+        """Do about a long example as the options say; None for what is not learned."""
+        counts, max_length = self._counts, self._options.max_length
+        length = len(example.input_ids)
+        counts["longest"] = max(counts["longest"], length)
+        how = ""
+        if length > max_length:
+            how, fitted = self._shorten(row, conversation, example)
+            if fitted is None:
+                return None
+            example = fitted
+        counts["num_rows"] += 1
+        if example.labels.count(IGNORE) == len(example.labels):
+            counts["num_without_labels"] += 1
+            return None
+        if how:
+            counts[how] += 1
+        return example
+
+    def _shorten(
+        self, row: Row, conversation: Conversation, example: Example
+    ) -> tuple[str, Example | None]:
+        """Make a long example fit, and name the count it belongs to; None if it is left out."""
+        max_length = self._options.max_length
+        if self._options.overlong == "tutorial":
+            cut = Example(example.input_ids[:max_length], example.labels[:max_length])
+            return "num_cut", cut
+        if self._options.overlong == "truncate_prompt":
+            try:
+                shorter = self._template.shorten_prompt(conversation, max_length)
+            except TemplateError as error:
+                self._refuse(_cannot_encode(row, error))
+                return "", None
+            if shorter is not None:
+                return "num_shortened", shorter
+        self._counts["num_rows"] += 1
+        self._counts["num_overlong"] += 1
+        return "", None
+
+    def _write(self, rows: Sequence[Row], examples: Sequence[Example]) -> None:
+        ids, offsets = _flatten([example.input_ids for example in examples])
+        labels, _ = _flatten([example.labels for example in examples])
+        learned = labels != IGNORE
+        assert np.array_equal(labels[learned], ids[learned])  # labels are not shifted
+        borders, border_offsets = learned_borders(learned, offsets)
+        numbers = {name: index for index, name in enumerate(self.files)}
+        columns = [
+            pa.ListArray.from_arrays(offsets, ids),
+            pa.ListArray.from_arrays(border_offsets, borders),
+            pa.array([numbers[row.file] for row in rows], pa.int32()),
+            pa.array([row.line for row in rows], pa.int64()),
+        ]
+        self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+        self._counts["num_examples"] += len(examples)
+        self._counts["num_tokens"] += len(ids)
+        self._counts["num_learned_tokens"] += int(learned.sum())
+
+
+def _cannot_encode(row: Row, error: TemplateError) -> BadRow:
+    start = excerpt(json.dumps(row, ensure_ascii=False, default=str))
+    return BadRow(row.file, row.line, "", str(error), start)
+
+
+def _flatten(lists: Sequence[list[int]]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """All numbers in a row, and where each list begins; one number more than there are lists."""
+    offsets = np.zeros(len(lists) + 1, dtype=np.int32)
+    np.cumsum([len(numbers) for numbers in lists], out=offsets[1:])
+    flat = np.fromiter(itertools.chain.from_iterable(lists), np.int32, count=int(offsets[-1]))
+    return flat, offsets
+
+
+def learned_borders(
+    learned: npt.NDArray[np.bool_], offsets: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Find the learned stretches of each example.
+
+    Args:
+        learned: of all tokens of all examples, (tokens,).
+        offsets: where each example begins, and where the last ends, (examples + 1,).
+
+    Returns:
+        Start and end of each stretch, counted from the example's begin, and the offsets of
+        the examples in that list.
+    """
+    before = np.concatenate(([False], learned[:-1]))
+    after = np.concatenate((learned[1:], [False]))
+    before[offsets[:-1]] = False
+    after[offsets[1:] - 1] = False
+    starts, ends = np.flatnonzero(learned & ~before), np.flatnonzero(learned & ~after) + 1
+    example_of = np.searchsorted(offsets, starts, side="right") - 1
+    borders = np.stack((starts, ends), axis=1) - offsets[example_of, None]
+    counts = np.bincount(example_of, minlength=len(offsets) - 1)
+    border_offsets = np.concatenate(([0], 2 * np.cumsum(counts))).astype(np.int32)
+    return borders.astype(np.int32).ravel(), border_offsets
