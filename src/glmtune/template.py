@@ -139,7 +139,11 @@ class Template(ABC):
     def _cut_texts(self, conversation: Conversation, max_tokens: int) -> Example | None:
         """Cut the ends of user and observation texts, the longest first, until all fits."""
         messages = list(conversation)
-        texts = [i for i, message in enumerate(messages) if message.role in ("user", "observation")]
+        texts = [
+            index
+            for index, message in enumerate(messages)
+            if message.role in ("user", "observation") and not is_learned(message)
+        ]
         for index in sorted(texts, key=lambda i: len(messages[i].content), reverse=True):
             whole = messages[index]
 
@@ -339,11 +343,10 @@ class ChatGLMTemplate(Template):
 
     def _fingerprinted(self) -> Mapping[str, Any]:
         examples = self.encode_batch(_PLAIN_PROBES if self._layout == "plain" else _PROBES)
+        pieces = self._tokenizer.sp_model.serialized_model_proto()
         return {
-            "special_ids": {
-                token: self._tokenizer.get_command(token)
-                for token in ("[gMASK]", "sop", "<eos>", "<pad>")
-            },
+            "pieces": hashlib.sha256(pieces).hexdigest(),
+            "added": self._tokenizer.added_tokens_encoder,
             "roles": self._role_ids,
             "examples": [[example.input_ids, example.labels] for example in examples],
             "prompt": self.prompt_ids(Conversation(_PLAIN_PROBES[0].messages[:1])),
@@ -571,7 +574,9 @@ class ChatTemplate(Template):
             else:
                 rendered.append([example.input_ids, example.labels])
         prompt = self.prompt_ids(Conversation(_PROBES[0].messages[:1]))
+        vocabulary = json.dumps(self._tokenizer.get_vocab(), sort_keys=True)
         return {
+            "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
             "chat_template": self._tokenizer.chat_template,
             "examples": rendered,
             "prompt": prompt,

@@ -243,7 +243,7 @@ def _every_path(tokenizer: ChatGLMTokenizer, text: str) -> list[list[int]]:
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(text=hostile_text)
 @example(text="<|user|>")
 @example(text="[gMASK]sop<|system|>\n</s><unk><s>")
@@ -255,7 +255,7 @@ def test_text_never_becomes_a_special_token_on_any_path(
         assert all(2 < index < first_special for index in ids)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(text=hostile_text)
 def test_text_never_becomes_a_special_token_of_chatglm3(
     chatglm3: ChatGLMTokenizer, text: str
@@ -457,6 +457,21 @@ def test_the_fast_path_gives_what_the_thorough_one_gives(
     lengths = thorough.pop("length")
     assert dict(fast) == dict(thorough)
     assert lengths == [len(ids) for ids in fast["input_ids"]]
+    for index, text in enumerate(texts):
+        alone = tiny_tokenizer(text, **options)
+        assert dict(alone) == {name: fast[name][index] for name in alone}
+
+
+def test_tensors_have_a_batch_axis(tiny_tokenizer: ChatGLMTokenizer) -> None:
+    ids = tiny_tokenizer.encode("你好")
+    for encoded in (
+        tiny_tokenizer("你好", return_tensors="pt"),
+        tiny_tokenizer(["你好"], return_tensors="pt"),
+        tiny_tokenizer("你好", return_tensors="pt", padding=True),
+    ):
+        assert encoded["input_ids"].tolist() == [ids]
+        assert encoded["position_ids"].tolist() == [list(range(len(ids)))]
+        assert encoded["attention_mask"].tolist() == [[1] * len(ids)]
 
 
 def test_special_tokens_are_marked_and_skipped(tiny_tokenizer: ChatGLMTokenizer) -> None:
@@ -669,7 +684,7 @@ def test_a_trained_tokenizer_has_the_layout_of_chatglm(tiny_tokenizer: ChatGLMTo
     assert "12" not in tiny_tokenizer.get_vocab()  # digits stand alone
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(text=st.text())
 def test_any_text_survives_a_round_trip(tiny_tokenizer: ChatGLMTokenizer, text: str) -> None:
     decoded = tiny_tokenizer.decode(tiny_tokenizer.encode(text, add_special_tokens=False))

@@ -294,13 +294,16 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         if return_offsets_mapping:
             raise NotImplementedError("ChatGLMTokenizer gives no offsets of tokens in the text.")
         options = {name: value for name, value in options.items() if name not in _HAVE_NO_EFFECT}
-        if not _is_batch(text, is_split_into_words):
-            rows = [(text, text_pair)]
-            [row] = self._encode_rows(rows, is_split_into_words, encode_special_tokens)
-            return self._finish_one(row, options)
-        rows = _split_rows(text, text_pair, is_split_into_words)
+        is_batch = _is_batch(text, is_split_into_words)
+        rows = [(text, text_pair)]
+        if is_batch:
+            rows = _split_rows(text, text_pair, is_split_into_words)
         encoded = self._encode_rows(rows, is_split_into_words, encode_special_tokens)
-        return self._finish_plain(encoded, options) or self._finish_batch(encoded, options)
+        if self._is_plain(encoded, options):
+            return self._finish_plain(encoded, is_batch, options)
+        if is_batch:
+            return self._finish_batch(encoded, options)
+        return self._finish_one(encoded[0], options)
 
     def _encode_rows(
         self,
@@ -367,18 +370,20 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             columns.pop("num_truncated_tokens", None)
         return self.pad(columns, **padding)
 
-    def _finish_plain(
-        self, rows: Sequence[Row], options: Mapping[str, Any]
-    ) -> BatchEncoding | None:
-        """Do what `_finish_batch` does, faster, when only texts without padding are asked for."""
-        is_plain = (
+    def _is_plain(self, rows: Sequence[Row], options: Mapping[str, Any]) -> bool:
+        """Tell whether nothing is asked for but texts as ids, whole or cut at the end."""
+        return (
             options["padding_strategy"] is PaddingStrategy.DO_NOT_PAD
             and self.truncation_side == "right"
-            and all(pair_ids is None for _, pair_ids in rows)
+            and options.get("return_attention_mask") is not False
             and not any(options.get(name) for name in _NEED_EVERY_ROW)
+            and all(pair_ids is None for _, pair_ids in rows)
         )
-        if not is_plain:
-            return None
+
+    def _finish_plain(
+        self, rows: Sequence[Row], is_batch: bool, options: Mapping[str, Any]
+    ) -> BatchEncoding:
+        """Do what `_finish_one` and `_finish_batch` do, without their cost per row."""
         prefix = self._prefix_ids if options["add_special_tokens"] else []
         length = None
         if options["truncation_strategy"] in _CUT_A_SINGLE_TEXT and options["max_length"]:
@@ -388,11 +393,15 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         self._eventual_warn_about_too_long_sequence(
             longest, options["max_length"], options.get("verbose", True)
         )
-        columns = {"input_ids": input_ids}
-        if options.get("return_attention_mask") is not False:
-            columns["attention_mask"] = [[1] * len(ids) for ids in input_ids]
-        columns["position_ids"] = [list(range(len(ids))) for ids in input_ids]
-        return BatchEncoding(columns, tensor_type=options.get("return_tensors"))
+        columns: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": [[1] * len(ids) for ids in input_ids],
+            "position_ids": [list(range(len(ids))) for ids in input_ids],
+        }
+        return_tensors = options.get("return_tensors")
+        if not is_batch and not return_tensors:
+            columns = {name: row for name, [row] in columns.items()}
+        return BatchEncoding(columns, tensor_type=return_tensors)
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: Ids, token_ids_1: Ids | None = None
