@@ -235,6 +235,11 @@ def test_a_missing_file_names_the_one_that_may_be_meant(tmp_path: Path) -> None:
         read_rows(tmp_path / "alpca.json")
     with pytest.raises(DataError, match="no folder"):
         read_rows(tmp_path / "nowhere" / "rows.json")
+    (tmp_path / "link.json").symlink_to("gone.json")
+    with pytest.raises(DataError, match=r"a link to 'gone\.json', which does not exist"):
+        read_rows(tmp_path / "link.json")
+    with pytest.raises(DataError, match="the path of a data file is empty"):
+        read_rows("")
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv", "rows.parquet.gz"])
@@ -302,6 +307,14 @@ def test_a_broken_array_names_the_line_and_the_place(tmp_path: Path) -> None:
     path.write_text('[\n{"q": 1},\n{"q": oops},\n' + '{"q": 3},\n' * 99 + "{}]", encoding="utf-8")
 
     with pytest.raises(DataError, match=r"rows\.json:3: not JSON: Expecting value, near .*oops"):
+        bad_rows(path)
+
+
+def test_a_line_break_inside_a_text_of_an_array_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('[{"q": 1},\n{"q": "a\nb"}]', encoding="utf-8")
+
+    with pytest.raises(DataError, match=r"rows\.json:2: not JSON: a line break or tab inside"):
         bad_rows(path)
 
 
@@ -411,11 +424,14 @@ def test_bad_records_of_csv_are_reported_and_the_others_read(tmp_path: Path) -> 
 def test_a_csv_with_another_separator_or_a_column_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "semi.csv").write_text("q;a\n1;2\n", encoding="utf-8")
     (tmp_path / "twice.csv").write_text("q,q\n1,2\n", encoding="utf-8")
+    (tmp_path / "mac.csv").write_bytes(b"q,a\r1,2\r")
 
     with pytest.raises(DataError, match="seems to be separated by ';', expected ','"):
         list(read_rows(tmp_path / "semi.csv"))
     with pytest.raises(DataError, match="names a column twice: q"):
         list(read_rows(tmp_path / "twice.csv"))
+    with pytest.raises(DataError, match=r"lines end in .r alone"):
+        list(read_rows(tmp_path / "mac.csv"))
 
 
 @pytest.mark.parametrize("name", ["rows.json.gz", "rows.jsonl.zst", "rows.parquet"])

@@ -93,8 +93,7 @@ class EncodeReport:
     """What became of the rows.
 
     Attributes:
-        num_rows: rows that were met, bad ones too; the sum of all the counts but the last
-            four and `num_shortened` and `num_cut`, whose rows are examples.
+        num_rows: rows that were met; the sum of the next four.
         num_examples: rows that are learned.
         num_bad_rows: rows that could not be used.
         num_overlong: rows left out because they are too long.
@@ -138,8 +137,9 @@ class EncodeReport:
             (self.num_cut, f"cut off, their end with them: {too_long}"),
             (self.num_bad_rows, f"left out as bad, listed in {self.quarantine}"),
         )
-        told += [f"{count:,} {'row' if count == 1 else 'rows'} {what}" for count, what in counts
-                 if count]  # fmt: skip
+        for count, what in counts:
+            if count:
+                told.append(f"{count:,} {'row' if count == 1 else 'rows'} {what}")
         return "; ".join(told) + "."
 
 
@@ -335,7 +335,7 @@ def _open_cache(folder: Path) -> EncodedData | None:
         return None
     try:
         return EncodedData(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         logger.warning("the cache %s is damaged (%s); encoding again", folder, error)
         return None
 

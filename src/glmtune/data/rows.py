@@ -40,7 +40,7 @@ MODELSCOPE = "modelscope://"
 
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_CAP = re.compile(r"(.+)#(\d+)")
+_CAP = re.compile(r"(.+)#([1-9]\d*)")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json"}  # describe data sets, hold no rows
 
@@ -139,6 +139,8 @@ def find_source(source: str | Path, *, split: str | None = None) -> Source:
     """
     name, max_rows = os.fspath(source), None
     path = Path(name).expanduser()
+    if not name:
+        raise DataError("the path of a data file is empty. Name a file, a folder or a hub id.")
     if not path.exists() and (capped := _CAP.fullmatch(name)):
         name, max_rows = capped[1], int(capped[2])
         path = Path(name).expanduser()
@@ -211,6 +213,8 @@ def _data_files(name: str, folder: Path) -> list[Path]:
 
 def _refuse_missing(name: str, path: Path) -> NoReturn:
     """Say that a file is missing, and which one may have been meant."""
+    if path.is_symlink():
+        raise DataError(f"{name}: a link to {str(path.readlink())!r}, which does not exist.")
     if not path.parent.is_dir():
         raise DataError(
             f"{name}: no such file, and no folder {str(path.parent)!r} either. "
@@ -487,6 +491,8 @@ class _JsonText:
     def refuse(self, reason: str, at: int | None = None) -> NoReturn:
         """Say that the file as a whole is not JSON, and where it stops being it."""
         at = self._at if at is None else at
+        if reason.startswith("Invalid control character"):
+            reason = r"a line break or tab inside a text, which is written \n or \t"
         line = self.line + self._text.count("\n", self._at, at)
         around = self._text[max(0, at - 20) : at + 20]
         raise DataError(
@@ -698,6 +704,8 @@ def _read_separated(path: Path, name: str, on_bad: OnBad, separator: str) -> Ite
             reason = problems[0] if problems else ""
         except csv.Error as error:
             record, reason = [], f"{error}. A quote may be missing, or not doubled inside quotes."
+            if "new-line" in str(error):
+                reason = r"lines end in \r alone. Save the file with \n or \r\n."
         if header is None:
             if reason:
                 raise DataError(f"{name}:{line}: {reason}")
