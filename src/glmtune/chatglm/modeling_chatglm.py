@@ -669,7 +669,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         reply = sequences[0, inputs["input_ids"].shape[1] :].tolist()
         if reply and reply[-1] in stop_ids:
             reply.pop()
-        return process_response(tokenizer.decode(reply), messages)
+        return read_reply(tokenizer.decode(reply), messages)
 
     @torch.inference_mode()
     def stream_chat(
@@ -726,9 +726,15 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             reply.append(token)
             text = tokenizer.decode(reply)
             if text and not text.endswith(UNFINISHED_CHARACTER):
-                yield (*process_response(text, messages), *rest)
+                yield (*read_reply(text, messages), *rest)
         if not text or text.endswith(UNFINISHED_CHARACTER):
-            yield (*process_response(text, messages), *rest)
+            yield (*read_reply(text, messages), *rest)
+
+    def process_response(
+        self, output: str, history: Sequence[Mapping[str, Any]]
+    ) -> tuple[str | dict[str, Any], list[dict[str, Any]]]:
+        """Read the text of a reply; see `glmtune.chatglm.reply.process_response`."""
+        return process_response(output, history)
 
     def _stream_ids(
         self, ids: Tensor, past_key_values: Cache, max_length: int, **settings: Any
@@ -759,6 +765,24 @@ def chat_stop_ids(tokenizer: Any) -> list[int]:
     """Give the ids that end a turn: end of text, and the two roles that speak next."""
     roles = ("<|user|>", "<|observation|>")
     return [tokenizer.eos_token_id, *(tokenizer.get_command(role) for role in roles)]
+
+
+def read_reply(
+    text: str, history: Sequence[Mapping[str, Any]]
+) -> tuple[str | dict[str, Any], list[dict[str, Any]]]:
+    """Read a reply so that its history encodes to the ids that the model wrote.
+
+    A space in front of a piece of text is the mark of its first token, which encoding adds
+    anew. Decoding drops it at the very beginning; it is left at the head of later messages and
+    of a tool call. The original keeps those, so its next prompt has spaces never written.
+    """
+    content, extended = process_response(text, history)
+    for index, message in enumerate(extended[len(history) :]):
+        if message["metadata"].strip():
+            message["content"] = message["content"].removeprefix(" ")
+        if index > 0:
+            message["metadata"] = message["metadata"].removeprefix(" ")
+    return content, extended
 
 
 def _sampling(do_sample: bool, top_p: float, temperature: float) -> dict[str, Any]:
