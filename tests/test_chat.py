@@ -1,11 +1,13 @@
 """A conversation goes on, is streamed whole, and is what the model was trained on."""
 
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from glmtune import adapter
 from glmtune.chat import ChatSession, Sampling, base_of, open_session, reply_text, system_messages
@@ -310,6 +312,19 @@ def test_an_adapter_of_another_template_is_refused_unless_meant(
 
     meant = open_session(str(taught_model_dir), adapter_dir, layout="official", any_template=True)
     assert meant.template.description["layout"] == "official"
+
+
+def test_an_adapter_of_another_model_is_refused(
+    taught_model_dir: Path, adapter_dir: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(adapter_dir, other)
+    file = other / "adapter_model.safetensors"
+    narrower = {name: tensor[:, :-1].clone() for name, tensor in load_file(file).items()}
+    save_file(narrower, file)
+
+    with pytest.raises(CheckpointError, match="does not fit this model"):
+        open_session(str(taught_model_dir), other)
 
 
 def test_an_adapter_whose_base_is_gone_says_what_to_give(tmp_path: Path) -> None:

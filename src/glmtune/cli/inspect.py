@@ -1,17 +1,190 @@
 """`glmtune inspect`."""
 
-from typing import Annotated
+import json
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from glmtune.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from glmtune.inspection.row import Piece, SeenRow
+    from glmtune.recipe import Recipe
+
+LEARNED = "bold green"
+BRACKETS = ("⟦", "⟧")  # around what is learned where there is no colour
+BORDER = "│"  # between pieces
+VISIBLE = {"\n": "⏎\n", "\t": "⇥", "\r": "␍"}
+
 
 def inspect(
-    data: Annotated[str, typer.Argument(help="Rows, or a recipe.", show_default=False)],
-    model: Annotated[str | None, typer.Option("--model", help="Folder with a tokenizer.")] = None,
-    row: Annotated[int, typer.Option(min=1, help="Which row, counted from 1.")] = 1,
+    data: Annotated[
+        str, typer.Argument(help="Rows as in data.train, or a recipe.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Further values of the recipe."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Folder or hub id; its tokenizer is enough.")
+    ] = None,
+    row: Annotated[int, typer.Option("--row", min=1, help="Which row, counted from 1.")] = 1,
+    count: Annotated[int, typer.Option("-n", min=1, help="How many rows from there.")] = 1,
+    layout: Annotated[
+        Literal["official", "tutorial", "plain"] | None, typer.Option(help="How ids are laid out.")
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="In tokens.")] = None,
+    overlong: Annotated[
+        Literal["drop", "truncate_prompt", "tutorial"] | None,
+        typer.Option(help="What becomes of longer rows."),
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="Of the rows; by default found by the columns.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option(metavar="OURS=THEIRS", help="Which column is what.")
+    ] = None,
+    roles: Annotated[
+        list[str] | None, typer.Option(metavar="THEIRS=OURS", help="Which role is what.")
+    ] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="A line per piece, with its ids.")] = False,
 ) -> None:
-    """Show a row as the tokens that training sees.
+    """Show rows as the tokens that training sees, and which of them it learns.
 
     Example: glmtune inspect rows.json --model ./chatglm3-6b --row 3
     """
-    raise NotImplementedError
+    values = {
+        "model.name_or_path": model,
+        "data.layout": layout,
+        "data.max_length": max_length,
+        "data.overlong": overlong,
+        "data.format": format,
+        **_pairs("data.columns", columns),
+        **_pairs("data.roles", roles),
+    }
+    recipe = recipe_for(data, values, overrides or [])
+
+    from rich.console import Console
+
+    from glmtune.inspection.row import see_rows
+
+    console = Console(highlight=False, soft_wrap=True)
+    for seen in see_rows(recipe, first=row, count=count):
+        print_row(seen, console, with_ids=ids)
+
+
+def _pairs(key: str, pairs: list[str] | None) -> dict[str, str]:
+    """Read `--columns instruction=question` as the value of data.columns.instruction."""
+    values = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals or not name or not value:
+            option = key.removeprefix("data.")
+            raise RecipeError(f"--{option} {pair}: expected a pair with = between.")
+        values[f"{key}.{name}"] = value
+    return values
+
+
+def recipe_for(data: str, values: "dict[str, str | int | None]", overrides: list[str]) -> "Recipe":
+    """Make the recipe that would train on these rows.
+
+    Raises:
+        RecipeError: the recipe cannot be read, a value does not fit, or there is no model.
+    """
+    from glmtune.recipe import build_recipe, load_recipe
+
+    given = [
+        # JSON is YAML, and quotes what YAML would read as something else
+        f"{key}={json.dumps(value, ensure_ascii=False)}"
+        for key, value in values.items()
+        if value is not None
+    ]
+    if data.endswith((".yaml", ".yml")):
+        return load_recipe(data, [*given, *overrides])
+    names_model = ("model.name_or_path=", "name_or_path=", "model_name_or_path=")
+    if not any(each.startswith(names_model) for each in [*given, *overrides]):
+        raise RecipeError(
+            "--model is missing: rows become tokens by a model's tokenizer. "
+            f"Try: glmtune inspect {data} --model ./chatglm3-6b"
+        )
+    tree = {"data": {"train": data}, "output": {"dir": "."}}  # nothing is written there
+    return build_recipe(tree, [*given, *overrides], source=data)
+
+
+def print_row(seen: "SeenRow", console: "Console", *, with_ids: bool) -> None:
+    """Print what there is to know of a row, then its tokens and what they decode to."""
+    described = ", ".join(f"{key} {value}" for key, value in seen.template.items())
+    has_colour = console.color_system is not None and not console.no_color
+    console.print(f"{seen.place}  (format {seen.format}; template {described})", markup=False)
+    learned = "green" if has_colour else "".join(BRACKETS)
+    console.print(f"{seen.num_tokens} tokens, {seen.num_learned} learned ({learned})")
+    if seen.fate:
+        console.print(f"note: {seen.fate}", style="yellow")
+    console.print()
+    if with_ids:
+        for line in piece_lines(seen.pieces, has_colour=has_colour):
+            console.print(line)
+    else:
+        console.print(flowing(seen.pieces, has_colour=has_colour))
+    for label, text in (("input", seen.input_text), ("labels", seen.label_text)):
+        console.print()
+        console.print(f"{label}:", style="bold")
+        console.print(printable(text, keep="\n"), markup=False)
+    console.print()
+
+
+def flowing(pieces: "tuple[Piece, ...]", *, has_colour: bool) -> "Text":
+    """Write the pieces one after the other, as text."""
+    from rich.text import Text
+
+    result = Text()
+    is_inside = False
+    for index, piece in enumerate(pieces):
+        if piece.is_learned != is_inside and not has_colour:
+            result.append(BRACKETS[0] if piece.is_learned else BRACKETS[1])
+        elif index:
+            result.append(BORDER, style="dim")
+        is_inside = piece.is_learned
+        result.append(printable(piece.text), style=_style(piece))
+    if is_inside and not has_colour:
+        result.append(BRACKETS[1])
+    return result
+
+
+def piece_lines(pieces: "tuple[Piece, ...]", *, has_colour: bool) -> "list[Text]":
+    """Write a line per piece: position, ids, text."""
+    from rich.text import Text
+
+    lines, position = [], 0
+    for piece in pieces:
+        ids = " ".join(map(str, piece.ids))
+        text = printable(piece.text).replace("⏎\n", "⏎").replace(" ", "▁")
+        if piece.is_learned and not has_colour:
+            text = text.join(BRACKETS)
+        line = Text(f"{position:>6}  {ids:<24}  ", style="dim")
+        line.append(text, style=_style(piece))
+        lines.append(line)
+        position += len(piece.ids)
+    return lines
+
+
+def _style(piece: "Piece") -> str:
+    colour = LEARNED if piece.is_learned else "not bold"
+    return f"{colour} reverse" if piece.is_special else colour
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Make white space visible, and harmless what would command the terminal."""
+    return "".join(
+        char
+        if char in keep
+        else VISIBLE.get(char) or (char if _is_safe(char) else repr(char)[1:-1])
+        for char in text
+    )
+
+
+def _is_safe(char: str) -> bool:
+    return char.isprintable() or char == "\u3000"  # the wide space of Chinese text

@@ -166,7 +166,7 @@ def describe_model(
         "kind": f"{config.model_type} ({type(model).__name__})",
         "groups": group_parameters(parameters, stored),
         "num_tensors": len(parameters),
-        "numel": (numel := sum(p.numel() for p in parameters.values())),
+        "numel": sum(parameter.numel() for parameter in parameters.values()),
         "buffers": tuple(n for n in stored if n in buffers),
         "unexpected": tuple(n for n in stored if n not in parameters and n not in buffers),
         "memory_bytes": memory_bytes(model),
@@ -358,9 +358,8 @@ def _describe_tokenizer(name: str) -> tuple[TokenizerFacts | None, str]:
         template = template_for(tokenizer)
     except GlmtuneError as error:
         problem = str(error)
-    special = {
-        token: int(tokenizer.convert_tokens_to_ids(token)) for token in tokenizer.all_special_tokens
-    }
+    tokens = tokenizer.all_special_tokens
+    special: dict[str, Any] = {token: tokenizer.convert_tokens_to_ids(token) for token in tokens}
     return (
         TokenizerFacts(
             kind=type(tokenizer).__name__,

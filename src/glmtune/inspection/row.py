@@ -1,0 +1,211 @@
+"""A row -> what training sees of it: its tokens as readable pieces, and which are learned.
+
+    你好  ->  ids 36474 54591             pieces "▁你" "好"
+    鑫    ->  ids 236 139 174             one piece "鑫": its bytes say nothing one by one
+
+A piece is the shortest run of tokens that is text, so the pieces of a row joined are its text.
+A run never crosses from what is learned to what is not.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby, islice
+from typing import Any
+
+from glmtune.conversation import Conversation
+from glmtune.data.encode import BATCH_ROWS
+from glmtune.data.formats import Format, check_roles, convert, detect
+from glmtune.data.rows import BadRow, Row, RowError, find_source
+from glmtune.errors import DataError
+from glmtune.load import load_tokenizer
+from glmtune.recipe import DataSection, Recipe
+from glmtune.template import IGNORE, Example, Template, template_for
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a character decode to
+MAX_TOKENS_OF_CHARACTER = 4  # the bytes of the longest character in UTF-8
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of tokens that is text.
+
+    Attributes:
+        ids: of the tokens.
+        text: what they are, a special token as its name.
+        is_learned: whether they are labels.
+        is_special: whether it is a special token.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    is_learned: bool
+    is_special: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRow:
+    """What training sees of a row.
+
+    Attributes:
+        place: `file:line`.
+        format: the format it was read as.
+        template: how the ids were laid out.
+        fate: what its length means for training, "" when nothing.
+        example: ids and labels, after that.
+        pieces: the example as text.
+        input_text: the ids decoded.
+        label_text: the learned ids decoded.
+    """
+
+    place: str
+    format: str
+    template: Mapping[str, Any]
+    fate: str
+    example: Example
+    pieces: tuple[Piece, ...]
+    input_text: str
+    label_text: str
+
+    @property
+    def num_tokens(self) -> int:
+        """Ids in the example."""
+        return len(self.example.input_ids)
+
+    @property
+    def num_learned(self) -> int:
+        """Labels in the example."""
+        return self.num_tokens - self.example.labels.count(IGNORE)
+
+
+def see_rows(recipe: Recipe, first: int = 1, count: int = 1) -> Iterator[SeenRow]:
+    """Encode some rows as a run of the recipe would.
+
+    Args:
+        recipe: its model (the tokenizer alone is read) and its data.
+        first: which row of data.train, counted from 1 through all its files; rows that cannot
+            be used count too.
+        count: how many from there, or fewer at the end.
+
+    Raises:
+        CheckpointError: there is no tokenizer.
+        DataError: a file or the row cannot be used, or there are fewer rows.
+    """
+    tokenizer = load_tokenizer(recipe.model.name_or_path)
+    template = template_for(tokenizer, recipe.data.layout)
+    check_roles(recipe.data.roles)
+    num_rows = 0
+    for num_rows, (entry, format) in enumerate(_rows(recipe.data), start=1):
+        if num_rows >= first + count:
+            return
+        if num_rows < first:
+            continue
+        if isinstance(entry, BadRow):
+            raise RowError(entry)
+        yield _see(entry, format, recipe.data, template, tokenizer)
+    if num_rows < first:
+        raise DataError(
+            f"{', '.join(recipe.data.train)}: there is no row {first}, only {num_rows:,} rows. "
+            "They are counted from 1."
+        )
+
+
+def _rows(section: DataSection) -> Iterator[tuple[Row | BadRow, Format]]:
+    """Read the rows of all files, each with the format of its file."""
+    for source in section.train:
+        entries = _with_bad_rows(source, section.split)
+        for _, entries_of_file in groupby(entries, key=lambda entry: entry.file):
+            head = list(islice(entries_of_file, BATCH_ROWS))
+            rows = [entry for entry in head if isinstance(entry, Row)]
+            if not rows:
+                raise RowError(next(entry for entry in head if isinstance(entry, BadRow)))
+            format = detect(rows, section.format, section.columns)
+            for entry in chain(head, entries_of_file):
+                yield entry, format
+
+
+def _with_bad_rows(source: str, split: str | None) -> Iterator[Row | BadRow]:
+    bad: list[BadRow] = []
+    for row in find_source(source, split=split).rows(bad.append):
+        yield from bad
+        bad.clear()
+        yield row
+    yield from bad
+
+
+def _see(
+    row: Row, format: Format, section: DataSection, template: Template, tokenizer: Any
+) -> SeenRow:
+    conversation = convert(row, format, section.columns, section.roles)
+    example, fate = _fit(conversation, section, template)
+    return SeenRow(
+        place=f"{row.file}:{row.line}",
+        format=format.name,
+        template=template.description,
+        fate=fate,
+        example=example,
+        pieces=tuple(pieces_of(example, tokenizer)),
+        input_text=text_of(example.input_ids, tokenizer),
+        label_text=text_of(example.labels, tokenizer),
+    )
+
+
+def _fit(
+    conversation: Conversation, section: DataSection, template: Template
+) -> tuple[Example, str]:
+    """Shorten a long row as training would; one that training leaves out is shown whole."""
+    example = template.encode(conversation)
+    num_tokens, max_length = len(example.input_ids), section.max_length
+    if num_tokens <= max_length:
+        is_learned = any(label != IGNORE for label in example.labels)
+        return example, "" if is_learned else "nothing in it is learned, so it is left out"
+    if section.overlong == "tutorial":
+        cut = Example(example.input_ids[:max_length], example.labels[:max_length])
+        return cut, f"cut off behind token {max_length:,} of {num_tokens:,}"
+    if section.overlong == "truncate_prompt":
+        shorter = template.shorten_prompt(conversation, max_length)
+        if shorter is not None:
+            return shorter, f"prompt shortened, it had {num_tokens:,} tokens"
+    return example, f"longer than data.max_length {max_length:,}, so it is left out"
+
+
+def pieces_of(example: Example, tokenizer: Any) -> Iterator[Piece]:
+    """Give the pieces of an example, in order."""
+    special = {
+        tokenizer.convert_tokens_to_ids(token): token for token in tokenizer.all_special_tokens
+    }
+    before = _ids_before_text(tokenizer)
+    prefix = len(tokenizer.decode(before))
+    run: list[int] = []
+    for index, (token_id, label) in enumerate(zip(example.input_ids, example.labels, strict=True)):
+        is_learned = label != IGNORE
+        if token_id in special:
+            yield Piece((token_id,), special[token_id], is_learned, is_special=True)
+            continue
+        run.append(token_id)
+        text = tokenizer.decode([*before, *run])[prefix:]
+        if not text.endswith(UNFINISHED) or _is_last(example, index, len(run), special):
+            yield Piece(tuple(run), text, is_learned, is_special=False)
+            run = []
+
+
+def _ids_before_text(tokenizer: Any) -> list[int]:
+    """Give ids to decode in front of a run: at the very beginning a space would be dropped."""
+    ids: list[int] = tokenizer.encode("x", add_special_tokens=False)
+    return ids
+
+
+def _is_last(example: Example, index: int, length: int, special: dict[int, str]) -> bool:
+    """Whether a run cannot go on behind a token, though its last character is unfinished."""
+    after = index + 1
+    return (
+        length == MAX_TOKENS_OF_CHARACTER
+        or after == len(example.input_ids)
+        or example.input_ids[after] in special
+        or (example.labels[after] == IGNORE) != (example.labels[index] == IGNORE)
+    )
+
+
+def text_of(ids: Sequence[int], tokenizer: Any) -> str:
+    """Decode as the tokenizer does, special tokens and all; unlearned labels are left out."""
+    text: str = tokenizer.decode([token_id for token_id in ids if token_id != IGNORE])
+    return text
