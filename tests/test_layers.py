@@ -12,7 +12,7 @@ LAYERS = [
     ["errors"],
     ["files", "conversation"],
     ["chatglm"],
-    ["auto", "attention"],
+    ["auto", "attention", "arithmetic"],
     ["load"],
     ["template", "recipe"],
     ["data"],

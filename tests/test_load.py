@@ -18,7 +18,13 @@ from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
 from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.errors import CheckpointError
-from glmtune.load import load_config, load_model, load_tokenizer, working_dtype
+from glmtune.load import (
+    _fast_cpu_dtypes,
+    load_config,
+    load_frozen_model,
+    load_model,
+    load_tokenizer,
+)
 
 TENSOR = "transformer.encoder.layers.0.mlp.dense_4h_to_h.weight"
 
@@ -270,30 +276,41 @@ def test_a_hub_id_loads_without_network_when_it_is_cached(folder: Path, tmp_path
     assert error.startswith("CheckpointError someone/other: there is no such folder here, and as")
 
 
-@pytest.mark.parametrize("dtype", ["float16", "auto"])
-def test_a_cpu_does_not_emulate_float16(
-    folder: Path, caplog: pytest.LogCaptureFixture, dtype: str
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_dtype_that_the_cpu_lacks_is_kept_in_memory_and_computed_in_float32(
+    folder: Path, dtype: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
-    able = torch.cpu.get_capabilities()
-    if able.get("avx512_fp16") or able.get("amx_fp16") or able["architecture"] != "x86_64":
-        pytest.skip("this CPU has arithmetic for float16, or is not known to lack it")
+    stored = getattr(torch, dtype)
+    able = _fast_cpu_dtypes()
+    if stored in able or torch.bfloat16 in able:
+        pytest.skip(f"this CPU has arithmetic for {dtype}, or for bfloat16 in its place")
 
     with caplog.at_level(logging.WARNING):
-        chosen = working_dtype(folder, dtype, torch.device("cpu"))
+        model = load_frozen_model(folder, dtype=dtype, device=torch.device("cpu"))
 
-    assert chosen in (torch.bfloat16, torch.float32)
-    assert "no arithmetic for torch.float16" in caplog.text
-    assert working_dtype(folder, dtype, torch.device("cuda")) == torch.float16
+    assert f"no arithmetic for {dtype}" in caplog.text
+    assert model.get_parameter(TENSOR).dtype == stored
+    assert model(torch.tensor([[5, 6, 7]])).logits.dtype == torch.float32
 
 
-def test_a_dtype_that_is_asked_for_and_is_not_float16_is_kept(folder: Path) -> None:
-    cpu = torch.device("cpu")
+def test_float16_becomes_bfloat16_where_the_cpu_has_only_that(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    able = _fast_cpu_dtypes()
+    if torch.bfloat16 not in able or torch.float16 in able:
+        pytest.skip("this CPU has no arithmetic for bfloat16, or has it for float16 too")
 
-    assert working_dtype(folder, "bfloat16", cpu) == torch.bfloat16
-    assert working_dtype(folder, "float32", cpu) == torch.float32
-    assert working_dtype(folder, "auto", cpu) == torch.float32
+    with caplog.at_level(logging.WARNING):
+        model = load_frozen_model(folder, dtype="float16", device=torch.device("cpu"))
+
+    assert model.dtype == torch.bfloat16
+    assert "using bfloat16 instead" in caplog.text
+
+
+def test_the_dtype_of_the_checkpoint_is_the_default(folder: Path) -> None:
+    model = load_frozen_model(folder, device=torch.device("cpu"))
+
+    assert model.dtype == torch.float32
 
 
 def test_importing_load_imports_nothing_heavy() -> None:

@@ -41,7 +41,7 @@ from glmtune.conversation import (
 )
 from glmtune.errors import CheckpointError, TemplateError
 from glmtune.inspection.checkpoint import adapter_config, is_adapter
-from glmtune.load import load_model, load_tokenizer, working_dtype
+from glmtune.load import load_frozen_model, load_tokenizer
 from glmtune.template import LAYOUTS, Layout, Template, template_for
 
 logger = logging.getLogger(__name__)
@@ -388,11 +388,8 @@ def open_session(
         adapter.check_template(folder, template)
 
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    model = load_model(
-        name,
-        dtype=working_dtype(name, dtype, device),
-        device_map=None if device.type == "cpu" else "auto",
-    )
+    device_map = None if device.type == "cpu" else "auto"  # spread over what GPUs there are
+    model: Any = load_frozen_model(name, dtype=dtype, device=device, device_map=device_map)
     if folder is not None:
         model = adapter.load(model, folder)
     return ChatSession(model, template, system=system, sampling=sampling)

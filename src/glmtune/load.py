@@ -126,35 +126,55 @@ def load_model(
     return loaded
 
 
-def working_dtype(name: str | Path, dtype: str, device: "torch.device") -> "torch.dtype":
-    """Choose the dtype to compute in.
+def load_frozen_model(
+    name: str | Path,
+    *,
+    dtype: str = "auto",
+    device: "torch.device",
+    device_map: Any = None,
+    attn_implementation: str = "sdpa",
+) -> "PreTrainedModel":
+    """Read a model to use as it is or under an adapter, so that it computes at full speed.
 
     A CPU without arithmetic for a half-precision dtype emulates it, tens to hundreds of times
-    slower than float32. There float16, and anything that was not asked for by name, gives way
-    to bfloat16 where the CPU has that, else to float32; a warning says so.
+    slower than float32. There float16 gives way to bfloat16 where the CPU has that; else the
+    weights stay as they are and are computed with in float32 (`glmtune.arithmetic`). The log
+    says so.
 
     Args:
         name: a folder, or a hub id.
-        dtype: a name of torch's, or "auto" for the checkpoint's own.
+        dtype: of the weights, by torch's name, or "auto" for the checkpoint's own.
         device: where it will run.
+        device_map: where the weights go; None is all of them to `device`.
+        attn_implementation: a name that transformers knows.
 
     Raises:
-        CheckpointError: as for `load_config`.
+        CheckpointError: as for `load_model`.
     """
     import torch
 
-    stored: Any = load_config(name).dtype if dtype == "auto" else getattr(torch, dtype)
-    wanted: torch.dtype = stored or torch.float32
-    fast = _fast_cpu_dtypes()
-    if device.type != "cpu" or wanted in fast or dtype == "bfloat16":
-        return wanted
-    chosen = torch.bfloat16 if torch.bfloat16 in fast else torch.float32
-    logger.warning(
-        "this CPU has no arithmetic for %s and would be very slow: using %s, with %g times the "
-        "memory",
-        *(wanted, chosen, chosen.itemsize / wanted.itemsize),
+    from glmtune.arithmetic import widen
+
+    wanted = getattr(torch, dtype) if dtype != "auto" else load_config(name).dtype or torch.float32
+    slow = wanted if device.type == "cpu" and wanted not in _fast_cpu_dtypes() else None
+    if slow == torch.float16 and torch.bfloat16 in _fast_cpu_dtypes():
+        logger.warning("this CPU has no arithmetic for float16: using bfloat16 instead")
+        wanted, slow = torch.bfloat16, None
+    on_cpu = device.type == "cpu"
+    model = load_model(
+        name,
+        dtype=wanted,
+        device_map=device_map or (None if on_cpu else {"": device}),
+        attn_implementation=attn_implementation,
     )
-    return chosen
+    if slow is not None:
+        logger.warning(
+            "this CPU has no arithmetic for %s: the weights stay as they are, and are computed "
+            "with in float32",
+            str(slow).removeprefix("torch."),
+        )
+        widen(model)
+    return model
 
 
 def _fast_cpu_dtypes() -> "set[torch.dtype]":

@@ -17,7 +17,7 @@ from glmtune.data.batches import BatchPlan, pack_examples
 from glmtune.data.encode import EncodedData, EncodeOptions, encode_data, split_data
 from glmtune.errors import CheckpointError, DataError
 from glmtune.files import write_atomically
-from glmtune.load import load_model, load_tokenizer, working_dtype
+from glmtune.load import load_frozen_model, load_tokenizer
 from glmtune.loss import LossFunction, cross_entropy_sum
 from glmtune.recipe import Recipe
 from glmtune.template import Template, template_for
@@ -78,10 +78,10 @@ def fine_tune(
     template = template_for(tokenizer, recipe.data.layout)
     examples, eval_examples, rows, eval_rows = load_data(recipe, template, output)
 
-    model = load_model(
+    model: Any = load_frozen_model(
         recipe.model.name_or_path,
-        dtype=working_dtype(recipe.model.name_or_path, recipe.model.dtype, accelerator.device),
-        device_map=None if accelerator.device.type == "cpu" else {"": accelerator.device},
+        dtype=recipe.model.dtype,
+        device=accelerator.device,
         attn_implementation=recipe.model.attn_implementation,
     )
     if recipe.training.gradient_checkpointing:

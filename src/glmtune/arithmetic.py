@@ -1,0 +1,108 @@
+"""Half-precision weights on a CPU that cannot multiply them: kept as they are, computed in float32.
+
+A CPU without AVX512-BF16 or AMX emulates bfloat16 products, in the backward pass hundreds of
+times slower than float32. Converting the model instead doubles its memory, and ChatGLM3-6B no
+longer fits in 24 GiB. So the frozen weights stay as the checkpoint has them, activations are
+float32, and each product widens a block of rows of the weight, small enough for the cache,
+just before it is used:
+
+    y[:, block] = x @ float32(weight[block]).T          forward
+    dx         += dy[:, block] @ float32(weight[block])  backward; nothing of x is kept
+
+The result is that of float32 arithmetic on the very same weights. A product of a few rows, as
+in writing an answer token by token, reads the weight once and is limited by memory, so there
+the CPU's own half-precision product is the faster one and is used.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BLOCK_ROWS = 1024  # of a weight, widened at a time
+FEW_ROWS = 8  # of activations, up to which memory is the limit
+HALF = (torch.bfloat16, torch.float16)
+
+
+class _WidenedProduct(torch.autograd.Function):
+    """x @ weight.T for a frozen half-precision weight, in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        y = x.new_empty(*x.shape[:-1], weight.size(0))
+        for start in range(0, weight.size(0), BLOCK_ROWS):
+            block = weight[start : start + BLOCK_ROWS].float()
+            y[..., start : start + BLOCK_ROWS] = x @ block.T
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (weight,) = ctx.saved_tensors
+        (dy,) = grads
+        dy = dy.reshape(-1, weight.size(0))
+        dx = dy.new_zeros(dy.size(0), weight.size(1))
+        for start in range(0, weight.size(0), BLOCK_ROWS):
+            dx.addmm_(dy[:, start : start + BLOCK_ROWS], weight[start : start + BLOCK_ROWS].float())
+        return dx.view(*grads[0].shape[:-1], weight.size(1)), None
+
+
+class WideLinear(nn.Linear):
+    """A frozen linear layer that stores its weight in half precision and computes in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in) to (..., out), float32."""
+        x = input.float()
+        rows = x.numel() // max(x.size(-1), 1)
+        if rows <= FEW_ROWS and not torch.is_grad_enabled():
+            return F.linear(x.to(self.weight.dtype), self.weight, self.bias).float()
+        y: Tensor = _WidenedProduct.apply(x, self.weight)  # type: ignore[no-untyped-call]
+        return y if self.bias is None else y + self.bias.float()
+
+
+class WideEmbedding(nn.Embedding):
+    """An embedding that stores its weight in half precision and gives float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Look up (...) as (..., hidden), float32."""
+        return super().forward(input).float()
+
+
+def widen(model: nn.Module) -> None:
+    """Freeze a model and let it compute in float32 on the half-precision weights it has.
+
+    Linear layers and embeddings keep their tensors; what else there is (norms, a few vectors)
+    becomes float32.
+
+    Args:
+        model: changed in place. Its adapters are attached afterwards.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            wide = _wide_twin(child)
+            if wide is not None:
+                setattr(parent, name, wide)
+    for module in model.modules():
+        if not isinstance(module, WideLinear | WideEmbedding):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
+    model.requires_grad_(False)
+
+
+def _wide_twin(module: nn.Module) -> nn.Module | None:
+    """The layer that takes the place of `module` and shares its tensors."""
+    wide: nn.Module
+    if type(module) is nn.Linear and module.weight.dtype in HALF:
+        wide = WideLinear(
+            module.in_features, module.out_features, module.bias is not None, device="meta"
+        )
+        wide.bias = module.bias
+    elif type(module) is nn.Embedding and module.weight.dtype in HALF:
+        wide = WideEmbedding(
+            module.num_embeddings, module.embedding_dim, module.padding_idx, device="meta"
+        )
+    else:
+        return None
+    wide.weight = module.weight
+    return wide.train(module.training)
