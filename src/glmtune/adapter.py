@@ -6,6 +6,7 @@ another template is refused, since it is the commonest way to make a good adapte
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,17 +180,30 @@ def load(model: nn.Module, folder: str | Path, *, is_trainable: bool = False) ->
     Raises:
         CheckpointError: the folder is not an adapter, is damaged, or belongs to another model.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
     folder = Path(folder)
     check_folder(folder)
-    try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
-    except (RuntimeError, ValueError, OSError) as error:
+    _, stored = read_tensors(folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, below
+        try:
+            loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+        except (RuntimeError, ValueError, TypeError, OSError) as error:
+            raise CheckpointError(
+                f"{folder}: the adapter does not fit this model: {error} "
+                "Check that it was trained on the same base."
+            ) from error
+    expected = get_peft_model_state_dict(loaded, save_embedding_layers=False).keys()
+    missing, extra = sorted(expected - stored.keys()), sorted(stored.keys() - expected)
+    if missing or extra:
+        told = [f"lacks {len(missing)} tensors ({_some(missing)})"] if missing else []
+        told += [f"has {len(extra)} without a place here ({_some(extra)})"] if extra else []
         raise CheckpointError(
-            f"{folder}: the adapter does not fit this model: {error} "
-            "Check that it was trained on the same base."
-        ) from error
+            f"{folder}: the adapter does not fit this model: it {' and '.join(told)}. "
+            "Check that it was trained on the same base, and that it was copied whole."
+        )
+    return loaded
 
 
 def check_folder(folder: Path) -> None:
@@ -222,6 +236,51 @@ def check_folder(folder: Path) -> None:
             ) from None
     elif not (folder / "adapter_model.bin").is_file():
         raise CheckpointError(f"{folder}: there is no adapter_model.safetensors in it.")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no whole model."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read peft's own description of an adapter.
+
+    Raises:
+        CheckpointError: it is not the JSON that peft writes.
+    """
+    path = folder / "adapter_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: expected the JSON that peft writes, but {error}. Restore the file."
+        ) from None
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            f"{path}: expected a JSON object, got a {type(config).__name__}. Restore the file."
+        )
+    return config
+
+
+def read_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    """Read the weights of an adapter, and say from which file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    from safetensors.torch import load_file
+
+    file = folder / "adapter_model.safetensors"
+    if file.is_file():
+        return file, load_file(str(file))
+    file = folder / "adapter_model.bin"
+    try:
+        return file, torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch names no common base of what a damaged file raises
+        raise CheckpointError(
+            f"{file}: damaged, half written, or not plain weights ({error}). Use an earlier one."
+        ) from None
 
 
 @torch.no_grad()

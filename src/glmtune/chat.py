@@ -40,7 +40,6 @@ from glmtune.conversation import (
     read_messages,
 )
 from glmtune.errors import CheckpointError, TemplateError
-from glmtune.inspection.checkpoint import adapter_config, is_adapter
 from glmtune.load import load_frozen_model, load_tokenizer
 from glmtune.template import LAYOUTS, Layout, Template, template_for
 
@@ -376,7 +375,7 @@ def open_session(
         CheckpointError: a folder is missing or damaged, or the adapter is of another model.
         TemplateError: the adapter was trained on other prompts.
     """
-    if adapter_folder is None and is_adapter(Path(name)):
+    if adapter_folder is None and adapter.is_adapter(Path(name)):
         name, adapter_folder = base_of(Path(name)), name
         logger.info("%s is an adapter; its base is %s", adapter_folder, name)
     folder = None if adapter_folder is None else Path(adapter_folder)
@@ -401,7 +400,7 @@ def base_of(folder: Path) -> str:
     Raises:
         CheckpointError: the adapter does not say, or the folder is not there any more.
     """
-    base = adapter_config(folder).get("base_model_name_or_path")
+    base = adapter.read_config(folder).get("base_model_name_or_path")
     advice = f"Give it: glmtune chat MODEL --adapter {folder}."
     if not base:
         raise CheckpointError(f"{folder}: the adapter does not name its base model. {advice}")

@@ -61,8 +61,13 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    config = load_config(name)
-    name = _checked_name(name)
+    import glmtune.auto  # noqa: F401  # makes ChatGLM known
+
+    if (Path(name) / "tokenizer_config.json").is_file():  # says enough, as beside an adapter
+        name, config = os.fspath(name), None
+    else:
+        config = load_config(name)
+        name = _checked_name(name)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, config=config, trust_remote_code=False
@@ -263,32 +268,37 @@ def _refuse_gaps(name: str, found: dict[str, Any]) -> None:
         )
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """List the files of weights that loading reads, whether they are there or not.
+
+    safetensors go before `.bin`, one file before shards. A folder without weights gives [].
+
+    Raises:
+        CheckpointError: an index cannot be read.
+    """
+    for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            _check_json(folder / index)
+            content = loads((folder / index).read_text(encoding="utf-8"))
+            return [folder / name for name in sorted(set(content.get("weight_map", {}).values()))]
+    return []
+
+
 def _damaged_file(folder: Path) -> str | None:
     """Say which file of weights is missing or cannot be opened, if one is."""
     if not folder.is_dir():
         return None
-    files = _weight_files(folder)
+    files = weight_files(folder)
     if not files:
         return f"there are no weights: expected one of {', '.join(SINGLE_FILES + INDEX_FILES)}."
     for file in files:
-        path = folder / file
-        if not path.is_file():
-            return f"{file} is missing, and the index lists it. Copy it into the folder."
-        if problem := _why_unreadable(path):
-            return f"{file} ({path.stat().st_size} bytes) cannot be read: {problem}"
+        if not file.is_file():
+            return f"{file.name} is missing, and the index lists it. Copy it into the folder."
+        if problem := _why_unreadable(file):
+            return f"{file.name} ({file.stat().st_size} bytes) cannot be read: {problem}"
     return None
-
-
-def _weight_files(folder: Path) -> list[str]:
-    """List the files that transformers would read, in its order of preference."""
-    for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
-        if (folder / single).is_file():
-            return [single]
-        if (folder / index).is_file():
-            _check_json(folder / index)
-            weight_map = loads((folder / index).read_text(encoding="utf-8")).get("weight_map", {})
-            return sorted(set(weight_map.values()))
-    return []
 
 
 def _why_unreadable(path: Path) -> str | None:

@@ -35,10 +35,11 @@ def info(
     import json
     from dataclasses import asdict
 
-    from glmtune.inspection.checkpoint import describe_adapter, describe_model, is_adapter
+    from glmtune import adapter
+    from glmtune.inspection.checkpoint import describe_adapter, describe_model
 
     facts: AdapterFacts | ModelFacts
-    if is_adapter(Path(model)):
+    if adapter.is_adapter(Path(model)):
         facts = describe_adapter(Path(model))
         table, lines = layer_table(facts), adapter_lines(facts)
     else:

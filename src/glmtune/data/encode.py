@@ -32,6 +32,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -439,6 +440,54 @@ def _no_garbage_collection() -> Iterator[None]:
 # --- Encoding -----------------------------------------------------------------------------
 
 
+class Fate(StrEnum):
+    """What becomes of a row by its length; the values are the counts of `EncodeReport`."""
+
+    WHOLE = "whole"
+    CUT = "num_cut"
+    SHORTENED = "num_shortened"
+    OVERLONG = "num_overlong"
+    WITHOUT_LABELS = "num_without_labels"
+
+
+def fit(
+    example: Example,
+    conversation: Conversation,
+    template: Template,
+    max_length: int,
+    overlong: Literal["drop", "truncate_prompt", "tutorial"],
+) -> tuple[Example | None, Fate]:
+    """Make an example fit, or leave it out: None when it is left out.
+
+    Args:
+        example: the whole conversation encoded.
+        conversation: what it was encoded from, to be shortened and encoded anew.
+        template: that encoded it.
+        max_length: in tokens.
+        overlong: what becomes of a longer example.
+
+    Raises:
+        TemplateError: the conversation cannot be shortened by this template.
+    """
+    fate, fitted = Fate.WHOLE, example
+    if len(example.input_ids) > max_length:
+        if overlong == "tutorial":
+            fate = Fate.CUT
+            fitted = Example(example.input_ids[:max_length], example.labels[:max_length])
+        else:
+            shorter = (
+                template.shorten_prompt(conversation, max_length)
+                if overlong == "truncate_prompt"
+                else None
+            )
+            if shorter is None:
+                return None, Fate.OVERLONG
+            fate, fitted = Fate.SHORTENED, shorter
+    if fitted.labels.count(IGNORE) == len(fitted.labels):
+        return None, Fate.WITHOUT_LABELS
+    return fitted, fate
+
+
 class _Encoder:
     """Encodes sources one after the other, and counts.
 
@@ -551,42 +600,19 @@ class _Encoder:
 
     def _fit(self, row: Row, conversation: Conversation, example: Example) -> Example | None:
         """Do about a long example as the options say; None for what is not learned."""
-        counts, max_length = self._counts, self._options.max_length
-        length = len(example.input_ids)
-        counts["longest"] = max(counts["longest"], length)
-        how = ""
-        if length > max_length:
-            how, fitted = self._shorten(row, conversation, example)
-            if fitted is None:
-                return None
-            example = fitted
-        counts["num_rows"] += 1
-        if example.labels.count(IGNORE) == len(example.labels):
-            counts["num_without_labels"] += 1
+        counts, options = self._counts, self._options
+        counts["longest"] = max(counts["longest"], len(example.input_ids))
+        try:
+            fitted, fate = fit(
+                example, conversation, self._template, options.max_length, options.overlong
+            )
+        except TemplateError as error:
+            self._refuse(_cannot_encode(row, error))
             return None
-        if how:
-            counts[how] += 1
-        return example
-
-    def _shorten(
-        self, row: Row, conversation: Conversation, example: Example
-    ) -> tuple[str, Example | None]:
-        """Make a long example fit, and name the count it belongs to; None if it is left out."""
-        max_length = self._options.max_length
-        if self._options.overlong == "tutorial":
-            cut = Example(example.input_ids[:max_length], example.labels[:max_length])
-            return "num_cut", cut
-        if self._options.overlong == "truncate_prompt":
-            try:
-                shorter = self._template.shorten_prompt(conversation, max_length)
-            except TemplateError as error:
-                self._refuse(_cannot_encode(row, error))
-                return "", None
-            if shorter is not None:
-                return "num_shortened", shorter
-        self._counts["num_rows"] += 1
-        self._counts["num_overlong"] += 1
-        return "", None
+        counts["num_rows"] += 1
+        if fate is not Fate.WHOLE:
+            counts[fate] += 1
+        return fitted
 
     def _write(self, rows: Sequence[Row], examples: Sequence[Example]) -> None:
         ids, offsets = _flatten([example.input_ids for example in examples])

@@ -7,7 +7,6 @@ config.json is enough for everything but the dtypes.
     transformer.encoder.layers.{0..27}.mlp.dense_4h_to_h.weight   4096 x 13696   bfloat16   28 x
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 import glmtune.auto  # noqa: F401  # makes ChatGLM known to transformers
 from glmtune import adapter
 from glmtune.errors import CheckpointError, GlmtuneError
-from glmtune.load import load_config, load_tokenizer
+from glmtune.load import load_config, load_tokenizer, weight_files
 from glmtune.recipe import LoraSection
 from glmtune.template import template_for
 
@@ -285,7 +284,7 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
         CheckpointError: an index names a file that is not there, or a file is damaged.
     """
     tensors: dict[str, Tensor] = {}
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         if not file.is_file():
             raise CheckpointError(
                 f"{file}: the index names this file, but it is not there. Copy it again."
@@ -293,22 +292,6 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
         read = _safetensors_header if file.suffix == ".safetensors" else _bin_header
         tensors |= read(file)
     return tensors
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """List the files that loading would read, in its order of preference."""
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        if (whole := folder / f"{stem}.{suffix}").is_file():
-            return [whole]
-        if (index := folder / f"{stem}.{suffix}.index.json").is_file():
-            try:
-                names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            except (ValueError, KeyError) as error:
-                raise CheckpointError(
-                    f"{index}: expected the index of the shards, but {error!r}. Copy it again."
-                ) from None
-            return [folder / name for name in sorted(set(names))]
-    return []
 
 
 def _safetensors_header(file: Path) -> dict[str, Tensor]:
@@ -414,11 +397,6 @@ class AdapterFacts:
     dead: tuple[str, ...]
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no whole model."""
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
-
-
 def describe_adapter(folder: Path) -> AdapterFacts:
     """Say what an adapter is, what it belongs to, and whether it does anything.
 
@@ -426,8 +404,8 @@ def describe_adapter(folder: Path) -> AdapterFacts:
         CheckpointError: the folder is no adapter, or a file is damaged.
     """
     adapter.check_folder(folder)
-    config = adapter_config(folder)
-    file, tensors = _adapter_tensors(folder)
+    config = adapter.read_config(folder)
+    file, tensors = adapter.read_tensors(folder)
     card = adapter.load_card(folder)
     norms = {
         _layer(name): value.float().norm().item()
@@ -453,41 +431,6 @@ def describe_adapter(folder: Path) -> AdapterFacts:
         norms=norms,
         dead=tuple(name for name, norm in norms.items() if not 0 < norm < float("inf")),
     )
-
-
-def adapter_config(folder: Path) -> dict[str, Any]:
-    """Read peft's own description of an adapter.
-
-    Raises:
-        CheckpointError: it is not the JSON that peft writes.
-    """
-    path = folder / "adapter_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: expected the JSON that peft writes, but {error}. Restore the file."
-        ) from None
-    if not isinstance(config, dict):
-        raise CheckpointError(
-            f"{path}: expected a JSON object, got a {type(config).__name__}. Restore the file."
-        )
-    return config
-
-
-def _adapter_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
-    from safetensors.torch import load_file
-
-    file = folder / "adapter_model.safetensors"
-    if file.is_file():
-        return file, load_file(file)
-    file = folder / "adapter_model.bin"
-    try:
-        return file, torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names no common base of what a damaged file raises
-        raise CheckpointError(
-            f"{file}: damaged, half written, or not plain weights ({error}). Use an earlier one."
-        ) from None
 
 
 def _layer(name: str) -> str:

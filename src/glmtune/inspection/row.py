@@ -13,7 +13,7 @@ from itertools import chain, groupby, islice
 from typing import Any
 
 from glmtune.conversation import Conversation
-from glmtune.data.encode import BATCH_ROWS
+from glmtune.data.encode import BATCH_ROWS, Fate, fit
 from glmtune.data.formats import Format, check_roles, convert, detect
 from glmtune.data.rows import BadRow, Row, RowError, find_source
 from glmtune.errors import DataError
@@ -154,18 +154,20 @@ def _fit(
 ) -> tuple[Example, str]:
     """Shorten a long row as training would; one that training leaves out is shown whole."""
     example = template.encode(conversation)
-    num_tokens, max_length = len(example.input_ids), section.max_length
-    if num_tokens <= max_length:
-        is_learned = any(label != IGNORE for label in example.labels)
-        return example, "" if is_learned else "nothing in it is learned, so it is left out"
-    if section.overlong == "tutorial":
-        cut = Example(example.input_ids[:max_length], example.labels[:max_length])
-        return cut, f"cut off behind token {max_length:,} of {num_tokens:,}"
-    if section.overlong == "truncate_prompt":
-        shorter = template.shorten_prompt(conversation, max_length)
-        if shorter is not None:
-            return shorter, f"prompt shortened, it had {num_tokens:,} tokens"
-    return example, f"longer than data.max_length {max_length:,}, so it is left out"
+    max_length, num_tokens = section.max_length, len(example.input_ids)
+    fitted, fate = fit(example, conversation, template, max_length, section.overlong)
+    cut = f"cut off behind token {max_length:,} of {num_tokens:,}"
+    is_cut = num_tokens > max_length
+    told = {
+        Fate.WHOLE: "",
+        Fate.CUT: cut,
+        Fate.SHORTENED: f"prompt shortened, it had {num_tokens:,} tokens",
+        Fate.OVERLONG: f"longer than data.max_length {max_length:,}, so it is left out",
+        Fate.WITHOUT_LABELS: f"{cut}, where nothing is learned yet, so it is left out"
+        if is_cut
+        else "nothing in it is learned, so it is left out",
+    }
+    return fitted or example, told[fate]
 
 
 def pieces_of(example: Example, tokenizer: Any) -> Iterator[Piece]:
