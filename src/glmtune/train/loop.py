@@ -89,12 +89,14 @@ class StepResult:
         learned_tokens: their number.
         tokens: real tokens, padding not counted.
         grad_norm: the gradient's 2-norm before clipping.
+        learning_rate: of this step.
     """
 
     loss_sum: float
     learned_tokens: int
     tokens: int
     grad_norm: float
+    learning_rate: float
 
 
 def optimizer_step(
@@ -129,6 +131,7 @@ def optimizer_step(
     if run.state.step == 0:
         adapter.check_gradients_alive(model)
     grad_norm = _clip(run, batch)
+    learning_rate = float(run.scheduler.get_last_lr()[0])
     run.optimizer.step()
     run.scheduler.step()
     return StepResult(
@@ -136,6 +139,7 @@ def optimizer_step(
         learned_tokens=int(learned),
         tokens=int(_sum_over_processes(accelerator, sum(run.lengths[row] for row in batch.rows))),
         grad_norm=grad_norm,
+        learning_rate=learning_rate,
     )
 
 
@@ -293,7 +297,7 @@ def _account(run: Run, result: StepResult, window: _Window, bar: Progress) -> No
         "step": state.step,
         "epoch": round(state.step / run.plan.steps_per_epoch, 4),
         "loss": state.loss_sum / max(state.learned_tokens, 1),
-        "learning_rate": run.scheduler.get_last_lr()[0],
+        "learning_rate": result.learning_rate,
         "grad_norm": result.grad_norm,
         "tokens_per_second": round(window.rate(), 1),
         "peak_memory_bytes": peak_memory_bytes(),
