@@ -1,0 +1,55 @@
+"""What the documents promise: commands that exist, recipes that load, links that lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from glmtune.cli.main import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_exists(page: Path) -> None:
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+    blocks = re.findall(r"```(?:bash|text)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    used = {
+        match[1] for block in blocks for match in re.finditer(r"^glmtune ([a-z]+)", block, re.M)
+    }
+
+    assert used <= known
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_the_readme_starts_with_its_two_commands(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+
+    assert 0 < text.index("make demo") < text.index("make test") < 1500
+
+
+def test_every_command_explains_itself() -> None:
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__  # type: ignore[union-attr]
+        shown = CliRunner().invoke(app, [name, "--help"])
+        assert shown.exit_code == 0
+        assert "Usage" in shown.output
+
+
+def test_both_readmes_show_the_same_commands() -> None:
+    english, chinese = (
+        re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+        for page in ("README.md", "README_zh.md")
+    )
+
+    assert english == chinese
