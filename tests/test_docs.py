@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from glmtune.cli.main import app
+from glmtune.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -53,3 +54,15 @@ def test_both_readmes_show_the_same_commands() -> None:
     )
 
     assert english == chinese
+
+
+def test_the_recipe_page_tells_of_every_key() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`([a-z0-9_]+)`", page))
+
+    keys = {
+        key
+        for field in Recipe.model_fields.values()
+        for key in field.annotation.model_fields  # type: ignore[union-attr]
+    }
+    assert keys - told == set()
