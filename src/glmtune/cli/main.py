@@ -15,6 +15,7 @@ import typer
 import glmtune
 from glmtune.cli.chat import chat
 from glmtune.cli.demo import demo
+from glmtune.cli.doctor import doctor
 from glmtune.cli.info import info
 from glmtune.cli.inspect import inspect
 from glmtune.cli.train import train
@@ -33,6 +34,7 @@ app.command()(chat)
 app.command()(info)
 app.command()(inspect)
 app.command()(demo)
+app.command()(doctor)
 
 
 def _print_version(asked: bool) -> None:

@@ -1,0 +1,107 @@
+"""`glmtune doctor`."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from glmtune.cli.info import readable
+
+if TYPE_CHECKING:
+    from glmtune.doctor import Advice, Machine
+
+
+def doctor(
+    log: Annotated[
+        str | None,
+        typer.Argument(help="A file with a traceback or log, or - for standard input."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Say what is wrong: with this machine, or with the run that wrote a log.
+
+    The log may come from other tools, and from the code beside the original checkpoints.
+
+    Example: python train.py 2>&1 | glmtune doctor -
+    """
+    if log is None:
+        _examine_machine(as_json)
+    else:
+        _examine_log(log, as_json)
+
+
+def _examine_log(name: str, as_json: bool) -> None:
+    import json
+    from dataclasses import asdict
+
+    from glmtune.doctor import diagnose, last_error_line, read_log
+
+    text = read_log(name)
+    findings, last = diagnose(text), last_error_line(text)
+    if as_json:
+        content = {"findings": [asdict(one) for one in findings], "last_error_line": last}
+        typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
+        return
+    if not findings:
+        typer.echo("Nothing in this log is known to glmtune.")
+        typer.echo(f"Its last error:  {last}" if last else "The log is empty.")
+        return
+    for finding in findings:
+        typer.secho(f"line {finding.line_number}: {finding.line[:200]}", bold=True)
+        typer.echo(f"  cause   {finding.cause}")
+        typer.echo(f"  remedy  {finding.remedy}")
+
+
+def _examine_machine(as_json: bool) -> None:
+    import json
+    from dataclasses import asdict
+
+    from glmtune.doctor import advise, describe_machine
+
+    machine = describe_machine()
+    advice = advise(machine)
+    if as_json:
+        content = {**asdict(machine), "advice": [asdict(one) for one in advice]}
+        typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
+    else:
+        for label, value in [*machine_lines(machine), *advice_lines(advice)]:
+            typer.echo(f"{label:<14} {value}".rstrip())
+    if any(one.stops for one in advice):
+        raise typer.Exit(1)
+
+
+def machine_lines(machine: "Machine") -> Iterator[tuple[str, str]]:
+    """Say what is here, label by label."""
+    yield "system", machine.system
+    yield "CPU", f"{machine.cpu}, {machine.num_cores} cores"
+    yield "", f"multiplies {', '.join(machine.native_dtypes) or 'unknown dtypes'} natively"
+    total, free = readable(machine.memory_bytes), readable(machine.available_bytes)
+    yield "memory", f"{total}, {free} free"
+    for gpu in machine.gpus:
+        half = "with bfloat16" if gpu.has_bfloat16 else "without bfloat16"
+        total, free = readable(gpu.memory_bytes), readable(gpu.free_bytes)
+        yield "GPU", f"{gpu.name}, {total}, {free} free, {half}"
+    if not machine.gpus:
+        yield "GPU", "none"
+    for place, size in machine.disk_free_bytes.items():
+        yield "disk", f"{readable(size)} free for the {place}"
+    for version in machine.versions:
+        wanted = f"  ({version.wanted})" if version.wanted else ""
+        yield version.name, f"{version.found or 'not installed'}{wanted}"
+    for model in machine.models:
+        state = f", but {model.problem}" if model.problem else ""
+        yield "in the cache", f"{model.name}, {readable(model.size_bytes)}{state}"
+    if not machine.models:
+        yield "in the cache", "no ChatGLM"
+    for name, value in machine.environment.items():
+        yield "environment", f"{name}={value}"
+
+
+def advice_lines(advice: "list[Advice]") -> Iterator[tuple[str, str]]:
+    """Say what will not work, and what is good to know."""
+    yield "", ""
+    if not any(one.stops for one in advice):
+        yield "Everything needed is here.", ""
+    for one in advice:
+        yield ("will not work" if one.stops else "note"), one.problem
+        yield "", one.remedy
