@@ -1,0 +1,204 @@
+"""The proofs of a finished run: each passes on a healthy one and sees the fault it is for."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glmtune.conversation import Conversation, Message, render_tool_call
+from glmtune.errors import TemplateError
+from glmtune.load import load_model, load_tokenizer
+from glmtune.proofs import (
+    STOPS,
+    Prompt,
+    Proof,
+    StopRate,
+    answer_all,
+    check_template_agrees,
+    first_prompt,
+    sample_answers,
+    stop_rate,
+)
+from glmtune.template import LAYOUTS, ChatGLMTemplate, Template, template_for
+
+NAME = Conversation(
+    (
+        Message("user", "你叫什么名字？"),
+        Message("assistant", "我是小助手。😀 鑫！"),
+        Message("user", "再说一次"),
+        Message("assistant", "小助手。"),
+    )
+)
+WEATHER = Conversation(
+    (
+        Message("user", "北京天气怎么样？"),
+        Message("assistant", "我查一下。"),
+        Message("assistant", render_tool_call({"city": "北京"}), metadata="weather"),
+        Message("observation", '{"celsius": 3}'),
+        Message("assistant", "北京现在 3 度。"),
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(taught_model_dir: Path) -> Any:
+    return load_tokenizer(str(taught_model_dir))
+
+
+@pytest.fixture(scope="module")
+def template(tokenizer: Any) -> Template:
+    return template_for(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def taught(taught_model_dir: Path) -> Any:
+    return load_model(str(taught_model_dir))
+
+
+@pytest.fixture(scope="module")
+def prompts(template: Template, tokenizer: Any) -> list[Prompt]:
+    """One prompt the model knows by heart, and a shorter one."""
+    return [first_prompt(template.encode(each), template, tokenizer) for each in (WEATHER, NAME)]
+
+
+def test_a_row_cut_before_its_first_learned_token_is_the_prompt_that_chat_makes(
+    template: Template, prompts: Sequence[Prompt]
+) -> None:
+    asked = prompts[1]
+
+    assert list(asked.ids) == template.prompt_ids(Conversation(NAME.messages[:1]))
+    assert asked.text.endswith("<|user|> \n 你叫什么名字？<|assistant|>")
+    assert asked.expected == "我是小助手。😀 鑫！"
+
+
+def test_a_model_that_learned_its_answers_ends_them_in_a_batch_padded_on_the_left(
+    taught: Any, template: Template, prompts: Sequence[Prompt]
+) -> None:
+    assert len(prompts[0].ids) != len(prompts[1].ids)  # or nothing would be padded
+
+    answers = answer_all(taught, template, prompts, max_new_tokens=60)
+
+    assert [answer.text for answer in answers] == [
+        "我查一下。\nweather\n" + render_tool_call({"city": "北京"}),
+        "我是小助手。😀 鑫！",
+    ]
+    assert stop_rate(taught, template, prompts, max_new_tokens=60) == StopRate(2, (), 60)
+
+
+def test_an_answer_that_runs_into_the_limit_counts_as_endless(
+    taught: Any, template: Template, prompts: Sequence[Prompt]
+) -> None:
+    [whole] = answer_all(taught, template, prompts[1:], max_new_tokens=60)
+
+    rate = stop_rate(taught, template, prompts, max_new_tokens=whole.num_tokens)
+    one_more = stop_rate(taught, template, prompts[1:], max_new_tokens=whole.num_tokens + 1)
+
+    assert 1 in rate.endless
+    assert one_more.endless == ()  # the token that ends the answer had room
+
+
+def test_sampling_settings_of_the_model_do_not_touch_the_proof(
+    taught: Any, template: Template, prompts: Sequence[Prompt]
+) -> None:
+    before = taught.generation_config.to_dict()
+    try:
+        taught.generation_config.update(do_sample=True, temperature=50.0, eos_token_id=[5])
+
+        [answer] = answer_all(taught, template, prompts[1:], max_new_tokens=60)
+    finally:
+        taught.generation_config.update(**before)
+
+    assert answer.text == prompts[1].expected
+
+
+def test_a_model_that_never_learned_to_stop_fails_the_proof(
+    tiny_model_dir: Path, template: Template, prompts: Sequence[Prompt]
+) -> None:
+    rate = stop_rate(load_model(str(tiny_model_dir)), template, prompts, max_new_tokens=12)
+
+    proof = rate.proof(min_share=0.9)
+
+    assert proof.verdict == "failed"
+    assert "0 of 2 held-out prompts" in proof.detail
+    assert "expected 90%" in proof.detail
+
+
+def test_the_verdict_depends_on_the_share_that_is_asked_for() -> None:
+    half = StopRate(4, (0, 3), 10)
+
+    assert half.share == 0.5
+    assert half.proof(0.5).verdict == "passed"
+    assert half.proof(0.6).verdict == "failed"
+
+
+def test_without_held_out_rows_the_proof_is_not_run_rather_than_passed(
+    taught: Any, template: Template
+) -> None:
+    rate = stop_rate(taught, template, [], max_new_tokens=5)
+
+    assert rate.proof(0.0) == Proof(STOPS, "not run", "There are no held-out rows to ask.")
+
+
+def test_a_sample_shows_the_base_without_and_the_tuned_with_the_adapter(
+    taught_model_dir: Path, template: Template, prompts: Sequence[Prompt]
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = load_model(str(taught_model_dir))
+    model: Any = get_peft_model(base, LoraConfig(r=4, target_modules=["query_key_value"]))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.5)  # an adapter that spoils what the base knows
+    model.train()
+
+    [sample] = sample_answers(model, template, prompts[1:], max_new_tokens=40)
+
+    assert sample.prompt == prompts[1]
+    assert sample.base.text == prompts[1].expected
+    assert sample.tuned.text != sample.base.text
+    assert model.training  # as it was
+    [again] = answer_all(model, template, prompts[1:], max_new_tokens=40)
+    assert again == sample.tuned  # the adapter is on again
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_asks_in_chat_what_it_learned_in_training(tokenizer: Any, layout: Any) -> None:
+    one_turn = Conversation(NAME.messages[:2])
+    conversations = [one_turn] if layout == "plain" else [one_turn, NAME, WEATHER]
+
+    num_answers = check_template_agrees(template_for(tokenizer, layout), conversations)
+
+    assert num_answers == {"plain": 1, "tutorial": 3, "official": 6}[layout]
+
+
+class _ForgetsTheRole(ChatGLMTemplate):
+    """Chat that asks without `<|assistant|>`: the fault of many a fine-tuning script."""
+
+    def prompt_ids(self, conversation: Conversation) -> list[int]:
+        return super().prompt_ids(conversation)[:-1]
+
+
+class _AsksOtherwise(ChatGLMTemplate):
+    def prompt_ids(self, conversation: Conversation) -> list[int]:
+        ids = super().prompt_ids(conversation)
+        return [*ids[:-1], 5, ids[-1]]
+
+
+def test_a_template_that_leaves_the_role_out_of_the_prompt_is_found(tokenizer: Any) -> None:
+    start = len(ChatGLMTemplate(tokenizer).prompt_ids(Conversation(NAME.messages[:1])))
+    message = f"conversation 1: training begins to learn at token {start}, but chat would begin"
+
+    with pytest.raises(TemplateError, match=re.escape(message)):
+        check_template_agrees(_ForgetsTheRole(tokenizer), [NAME])
+
+
+def test_a_template_with_another_token_in_the_prompt_is_found(tokenizer: Any) -> None:
+    conversations = [Conversation(NAME.messages[:1]), NAME]
+
+    with pytest.raises(TemplateError, match=r"conversation 2, turn 1: at token \d+ chat has \[5,"):
+        check_template_agrees(_AsksOtherwise(tokenizer), conversations)
