@@ -7,7 +7,12 @@ import pytest
 from glmtune.errors import OutputError
 from glmtune.files import write_atomically, written_folder
 
-FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+# What a full disk looks like through each library that writes a checkpoint's files.
+FULL_DISKS = [
+    OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 4544 vs 4438"),
+]
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -19,14 +24,15 @@ def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["done"]
 
 
-def test_a_full_disk_leaves_the_older_folder_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", FULL_DISKS, ids=["file", "safetensors", "torch"])
+def test_a_full_disk_leaves_the_older_folder_as_it_was(tmp_path: Path, error: Exception) -> None:
     with written_folder(tmp_path / "x") as partial:
         (partial / "a.txt").write_text("old")
 
     with pytest.raises(OutputError, match="the disk is full"):  # noqa: PT012
         with written_folder(tmp_path / "x") as partial:
             (partial / "a.txt").write_text("half")
-            raise FULL
+            raise error
 
     assert (tmp_path / "x" / "a.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]

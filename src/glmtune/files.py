@@ -46,12 +46,21 @@ def written_folder(folder: Path) -> Iterator[Path]:
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
         _swap(partial, folder)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise OutputError(explain_write_error(folder, error)) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if (why := _write_error(error)) is not None:
+            raise OutputError(explain_write_error(folder, why)) from error
         raise
+
+
+def _write_error(error: BaseException) -> OSError | None:
+    """The failed write behind an exception; safetensors and torch hide it in ones of their own."""
+    if isinstance(error, OSError):
+        return error
+    text = str(error)
+    if "No space left on device" in text or "inline_container" in text:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None
 
 
 def _swap(new: Path, folder: Path) -> None:

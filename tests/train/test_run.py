@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from glmtune.errors import CheckpointError, OutputError, TrainingError
+from glmtune.errors import CheckpointError, OutputError, RecipeError, TrainingError
 from glmtune.loss import cross_entropy_sum
 from glmtune.recipe import Recipe, build_recipe
 from glmtune.train.run import Result, fine_tune
@@ -250,3 +250,23 @@ def test_gradient_checkpointing_leaves_the_result_unchanged(
     one, other = (load_file(tmp_path / x / "adapter_model.safetensors") for x in "ab")
     for name in one:
         torch.testing.assert_close(one[name], other[name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_tracker_that_is_unknown_or_not_installed_is_refused_at_once(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path
+) -> None:
+    for name, complaint in (("tensorbord", "accelerate knows"), ("dvclive", "not installed")):
+        with pytest.raises(RecipeError, match=complaint):
+            fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "out", f"report_to={name}"))
+
+
+def test_tensorboard_gets_the_curves(tiny_model_dir: Path, rows: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    output = tmp_path / "out"
+    fine_tune(recipe_for(tiny_model_dir, rows, output, "report_to=tensorboard"))
+
+    events = EventAccumulator(str(output / "runs" / "glmtune"))
+    events.Reload()
+    losses = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert losses == [(line["step"], pytest.approx(line["loss"])) for line in metrics(output)]

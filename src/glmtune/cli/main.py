@@ -4,6 +4,7 @@
 2  the command line was wrong                     130  interrupted
 """
 
+import errno
 import logging
 import os
 import sys
@@ -18,6 +19,7 @@ from glmtune.cli.demo import demo
 from glmtune.cli.doctor import doctor
 from glmtune.cli.info import info
 from glmtune.cli.inspect import inspect
+from glmtune.cli.report import report
 from glmtune.cli.train import train
 from glmtune.errors import GlmtuneError
 
@@ -33,6 +35,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(chat)
 app.command()(info)
 app.command()(inspect)
+app.command()(report)
 app.command()(demo)
 app.command()(doctor)
 
@@ -82,9 +85,20 @@ def run() -> None:
     except GlmtuneError as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
     except BrokenPipeError:  # `glmtune info ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or "the output"
+        typer.secho(
+            f"error: {where}: the disk is full. What was whole before is still whole. "
+            "Make room, then run the command again (train: with --resume).",
+            fg=typer.colors.RED,
+            err=True,
+        )
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)

@@ -17,6 +17,9 @@ from typing import Any
 
 import torch
 
+from glmtune.errors import OutputError
+from glmtune.files import explain_write_error, write_atomically
+
 
 def peak_memory_bytes() -> int:
     """The most memory this process has held: of the GPU where there is one, else of the host."""
@@ -32,16 +35,17 @@ class MetricsFile:
     def __init__(self, path: Path, resume_at_step: int = 0) -> None:
         self.path = path
         kept = [line for line in read_metrics(path) if line["step"] <= resume_at_step]
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(_line(values) for values in kept), encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, "".join(_line(values) for values in kept))
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line, so that it is on disk even if the process dies next."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(values))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(values))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(explain_write_error(self.path, error)) from error
 
 
 def _line(values: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import glmtune.attention  # noqa: F401  # registers attention over packs
 from glmtune import adapter
 from glmtune.data.batches import BatchPlan, pack_examples
 from glmtune.data.encode import EncodedData, EncodeOptions, encode_data, split_data
-from glmtune.errors import CheckpointError, DataError
+from glmtune.errors import CheckpointError, DataError, RecipeError
 from glmtune.files import write_atomically
 from glmtune.load import load_frozen_model, load_tokenizer
 from glmtune.loss import LossFunction, cross_entropy_sum
@@ -134,9 +134,24 @@ def fine_tune(
 
 
 def make_accelerator(recipe: Recipe) -> Any:
-    """Devices, ranks, autocast and trackers."""
-    from accelerate import Accelerator
+    """Devices, ranks, autocast and trackers.
 
+    Raises:
+        RecipeError: a tracker is not known, or not installed.
+    """
+    from accelerate import Accelerator
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    for name in recipe.output.report_to:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(LOGGER_TYPE_TO_CLASS)
+            raise RecipeError(f"output.report_to names {name!r}; accelerate knows {known}.")
+        if name not in installed:
+            raise RecipeError(
+                f"output.report_to names {name!r}, which is not installed. "
+                f"`pip install {name}`, or leave it out."
+            )
     return Accelerator(
         cpu=recipe.training.use_cpu,
         mixed_precision="bf16" if recipe.training.bf16 else "no",
