@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test test-all test-slow check lint fix install clean
+.PHONY: help demo test test-all test-slow check lint fix docs install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +36,9 @@ lint: install
 fix: install
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
+
+docs: install
+	$(RUN)/python -m typer glmtune.cli.main utils docs --name glmtune --output docs/cli.md
 
 install: $(VENV)/installed
 

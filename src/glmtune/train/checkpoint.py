@@ -130,11 +130,14 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def newest_whole_checkpoint(output: Path) -> Path:
+def newest_whole_checkpoint(output: Path) -> Path | None:
     """Find where to resume, passing over damaged checkpoints and saying so.
 
+    Returns:
+        None where no checkpoint has been written yet: the run starts at its beginning.
+
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there are some, and all are damaged.
     """
     found = checkpoints(output)
     for folder in reversed(found):
@@ -142,10 +145,11 @@ def newest_whole_checkpoint(output: Path) -> Path:
         if problem is None:
             return folder
         logger.warning("%s is damaged: %s. Trying the one before it.", folder, problem)
-    what = "every checkpoint in it is damaged" if found else "there is no checkpoint in it"
+    if not found:
+        return None
     raise CheckpointError(
-        f"{output}: nothing to resume, {what}. Start anew without --resume "
-        "(with output.overwrite=true if the folder may be replaced)."
+        f"{output}: nothing to resume, every checkpoint in it is damaged. Start anew without "
+        "--resume, with output.overwrite=true if the folder may be replaced."
     )
 
 

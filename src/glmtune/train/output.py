@@ -46,8 +46,6 @@ def prepare_output(output: Path, *, resume: bool, overwrite: bool) -> None:
         raise OutputError(f"{output}: is a file, expected a folder. Choose another output.dir.")
     held = [name for name in (*_RUN_FILES,) if (output / name).exists()]
     held += [path.name for path in checkpoints(output)] if output.is_dir() else []
-    if resume and not held:
-        raise OutputError(f"{output}: there is no run to resume. Start one without --resume.")
     if held and not (resume or overwrite):
         raise OutputError(
             f"{output}: already holds a run ({', '.join(held[:3])}). Go on with it by --resume, "

@@ -96,14 +96,16 @@ def fine_tune(
     scheduler = make_scheduler(optimizer, recipe.training, num_steps)
 
     state = TrainerState(identity=identify(recipe, template, examples, eval_examples))
-    if resume:
-        folder = newest_whole_checkpoint(output)
+    folder = newest_whole_checkpoint(output) if resume else None
+    if folder is not None:
         saved = load_state(folder)
         check_identity(saved, state.identity, folder)
         restore_checkpoint(folder, accelerator.unwrap_model(model), optimizer, scheduler)
         state = saved
         logger.info("resuming from %s at step %d of %d", folder, state.step, num_steps)
     elif accelerator.is_main_process:
+        if resume:
+            logger.warning("%s: no checkpoint yet, so the run starts at its beginning", output)
         clear_run(output)
     write_recipe(recipe, output)
     start_trackers(accelerator, recipe)
