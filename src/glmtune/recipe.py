@@ -115,6 +115,20 @@ class TrainingSection(Section):
     use_cpu: bool = False
 
 
+class ChecksSection(Section):
+    """From where on the run speaks up, and how often it shows what it has learned."""
+
+    lowest_learning_rate: NonNegativeFloat = 1e-6
+    highest_learning_rate: PositiveFloat = 2e-3
+    most_epochs: PositiveFloat = 20
+    exploding_gradient: PositiveFloat = 10.0  # times the median norm of the last 50 steps
+    rising_loss: PositiveFloat = 1.5  # times the best mean of 10 steps
+    worse_evaluations: PositiveInt = 2  # since the best one
+    sample_steps: NonNegativeInt = 0  # answer two held-out prompts every so many steps; 0: never
+    stop_prompts: NonNegativeInt = 8  # held-out prompts to see that answers end; 0: none
+    max_new_tokens: PositiveInt = 128  # of such an answer
+
+
 class OutputSection(Section):
     """Where the adapter goes, and who is told about the run."""
 
@@ -138,6 +152,7 @@ class Recipe(Section):
     data: DataSection
     adapter: LoraSection = LoraSection()
     training: TrainingSection = TrainingSection()
+    checks: ChecksSection = ChecksSection()
     output: OutputSection
 
     @model_validator(mode="after")

@@ -30,7 +30,7 @@ from glmtune.data.batches import Batch, BatchPlan, Examples, MicroBatch, batches
 from glmtune.errors import TrainingError
 from glmtune.evaluate import held_out_loss
 from glmtune.loss import LossFunction, count_learned_tokens, cross_entropy_sum, next_token_loss
-from glmtune.recipe import TrainingSection
+from glmtune.recipe import ChecksSection, TrainingSection
 from glmtune.template import Template
 from glmtune.train.checkpoint import (
     TrainerState,
@@ -40,6 +40,7 @@ from glmtune.train.checkpoint import (
 )
 from glmtune.train.metrics import MetricsFile, peak_memory_bytes
 from glmtune.train.progress import Progress
+from glmtune.train.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Run:
         eval_rows: held-out rows among `examples`, or of `eval_examples` when that is given.
         origin: where a row came from, "file:line".
         num_steps: optimizer steps of the whole run.
+        show_samples: answers a few prompts into the log.
     """
 
     model: Any
@@ -66,6 +68,7 @@ class Run:
     accelerator: Any
     template: Template
     section: TrainingSection
+    checks: ChecksSection
     plan: BatchPlan
     examples: Examples
     lengths: Sequence[int]
@@ -77,6 +80,8 @@ class Run:
     num_steps: int
     state: TrainerState
     metrics: MetricsFile
+    watch: Watch
+    show_samples: Callable[[], None]
     loss_function: LossFunction = cross_entropy_sum
 
 
@@ -259,6 +264,8 @@ def train(run: Run) -> bool:
                 return False
             _account(run, result, window, bar)
             improved = _evaluate_if_due(run)
+            if run.checks.sample_steps and run.state.step % run.checks.sample_steps == 0:
+                run.show_samples()
             if improved or _is_due(run, run.section.save_strategy, run.section.save_steps):
                 _save(run, random_state())
             if _has_stopped_improving(run):
@@ -290,7 +297,9 @@ def _account(run: Run, result: StepResult, window: _Window, bar: Progress) -> No
     state.loss_sum += result.loss_sum
     state.learned_tokens += result.learned_tokens
     window.tokens += result.tokens
-    bar.advance(result.loss_sum / max(result.learned_tokens, 1), result.tokens)
+    loss = result.loss_sum / max(result.learned_tokens, 1)
+    bar.advance(loss, result.tokens)
+    run.watch.step(state.step, loss, result.grad_norm)
     if state.step % run.section.logging_steps and state.step not in (1, run.num_steps):
         return
     values = {
@@ -349,6 +358,7 @@ def _evaluate_if_due(run: Run) -> bool:
     state = run.state
     best = state.best_eval_loss
     _report(run, {"step": state.step, "eval_loss": loss})
+    run.watch.evaluation(state.step, loss)
     logger.info(
         "step %d/%d  held-out loss %.4f%s",
         state.step,

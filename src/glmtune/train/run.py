@@ -33,6 +33,7 @@ from glmtune.train.loop import Run, train
 from glmtune.train.metrics import MetricsFile, plot_loss, read_metrics
 from glmtune.train.optimizer import make_optimizer, make_scheduler
 from glmtune.train.output import METRICS, RECIPE, clear_run, prepare_output, publish
+from glmtune.train.watch import Watch, proportions
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ def fine_tune(
 
     plan = plan_batches(recipe, rows, accelerator)
     num_steps = count_steps(recipe, plan)
+    for warning in proportions(recipe, len(plan.rows), num_steps):
+        logger.warning("%s", warning)
     model = accelerator.prepare(model)
     optimizer = make_optimizer(model, recipe.training)
     scheduler = make_scheduler(optimizer, recipe.training, num_steps)
@@ -117,6 +120,7 @@ def fine_tune(
         accelerator=accelerator,
         template=template,
         section=recipe.training,
+        checks=recipe.checks,
         plan=plan,
         examples=examples,
         lengths=examples.lengths.tolist(),
@@ -128,6 +132,8 @@ def fine_tune(
         num_steps=num_steps,
         state=state,
         metrics=MetricsFile(output / METRICS, resume_at_step=state.step),
+        watch=Watch(recipe.checks),
+        show_samples=lambda: None,
         loss_function=loss,
     )
     is_finished = train(run)
