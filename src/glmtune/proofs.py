@@ -205,7 +205,7 @@ def _generate(
     input_ids = torch.tensor(padded, device=device)  # (batch, seq)
     mask = torch.tensor([[0] * pad + [1] * (length - pad) for pad in pads], device=device)
     # What is not said here would come from the model's own generation_config.
-    greedy = GenerationConfig(
+    greedy = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         num_beams=1,
         temperature=1.0,

@@ -1,6 +1,7 @@
 """`glmtune inspect`."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -51,6 +52,10 @@ def inspect(
         list[str] | None, typer.Option(metavar="THEIRS=OURS", help="Which role is what.")
     ] = None,
     ids: Annotated[bool, typer.Option("--ids", help="A line per piece, with its ids.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", help="Write a page: these rows, the worst rows, totals."),
+    ] = None,
 ) -> None:
     """Show rows as the tokens that training sees, and which of them it learns.
 
@@ -68,6 +73,14 @@ def inspect(
     recipe = recipe_for(data, values, overrides or [])
 
     from rich.console import Console
+
+    if html is not None:
+        from glmtune.report.page import write_rows_page
+
+        with Console(stderr=True).status("Looking at all rows"):
+            write_rows_page(recipe, html, first=row, count=count)
+        typer.echo(html)
+        return
 
     from glmtune.inspection.row import see_rows
 

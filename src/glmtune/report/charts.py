@@ -1,0 +1,215 @@
+r"""The lines of `metrics.jsonl` -> curves, as SVG that any browser draws by itself.
+
+The drawing is stretched to whatever width there is, so only lines are in it; what is to be
+read, the numbers at the axes, is text beside it and stays as large as other text.
+
+    0.8 |\__             y ticks: HTML      curves, grid: SVG in a square of 1000 x 1000
+    0.4 |   \____
+        +---------       x ticks: HTML
+         0      600
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SIZE = 1000  # of the drawing's own coordinates
+MAX_LINES = 3000  # of metrics that are drawn; a screen has no more columns
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A number at an axis; `at` is where, 0 to 100 from the left or from the top."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One curve: what a legend calls it, and its SVG paths.
+
+    Attributes:
+        name: for the legend.
+        line: the path through all points, with a gap where a value is missing.
+        dots: a path that draws each point, for curves of few points; "" for others.
+    """
+
+    name: str
+    line: str
+    dots: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Everything a page needs to draw a chart.
+
+    Attributes:
+        title, unit: what is drawn.
+        summary: the same in one sentence, for who cannot see it.
+        curves: at least one.
+        x_ticks, y_ticks: the axes.
+        data: JSON: `names`, `steps`, `at` (0 to 100), `values` (a list per curve, null for
+            none) as text, for the readout under the pointer.
+    """
+
+    title: str
+    unit: str
+    summary: str
+    curves: tuple[Curve, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    data: str
+
+
+# title, unit, keys of metrics.jsonl with their names
+_CHARTS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("Loss", "nats per learned token", {"loss": "training", "eval_loss": "held out"}),
+    ("Learning rate", "", {"learning_rate": "learning rate"}),
+    ("Gradient norm", "before clipping", {"grad_norm": "gradient norm"}),
+    ("Speed", "real tokens per second", {"tokens_per_second": "tokens/s"}),
+)
+
+
+def draw_charts(lines: Sequence[Line]) -> list[Chart]:
+    """Draw what was measured; a quantity without two finite values is left out."""
+    lines = thin(lines)
+    charts = [_draw(title, unit, names, lines) for title, unit, names in _CHARTS]
+    return [chart for chart in charts if chart is not None]
+
+
+def thin(lines: Sequence[Line], limit: int = MAX_LINES) -> list[Line]:
+    """Keep about `limit` lines: of neighbours the one with the highest loss, so no peak goes.
+
+    Lines with a held-out loss, the first and the last all stay.
+    """
+    if len(lines) <= limit:
+        return list(lines)
+    size = math.ceil(len(lines) / limit)
+    kept = {0, len(lines) - 1}
+    kept |= {index for index, line in enumerate(lines) if line.get("eval_loss") is not None}
+    for start in range(0, len(lines), size):
+        group = range(start, min(start + size, len(lines)))
+        kept.add(max(group, key=lambda index: _height(lines[index])))
+    return [lines[index] for index in sorted(kept)]
+
+
+def _height(line: Line) -> float:
+    loss: float | None = line.get("loss", -math.inf)
+    return math.inf if loss is None else float(loss)  # None was not finite: nothing is higher
+
+
+def _draw(title: str, unit: str, names: Mapping[str, str], lines: Sequence[Line]) -> Chart | None:
+    series = {
+        name: {line["step"]: line[key] for line in lines if key in line}
+        for key, name in names.items()
+    }
+    series = {name: points for name, points in series.items() if points}
+    finite = [y for points in series.values() for y in points.values() if y is not None]
+    steps: list[int] = sorted({step for points in series.values() for step in points})
+    if len(finite) < 2 or len(steps) < 2:
+        return None
+    low, high, y_ticks = _axis(min(finite), max(finite))
+    first, last = steps[0], steps[-1]
+
+    def x(step: int) -> float:
+        return (step - first) / (last - first)
+
+    def y(value: float) -> float:
+        return (high - value) / (high - low)
+
+    curves = []
+    for name, points in series.items():
+        placed = [(x(s), None if v is None else y(v)) for s, v in points.items()]
+        curves.append(Curve(name, _path(placed), _dots(placed) if len(placed) <= 60 else ""))
+    values = [[_said(points, step) for step in steps] for points in series.values()]
+    data = {
+        "names": list(series),
+        "steps": steps,
+        "at": [round(100 * x(step), 2) for step in steps],
+        "values": values,
+    }
+    return Chart(
+        title=title,
+        unit=unit,
+        summary=_summary(title, unit, series),
+        curves=tuple(curves),
+        x_ticks=tuple(
+            Tick(round(100 * x(step), 2), f"{step:,}") for step in _step_ticks(first, last)
+        ),
+        y_ticks=tuple(Tick(round(100 * y(value), 2), number(value)) for value in y_ticks),
+        data=json.dumps(data),
+    )
+
+
+def _said(points: Mapping[int, float | None], step: int) -> str | None:
+    if step not in points:
+        return None
+    value = points[step]
+    return "not finite" if value is None else number(value)
+
+
+def _summary(title: str, unit: str, series: Mapping[str, Mapping[int, float | None]]) -> str:
+    told = []
+    for name, points in series.items():
+        finite = [(step, value) for step, value in points.items() if value is not None]
+        if finite:
+            (first, begin), (last, end) = finite[0], finite[-1]
+            told.append(
+                f"{name} from {number(begin)} at step {first:,} to {number(end)} at step {last:,}"
+            )
+    return f"{title}{f' in {unit}' if unit else ''}: {'; '.join(told)}."
+
+
+def _path(points: Sequence[tuple[float, float | None]]) -> str:
+    parts, is_drawing = [], False
+    for x, y in points:
+        if y is None:
+            is_drawing = False
+            continue
+        parts.append(f"{'L' if is_drawing else 'M'}{x * SIZE:.1f} {y * SIZE:.1f}")
+        is_drawing = True
+    return "".join(parts)
+
+
+def _dots(points: Sequence[tuple[float, float | None]]) -> str:
+    """Draw lines without length: with round ends they are dots, in a stretched drawing too."""
+    return "".join(f"M{x * SIZE:.1f} {y * SIZE:.1f}h0" for x, y in points if y is not None)
+
+
+def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
+    """Choose round numbers that enclose the values; from 0 where the values come near it."""
+    if 0 <= low < high / 2:
+        low = 0.0
+    if high <= low:
+        low, high = low - (abs(low) / 2 or 1), high + (abs(high) / 2 or 1)
+    step = _round_step((high - low) / 4)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = [float(f"{index * step:.12g}") for index in range(first, last + 1)]
+    return ticks[0], ticks[-1], ticks
+
+
+def _round_step(rough: float) -> float:
+    scale: float = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * scale for factor in (1, 2, 2.5, 5, 10) if factor * scale >= rough * 0.999)
+
+
+def _step_ticks(first: int, last: int) -> list[int]:
+    step = max(1, round(_round_step((last - first) / 4)))
+    inner = range(math.ceil(first / step) * step, last + 1, step)
+    ends = {first, last}
+    # A number too near to an end would be written over it.
+    return sorted(
+        ends | {s for s in inner if all(abs(s - end) > (last - first) / 8 for end in ends)}
+    )
+
+
+def number(value: float) -> str:
+    """Write a measured number with four digits: 0.0001, 1.234, 12,345."""
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -1,0 +1,93 @@
+"use strict";
+
+// ---- tokens: which ids a piece has, under the pointer, by tap, and by the arrow keys
+const readout = document.getElementById("readout");
+const words = { l: "learned", u: "not learned", x: "cut" };
+let now = null;
+
+function tell(piece) {
+  if (now) now.classList.remove("now");
+  now = piece;
+  readout.hidden = !piece;
+  if (!piece) return;
+  piece.classList.add("now");
+  const ids = piece.dataset.i.split(" ");
+  const first = Number(piece.dataset.p);
+  const where = ids.length > 1 ? `tokens ${first}–${first + ids.length - 1}` : `token ${first}`;
+  const state = Object.keys(words).find((name) => piece.classList.contains(name));
+  readout.textContent = `“${piece.textContent.trimEnd()}” · ${where} · ${ids.length > 1 ? "ids" : "id"} ${ids.join(" ")} · ${words[state]}`;
+}
+
+for (const block of document.querySelectorAll(".tokens")) {
+  block.addEventListener("pointerover", (event) => {
+    const piece = event.target.closest(".t");
+    if (piece) tell(piece);
+  });
+  block.addEventListener("pointerleave", (event) => {
+    if (event.pointerType === "mouse") tell(null);
+  });
+  block.addEventListener("focus", () => {
+    if (!now || !block.contains(now)) tell(block.firstElementChild);
+  });
+  block.addEventListener("blur", () => tell(null));
+  block.addEventListener("keydown", (event) => {
+    const here = now && block.contains(now) ? now : block.firstElementChild;
+    const next = {
+      ArrowRight: here.nextElementSibling,
+      ArrowLeft: here.previousElementSibling,
+      Home: block.firstElementChild,
+      End: block.lastElementChild,
+    }[event.key];
+    if (event.key === "Escape") tell(null);
+    if (!next) return;
+    event.preventDefault();
+    tell(next);
+    next.scrollIntoView({ block: "nearest" });
+  });
+}
+
+// ---- charts: the values of a step, under the pointer and by the arrow keys
+for (const chart of document.querySelectorAll(".chart")) {
+  const data = JSON.parse(chart.dataset.chart);
+  const plot = chart.querySelector(".plot");
+  const rule = chart.querySelector(".rule");
+  const value = chart.querySelector(".value");
+  let index = data.steps.length - 1;
+
+  function show(chosen) {
+    index = Math.max(0, Math.min(data.steps.length - 1, chosen));
+    rule.hidden = false;
+    rule.style.left = data.at[index] + "%";
+    const said = data.names
+      .map((name, curve) => [name, data.values[curve][index]])
+      .filter(([, number]) => number !== null)
+      .map(([name, number]) => `${name} ${number}`);
+    value.textContent = `step ${data.steps[index].toLocaleString("en")}: ${said.join(", ")}`;
+  }
+  function hide() {
+    rule.hidden = true;
+    value.textContent = "\u00a0";
+  }
+  function nearest(event) {
+    const box = plot.getBoundingClientRect();
+    const at = (100 * (event.clientX - box.left)) / box.width;
+    let best = 0;
+    data.at.forEach((x, i) => {
+      if (Math.abs(x - at) < Math.abs(data.at[best] - at)) best = i;
+    });
+    return best;
+  }
+  plot.addEventListener("pointermove", (event) => show(nearest(event)));
+  plot.addEventListener("pointerdown", (event) => show(nearest(event)));
+  plot.addEventListener("pointerleave", (event) => {
+    if (event.pointerType === "mouse" && document.activeElement !== plot) hide();
+  });
+  plot.addEventListener("focus", () => show(index));
+  plot.addEventListener("blur", hide);
+  plot.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    show(index + step);
+  });
+}
