@@ -19,6 +19,7 @@ from glmtune.cli.demo import demo
 from glmtune.cli.doctor import doctor
 from glmtune.cli.info import info
 from glmtune.cli.inspect import inspect
+from glmtune.cli.lint import lint
 from glmtune.cli.report import report
 from glmtune.cli.train import train
 from glmtune.errors import GlmtuneError
@@ -35,6 +36,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(chat)
 app.command()(info)
 app.command()(inspect)
+app.command()(lint)
 app.command()(report)
 app.command()(demo)
 app.command()(doctor)

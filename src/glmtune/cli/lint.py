@@ -1,0 +1,239 @@
+"""`glmtune lint`."""
+
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from glmtune.cli.inspect import printable
+from glmtune.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from glmtune.data.lint import Finding, Lengths, LintReport
+    from glmtune.recipe import Recipe
+
+SHOWN = 5  # findings of each check
+COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
+
+
+def lint(
+    data: Annotated[
+        str, typer.Argument(help="A recipe, or rows as in data.train.", show_default=False)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Further values of the recipe."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Folder or hub id; its tokenizer is enough.")
+    ] = None,
+    layout: Annotated[
+        Literal["official", "tutorial", "plain"] | None, typer.Option(help="How ids are laid out.")
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="In tokens.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="Of the rows; by default found by the columns.")
+    ] = None,
+    shown: Annotated[
+        int, typer.Option("--show", min=0, help="How many findings of each check.")
+    ] = SHOWN,
+    json: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write all of it; - is stdout.")
+    ] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option("--fix", metavar="OUT.jsonl", help="Write a copy without the worst rows."),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+) -> None:
+    """Look for what is wrong with the rows, before any training.
+
+    The exit code is 1 when there are errors, else 0. Without a model, what needs tokens is left
+    out. The copy of --fix lacks rows that cannot be used, duplicates, empty answers and rows
+    with nothing learned; the others are as they were.
+
+    Example: glmtune lint rows.json --model ./chatglm3-6b --fix clean.jsonl
+    """
+    values = {
+        "model.name_or_path": model,
+        "data.layout": layout,
+        "data.max_length": max_length,
+        "data.format": format,
+    }
+    recipe = recipe_for(data, values, overrides or [])
+
+    from rich.console import Console
+
+    from glmtune.data.lint import lint_data, write_clean_copy
+    from glmtune.data.lint.run import check_copy
+    from glmtune.files import write_atomically
+
+    if fix is not None:
+        check_copy(fix)  # before the long look at the rows
+    template = None
+    if recipe.model.name_or_path:
+        from glmtune.load import load_tokenizer
+        from glmtune.template import template_for
+
+        template = template_for(load_tokenizer(recipe.model.name_or_path), recipe.data.layout)
+    console = Console(highlight=False, soft_wrap=True, stderr=json == "-")
+    with console.status("Reading rows") as status:
+        report = lint_data(
+            recipe.data,
+            template,
+            seed=recipe.training.seed,
+            progress=lambda num_rows: status.update(f"Reading rows: {num_rows:,} done"),
+        )
+    if json == "-":
+        typer.echo(report.to_json())
+    elif json is not None:
+        write_atomically(Path(json), report.to_json() + "\n")
+    print_report(report, console, shown)
+    if fix is not None:
+        num_written, num_left_out = write_clean_copy(recipe.data, report, fix)
+        console.print(f"{fix}: {num_written:,} rows written, {num_left_out:,} left out.")
+    if report.count("error") or (strict and report.count("warning")):
+        raise typer.Exit(1)
+
+
+def recipe_for(data: str, values: "dict[str, str | int | None]", overrides: list[str]) -> "Recipe":
+    """Make the recipe that would train on these rows; its model is "" if none was named.
+
+    Raises:
+        RecipeError: the recipe cannot be read, or a value does not fit.
+    """
+    import json
+
+    from glmtune.recipe import build_recipe, load_recipe
+
+    given = [
+        f"{key}={json.dumps(value, ensure_ascii=False)}"  # JSON is YAML that says what is text
+        for key, value in values.items()
+        if value is not None
+    ]
+    for override in overrides:
+        if "=" not in override:
+            raise RecipeError(
+                f"{override!r}: expected KEY=VALUE. Several files: data.train=[a, b]."
+            )
+    if data.endswith((".yaml", ".yml")):
+        return load_recipe(data, [*given, *overrides])
+    tree = {
+        "model": {"name_or_path": ""},
+        "data": {"train": data, "bad_rows": "skip"},
+        "output": {"dir": "."},  # nothing is written there
+    }
+    return build_recipe(tree, [*given, *overrides], source=data)
+
+
+def print_report(report: "LintReport", console: "Console", shown: int) -> None:
+    """Print the counts, the lengths, and some findings of each check.
+
+    Args:
+        report: all of it.
+        console: where to.
+        shown: how many findings of each check.
+    """
+    from glmtune.data.lint import CHECKS
+
+    formats = ", ".join(sorted(set(report.formats.values())))
+    held_out = f" and {report.num_eval_rows:,} held out" if report.num_eval_rows else ""
+    console.print(f"{report.num_rows:,} rows{held_out} (format {formats})")
+    console.print()
+    if report.lengths.total:
+        console.print(lengths_table(report.lengths))
+        console.print()
+    if report.findings:
+        console.print(counts_table(report))
+    clean = [check for check, counts in report.counts().items() if not any(counts.values())]
+    console.print(f"nothing found by: {', '.join(clean) or 'none'}")
+    for reason, checks in itertools.groupby(
+        sorted(report.not_checked, key=report.not_checked.__getitem__),
+        key=report.not_checked.__getitem__,
+    ):
+        console.print(f"not checked: {', '.join(checks)} ({reason})")
+    if shown:
+        for id, found in itertools.groupby(report.findings, key=lambda finding: finding.check):
+            findings = list(found)
+            console.print()
+            console.print(f"{id}: {CHECKS[id].meaning}. {CHECKS[id].remedy}", style="bold")
+            for finding in findings[:shown]:
+                print_finding(finding, console)
+            if len(findings) > shown:
+                console.print(f"  and {len(findings) - shown:,} more (--show, --json)", style="dim")
+    console.print()
+    counts = [
+        (report.count("error"), "error"),
+        (report.count("warning"), "warning"),
+        (report.count("info"), "note"),
+    ]
+    console.print(
+        ", ".join(f"{count:,} {name}{'' if count == 1 else 's'}" for count, name in counts)
+    )
+
+
+def print_finding(finding: "Finding", console: "Console") -> None:
+    """Print where it is, what is wrong there, and the words at fault."""
+    from rich.text import Text
+
+    line = Text("  ")
+    line.append(f"{printable(finding.place)}: ")
+    line.append(finding.severity, style=COLOURS[finding.severity])
+    other = f" (other row: {finding.other})" if finding.other else ""
+    line.append(f": {printable(finding.message)}{printable(other)}")
+    console.print(line)
+    if finding.excerpt:
+        one_line = printable(finding.excerpt).replace("⏎\n", "⏎")
+        console.print(Text(f"    {one_line}", style="dim"))
+
+
+def counts_table(report: "LintReport") -> "Table":
+    """How many rows each check found."""
+    from rich.table import Table
+
+    from glmtune.data.lint import CHECKS
+
+    table = Table("check", box=None, pad_edge=False)
+    for severity in ("errors", "warnings", "notes"):
+        table.add_column(severity, justify="right")
+    table.add_column("what it is")
+    for id, counts in report.counts().items():
+        if any(counts.values()):
+            numbers = [f"{count:,}" if count else "" for count in counts.values()]
+            table.add_row(id, *numbers, CHECKS[id].meaning)
+    return table
+
+
+def lengths_table(lengths: "Lengths") -> "Table":
+    """How long rows are, and what limits would cost."""
+    from rich.table import Table
+
+    shares = ", ".join(
+        f"{'longest' if share == 100 else f'{share} %'} {length:,}"
+        for share, length in lengths.percentiles().items()
+    )
+    table = Table(
+        title=f"Lengths in {lengths.unit}: {shares}; {lengths.total:,} in all",
+        title_justify="left",
+        title_style="",
+        box=None,
+        pad_edge=False,
+    )
+    limit = "max_length" if lengths.unit == "tokens" else "limit"
+    headers = (limit, "longer rows", "of all", "lost if dropped", "lost if cut")
+    for header in headers:
+        table.add_column(header, justify="right")
+    for cost in lengths.costs():
+        mark = "data.max_length " if cost.max_length == lengths.limit else ""
+        table.add_row(
+            f"{mark}{cost.max_length:,}",
+            f"{cost.num_overlong:,}",
+            f"{cost.num_overlong / len(lengths.values):.1%}",
+            f"{cost.lost_if_dropped:,} ({cost.lost_if_dropped / lengths.total:.1%})",
+            f"{cost.lost_if_cut:,} ({cost.lost_if_cut / lengths.total:.1%})",
+        )
+    return table

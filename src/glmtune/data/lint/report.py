@@ -1,0 +1,65 @@
+"""All that was found, for people and machines."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from glmtune.data.lint.findings import CHECKS, SEVERITIES, Finding, Severity
+from glmtune.data.lint.tokens import Lengths
+
+
+@dataclass(frozen=True, slots=True)
+class LintReport:
+    """All that was found.
+
+    Attributes:
+        findings: by check, then in the order of the rows; all of them.
+        num_rows: rows of data.train, unreadable ones included.
+        num_eval_rows: rows of data.eval.
+        formats: the format of each file.
+        eval_files: those of data.eval.
+        lengths: of the training rows.
+        checked: ids of the checks that looked.
+        not_checked: ids of the others -> why.
+    """
+
+    findings: tuple[Finding, ...]
+    num_rows: int
+    num_eval_rows: int
+    formats: Mapping[str, str]
+    eval_files: frozenset[str]
+    lengths: Lengths
+    checked: tuple[str, ...]
+    not_checked: Mapping[str, str]
+
+    def count(self, severity: Severity) -> int:
+        """How many findings are that bad."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    def counts(self) -> dict[str, dict[Severity, int]]:
+        """How many findings of each severity each check has; those without any too."""
+        counts = {check: dict.fromkeys(SEVERITIES, 0) for check in self.checked}
+        for finding in self.findings:
+            counts[finding.check][finding.severity] += 1
+        return counts
+
+    def to_json(self) -> str:
+        """Write everything, for machines."""
+        counts = self.counts()
+        checks = [
+            {"id": id, "meaning": CHECKS[id].meaning, "remedy": CHECKS[id].remedy, **counts[id]}
+            for id in self.checked
+        ]
+        tree = {
+            "rows": self.num_rows,
+            "eval_rows": self.num_eval_rows,
+            "formats": dict(self.formats),
+            **{f"{severity}s": self.count(severity) for severity in SEVERITIES[:2]},
+            "infos": self.count("info"),
+            "checks": checks,
+            "not_checked": dict(self.not_checked),
+            "lengths": self.lengths.to_dict(),
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+        }
+        return json.dumps(tree, ensure_ascii=False, indent=2)

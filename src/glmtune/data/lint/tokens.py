@@ -1,0 +1,166 @@
+"""One row's ids: does every learned answer end in a stop, was it cut, what a limit costs.
+
+input_ids   64790 64792 64795 ... 64796 30910 13 36474 54591 2
+labels        -     -     -         -   30910 13 36474 54591 2     2 stops generation
+cut at 9      -     -     -         -   30910 13 36474             nothing does
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from glmtune.conversation import Conversation
+from glmtune.data.encode import Fate
+from glmtune.data.lint.findings import Fault
+from glmtune.data.lint.texts import answers_of
+from glmtune.template import IGNORE, Example, is_learned
+
+PERCENTILES = (50, 90, 95, 99, 100)
+
+
+@dataclass(frozen=True, slots=True)
+class LengthCost:
+    """What one limit would cost.
+
+    Attributes:
+        max_length: the limit.
+        num_overlong: rows above it.
+        lost_if_dropped: what those rows hold, which `drop` loses.
+        lost_if_cut: what stands behind the limit, which `tutorial` loses.
+    """
+
+    max_length: int
+    num_overlong: int
+    lost_if_dropped: int
+    lost_if_cut: int
+
+
+class Lengths:
+    """How long the rows are.
+
+    Attributes:
+        unit: of all numbers; characters when there is no tokenizer.
+        values: of each row, int64, (rows,).
+        limit: data.max_length, or None when the unit is another one.
+    """
+
+    def __init__(
+        self, values: Sequence[int], unit: Literal["tokens", "characters"], limit: int | None
+    ) -> None:
+        self.unit = unit
+        self.values: npt.NDArray[np.int64] = np.asarray(values, dtype=np.int64)
+        self.limit = limit
+
+    @property
+    def total(self) -> int:
+        """Of all rows."""
+        return int(self.values.sum())
+
+    def percentiles(self) -> dict[int, int]:
+        """A share of the rows in percent -> the length that they do not exceed."""
+        if not len(self.values):
+            return {}
+        # Never between two rows: a limit at the 99th percentile keeps 99 % of them.
+        found = np.percentile(self.values, PERCENTILES, method="inverted_cdf")
+        return {share: int(length) for share, length in zip(PERCENTILES, found, strict=True)}
+
+    def costs(self) -> list[LengthCost]:
+        """What powers of two, and the limit of the recipe, would cost."""
+        longest = int(self.values.max(initial=0))
+        if not longest:
+            return []
+        limits = [1 << power for power in range(6, longest.bit_length() + 1)]
+        wanted = {limit for limit in limits if self.values.min() < limit < longest}
+        wanted.add(next((limit for limit in limits if limit >= longest), 64))
+        return [self.cost(limit) for limit in sorted(wanted | {self.limit or longest})]
+
+    def cost(self, max_length: int) -> LengthCost:
+        """What this limit would cost."""
+        overlong = self.values[self.values > max_length]
+        return LengthCost(
+            max_length,
+            num_overlong=len(overlong),
+            lost_if_dropped=int(overlong.sum()),
+            lost_if_cut=int(overlong.sum()) - len(overlong) * max_length,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give everything but the single values, as JSON."""
+        return {
+            "unit": self.unit,
+            "limit": self.limit,
+            "rows": len(self.values),
+            "total": self.total,
+            "percentiles": self.percentiles(),
+            "costs": [
+                {name: getattr(cost, name) for name in LengthCost.__slots__}
+                for cost in self.costs()
+            ],
+        }
+
+
+def find_token_faults(
+    conversation: Conversation,
+    example: Example,
+    fitted: Example | None,
+    fate: Fate,
+    max_length: int,
+    stop_ids: Sequence[int],
+) -> Iterator[tuple[str, Fault]]:
+    """Say what training would do to a row that its author did not mean; check id and fault.
+
+    Args:
+        conversation: the row.
+        example: the whole of it encoded.
+        fitted: what training makes of the example, None if it leaves it out.
+        fate: how it came to that; both are from `fit`.
+        max_length: in tokens.
+        stop_ids: of the template.
+    """
+    length, end = len(example.input_ids), _end_of_answer(conversation)
+    limit = f"the limit of {max_length:,} tokens"
+    too_long = f"{length:,} tokens are more than {limit}"
+    if fate is Fate.OVERLONG:
+        yield "length", Fault("warning", f"{too_long}, so training leaves the row out", end)
+    elif fate is Fate.SHORTENED:
+        yield "length", Fault("info", f"{too_long}, so training shortens the prompt", end)
+    elif fate is Fate.WITHOUT_LABELS and any(map(is_learned, conversation)):
+        why = f"the answer begins behind {limit}" if length > max_length else "no answer is last"
+        yield "no-label", Fault("error", f"{why}, so nothing is learned", end)
+    if fitted is None:
+        return
+    num_learned = _num_learned(example)
+    lost = num_learned - _num_learned(fitted)
+    if fate is Fate.CUT and lost:
+        told = f"{limit} cuts off {lost:,} of {num_learned:,} learned tokens"
+        yield "cut-answer", Fault("warning", told, end)
+    elif fate is Fate.CUT:
+        yield "length", Fault("info", f"{too_long}; nothing learned is cut off", end)
+    for stop in ends_without_stop(fitted, stop_ids)[:1]:
+        why = f", where {limit} cuts it off" if stop == max_length < length else ""
+        told = f"the answer ends behind token {stop:,} without a stop token{why}"
+        yield "no-stop", Fault("error", told, end)
+
+
+def ends_without_stop(example: Example, stop_ids: Sequence[int]) -> list[int]:
+    """Find the learned stretches after which generation would go on; gives their ends."""
+    ids, labels = example.input_ids, example.labels
+    first = labels.count(IGNORE)
+    if labels[first:] == ids[first:]:  # one stretch, at the end: nearly every row
+        return [] if labels[-1] in stop_ids else [len(ids)]
+    learned = np.array([*labels, IGNORE]) != IGNORE
+    ends = np.flatnonzero(learned[:-1] & ~learned[1:]) + 1
+    return [end for end in ends.tolist() if ids[end - 1] not in stop_ids]
+
+
+def _num_learned(example: Example) -> int:
+    return len(example.labels) - example.labels.count(IGNORE)
+
+
+def _end_of_answer(conversation: Conversation) -> str:
+    answers = answers_of(conversation)
+    text = answers[-1] if answers else conversation.messages[-1].content
+    return text if len(text) <= 60 else f"...{text[-60:]}"

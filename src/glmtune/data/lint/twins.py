@@ -1,0 +1,262 @@
+"""Rows beside each other: duplicates, near ones, contradictions, leaks.
+
+Of each row only numbers are kept, about 600 bytes: hashes of the row and of its prompt, and a
+MinHash of its questions and one of its answers. Two rows are near only if both are: a thousand
+questions with the answer "Yes." are no duplicates, nor are two answers to one question.
+
+    near        question and answer share 90 % of their pieces of four letters, by estimate
+    a band      4 slots of the one MinHash and 4 of the other; near rows agree in one of 32 bands
+                with a probability above 1 - (1 - 0.9^8)^32 = 99.99 %
+
+Source: Broder 1997, "On the resemblance and containment of documents"; bands: Leskovec,
+Rajaraman and Ullman, "Mining of Massive Datasets", section 3.4.
+"""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import rensa
+
+from glmtune.conversation import Conversation
+from glmtune.data.lint.findings import Fault, LintSection
+
+PIECE_CHARS = 4
+SLOTS = 128  # a share of 90 % is estimated within 3 %
+BAND_SLOTS = 4
+_SEED = 1
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
+
+Digests = npt.NDArray[np.uint16]  # the lower half is enough to tell slots apart
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A row, what is wrong with it, and the row that it is beside.
+
+    Attributes:
+        check: the id.
+        row: an index, in the order in which rows were added.
+        other: the index of the other row, which came first or is learned.
+        fault: without an excerpt.
+    """
+
+    check: Literal["duplicate", "near-duplicate", "contradiction", "leak"]
+    row: int
+    other: int
+    fault: Fault
+
+
+class Twins:
+    """Collects rows, then compares each with those that may be like it."""
+
+    def __init__(self) -> None:
+        self._row_keys = array("q")
+        self._prompt_keys = array("q")
+        self._answer_chars = array("q")
+        self._digests: list[Digests] = []
+
+    def __len__(self) -> int:
+        return len(self._row_keys)
+
+    def add(self, conversations: Sequence[Conversation]) -> None:
+        """Take rows in."""
+        for conversation in conversations:
+            turns = [(m.role, m.metadata, m.content, str(m.tools)) for m in conversation]
+            last = max(i for i, turn in enumerate(turns) if turn[0] == "assistant")
+            prompt = [(role, name, _plain(text), tools) for role, name, text, tools in turns[:last]]
+            self._row_keys.append(hash(tuple(turns)))
+            self._prompt_keys.append(hash(tuple(prompt)))
+            self._answer_chars.append(len(turns[last][2]))
+        questions = [
+            _plain("".join(m.content for m in c if m.role in ("user", "observation")))
+            for c in conversations
+        ]
+        answers = [
+            _plain("".join(m.metadata + m.content for m in c if m.role == "assistant"))
+            for c in conversations
+        ]
+        self._digests.append(np.concatenate((_digest(questions), _digest(answers)), axis=1))
+
+    def find(self, is_held_out: npt.NDArray[np.bool_], section: LintSection) -> Iterator[Twin]:
+        """Compare the rows.
+
+        Args:
+            is_held_out: of each row, (rows,).
+            section: the thresholds.
+        """
+        if not len(self):
+            return
+        digests = np.concatenate(self._digests)  # (rows, 2 * SLOTS)
+        bands = _band_keys(digests)
+        row_keys, prompts = np.asarray(self._row_keys), np.asarray(self._prompt_keys)
+        for rows in (np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)):
+            same = _earlier_same(row_keys, rows)
+            near = _nearest(digests, bands, rows, section.near_duplicate)
+            yield from (Twin("duplicate", row, first, _DUPLICATE) for row, first in same.items())
+            for row, (other, share) in near.items():
+                if row not in same:
+                    told = f"question and answer are {share:.0%} those of the other row"
+                    yield Twin("near-duplicate", row, other, Fault("warning", told, ""))
+            for row, first in _earlier_same(prompts, rows).items():
+                if row not in same and row not in near:
+                    fault = self._contradiction(row, first, section)
+                    yield Twin("contradiction", row, first, fault)
+        yield from _leaks(digests, bands, prompts, is_held_out, section.near_duplicate)
+
+    def _contradiction(self, row: int, first: int, section: LintSection) -> Fault:
+        longest = max(self._answer_chars[row], self._answer_chars[first])
+        if longest <= section.short_answer_chars:
+            return Fault("warning", "the same prompt has another short answer", "")
+        return Fault("info", "the same prompt has another answer", "")
+
+
+_DUPLICATE = Fault("warning", "the same row again", "")
+
+
+def _leaks(
+    digests: Digests,
+    bands: npt.NDArray[np.uint64],
+    prompts: Rows,
+    is_held_out: npt.NDArray[np.bool_],
+    threshold: float,
+) -> Iterator[Twin]:
+    """Find held-out rows whose prompt, or nearly the whole row, is learned too."""
+    learned, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+    if not len(held_out):
+        return
+    first_with: dict[int, int] = {}
+    for row in learned.tolist():
+        first_with.setdefault(prompts[row].item(), row)
+    near = _nearest(digests, bands, held_out, threshold, among=learned)
+    for row in held_out.tolist():
+        if (other := first_with.get(prompts[row].item())) is not None:
+            told = "this held-out row's prompt is also learned"
+            yield Twin("leak", row, other, Fault("error", told, ""))
+        elif row in near:
+            other, share = near[row]
+            told = f"this held-out row is {share:.0%} one that is learned"
+            yield Twin("leak", row, other, Fault("warning", told, ""))
+
+
+def _plain(text: str) -> str:
+    """Leave out what does not make a text another: case and white space."""
+    return "".join(text.lower().replace("\0", "").split())
+
+
+def _digest(texts: Sequence[str]) -> Digests:
+    """MinHash the pieces of texts, (texts, SLOTS); texts without any are alike."""
+    hashes, offsets = _piece_hashes(texts)
+    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, SLOTS, _SEED)
+    slots = np.array(matrix.to_rows(), dtype=np.uint32).reshape(len(texts), SLOTS)
+    return slots.astype(np.uint16)
+
+
+def _piece_hashes(
+    texts: Sequence[str],
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """Hash the piece that begins at each letter; at the end of a text they are shorter.
+
+    Returns:
+        The hashes of all texts, and where each text begins and the last one ends.
+    """
+    end = "\0" * (PIECE_CHARS - 1)
+    letters = np.frombuffer(
+        "".join(text + end for text in texts).encode("utf-32-le"), dtype=np.uint32
+    ).astype(np.uint64)
+    hashes = letters.copy()
+    for shift in range(1, PIECE_CHARS):
+        hashes *= _ODD
+        hashes[:-shift] += letters[shift:]
+    hashes ^= hashes >> np.uint64(29)
+    hashes *= _ODD
+    lengths = np.fromiter(map(len, texts), np.uint64, count=len(texts))
+    offsets = np.concatenate((np.zeros(1, np.uint64), np.cumsum(lengths, dtype=np.uint64)))
+    return hashes[letters != 0], offsets
+
+
+def _band_keys(digests: Digests) -> npt.NDArray[np.uint64]:
+    """Hash each band of each row to one number, (bands, rows)."""
+    both = digests.reshape(len(digests), 2, SLOTS // BAND_SLOTS, BAND_SLOTS).astype(np.uint64)
+    keys = np.zeros((len(digests), SLOTS // BAND_SLOTS), dtype=np.uint64)
+    for half in range(2):
+        for slot in range(BAND_SLOTS):
+            keys = (keys ^ both[:, half, :, slot]) * _ODD
+            keys ^= keys >> np.uint64(31)
+    return np.ascontiguousarray(keys.T)
+
+
+def _earlier_same(keys: Rows, rows: Rows) -> dict[int, int]:
+    """Give each row whose key an earlier one of `rows` has, with the first that has it."""
+    first: dict[int, int] = {}
+    pairs = ((row, first.setdefault(keys[row].item(), row)) for row in rows.tolist())
+    return {row: other for row, other in pairs if row != other}
+
+
+def _nearest(
+    digests: Digests,
+    bands: npt.NDArray[np.uint64],
+    rows: Rows,
+    threshold: float,
+    among: Rows | None = None,
+) -> dict[int, tuple[int, float]]:
+    """Find for each row one that is near.
+
+    Among the rows that agree with it in a band it is compared with the first and with the one
+    before, so that a thousand alike take a thousand comparisons.
+
+    Args:
+        digests: of all rows.
+        bands: of all rows.
+        rows: for which to look, in order.
+        threshold: the share of equal slots from where on rows are near.
+        among: where to look; None is the earlier ones of `rows`.
+
+    Returns:
+        row -> (the other, the smaller of the two shares of equal slots).
+    """
+    best: dict[int, tuple[int, float]] = {}
+    for keys in bands:
+        for left, right in _candidates(keys, rows, rows if among is None else among):
+            shares = _shares(digests, left, right)
+            is_near = shares >= threshold
+            near = (left[is_near].tolist(), right[is_near].tolist(), shares[is_near].tolist())
+            for row, other, share in zip(*near, strict=True):
+                if row not in best or share > best[row][1]:
+                    best[row] = (other, share)
+    return best
+
+
+def _candidates(
+    keys: npt.NDArray[np.uint64], rows: Rows, among: Rows
+) -> Iterator[tuple[Rows, Rows]]:
+    """Pair each row with the first of `among` that has its key, and with the nearest before it."""
+    order = among[np.argsort(keys[among], kind="stable")]  # by key, then by row
+    sorted_keys = keys[order]
+    first = np.searchsorted(sorted_keys, keys[rows], side="left")
+    if among is rows:
+        position = np.empty(len(keys), dtype=np.int64)
+        position[order] = np.arange(len(order))
+        before = position[rows] - 1
+    else:
+        before = np.searchsorted(sorted_keys, keys[rows], side="right") - 1
+    for found in (first, before):
+        inside = (found >= 0) & (found < len(order))
+        left, right = rows[inside], order[found[inside]]
+        is_pair = (keys[left] == keys[right]) & (left != right)
+        yield left[is_pair], right[is_pair]
+
+
+def _shares(digests: Digests, left: Rows, right: Rows) -> npt.NDArray[np.float64]:
+    """Estimate how alike pairs are: the smaller share, of questions and of answers."""
+    shares = np.empty(len(left))
+    for start in range(0, len(left), 20_000):  # 20 MB at a time
+        part = slice(start, start + 20_000)
+        equal = digests[left[part]] == digests[right[part]]
+        halves = equal.reshape(-1, 2, SLOTS).mean(axis=2)
+        shares[part] = halves.min(axis=1)
+    return shares
