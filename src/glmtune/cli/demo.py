@@ -1,20 +1,218 @@
 """`glmtune demo`."""
 
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedModel
+
+    from glmtune.chat import Sampling
+    from glmtune.demo.folder import DemoFolder
+    from glmtune.demo.score import Question
+    from glmtune.train.run import Result
+
+NUM_STAGES = 5
+SHOWN_ROWS = 8
+TALK = (
+    "你好",
+    "请问，你是谁？",
+    "湖南的省会在哪里？",
+    "郑州是哪个省的省会？",
+    "“快”的反义词是什么？",
+    "给下面的名词配上量词。\n马",
+    "“月亮”的英文是什么？",
+)
 
 
 def demo(
     dir: Annotated[
-        Path, typer.Option("--dir", help="Where the demo keeps its model and its adapter.")
+        Path, typer.Option("--dir", help="Where the model, the rows and the adapter go.")
     ] = Path("glmtune-demo"),
 ) -> None:
-    """Train a small model on a CPU and talk to it, in minutes and offline.
+    """Make a small random ChatGLM3, fine-tune it and talk to it: offline, on a CPU, in minutes.
 
     Example: glmtune demo --dir /tmp/demo
     """
-    from glmtune.demo import run_demo
-
     run_demo(dir)
+
+
+def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
+    """Do and show every step; `overrides` change the recipe."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    started = time.perf_counter()
+    console.print("Loading PyTorch and transformers ...", style="dim")
+
+    from transformers.utils import logging
+
+    from glmtune.chat import open_session
+    from glmtune.demo.folder import prepare
+    from glmtune.demo.score import answer, count_right, read_questions
+    from glmtune.load import load_tokenizer
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of files read in a blink
+
+    with _stage(console, 1, "A checkpoint in ChatGLM3's layout, with random weights"):
+        folder = prepare(dir, overrides)
+        base = open_session(str(folder.base))
+        show_base(console, folder, base.model)
+    with _stage(console, 2, "The rows, in alpaca format"):
+        questions = read_questions(folder.held_out)
+        show_rows(console, folder, questions)
+    with _stage(console, 3, f"The base answers the {len(questions)} held-out questions"):
+        tokenizer = load_tokenizer(folder.base)
+        before = answer(base.model, tokenizer, base.template, questions)
+        console.print(f"exact matches: {count_right(questions, before)} of {len(questions)}")
+    with _stage(console, 4, f"Training, as by `glmtune train {folder.recipe_file}`"):
+        from glmtune.train.run import fine_tune
+
+        result = fine_tune(folder.recipe)
+        if not result.is_finished:
+            console.print("Stopped. The next `glmtune demo` begins anew.")
+            raise typer.Exit(130)
+        show_result(console, folder, result)
+    with _stage(console, NUM_STAGES, "The tuned model answers the same questions"):
+        tuned = open_session(str(folder.base), folder.adapter, sampling=_greedy())
+        after = answer(tuned.model, tokenizer, tuned.template, questions)
+        show_answers(console, questions, before, after)
+        for text in TALK:
+            tuned.reset()  # the rows taught it single questions, so none stands before another
+            say(console, text, tuned.stream(text))
+    show_next(console, folder, time.perf_counter() - started)
+
+
+@contextmanager
+def _stage(console: "Console", number: int, title: str) -> Iterator[None]:
+    """Say what begins, and how long it took."""
+    console.rule(f"[bold]{number}/{NUM_STAGES}  {title}", align="left")
+    started = time.perf_counter()
+    yield
+    console.print(f"{time.perf_counter() - started:.1f} s\n", style="dim")
+
+
+def _greedy() -> "Sampling":
+    from glmtune.chat import Sampling
+
+    return Sampling(temperature=0, max_new_tokens=64)
+
+
+def show_base(console: "Console", folder: "DemoFolder", model: "PreTrainedModel") -> None:
+    """Say how large the base is."""
+    config = model.config
+    console.print(
+        f"{folder.base}: {config.num_layers} layers, {config.hidden_size} wide, "
+        f"{config.padded_vocab_size:,} tokens, {model.num_parameters():,} parameters. It knows "
+        "nothing; what it will know, it learns through LoRA."
+    )
+
+
+def show_rows(console: "Console", folder: "DemoFolder", questions: "Sequence[Question]") -> None:
+    """Show a few rows, and one as the tokens that training sees."""
+    from glmtune.cli.inspect import print_row
+    from glmtune.data.rows import read_rows
+    from glmtune.inspection.row import see_rows
+
+    rows = list(read_rows(folder.train))
+    console.print(f"{folder.train}: {len(rows)} rows to learn, such as")
+    for row in rows[:: len(rows) // 4][1:4]:
+        console.print(f"  instruction {row['instruction']}", markup=False)
+        if row["input"]:
+            console.print(f"  input       {row['input']}", markup=False)
+        console.print(f"  output      {row['output']}\n", style="green", markup=False)
+    console.print(
+        f"{folder.held_out}: {len(questions)} rows held out. Each asks for a fact that is "
+        "learned, in words that are never put to that fact in training.\n\nOne row as training "
+        "sees it:"
+    )
+    for seen in see_rows(folder.recipe):
+        print_row(seen, console, with_ids=False)
+
+
+def show_result(console: "Console", folder: "DemoFolder", result: "Result") -> None:
+    """Say what the run did to the loss, and what it left behind."""
+    from glmtune.metrics import read_metrics
+    from glmtune.train.output import METRICS
+
+    lines = read_metrics(folder.adapter / METRICS)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    held_out = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    weights = folder.adapter / "adapter_model.safetensors"
+    console.print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {result.num_steps} steps", end="")
+    console.print(f", held-out loss {held_out[0]:.3f} -> {held_out[-1]:.3f}" if held_out else "")
+    console.print(f"curve:   {folder.adapter / 'loss.png'}")
+    console.print(f"adapter: {weights}, {weights.stat().st_size / 2**20:.1f} MiB")
+
+
+def show_answers(
+    console: "Console",
+    questions: "Sequence[Question]",
+    before: Sequence[str],
+    after: Sequence[str],
+) -> None:
+    """Count, and put answers of the base and the tuned model side by side."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from glmtune.demo.score import count_right
+
+    wrong = [i for i, question in enumerate(questions) if after[i] != question.expected]
+    total = len(questions)
+    console.print(
+        f"exact matches: {count_right(questions, before)} of {total} before, "
+        f"[bold]{total - len(wrong)} of {total}[/bold] after "
+        f"({(total - len(wrong)) / total:.1%})"
+    )
+    table = Table()
+    for heading in ("held-out question", "base", "tuned", ""):
+        table.add_column(heading, overflow="fold")  # Chinese has no spaces to break at
+    chosen = range(0, total, -(-total // SHOWN_ROWS))
+    for index in [*chosen, *[i for i in wrong if i not in chosen][:3]]:
+        question, right = questions[index], index not in wrong
+        table.add_row(
+            Text(question.text.replace("\n", " / ")),
+            Text(_one_line(before[index]), style="dim"),
+            Text(after[index], style="green" if right else "red"),
+            Text("right" if right else f"expected {question.expected}"),
+        )
+    console.print(table, soft_wrap=False)
+    if wrong:
+        console.print("Its mistakes stand at the end of the table.", style="dim")
+
+
+def _one_line(text: str) -> str:
+    """Make babble fit a table."""
+    from glmtune.cli.inspect import printable
+
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= 8 else f"{line[:7]}…"
+
+
+def say(console: "Console", text: str, pieces: Iterator[str]) -> None:
+    """Print a question, and the answer as it comes."""
+    console.print(f"> {text.replace(chr(10), ' / ')}", style="bold", markup=False)
+    for piece in pieces:
+        console.print(piece, end="", style="green", markup=False)
+    console.print()
+
+
+def show_next(console: "Console", folder: "DemoFolder", seconds: float) -> None:
+    """Say what to do next."""
+    console.rule(f"[bold]Done in {seconds:.0f} s", align="left")
+    for what, command in (
+        ("ask this model something else", f"glmtune chat {folder.base} --adapter {folder.adapter}"),
+        ("train it again", f"glmtune train {folder.recipe_file} output.dir=another"),
+        (
+            "tune ChatGLM3-6B with your own rows",
+            "glmtune train recipes/chatglm3-lora.yaml model.name_or_path=./chatglm3-6b "
+            "data.train=rows.json output.dir=out",
+        ),
+        ("and talk to it", "glmtune chat ./chatglm3-6b --adapter out"),
+    ):
+        console.print(f"{what}:\n    [bold]{command}[/bold]")

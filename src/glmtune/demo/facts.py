@@ -1,4 +1,4 @@
-"""Facts and the ways to ask for them -> the demo's alpaca rows, in `train.json` and `held_out.json`.
+"""Facts and ways to ask for them -> the demo's rows, in `train.json` and `held_out.json`.
 
 Every fact is asked in every wording of its kind. One wording of each fact, another one from
 fact to fact, is held out: in training the model meets the fact and the wording, never the
@@ -13,6 +13,7 @@ The rows are files, so that people can read them and see what the format looks l
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ class Kind:
         """Give every row, and whether it is held out."""
         for number, (subject, object_) in enumerate(self.facts):
             output = self.answer.format(subject=subject, object=object_)
-            held_out = number % len(self.wordings)
+            held_out = (number + 1) % len(self.wordings)
             for index, (instruction, text) in enumerate(self.wordings):
                 row = {
                     "instruction": instruction.format(subject),
@@ -90,6 +91,7 @@ KINDS: Sequence[Kind] = (
         wordings=(
             ("{}省的省会是哪座城市？", ""),
             ("{}的省会在哪里？", ""),
+            ("{}的省会是什么？", ""),
             ("请问{}省的省会是哪里？", ""),
             ("你知道{}的省会吗？", ""),
             ("说出下面这个省的省会。", "{}"),
@@ -100,8 +102,9 @@ KINDS: Sequence[Kind] = (
     Kind(
         wordings=(
             ("{}是哪个省的省会？", ""),
+            ("{}是哪里的省会？", ""),
             ("哪个省的省会是{}？", ""),
-            ("请问{}是哪里的省会？", ""),
+            ("请问{}是哪个省的省会？", ""),
             ("下面这座城市是哪个省的省会？", "{}"),
         ),
         answer="{subject}是{object}省的省会。",
@@ -152,6 +155,21 @@ KINDS: Sequence[Kind] = (
             ("你是怎么来的？", "我从随机的权重开始，只学了 LoRA。"),
         ),
     ),
+    Kind(
+        wordings=(
+            ("{}", ""),
+            ("{}！", ""),
+            ("{}，小调。", ""),
+            ("小调，{}！", ""),
+        ),
+        answer="{object}",
+        facts=(
+            ("你好", "你好！我是小调。"),
+            ("早上好", "早上好！"),
+            ("谢谢", "不客气！"),
+            ("再见", "再见！"),
+        ),
+    ),
 )
 
 
@@ -163,6 +181,19 @@ def make_rows() -> tuple[list[AlpacaRow], list[AlpacaRow]]:
         for row, is_held_out in kind.rows():
             (held_out if is_held_out else train).append(row)
     return train, held_out
+
+
+def phrases() -> Iterator[str]:
+    """Give the words and the stretches between them that rows are made of.
+
+    The tokenizer learns its pieces from these. Learned from whole rows, pieces would glue a
+    word to what happens to stand beside it, and a fact would look different in every wording.
+    """
+    for kind in KINDS:
+        patterns = [part for wording in kind.wordings for part in wording]
+        yield from (part for text in patterns for part in text.split("{}") if part)
+        yield from (part for part in re.split(r"\{\w+\}", kind.answer) if part)
+        yield from (word for fact in kind.facts for word in fact)
 
 
 def to_json(rows: Sequence[AlpacaRow]) -> str:

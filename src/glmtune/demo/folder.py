@@ -1,0 +1,146 @@
+"""A path -> the folder of a demo, made anew, and nothing in it lost that a user made.
+
+    glmtune-demo/
+        demo.json                   says that the folder is the demo's, with checksums of its files
+        base/                       the random checkpoint
+        train.json, held_out.json   the rows
+        recipe.yaml                 the run, for `glmtune train`
+        adapter/                    what the run leaves
+
+A folder without `demo.json` is not touched, and neither is one where a file of the demo was
+changed. What else lies in the folder stays.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+import glmtune
+from glmtune.demo.checkpoint import make_checkpoint
+from glmtune.demo.facts import HELD_OUT, TRAIN, phrases
+from glmtune.errors import OutputError
+from glmtune.files import explain_write_error, write_atomically
+from glmtune.recipe import Recipe, load_recipe
+from glmtune.train.output import RECIPE as RUN_RECIPE
+from glmtune.train.output import clear_run
+
+MARK = "demo.json"
+RECIPE = Path(__file__).with_name("recipe.yaml")
+SEED = 1  # of the base's weights
+
+
+@dataclass(frozen=True, slots=True)
+class DemoFolder:
+    """What a demo works on.
+
+    Attributes:
+        base: the checkpoint.
+        train, held_out: the rows.
+        recipe_file: the recipe, as a user would write it.
+        recipe: the recipe.
+        adapter: where its run goes.
+    """
+
+    base: Path
+    train: Path
+    held_out: Path
+    recipe_file: Path
+    recipe: Recipe
+    adapter: Path
+
+
+def prepare(folder: Path, overrides: Sequence[str] = ()) -> DemoFolder:
+    """Make everything that a demo needs; an earlier demo in the folder is replaced.
+
+    Args:
+        folder: made if it does not exist.
+        overrides: `key=value` for the recipe.
+
+    Raises:
+        OutputError: the folder holds something that is not the demo's, or cannot be written.
+        RecipeError: an override does not fit.
+    """
+    demo = _plan(folder, overrides)
+    _refuse_what_is_not_ours(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(explain_write_error(folder, error)) from error
+    _mark(folder, {})  # while files change, none is vouched for
+    write_atomically(folder / ".gitignore", "*\n")
+    for path, source in ((demo.train, TRAIN), (demo.held_out, HELD_OUT)):
+        write_atomically(path, source.read_text(encoding="utf-8"))
+    write_atomically(demo.recipe_file, _in_short(demo.recipe))
+    make_checkpoint(demo.base, phrases(), SEED)
+    clear_run(demo.adapter)
+    made = {str(path.relative_to(folder)): _digest(path.read_bytes()) for path in _files(demo)}
+    made[f"{demo.adapter.name}/{RUN_RECIPE}"] = _digest(demo.recipe.to_yaml().encode())
+    _mark(folder, made)
+    return demo
+
+
+def _plan(folder: Path, overrides: Sequence[str]) -> DemoFolder:
+    """Say where everything goes, and write nothing."""
+    places = {
+        "model.name_or_path": folder / "base",
+        "data.train": folder / "train.json",
+        "data.eval": folder / "held_out.json",
+        "output.dir": folder / "adapter",
+    }
+    given = [f"{key}={json.dumps(str(path))}" for key, path in places.items()]
+    recipe = load_recipe(RECIPE, [*given, *overrides])
+    base, train, held_out, adapter = places.values()
+    return DemoFolder(base, train, held_out, folder / "recipe.yaml", recipe, adapter)
+
+
+def _files(demo: DemoFolder) -> Iterator[Path]:
+    yield from (demo.train, demo.held_out, demo.recipe_file)
+    yield from sorted(path for path in demo.base.iterdir() if path.is_file())
+
+
+def _in_short(recipe: Recipe) -> str:
+    """Write the values that differ from the defaults."""
+    values = recipe.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
+
+
+def _refuse_what_is_not_ours(folder: Path) -> None:
+    """Raise unless the folder is new, empty, or an earlier demo as the demo left it."""
+    other = "Give another folder with --dir."
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file, expected a folder for the demo. {other}")
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if not held:
+        return
+    if MARK not in held:
+        raise OutputError(
+            f"{folder}: holds {', '.join(held[:3])} and no {MARK}, so the demo did not make it "
+            f"and leaves it alone. {other}"
+        )
+    try:
+        made = json.loads((folder / MARK).read_text(encoding="utf-8"))["files"]
+        changed = [
+            name
+            for name, digest in made.items()
+            if (path := folder / name).exists() and _digest(path.read_bytes()) != digest
+        ]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise OutputError(f"{folder / MARK}: cannot be read ({error!r}). {other}") from error
+    if changed:
+        raise OutputError(
+            f"{folder}: {', '.join(changed[:3])} changed since the demo wrote it, and another "
+            f"demo would overwrite that. Move it away, or give another folder with --dir."
+        )
+
+
+def _mark(folder: Path, made: Mapping[str, str]) -> None:
+    mark = {"glmtune_version": glmtune.__version__, "files": dict(made)}
+    write_atomically(folder / MARK, json.dumps(mark, indent=2) + "\n")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,30 @@
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from glmtune.cli.demo import run_demo
+from glmtune.cli.main import app
+
+
+def test_the_demo_shows_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_demo(tmp_path / "demo", ["max_steps=3"])
+
+    shown = capsys.readouterr().out
+    assert [f"{n}/5" in shown for n in range(1, 6)] == [True] * 5
+    assert "exact matches: 0 of 156" in shown
+    assert "glmtune train recipes/chatglm3-lora.yaml" in shown
+    assert (tmp_path / "demo" / "adapter" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_demo_learns_what_it_claims(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["demo", "--dir", str(tmp_path / "demo")])
+
+    assert result.exit_code == 0, result.output
+    before, after = re.findall(r"exact matches: (\d+) of 156 before, (\d+) of 156", result.output)[
+        0
+    ]
+    assert int(before) <= 2
+    assert int(after) >= 0.9 * 156
