@@ -1,6 +1,8 @@
 """What the documents promise: commands that exist, recipes that load, links that lead somewhere."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,14 @@ def test_the_recipe_page_tells_of_every_key() -> None:
         for key in field.annotation.model_fields  # type: ignore[union-attr]
     }
     assert keys - told == set()
+
+
+def test_the_command_page_is_the_one_that_make_docs_writes(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "typer", "glmtune.cli.main", "utils", "docs", "--name", "glmtune",
+        "--output", str(tmp_path / "cli.md"),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+
+    fresh = (tmp_path / "cli.md").read_text(encoding="utf-8")
+    assert fresh == (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"), "run `make docs`"

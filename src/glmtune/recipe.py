@@ -129,6 +129,22 @@ class ChecksSection(Section):
     max_new_tokens: PositiveInt = 128  # of such an answer
 
 
+class LintSection(Section):
+    """Which checks look at the rows before training, and from where on they speak up."""
+
+    before_training: bool = True
+    off: tuple[str, ...] = ()  # ids of checks, as `glmtune lint` shows them
+    # The share of four-letter pieces that two questions, and their answers, have in common.
+    near_duplicate: Annotated[float, Field(ge=0.7, le=1)] = 0.9
+    short_answer_chars: PositiveInt = 30  # shorter answers to one prompt contradict each other
+    language_min_words: PositiveInt = 12  # an answer in another language has at least so many
+
+    @field_validator("off", mode="before")
+    @classmethod
+    def _one_is_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
 class OutputSection(Section):
     """Where the adapter goes, and who is told about the run."""
 
@@ -152,6 +168,7 @@ class Recipe(Section):
     data: DataSection
     adapter: LoraSection = LoraSection()
     training: TrainingSection = TrainingSection()
+    lint: LintSection = LintSection()
     checks: ChecksSection = ChecksSection()
     output: OutputSection
 

@@ -9,22 +9,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from glmtune.data.lint import (
     CHECKS,
     Finding,
     Lengths,
     LintReport,
-    LintSection,
     lint_data,
     write_clean_copy,
 )
 from glmtune.data.lint.tokens import LengthCost
 from glmtune.data.lint.twins import _digest
-from glmtune.errors import DataError, OutputError
+from glmtune.errors import DataError, OutputError, RecipeError
 from glmtune.load import load_tokenizer
-from glmtune.recipe import DataSection
+from glmtune.recipe import DataSection, LintSection
 from glmtune.template import Layout, Template, template_for
 
 # Of many kinds, and each with something that a coarser check would take for a fault.
@@ -471,9 +469,11 @@ def test_a_check_that_is_off_finds_nothing_and_says_so(plant: Callable[..., str]
 
 
 @pytest.mark.parametrize("name", ["near-duplicates", "unreadable"])
-def test_a_check_that_does_not_exist_or_must_not_be_off_is_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match=name):
-        LintSection(off=(name,))
+def test_a_check_that_does_not_exist_or_must_not_be_off_is_refused(
+    plant: Callable[..., str], name: str
+) -> None:
+    with pytest.raises(RecipeError, match=name):
+        lint_data(section(plant(alpaca("问", "答"))), lint=LintSection(off=(name,)))
 
 
 def test_the_json_holds_every_finding(plant: Callable[..., str]) -> None:

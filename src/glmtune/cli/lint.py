@@ -85,6 +85,7 @@ def lint(
         report = lint_data(
             recipe.data,
             template,
+            recipe.lint,
             seed=recipe.training.seed,
             progress=lambda num_rows: status.update(f"Reading rows: {num_rows:,} done"),
         )

@@ -20,12 +20,12 @@ from markupsafe import Markup
 import glmtune
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, write_atomically
+from glmtune.metrics import read_metrics
 from glmtune.recipe import Recipe
 from glmtune.report.charts import draw_charts, number, thin
 from glmtune.report.facts import ReportFacts, read_facts, write_facts
 from glmtune.report.survey import survey_rows
 from glmtune.report.tokens import harmless
-from glmtune.train.metrics import read_metrics
 
 REPORT = "report.html"
 MAX_FINDINGS = 200  # shown; all are counted

@@ -30,6 +30,7 @@ from glmtune.data.batches import Batch, BatchPlan, Examples, MicroBatch, batches
 from glmtune.errors import TrainingError
 from glmtune.evaluate import held_out_loss
 from glmtune.loss import LossFunction, count_learned_tokens, cross_entropy_sum, next_token_loss
+from glmtune.metrics import MetricsFile, peak_memory_bytes
 from glmtune.recipe import ChecksSection, TrainingSection
 from glmtune.template import Template
 from glmtune.train.checkpoint import (
@@ -38,7 +39,6 @@ from glmtune.train.checkpoint import (
     random_state,
     save_checkpoint,
 )
-from glmtune.train.metrics import MetricsFile, peak_memory_bytes
 from glmtune.train.progress import Progress
 from glmtune.train.watch import Watch
 

@@ -32,6 +32,8 @@ _RUN_FILES = (
     RECIPE,
     METRICS,
     "loss.png",
+    "report.html",
+    "report.json",
 )
 
 

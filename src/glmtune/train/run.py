@@ -4,8 +4,10 @@ import hashlib
 import json
 import logging
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +15,27 @@ import torch
 
 import glmtune.attention  # noqa: F401  # registers attention over packs
 from glmtune import adapter
-from glmtune.data.batches import BatchPlan, pack_examples
+from glmtune.data.batches import BatchPlan
 from glmtune.data.encode import EncodedData, EncodeOptions, encode_data, split_data
-from glmtune.errors import CheckpointError, DataError, RecipeError
+from glmtune.data.lint import lint_data
+from glmtune.errors import DataError, RecipeError, TrainingError
 from glmtune.files import write_atomically
 from glmtune.load import load_frozen_model, load_tokenizer
 from glmtune.loss import LossFunction, cross_entropy_sum
+from glmtune.metrics import MetricsFile, read_metrics
 from glmtune.recipe import Recipe
 from glmtune.template import Template, template_for
 from glmtune.train.checkpoint import (
     TrainerState,
     check_identity,
-    load_adapter_weights,
     load_state,
     newest_whole_checkpoint,
     restore_checkpoint,
 )
+from glmtune.train.finish import Finish, finish, log_samples, write_run_report
 from glmtune.train.loop import Run, train
-from glmtune.train.metrics import MetricsFile, plot_loss, read_metrics
 from glmtune.train.optimizer import make_optimizer, make_scheduler
-from glmtune.train.output import METRICS, RECIPE, clear_run, prepare_output, publish
+from glmtune.train.output import METRICS, RECIPE, clear_run, prepare_output
 from glmtune.train.watch import Watch, proportions
 
 logger = logging.getLogger(__name__)
@@ -77,6 +80,7 @@ def fine_tune(
 
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     template = template_for(tokenizer, recipe.data.layout)
+    findings = None if resume else lint(recipe, template)
     examples, eval_examples, rows, eval_rows = load_data(recipe, template, output)
 
     model: Any = load_frozen_model(
@@ -136,9 +140,23 @@ def fine_tune(
         show_samples=lambda: None,
         loss_function=loss,
     )
+    began = time.monotonic()
+    if recipe.checks.sample_steps:
+        run.show_samples = partial(log_samples, run, recipe, tokenizer)
     is_finished = train(run)
+    seconds = time.monotonic() - began
     accelerator.end_training()
-    return finish(run, recipe, tokenizer, is_finished)
+    if not accelerator.is_main_process:
+        return summarise(run, is_finished)
+
+    shown = finish(run, recipe, tokenizer) if is_finished else Finish()
+    report = write_run_report(run, tokenizer, examples, eval_examples, findings, shown, seconds)
+    logger.info("report: %s", report)
+    if shown.failed:
+        raise TrainingError(
+            "; ".join(f"{proof.name}: {proof.detail}" for proof in shown.failed) + f" See {report}."
+        )
+    return summarise(run, is_finished)
 
 
 def make_accelerator(recipe: Recipe) -> Any:
@@ -212,6 +230,32 @@ def load_data(
     return examples, examples, rows.tolist(), eval_rows.tolist()
 
 
+def lint(recipe: Recipe, template: Template) -> tuple[dict[str, Any], ...] | None:
+    """Look for what is wrong with the rows, and say so; None when it is switched off."""
+    if not recipe.lint.before_training:
+        return None
+    report = lint_data(recipe.data, template, recipe.lint, seed=recipe.training.seed)
+    counted = [
+        f"{sum(by_severity.values())} {check}"
+        for check, by_severity in report.counts().items()
+        if by_severity["error"] or by_severity["warning"]
+    ]
+    if counted:
+        logger.warning("lint: %s. `glmtune lint` with this recipe shows them", ", ".join(counted))
+    else:
+        logger.info("lint: nothing to mend in %d rows", report.num_rows)
+    return tuple(
+        {
+            "id": finding.check,
+            "severity": finding.severity,
+            "place": finding.place,
+            "excerpt": finding.excerpt,
+            "message": finding.message,
+        }
+        for finding in report.findings
+    )
+
+
 def plan_batches(recipe: Recipe, rows: Sequence[int], accelerator: Any) -> BatchPlan:
     """Say which rows each step takes."""
     section = recipe.training
@@ -240,7 +284,7 @@ def identify(
     recipe: Recipe, template: Template, examples: EncodedData, eval_examples: EncodedData
 ) -> dict[str, str]:
     """What must not change between a run and its resumption."""
-    decides = recipe.model_dump(mode="json", exclude={"output": True})
+    decides = recipe.model_dump(mode="json", exclude={"output", "checks", "lint"})
     for key in ("logging_steps", "save_strategy", "save_steps", "save_total_limit", "use_cpu"):
         decides["training"].pop(key)  # these change what is written, not what is learned
     return {
@@ -279,35 +323,16 @@ def start_trackers(accelerator: Any, recipe: Recipe) -> None:
     accelerator.init_trackers(recipe.output.run_name or "glmtune", config=flat)
 
 
-def finish(run: Run, recipe: Recipe, tokenizer: Any, is_finished: bool) -> Result:
-    """Save the adapter, prove it, and draw the curve."""
+def summarise(run: Run, is_finished: bool) -> Result:
+    """Say what came of a run."""
     lines = read_metrics(run.metrics.path)
-    result = Result(
+    return Result(
         adapter_dir=run.output,
         num_steps=run.state.step,
         is_finished=is_finished,
         loss=_last(lines, "loss"),
         eval_loss=_last(lines, "eval_loss"),
     )
-    if not run.accelerator.is_main_process:
-        return result
-    plot_loss(lines, run.output / "loss.png")
-    if not is_finished:
-        return result
-    model = run.accelerator.unwrap_model(run.model)
-    state = run.state
-    if recipe.training.load_best_model_at_end and state.best_step not in (None, state.step):
-        best = run.output / f"checkpoint-{state.best_step}"
-        if not best.is_dir():
-            raise CheckpointError(f"{best}: the best checkpoint is gone; the last weights stay.")
-        load_adapter_weights(best, model)
-        logger.info("the adapter is that of step %d, the best held-out loss", state.best_step)
-    adapter.check_weights_alive(model)
-    publish(model, run.output, run.template, tokenizer, recipe, lines)
-    probe = pack_examples(run.examples, run.plan.rows[:1]).to(run.accelerator.device)
-    adapter.check_saved(model, run.output, probe)
-    logger.info("proofs: every adapted layer learned; reloaded from disk the logits are equal")
-    return result
 
 
 def _last(lines: Sequence[dict[str, Any]], key: str) -> float | None:

@@ -15,7 +15,6 @@ from glmtune.data.lint.findings import (
     CHECKS,
     Check,
     Finding,
-    LintSection,
     Severity,
 )
 from glmtune.data.lint.report import LintReport
@@ -28,7 +27,6 @@ __all__ = [
     "Finding",
     "Lengths",
     "LintReport",
-    "LintSection",
     "Severity",
     "lint_data",
     "write_clean_copy",

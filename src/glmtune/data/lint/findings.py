@@ -7,11 +7,10 @@ info      good to know
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Literal, get_args
 
-from pydantic import Field, PositiveInt, field_validator
-
-from glmtune.recipe import Section
+from glmtune.errors import RecipeError
+from glmtune.recipe import LintSection
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
@@ -135,28 +134,17 @@ CHECKS: Mapping[str, Check] = {
 }
 
 
-class LintSection(Section):
-    """Which checks look at the rows, and from where on they speak up."""
+def check_off(section: LintSection) -> None:
+    """Refuse to switch off a check that does not exist, or one that must look.
 
-    off: tuple[str, ...] = ()  # ids of checks
-    # The share of four-letter pieces that two questions, and their answers, have in common.
-    near_duplicate: Annotated[float, Field(ge=0.7, le=1)] = 0.9
-    short_answer_chars: PositiveInt = 30  # shorter answers to one prompt contradict each other
-    language_min_words: PositiveInt = 12  # an answer in another language has at least so many
-
-    @field_validator("off", mode="before")
-    @classmethod
-    def _one_is_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("off")
-    @classmethod
-    def _are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if unknown := [name for name in value if name not in CHECKS]:
-            raise ValueError(f"no check is called {unknown[0]!r}; there are {', '.join(CHECKS)}")
-        if "unreadable" in value:
-            raise ValueError("unreadable cannot be off: training stops at such rows")
-        return value
+    Raises:
+        RecipeError: names the check.
+    """
+    for name in section.off:
+        if name not in CHECKS:
+            raise RecipeError(f"lint.off: no check is called {name!r}; known: {', '.join(CHECKS)}.")
+        if name == "unreadable":
+            raise RecipeError("lint.off: unreadable cannot be off: training stops at such rows.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy as np
 from glmtune.conversation import Conversation
 from glmtune.data.encode import BATCH_CHARS, BATCH_ROWS, DETECT_ROWS, fit, split_data
 from glmtune.data.formats import Format, check_roles, convert, detect
-from glmtune.data.lint.findings import CHECKS, Fault, Finding, LintSection, Severity
+from glmtune.data.lint.findings import CHECKS, Fault, Finding, Severity, check_off
 from glmtune.data.lint.report import LintReport
 from glmtune.data.lint.texts import around, text_checks
 from glmtune.data.lint.tokens import Lengths, find_token_faults
@@ -18,7 +18,7 @@ from glmtune.data.lint.twins import Twins
 from glmtune.data.rows import BadRow, Row, RowError, find_source
 from glmtune.errors import DataError, OutputError, TemplateError
 from glmtune.files import explain_write_error
-from glmtune.recipe import DataSection
+from glmtune.recipe import DataSection, LintSection
 from glmtune.template import Example, Template
 
 Progress = Callable[[int], None]
@@ -44,8 +44,10 @@ def lint_data(
 
     Raises:
         DataError: a file cannot be used as a whole. A single bad row is a finding.
+        RecipeError: `lint.off` names a check that does not exist, or must look.
     """
     check_roles(data.roles)
+    check_off(lint or LintSection())
     scan = _Scan(data, template, lint or LintSection(), progress or (lambda num_rows: None))
     for source in data.train:
         scan.read(source, is_held_out=False)

@@ -12,7 +12,8 @@ from functools import partial
 from itertools import pairwise
 
 from glmtune.conversation import Conversation, Message
-from glmtune.data.lint.findings import Fault, LintSection, Severity
+from glmtune.data.lint.findings import Fault, Severity
+from glmtune.recipe import LintSection
 from glmtune.template import is_learned
 
 TextCheck = Callable[[Conversation], Fault | None]

@@ -22,7 +22,8 @@ import numpy.typing as npt
 import rensa
 
 from glmtune.conversation import Conversation
-from glmtune.data.lint.findings import Fault, LintSection
+from glmtune.data.lint.findings import Fault
+from glmtune.recipe import LintSection
 
 PIECE_CHARS = 4
 SLOTS = 128  # a share of 90 % is estimated within 3 %

@@ -1,0 +1,230 @@
+"""What remains after the last step: save, prove, draw, report.
+
+The adapter is published when every adapted layer has learned. Then what was published is
+held against what was trained, and a few prompts are asked. Each proof is logged with its
+verdict and goes into `report.html`; one that must not fail ends the run with an error, after
+everything has been written down.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from glmtune import adapter
+from glmtune.conversation import Conversation
+from glmtune.data.batches import pack_examples
+from glmtune.data.encode import EncodedData
+from glmtune.data.formats import convert, detect
+from glmtune.data.rows import Row, RowError, find_source
+from glmtune.errors import CheckpointError, TemplateError, TrainingError
+from glmtune.metrics import plot_loss, read_metrics
+from glmtune.proofs import (
+    ALIVE,
+    SAVED,
+    STOPS,
+    TEMPLATE,
+    Prompt,
+    Proof,
+    Sample,
+    check_template_agrees,
+    first_prompt,
+    sample_answers,
+    stop_rate,
+)
+from glmtune.recipe import Recipe
+from glmtune.report.facts import ReportFacts
+from glmtune.report.page import write_report
+from glmtune.report.tokens import show_row
+from glmtune.template import IGNORE, Example, Template
+from glmtune.train.checkpoint import load_adapter_weights
+from glmtune.train.loop import Run
+from glmtune.train.output import publish
+
+logger = logging.getLogger(__name__)
+
+PROBED_ROWS = 20  # whose prompts are compared with what was trained
+SAMPLED_PROMPTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """What was shown at the end of a run."""
+
+    proofs: tuple[Proof, ...] = ()
+    samples: tuple[Sample, ...] = ()
+
+    @property
+    def failed(self) -> list[Proof]:
+        """Proofs without which an adapter is not to be trusted."""
+        return [p for p in self.proofs if p.verdict == "failed" and p.name != STOPS]
+
+
+def finish(run: Run, recipe: Recipe, tokenizer: Any) -> Finish:
+    """Publish the adapter of a finished run, and prove it.
+
+    Raises:
+        CheckpointError: the best checkpoint is gone.
+        OutputError: something could not be written.
+    """
+    model = run.accelerator.unwrap_model(run.model)
+    take_best(run, recipe, model)
+    proofs = [prove(ALIVE, lambda: adapter.check_weights_alive(model))]
+    if proofs[0].verdict == "passed":
+        lines = read_metrics(run.metrics.path)
+        publish(model, run.output, run.template, tokenizer, recipe, lines)
+        probe = pack_examples(run.examples, run.plan.rows[:1]).to(run.accelerator.device)
+        proofs.append(prove(SAVED, lambda: adapter.check_saved(model, run.output, probe)))
+    proofs.append(prove(TEMPLATE, lambda: _compare_prompts(recipe, run.template)))
+    prompts = choose_prompts(run, recipe, tokenizer)
+    proofs.append(prove(STOPS, lambda: _check_stops(run, recipe, prompts)))
+    samples = sample_answers(
+        model, run.template, prompts[:SAMPLED_PROMPTS], recipe.checks.max_new_tokens
+    )
+    for proof in proofs:
+        log = logger.info if proof.verdict == "passed" else logger.warning
+        log("proof: %s: %s%s", proof.name, proof.verdict, f" ({proof.detail})" * bool(proof.detail))
+    return Finish(tuple(proofs), tuple(samples))
+
+
+def log_samples(run: Run, recipe: Recipe, tokenizer: Any) -> None:
+    """Answer a few prompts in the middle of a run, base and tuned, into the log."""
+    model = run.accelerator.unwrap_model(run.model)
+    prompts = choose_prompts(run, recipe, tokenizer)[:SAMPLED_PROMPTS]
+    for sample in sample_answers(model, run.template, prompts, recipe.checks.max_new_tokens):
+        logger.info(
+            "step %d: asked %r\n  base:  %s\n  tuned: %s",
+            *(run.state.step, sample.prompt.text, sample.base.text, sample.tuned.text),
+        )
+
+
+def prove(name: str, check: Callable[[], Any]) -> Proof:
+    """Run a check; what it returns, or the error it raises, is the detail."""
+    try:
+        shown = check()
+    except (TrainingError, TemplateError) as error:
+        return Proof(name, "failed", str(error))
+    return shown if isinstance(shown, Proof) else Proof(name, "passed", str(shown or ""))
+
+
+def take_best(run: Run, recipe: Recipe, model: Any) -> None:
+    """Go back to the weights with the best held-out loss, if the recipe says so."""
+    state = run.state
+    if not recipe.training.load_best_model_at_end or state.best_step in (None, state.step):
+        return
+    if recipe.training.save_strategy == "no":
+        logger.warning(
+            "the best held-out loss was at step %d, but training.save_strategy=no kept no "
+            "checkpoint of it; the adapter is that of the last step",
+            state.best_step,
+        )
+        return
+    best = run.output / f"checkpoint-{state.best_step}"
+    if not best.is_dir():
+        raise CheckpointError(f"{best}: the best checkpoint is gone; the last weights stay.")
+    load_adapter_weights(best, model)
+    logger.info("the adapter is that of step %d, the best held-out loss", state.best_step)
+
+
+def _compare_prompts(recipe: Recipe, template: Template) -> Proof | str:
+    number = check_template_agrees(template, islice(_conversations(recipe), PROBED_ROWS))
+    if not number:
+        return Proof(TEMPLATE, "not run", "no row with an answer was found again")
+    return f"the ids before {number} answers are those of their prompts"
+
+
+def _conversations(recipe: Recipe) -> Iterator[Conversation]:
+    """Read the first rows of the training data again, as conversations."""
+    section = recipe.data
+    for path in section.train:
+        rows: list[Row] = []
+        source = find_source(path, split=section.split)
+        rows = list(islice(source.rows(lambda bad: None), PROBED_ROWS))
+        row_format = detect(rows, section.format, section.columns)
+        for row in rows:
+            try:
+                yield convert(row, row_format, section.columns, section.roles)
+            except RowError:  # it was skipped, or refused, when the data was encoded
+                continue
+
+
+def choose_prompts(run: Run, recipe: Recipe, tokenizer: Any) -> list[Prompt]:
+    """Pick prompts with short answers, held out if there are such; long ones take long to ask."""
+    examples, rows = run.eval_examples, run.eval_rows
+    if not rows:
+        examples, rows = run.examples, run.plan.rows
+    picked = [examples[row] for row in rows[: 8 * max(recipe.checks.stop_prompts, 1)]]
+    picked.sort(key=_answer_length)
+    number = max(recipe.checks.stop_prompts, SAMPLED_PROMPTS)
+    return [first_prompt(example, run.template, tokenizer) for example in picked[:number]]
+
+
+def _answer_length(example: Example) -> int:
+    return sum(label != IGNORE for label in example.labels)
+
+
+def _check_stops(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> Proof:
+    checks = recipe.checks
+    if not checks.stop_prompts:
+        return Proof(STOPS, "not run", "checks.stop_prompts is 0")
+    asked = prompts[: checks.stop_prompts]
+    model = run.accelerator.unwrap_model(run.model)
+    rate = stop_rate(model, run.template, asked, checks.max_new_tokens)
+    ended = rate.num_prompts - len(rate.endless)
+    which = "held-out" if run.eval_rows else "learned"
+    detail = (
+        f"{ended} of {rate.num_prompts} {which} prompts were answered within "
+        f"{rate.max_new_tokens} tokens"
+    )
+    if 2 * ended < rate.num_prompts:
+        return Proof(STOPS, "failed", f"{detail}. Train longer, or look for cut answers")
+    return Proof(STOPS, "passed", detail)
+
+
+def write_run_report(
+    run: Run,
+    tokenizer: Any,
+    examples: EncodedData,
+    eval_examples: EncodedData,
+    findings: tuple[dict[str, Any], ...] | None,
+    shown: Finish,
+    seconds: float,
+) -> Path:
+    """Draw the curves, and write `report.html` with all that the run knows of itself.
+
+    Args:
+        run: finished or interrupted.
+        tokenizer: makes text of the ids.
+        examples, eval_examples: the same object when held-out rows were split off.
+        findings: of lint; None when it did not look.
+        shown: proofs and answers.
+        seconds: from the first step to the last.
+    """
+    plot_loss(read_metrics(run.metrics.path), run.output / "loss.png")
+    trainable, total = run.accelerator.unwrap_model(run.model).get_nb_trainable_parameters()
+    row = run.plan.step_rows(0)[0]
+    split_off = eval_examples is examples
+    facts = ReportFacts(
+        is_finished=bool(shown.proofs),
+        num_steps=run.num_steps,
+        seconds=seconds,
+        num_trainable=trainable,
+        num_parameters=total,
+        template=run.template.description,
+        template_fingerprint=run.template.fingerprint,
+        data_fingerprint=examples.key,
+        held_out_fingerprint=None if split_off else eval_examples.key,
+        data=examples.report,
+        held_out=None if split_off else eval_examples.report,
+        num_train_rows=len(run.plan.rows),
+        num_held_out_rows=len(run.eval_rows),
+        lint=findings,
+        example=show_row(
+            examples[row], examples[row], tokenizer, place=run.origin(row), number=row + 1
+        ),
+        proofs=shown.proofs,
+        samples=shown.samples or None,
+    )
+    return write_report(run.output, facts)
