@@ -270,3 +270,48 @@ def test_tensorboard_gets_the_curves(tiny_model_dir: Path, rows: Path, tmp_path:
     events.Reload()
     losses = [(event.step, event.value) for event in events.Scalars("loss")]
     assert losses == [(line["step"], pytest.approx(line["loss"])) for line in metrics(output)]
+
+
+def test_a_run_stops_when_the_held_out_rows_get_no_better(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path
+) -> None:
+    held_out = tmp_path / "held_out.json"
+    held_out.write_text(json.dumps(ROWS[:2], ensure_ascii=False), encoding="utf-8")
+    overrides = ["eval_strategy=steps", "eval_steps=1", "num_train_epochs=8"]
+    overrides += [f"data.eval={held_out}", "early_stopping_patience=2"]
+
+    def unlearn(logits: Tensor, targets: Tensor) -> Tensor:
+        sign = -1 if torch.is_grad_enabled() else 1
+        return sign * cross_entropy_sum(logits, targets)
+
+    result = fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "out", *overrides), loss=unlearn)
+
+    assert result.is_finished
+    assert result.num_steps == 3  # the best was the first, and two were worse
+
+
+def test_the_report_of_a_run_tells_its_proofs(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path
+) -> None:
+    fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "out"))
+
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    verdicts = {
+        proof["name"]: proof["verdict"] for proof in (report.get("facts") or report)["proofs"]
+    }
+    assert verdicts["every adapted layer learned"] == "passed"
+    assert verdicts["reloaded from disk it is the same"] == "passed"
+    assert verdicts["chat asks as training did"] == "passed"
+    assert verdicts["answers end by themselves"] in ("passed", "failed")  # it is barely trained
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_prompts_are_answered_in_the_middle_of_a_run(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "a", "checks.sample_steps=2"))
+    fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "b"))
+
+    assert "step 2: asked '[gMASK]sop<|user|>" in caplog.text
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")  # asking changes nothing
