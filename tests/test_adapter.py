@@ -149,3 +149,12 @@ def test_a_merged_model_gives_the_adapters_logits(tiny_model_dir: Path) -> None:
         after = adapter.merge(model)(PROBE.input_ids).logits
 
     torch.testing.assert_close(before, after, atol=1e-4, rtol=1e-4)
+
+
+def test_the_adapter_is_float32_over_a_half_precision_base(tiny_model_dir: Path) -> None:
+    base = load_model(tiny_model_dir, dtype=torch.bfloat16)
+    model = adapter.attach(base, LoraSection(r=2))
+
+    dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
+    assert dtypes == {torch.float32}
+    assert base.get_parameter("transformer.output_layer.weight").dtype == torch.bfloat16

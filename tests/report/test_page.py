@@ -123,7 +123,7 @@ def test_a_check_that_found_nothing_is_not_a_check_that_never_was(
     text = Page(write_report(run_dir, clean).read_text(encoding="utf-8")).text
 
     assert "The check found nothing." in text
-    assert "There were no held-out rows to ask." in text
+    assert "There were no prompts to ask." in text
 
 
 def test_the_report_can_be_made_anew_from_the_folder_alone(
