@@ -105,12 +105,12 @@ class StopRate:
         """The part that ended, 0 to 1."""
         return 1 - len(self.endless) / self.num_prompts if self.num_prompts else 0.0
 
-    def proof(self, min_share: float) -> Proof:
-        """Judge: at least this share has to end."""
+    def proof(self, min_share: float, what: str = "held-out") -> Proof:
+        """Judge: at least this share has to end; `what` says what prompts these were."""
         if not self.num_prompts:
             return Proof(STOPS, "not run", "There are no held-out rows to ask.")
         told = (
-            f"{self.num_prompts - len(self.endless)} of {self.num_prompts} held-out prompts got "
+            f"{self.num_prompts - len(self.endless)} of {self.num_prompts} {what} prompts got "
             f"an answer that ended within {self.max_new_tokens} tokens"
         )
         if self.share >= min_share:

@@ -94,7 +94,7 @@ def see_rows(recipe: Recipe, first: int = 1, count: int = 1) -> Iterator[SeenRow
     template = template_for(tokenizer, recipe.data.layout)
     check_roles(recipe.data.roles)
     num_rows = 0
-    for num_rows, (entry, format) in enumerate(_rows(recipe.data), start=1):
+    for num_rows, (entry, format) in enumerate(rows_of(recipe.data), start=1):
         if num_rows >= first + count:
             return
         if num_rows < first:
@@ -109,7 +109,7 @@ def see_rows(recipe: Recipe, first: int = 1, count: int = 1) -> Iterator[SeenRow
         )
 
 
-def _rows(section: DataSection) -> Iterator[tuple[Row | BadRow, Format]]:
+def rows_of(section: DataSection) -> Iterator[tuple[Row | BadRow, Format]]:
     """Read the rows of all files, each with the format of its file."""
     for source in section.train:
         entries = _with_bad_rows(source, section.split)

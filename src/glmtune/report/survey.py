@@ -11,7 +11,7 @@ from glmtune.data.encode import EncodeReport, Fate, fit
 from glmtune.data.formats import check_roles, convert
 from glmtune.data.rows import BadRow, Row, RowError, excerpt
 from glmtune.errors import TemplateError
-from glmtune.inspection.row import _rows
+from glmtune.inspection.row import rows_of
 from glmtune.load import load_tokenizer
 from glmtune.recipe import Recipe
 from glmtune.report.tokens import ShownRow, show_row
@@ -163,7 +163,7 @@ def survey_rows(recipe: Recipe, first: int = 1, count: int = 1) -> Survey:
     check_roles(recipe.data.roles)
     surveyor = _Surveyor(recipe, template, byte_ids(tokenizer))
     chosen: list[_Met] = []
-    for number, (entry, format) in enumerate(_rows(recipe.data), start=1):
+    for number, (entry, format) in enumerate(rows_of(recipe.data), start=1):
         if isinstance(entry, BadRow):
             surveyor.refuse(entry)
             continue
