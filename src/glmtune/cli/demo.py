@@ -206,7 +206,11 @@ def show_next(console: "Console", folder: "DemoFolder", seconds: float) -> None:
     """Say what to do next."""
     console.rule(f"[bold]Done in {seconds:.0f} s", align="left")
     for what, command in (
-        ("ask this model something else", f"glmtune chat {folder.base} --adapter {folder.adapter}"),
+        # the rows hold single questions, so a second one in the same chat would confuse it
+        (
+            "ask it something else (/reset before the next question)",
+            f"glmtune chat {folder.base} --adapter {folder.adapter}",
+        ),
         ("train it again", f"glmtune train {folder.recipe_file} output.dir=another"),
         (
             "tune ChatGLM3-6B with your own rows",
