@@ -83,6 +83,32 @@ def test_an_old_name_beside_its_new_one_is_refused() -> None:
         build_recipe(tree)
 
 
+def test_keys_belong_to_the_method_that_has_them() -> None:
+    recipe = build_recipe(SMALLEST, ["adapter.method=freeze", "adapter.trainable_layers=2"])
+
+    assert recipe.adapter.trainable_layers == 2
+    with pytest.raises(RecipeError, match=r"'adapter\.r' is not a key of adapter\.method=full"):
+        build_recipe(SMALLEST, ["adapter.method=full", "adapter.r=8"])
+    with pytest.raises(RecipeError, match=r"adapter\.method is 'lroa'\. Did you mean 'lora'"):
+        build_recipe(SMALLEST, ["adapter.method=lroa"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["adapter.method=full", "model.dtype=bfloat16"], "bfloat16 loses most of their updates"),
+        (["adapter.method=freeze"], "trains nothing as it stands"),
+        (["adapter.method=none"], "nothing held out"),
+        (["output.dir=m"], "output.dir is the folder of the model itself"),
+    ],
+)
+def test_what_cannot_go_together_is_refused_with_the_reason(
+    overrides: list[str], complaint: str
+) -> None:
+    with pytest.raises(RecipeError, match=complaint):
+        build_recipe(SMALLEST, overrides)
+
+
 def test_early_stopping_without_held_out_rows_is_refused() -> None:
     with pytest.raises(RecipeError, match="needs held-out rows"):
         build_recipe(SMALLEST, ["early_stopping_patience=2"])

@@ -1,4 +1,4 @@
-"""LoRA by peft: attach, save, load, merge, and prove that it is alive.
+"""LoRA by peft: attach, save, load, merge, and prove that the file is what was trained.
 
 An adapter folder is peft's own format, so any peft user can load it. Beside the weights lies
 `glmtune.json`, which says how prompts were built when the adapter was trained; chatting with
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import glmtune
+from glmtune.alive import some
 from glmtune.data.batches import MicroBatch
 from glmtune.errors import CheckpointError, RecipeError, TemplateError, TrainingError
 from glmtune.files import write_atomically
@@ -74,50 +75,6 @@ def adapted_layers(model: nn.Module, adapter_name: str = "default") -> Iterator[
             yield name.removeprefix("base_model.model."), module
 
 
-def check_gradients_alive(model: nn.Module) -> None:
-    """After the first backward pass: every adapted layer gets a gradient.
-
-    B starts at zero, so at first only B's gradient can differ from zero.
-
-    Raises:
-        TrainingError: names the layers that would never learn.
-    """
-    dead = [
-        name
-        for name, layer in adapted_layers(model)
-        if (gradient := layer.lora_B["default"].weight.grad) is None or not gradient.any()
-    ]
-    if dead:
-        raise TrainingError(
-            f"{_some(dead)} got no gradient in the first step and would never learn. "
-            "The layer may be unused by the model, or cut off by a frozen or quantised part."
-        )
-
-
-def check_weights_alive(model: nn.Module, adapter_name: str = "default") -> None:
-    """After training: every adapted layer changes its output, that is, B is not zero.
-
-    Raises:
-        TrainingError: names the layers whose update is zero or not finite.
-    """
-    dead = [
-        name
-        for name, layer in adapted_layers(model, adapter_name)
-        if not (b := layer.lora_B[adapter_name].weight.detach()).any() or not b.isfinite().all()
-    ]
-    if dead:
-        raise TrainingError(
-            f"the update of {_some(dead)} is zero or not finite, so the layer did not learn. "
-            "A learning rate of 0, an adam_epsilon far above the gradients, or float16 weights "
-            "do this."
-        )
-
-
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{rest}"
-
-
 @dataclass(frozen=True, slots=True)
 class Card:
     """What an adapter folder says of the run that made it."""
@@ -131,6 +88,11 @@ def save(model: Any, folder: Path, template: Template) -> None:
     """Write the adapter in peft's format, and how its prompts were built, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(folder), save_embedding_layers=False)
+    write_card(folder, template)
+
+
+def write_card(folder: Path, template: Template) -> None:
+    """Write beside the weights how their prompts were built."""
     card = {
         "glmtune_version": glmtune.__version__,
         "template": dict(template.description),
@@ -197,8 +159,8 @@ def load(model: nn.Module, folder: str | Path, *, is_trainable: bool = False) ->
     expected = get_peft_model_state_dict(loaded, save_embedding_layers=False).keys()
     missing, extra = sorted(expected - stored.keys()), sorted(stored.keys() - expected)
     if missing or extra:
-        told = [f"lacks {len(missing)} tensors ({_some(missing)})"] if missing else []
-        told += [f"has {len(extra)} without a place here ({_some(extra)})"] if extra else []
+        told = [f"lacks {len(missing)} tensors ({some(missing)})"] if missing else []
+        told += [f"has {len(extra)} without a place here ({some(extra)})"] if extra else []
         raise CheckpointError(
             f"{folder}: the adapter does not fit this model: it {' and '.join(told)}. "
             "Check that it was trained on the same base, and that it was copied whole."
@@ -283,6 +245,25 @@ def read_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
         ) from None
 
 
+def restore(folder: Path, model: Any) -> None:
+    """Put the weights of a saved adapter into the adapter in memory.
+
+    Raises:
+        CheckpointError: a tensor is missing or was not expected.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = load_file(str(folder / "adapter_model.safetensors"))
+    result: Any = set_peft_model_state_dict(model, tensors)
+    missing = [key for key in result.missing_keys if "lora_" in key]
+    if missing or result.unexpected_keys:
+        raise CheckpointError(
+            f"{folder}: its adapter does not fit the model: missing {missing[:3]}, "
+            f"unexpected {result.unexpected_keys[:3]}."
+        )
+
+
 @torch.no_grad()
 def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
     """Prove that the adapter on disk is the adapter in memory.
@@ -302,12 +283,11 @@ def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
         TrainingError: the logits differ.
     """
     model.eval()
-    trained = _logits(model, probe)
+    trained = logits(model, probe)
     model.load_adapter(str(folder), adapter_name="saved")
     try:
         model.set_adapter("saved")
-        saved = _logits(model, probe)
-        check_weights_alive(model, "saved")
+        saved = logits(model, probe)
     finally:
         model.set_adapter("default")
         model.delete_adapter("saved")
@@ -320,9 +300,10 @@ def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
     return difference
 
 
-def _logits(model: Any, probe: MicroBatch) -> Tensor:
-    logits: Tensor = model(**probe.inputs(), use_cache=False).logits
-    return logits.float()
+def logits(model: Any, probe: MicroBatch) -> Tensor:
+    """Score every position of a probe: (batch, seq, vocab), float32."""
+    scores: Tensor = model(**probe.inputs(), use_cache=False).logits
+    return scores.float()
 
 
 def merge(model: Any) -> Any:

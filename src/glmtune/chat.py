@@ -381,10 +381,12 @@ def open_session(
     folder = None if adapter_folder is None else Path(adapter_folder)
     if folder is not None:
         adapter.check_folder(folder)
-        layout = layout or _layout_of(folder)
+    tuned = folder or Path(name)  # a whole model that we tuned says how it is asked, too
+    if folder is not None or (tuned / adapter.CARD).is_file():
+        layout = layout or _layout_of(tuned)
     template = template_for(load_tokenizer(name), layout or "official")
-    if folder is not None and not any_template:
-        adapter.check_template(folder, template)
+    if not any_template:
+        adapter.check_template(tuned, template)
 
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     device_map = None if device.type == "cpu" else "auto"  # spread over what GPUs there are

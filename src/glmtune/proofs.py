@@ -79,7 +79,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One prompt, answered with the adapter and without it."""
+    """One prompt, answered by the base, before anything was tuned, and by the tuned model."""
 
     prompt: Prompt
     base: Answer
@@ -152,23 +152,6 @@ def stop_rate(
     answers = answer_all(model, template, prompts, max_new_tokens)
     endless = tuple(index for index, answer in enumerate(answers) if not answer.has_ended)
     return StopRate(len(prompts), endless, max_new_tokens)
-
-
-def sample_answers(
-    model: Any, template: Template, prompts: Sequence[Prompt], max_new_tokens: int
-) -> list[Sample]:
-    """Answer prompts with the adapter and without it.
-
-    Args:
-        model: a peft model; the adapter is on again afterwards.
-        template: says what ends an answer.
-        prompts: what to ask.
-        max_new_tokens: the longest answer.
-    """
-    tuned = answer_all(model, template, prompts, max_new_tokens)
-    with model.disable_adapter():
-        base = answer_all(model, template, prompts, max_new_tokens)
-    return [Sample(*each) for each in zip(prompts, base, tuned, strict=True)]
 
 
 @torch.no_grad()

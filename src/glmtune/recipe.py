@@ -13,17 +13,19 @@ import difflib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
@@ -83,6 +85,61 @@ class LoraSection(Section):
     @classmethod
     def _one_is_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) and value != "all-linear" else value
+
+
+class FullSection(Section):
+    """Every weight of the model is trained; what is saved is a whole model."""
+
+    method: Literal["full"] = "full"
+
+
+class FreezeSection(Section):
+    """Some of the model's own weights are trained; what is saved is a whole model."""
+
+    method: Literal["freeze"] = "freeze"
+    trainable_layers: NonNegativeInt = 0  # the last so many decoder layers
+    trainable_modules: tuple[str, ...] = ()  # and what bears one of these names
+
+    @field_validator("trainable_modules", mode="before")
+    @classmethod
+    def _one_is_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _something(self) -> "FreezeSection":
+        if not self.trainable_layers and not self.trainable_modules:
+            raise ValueError(
+                "adapter.method=freeze trains nothing as it stands; give "
+                "adapter.trainable_layers=2 for the last two layers, or adapter.trainable_modules"
+            )
+        return self
+
+
+class NoneSection(Section):
+    """Nothing is trained: the model is held against the held-out rows as it is."""
+
+    method: Literal["none"] = "none"
+
+
+def _method_of(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        method = value.get("method", "lora")
+        return "none" if method is None else method  # what YAML makes of a bare `null`
+    return getattr(value, "method", None)
+
+
+AdapterSection = Annotated[
+    Annotated[LoraSection, Tag("lora")]
+    | Annotated[FullSection, Tag("full")]
+    | Annotated[FreezeSection, Tag("freeze")]
+    | Annotated[NoneSection, Tag("none")],
+    Discriminator(_method_of),
+]
+"""How a model is tuned, by `method`."""
+
+METHODS: tuple[str, ...] = tuple(
+    get_args(tagged)[1].tag for tagged in get_args(get_args(AdapterSection)[0])
+)
 
 
 class TrainingSection(Section):
@@ -166,7 +223,7 @@ class Recipe(Section):
 
     model: ModelSection
     data: DataSection
-    adapter: LoraSection = LoraSection()
+    adapter: AdapterSection = LoraSection()
     training: TrainingSection = TrainingSection()
     lint: LintSection = LintSection()
     checks: ChecksSection = ChecksSection()
@@ -181,6 +238,23 @@ class Recipe(Section):
             raise ValueError(
                 "training.early_stopping_patience needs held-out rows: "
                 "give data.eval or data.eval_fraction"
+            )
+        trains_weights = isinstance(self.adapter, FullSection | FreezeSection)
+        if trains_weights and self.model.dtype not in ("auto", "float32"):
+            raise ValueError(
+                f"adapter.method={self.adapter.method} trains the weights themselves, and "
+                f"{self.model.dtype} loses most of their updates. Leave model.dtype out, which is "
+                "float32 here; training.bf16=true computes in bfloat16 all the same"
+            )
+        if isinstance(self.adapter, NoneSection) and not held_out:
+            raise ValueError(
+                "adapter.method=none only evaluates, and there is nothing held out: "
+                "give data.eval or data.eval_fraction"
+            )
+        if Path(self.output.dir).resolve() == Path(self.model.name_or_path).resolve():
+            raise ValueError(
+                f"output.dir is the folder of the model itself ({self.output.dir}); "
+                "give a folder of its own"
             )
         return self
 
@@ -242,7 +316,7 @@ def build_recipe(
     for override in overrides:
         _apply(override, sections)
     for section, key in list(_keys(sections)):
-        if key in RENAMED and key not in Recipe.model_fields[section].annotation.model_fields:  # type: ignore[union-attr]
+        if key in RENAMED and (section, key) not in _known_keys():
             _rename(sections, section, key)
     try:
         return Recipe.model_validate(sections)
@@ -313,9 +387,17 @@ def _keys(sections: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _known_keys() -> Iterator[tuple[str, str]]:
-    for section, field in Recipe.model_fields.items():
-        for key in field.annotation.model_fields:  # type: ignore[union-attr]
-            yield section, key
+    for section in Recipe.model_fields:
+        yield from ((section, key) for key in keys_of(section))
+
+
+def keys_of(section: str, method: str | None = None) -> list[str]:
+    """List the keys of a section; of `adapter` those of one method, or of all."""
+    annotation: Any = Recipe.model_fields[section].annotation
+    kinds = [get_args(tagged)[0] for tagged in get_args(annotation)] or [annotation]
+    if method is not None:
+        kinds = [kind for kind in kinds if kind.model_fields["method"].default == method]
+    return list(dict.fromkeys(key for kind in kinds for key in kind.model_fields))
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
@@ -326,18 +408,23 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
 def _explain(error: ValidationError, source: str) -> Iterator[str]:
     """Say each complaint of pydantic in our words."""
     for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        section = str(problem["loc"][0]) if problem["loc"] else ""
+        path = list(problem["loc"])
+        section = str(path[0]) if path else ""
+        method = None
+        if section == "adapter" and len(path) > 1:
+            method = str(path.pop(1))  # pydantic says which member of the union it tried
+        where = ".".join(str(part) for part in path)
         if problem["type"] == "extra_forbidden":
-            if len(problem["loc"]) == 1:
-                known = list(Recipe.model_fields)
-            else:
-                known = [key for home, key in _known_keys() if home == section]
-            hint = _did_you_mean(str(problem["loc"][-1]), known)
-            yield f"{source}: {where!r} is not a key of a recipe.{hint}"
+            known = list(Recipe.model_fields) if len(path) == 1 else keys_of(section, method)
+            what = f"adapter.method={method}" if method else "a recipe"
+            hint = _did_you_mean(str(path[-1]), known)
+            yield f"{source}: {where!r} is not a key of {what}.{hint}"
         elif problem["type"] == "missing":
             yield f"{source}: {where} is missing. Give it in the file or as {where}=VALUE."
-        elif problem["type"] == "value_error" and not where:
+        elif problem["type"] == "union_tag_invalid":
+            given = str(problem["ctx"]["tag"])
+            yield f"{source}: adapter.method is {given!r}.{_did_you_mean(given, METHODS)}"
+        elif problem["type"] == "value_error" and len(path) < 2:
             yield f"{source}: {problem['ctx']['error']}."
         else:
             yield f"{source}: {where} is {problem['input']!r}: {problem['msg'].lower()}."

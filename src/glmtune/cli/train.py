@@ -19,7 +19,7 @@ def train(
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in output.dir.")
     ] = False,
 ) -> None:
-    """Fine-tune an adapter.
+    """Fine-tune a model: an adapter over it, or its own weights.
 
     Example: glmtune train recipes/chatglm3-lora.yaml model.name_or_path=./chatglm3-6b
     data.train=rows.json adapter.r=16
@@ -38,12 +38,16 @@ def train(
             err=True,
         )
         raise typer.Exit(130)
+    if not result.num_steps:
+        typer.echo(f"Held-out loss {result.eval_loss:.4f}: {result.adapter_dir / 'report.html'}")
+        return
     measured = "" if result.loss is None else f", loss {result.loss:.4f}"
     measured += "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
-    typer.echo(f"Adapter after {result.num_steps} steps{measured}: {result.adapter_dir}")
-    typer.echo(
-        f"Talk to it:  glmtune chat {resolved.model.name_or_path} --adapter {result.adapter_dir}"
-    )
+    is_whole = (result.adapter_dir / "config.json").is_file()
+    what = "Model" if is_whole else "Adapter"
+    typer.echo(f"{what} after {result.num_steps} steps{measured}: {result.adapter_dir}")
+    folder = "" if is_whole else f"{resolved.model.name_or_path} --adapter "
+    typer.echo(f"Talk to it:  glmtune chat {folder}{result.adapter_dir}")
 
 
 def as_overrides(arguments: list[str]) -> list[str]:

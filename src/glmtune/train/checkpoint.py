@@ -1,7 +1,8 @@
 """Everything needed to resume, saved and restored.
 
     checkpoint-40/
-        adapter_config.json, adapter_model.safetensors, ...   usable as an adapter
+        adapter_config.json, adapter_model.safetensors, ...   usable as an adapter, or as a
+                                                              model where that is what is trained
         optimizer.pt, scheduler.pt, rng_state.pth
         trainer_state.json                                    steps done, best evaluation
         checksums.json                                        sha256 of every other file
@@ -22,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from glmtune import adapter
+from glmtune import tuning
 from glmtune.errors import CheckpointError
 from glmtune.files import written_folder
 from glmtune.template import Template
@@ -86,7 +86,7 @@ def save_checkpoint(
     """
     folder = output / f"checkpoint-{state.step}"
     with written_folder(folder) as partial:
-        adapter.save(model, partial, template)
+        tuning.save(model, partial, template)
         torch.save(optimizer.state_dict(), partial / "optimizer.pt")
         torch.save(scheduler.state_dict(), partial / "scheduler.pt")
         torch.save(dict(rng), partial / "rng_state.pth")
@@ -180,29 +180,10 @@ def restore_checkpoint(
     folder: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any
 ) -> None:
     """Put weights, optimizer, learning rate and random generators back as they were."""
-    load_adapter_weights(folder, model)
+    tuning.restore(folder, model)
     optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
     scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
     restore_random_state(torch.load(folder / "rng_state.pth", weights_only=True))
-
-
-def load_adapter_weights(folder: Path, model: Any) -> None:
-    """Put the weights of a saved adapter into the adapter in memory.
-
-    Raises:
-        CheckpointError: a tensor is missing or was not expected.
-    """
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = load_file(str(folder / "adapter_model.safetensors"))
-    result: Any = set_peft_model_state_dict(model, tensors)
-    missing = [key for key in result.missing_keys if "lora_" in key]
-    if missing or result.unexpected_keys:
-        raise CheckpointError(
-            f"{folder}: its adapter does not fit the model: missing {missing[:3]}, "
-            f"unexpected {result.unexpected_keys[:3]}."
-        )
 
 
 def prune_checkpoints(output: Path, limit: int | None, keep: int | None) -> None:

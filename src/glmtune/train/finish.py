@@ -13,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from glmtune import adapter
+from glmtune import alive, tuning
 from glmtune.conversation import Conversation
-from glmtune.data.batches import pack_examples
+from glmtune.data.batches import Examples, pack_examples
 from glmtune.data.encode import EncodedData
 from glmtune.data.formats import convert, detect
 from glmtune.data.rows import Row, RowError, find_source
@@ -29,17 +29,16 @@ from glmtune.proofs import (
     Prompt,
     Proof,
     Sample,
+    answer_all,
     check_template_agrees,
     first_prompt,
-    sample_answers,
     stop_rate,
 )
-from glmtune.recipe import Recipe
+from glmtune.recipe import ChecksSection, Recipe
 from glmtune.report.facts import ReportFacts
 from glmtune.report.page import write_report
 from glmtune.report.tokens import show_row
 from glmtune.template import IGNORE, Example, Template
-from glmtune.train.checkpoint import load_adapter_weights
 from glmtune.train.loop import Run
 from glmtune.train.output import publish
 
@@ -63,8 +62,14 @@ class Finish:
         return [p for p in self.proofs if p.verdict == "failed" and p.name != STOPS]
 
 
-def finish(run: Run, recipe: Recipe, tokenizer: Any) -> Finish:
-    """Publish the adapter of a finished run, and prove it.
+def finish(run: Run, recipe: Recipe, tokenizer: Any, prompts: Sequence[Prompt]) -> Finish:
+    """Publish what a finished run has trained, and prove it.
+
+    Args:
+        run: after its last step.
+        recipe: of the run.
+        tokenizer: goes along with the weights.
+        prompts: to ask, as `choose_prompts` gives them.
 
     Raises:
         CheckpointError: the best checkpoint is gone.
@@ -72,29 +77,34 @@ def finish(run: Run, recipe: Recipe, tokenizer: Any) -> Finish:
     """
     model = run.accelerator.unwrap_model(run.model)
     take_best(run, recipe, model)
-    proofs = [prove(ALIVE, lambda: adapter.check_weights_alive(model))]
-    if proofs[0].verdict == "passed":
+    proofs = []
+    if run.start:  # something was trained
+        proofs.append(prove(ALIVE, lambda: alive.check_changed(model, run.start)))
+    if proofs and proofs[0].verdict == "passed":
         lines = read_metrics(run.metrics.path)
         publish(model, run.output, run.template, tokenizer, recipe, lines)
         probe = pack_examples(run.examples, run.plan.rows[:1]).to(run.accelerator.device)
-        proofs.append(prove(SAVED, lambda: adapter.check_saved(model, run.output, probe)))
+        proofs.append(prove(SAVED, lambda: tuning.check_saved(model, run.output, probe)))
     proofs.append(prove(TEMPLATE, lambda: _compare_prompts(recipe, run.template)))
-    prompts = choose_prompts(run, recipe, tokenizer)
     proofs.append(prove(STOPS, lambda: _check_stops(run, recipe, prompts)))
-    samples = sample_answers(
-        model, run.template, prompts[:SAMPLED_PROMPTS], recipe.checks.max_new_tokens
-    )
+    samples = take_samples(run, recipe, prompts)
     for proof in proofs:
         log = logger.info if proof.verdict == "passed" else logger.warning
         log("proof: %s: %s%s", proof.name, proof.verdict, f" ({proof.detail})" * bool(proof.detail))
     return Finish(tuple(proofs), tuple(samples))
 
 
-def log_samples(run: Run, recipe: Recipe, tokenizer: Any) -> None:
-    """Answer a few prompts in the middle of a run, base and tuned, into the log."""
+def take_samples(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Sample]:
+    """Answer a few prompts with the tuned model, beside what the base answered."""
+    asked = prompts[: len(run.base_answers)]
     model = run.accelerator.unwrap_model(run.model)
-    prompts = choose_prompts(run, recipe, tokenizer)[:SAMPLED_PROMPTS]
-    for sample in sample_answers(model, run.template, prompts, recipe.checks.max_new_tokens):
+    tuned = answer_all(model, run.template, asked, recipe.checks.max_new_tokens)
+    return [Sample(*each) for each in zip(asked, run.base_answers, tuned, strict=True)]
+
+
+def log_samples(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+    """Answer a few prompts in the middle of a run, base and tuned, into the log."""
+    for sample in take_samples(run, recipe, prompts):
         logger.info(
             "step %d: asked %r\n  base:  %s\n  tuned: %s",
             *(run.state.step, sample.prompt.text, sample.base.text, sample.tuned.text),
@@ -125,7 +135,7 @@ def take_best(run: Run, recipe: Recipe, model: Any) -> None:
     best = run.output / f"checkpoint-{state.best_step}"
     if not best.is_dir():
         raise CheckpointError(f"{best}: the best checkpoint is gone; the last weights stay.")
-    load_adapter_weights(best, model)
+    tuning.restore(best, model)
     logger.info("the adapter is that of step %d, the best held-out loss", state.best_step)
 
 
@@ -151,15 +161,18 @@ def _conversations(recipe: Recipe) -> Iterator[Conversation]:
                 continue
 
 
-def choose_prompts(run: Run, recipe: Recipe, tokenizer: Any) -> list[Prompt]:
-    """Pick prompts with short answers, held out if there are such; long ones take long to ask."""
-    examples, rows = run.eval_examples, run.eval_rows
-    if not rows:
-        examples, rows = run.examples, run.plan.rows
-    picked = [examples[row] for row in rows[: 8 * max(recipe.checks.stop_prompts, 1)]]
+def choose_prompts(
+    examples: Examples,
+    rows: Sequence[int],
+    checks: ChecksSection,
+    template: Template,
+    tokenizer: Any,
+) -> list[Prompt]:
+    """Pick prompts with short answers among some rows; long ones take long to ask."""
+    picked = [examples[row] for row in rows[: 8 * max(checks.stop_prompts, 1)]]
     picked.sort(key=_answer_length)
-    number = max(recipe.checks.stop_prompts, SAMPLED_PROMPTS)
-    return [first_prompt(example, run.template, tokenizer) for example in picked[:number]]
+    number = max(checks.stop_prompts, SAMPLED_PROMPTS)
+    return [first_prompt(example, template, tokenizer) for example in picked[:number]]
 
 
 def _answer_length(example: Example) -> int:
@@ -196,7 +209,7 @@ def write_run_report(
         seconds: from the first step to the last.
     """
     plot_loss(read_metrics(run.metrics.path), run.output / "loss.png")
-    trainable, total = run.accelerator.unwrap_model(run.model).get_nb_trainable_parameters()
+    trainable, total = tuning.count_parameters(run.accelerator.unwrap_model(run.model))
     row = run.plan.step_rows(0)[0]
     split_off = eval_examples is examples
     facts = ReportFacts(

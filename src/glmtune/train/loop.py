@@ -15,9 +15,9 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,12 +25,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from glmtune import adapter
+from glmtune import alive
 from glmtune.data.batches import Batch, BatchPlan, Examples, MicroBatch, batches
 from glmtune.errors import TrainingError
 from glmtune.evaluate import held_out_loss
 from glmtune.loss import LossFunction, count_learned_tokens, cross_entropy_sum, next_token_loss
 from glmtune.metrics import MetricsFile, peak_memory_bytes
+from glmtune.proofs import Answer
 from glmtune.recipe import ChecksSection, TrainingSection
 from glmtune.template import Template
 from glmtune.train.checkpoint import (
@@ -54,7 +55,9 @@ class Run:
     """What a loop works on: fixed parts, and the state that a checkpoint saves.
 
     Attributes:
-        model: the peft model, as accelerate prepared it.
+        model: what is tuned, as accelerate prepared it.
+        start: its trained tensors as they were before the first step.
+        base_answers: what the base answered to the sample prompts, before anything changed.
         examples, lengths: encoded rows and their numbers of tokens.
         eval_rows: held-out rows among `examples`, or of `eval_examples` when that is given.
         origin: where a row came from, "file:line".
@@ -83,6 +86,8 @@ class Run:
     watch: Watch
     show_samples: Callable[[], None]
     loss_function: LossFunction = cross_entropy_sum
+    start: Mapping[str, alive.Start] = field(default_factory=dict)
+    base_answers: Sequence[Answer] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +139,7 @@ def optimizer_step(
             accelerator.backward(loss * (share * accelerator.num_processes))
         loss_sum += loss.item()
     if run.state.step == 0:
-        adapter.check_gradients_alive(model)
+        alive.check_gradients(run.accelerator.unwrap_model(model))
     grad_norm = _clip(run, batch)
     learning_rate = float(run.scheduler.get_last_lr()[0])
     run.optimizer.step()
@@ -275,6 +280,8 @@ def train(run: Run) -> bool:
                     run.state.step,
                 )
                 break
+    if not run.num_steps:  # nothing is trained, and the model is judged as it is
+        _evaluate(run)
     return True
 
 
@@ -344,6 +351,18 @@ def _evaluate_if_due(run: Run) -> bool:
     """Evaluate when it is time; True when the held-out loss is the best so far."""
     if not run.eval_rows or not _is_due(run, run.section.eval_strategy, run.section.eval_steps):
         return False
+    loss = _evaluate(run)
+    state = run.state
+    if state.best_eval_loss is None or loss < state.best_eval_loss:
+        state.best_eval_loss, state.best_step = loss, state.step
+        state.evaluations_without_gain = 0
+        return run.section.save_strategy != "no"
+    state.evaluations_without_gain += 1
+    return False
+
+
+def _evaluate(run: Run) -> float:
+    """Measure the held-out loss, in nats per learned token, and tell of it."""
     accelerator = run.accelerator
     total, count = held_out_loss(
         run.model,
@@ -366,12 +385,7 @@ def _evaluate_if_due(run: Run) -> bool:
         loss,
         "" if best is None else f"  (best before: {best:.4f} at step {state.best_step})",
     )
-    if best is None or loss < best:
-        state.best_eval_loss, state.best_step = loss, state.step
-        state.evaluations_without_gain = 0
-        return run.section.save_strategy != "no"
-    state.evaluations_without_gain += 1
-    return False
+    return loss
 
 
 def _has_stopped_improving(run: Run) -> bool:

@@ -1,8 +1,9 @@
 """The output folder: what a run writes there, and how nothing in it is lost by surprise.
 
-adapter_config.json, adapter_model.safetensors   peft's adapter format
+adapter_config.json, adapter_model.safetensors   peft's adapter format; or a whole model,
+config.json, model*.safetensors                  where the weights themselves were trained
 tokenizer files, glmtune.json                    how prompts are built
-README.md                                        what the adapter is, for people
+README.md                                        what the model is, for people
 recipe.yaml                                      every value of the run, to repeat it
 metrics.jsonl, loss.png, runs/                   curves; runs/ is for TensorBoard
 checkpoint-N/                                    to resume, each an adapter too
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import glmtune
-from glmtune import adapter
+from glmtune import adapter, tuning
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, written_folder
 from glmtune.recipe import Recipe
@@ -46,12 +47,16 @@ def prepare_output(output: Path, *, resume: bool, overwrite: bool) -> None:
     """
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file, expected a folder. Choose another output.dir.")
-    held = [name for name in (*_RUN_FILES,) if (output / name).exists()]
+    held = [path.name for path in run_files(output)]
     held += [path.name for path in checkpoints(output)] if output.is_dir() else []
     if held and not (resume or overwrite):
         raise OutputError(
             f"{output}: already holds a run ({', '.join(held[:3])}). Go on with it by --resume, "
             "choose another output.dir, or replace it with output.overwrite=true."
+        )
+    if (output / "config.json").exists() and not (output / adapter.CARD).exists():
+        raise OutputError(
+            f"{output}: holds a model that no run of ours made. Choose another output.dir."
         )
     if resume and overwrite:
         raise OutputError(
@@ -67,10 +72,23 @@ def prepare_output(output: Path, *, resume: bool, overwrite: bool) -> None:
         raise OutputError(explain_write_error(output, error)) from error
 
 
+def run_files(output: Path) -> list[Path]:
+    """List the files of a run that are there; those of a model only where our card is too."""
+    found = [output / name for name in _RUN_FILES]
+    if (output / adapter.CARD).is_file():
+        found += [output / "config.json", output / "generation_config.json", *weights(output)]
+    return [path for path in found if path.exists()]
+
+
+def weights(output: Path) -> list[Path]:
+    """List the weights of a whole model, and their index."""
+    return [*output.glob("model*.safetensors"), *output.glob("model.safetensors.index.json")]
+
+
 def clear_run(output: Path) -> None:
     """Delete what an earlier run wrote, and nothing else."""
-    for name in _RUN_FILES:
-        (output / name).unlink(missing_ok=True)
+    for path in run_files(output):
+        path.unlink()
     for folder in [*checkpoints(output), output / "runs"]:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -83,29 +101,60 @@ def publish(
     recipe: Recipe,
     lines: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Put the finished adapter into the output folder.
+    """Put what was trained into the output folder.
 
-    The files move in one by one, `adapter_config.json` last, so that a folder that says it is
-    an adapter is a whole one.
+    The files move in one by one, the configuration last, so that a folder that says it is an
+    adapter, or a model, is a whole one.
     """
+    is_adapted = tuning.is_adapted(model)
     with written_folder(output / "adapter") as partial:
-        adapter.save(model, partial, template)
+        tuning.save(model, partial, template)
         tokenizer.save_pretrained(str(partial))
-        (partial / "README.md").write_text(model_card(recipe, lines), encoding="utf-8")
+        card = adapter_card(recipe, lines) if is_adapted else model_card(recipe, lines)
+        (partial / "README.md").write_text(card, encoding="utf-8")
     finished = output / "adapter"
     names = sorted(path.name for path in finished.iterdir())
-    for name in sorted(names, key=lambda name: name == "adapter_config.json"):
+    last = "adapter_config.json" if is_adapted else "config.json"
+    for name in sorted(names, key=lambda name: name == last):
         (finished / name).replace(output / name)
     finished.rmdir()
 
 
-def model_card(recipe: Recipe, lines: Sequence[Mapping[str, Any]]) -> str:
-    """Say what the adapter is, how it was made and how to use it."""
-    base = recipe.model.name_or_path
+def _facts(recipe: Recipe, lines: Sequence[Mapping[str, Any]]) -> str:
+    """Say in a paragraph how a run went."""
     losses = [line["loss"] for line in lines if line.get("loss") is not None]
     held_out = [line["eval_loss"] for line in lines if line.get("eval_loss") is not None]
     facts = [f"Loss: {losses[0]:.4f} at first, {losses[-1]:.4f} at the end (nats per token)."]
     facts += [f"Held-out loss: {held_out[-1]:.4f}, best {min(held_out):.4f}."] if held_out else []
+    return (
+        f"Made by glmtune {glmtune.__version__} from {', '.join(recipe.data.train)}.\n"
+        f"{' '.join(facts)} Every value of the run is in `recipe.yaml`; running that file repeats "
+        "it."
+    )
+
+
+def model_card(recipe: Recipe, lines: Sequence[Mapping[str, Any]]) -> str:
+    """Say what a whole model is, how it was made and how to use it."""
+    base = recipe.model.name_or_path
+    return f"""---
+base_model: {base}
+library_name: transformers
+tags: [glmtune]
+---
+
+# {Path(base).name}, tuned
+
+{_facts(recipe, lines)}
+
+```bash
+glmtune chat THIS_FOLDER
+```
+"""
+
+
+def adapter_card(recipe: Recipe, lines: Sequence[Mapping[str, Any]]) -> str:
+    """Say what an adapter is, how it was made and how to use it."""
+    base = recipe.model.name_or_path
     return f"""---
 base_model: {base}
 library_name: peft
@@ -114,8 +163,7 @@ tags: [lora, glmtune]
 
 # LoRA adapter for {Path(base).name}
 
-Made by glmtune {glmtune.__version__} from {", ".join(recipe.data.train)}.
-{" ".join(facts)} Every value of the run is in `recipe.yaml`; running that file repeats it.
+{_facts(recipe, lines)}
 
 ```bash
 glmtune chat {base} --adapter THIS_FOLDER

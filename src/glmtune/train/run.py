@@ -1,4 +1,4 @@
-"""A recipe -> a trained adapter in a folder. Reads like a table of contents."""
+"""A recipe -> a tuned model in a folder. Reads like a table of contents."""
 
 import hashlib
 import json
@@ -14,16 +14,17 @@ from typing import Any
 import torch
 
 import glmtune.attention  # noqa: F401  # registers attention over packs
-from glmtune import adapter
+from glmtune import alive, tuning
 from glmtune.data.batches import BatchPlan
 from glmtune.data.encode import EncodedData, EncodeOptions, encode_data, split_data
 from glmtune.data.lint import lint_data
 from glmtune.errors import DataError, RecipeError, TrainingError
 from glmtune.files import write_atomically
-from glmtune.load import load_frozen_model, load_tokenizer
+from glmtune.load import load_frozen_model, load_model, load_tokenizer
 from glmtune.loss import LossFunction, cross_entropy_sum
 from glmtune.metrics import MetricsFile, read_metrics
-from glmtune.recipe import Recipe
+from glmtune.proofs import answer_all
+from glmtune.recipe import FreezeSection, FullSection, NoneSection, Recipe
 from glmtune.template import Template, template_for
 from glmtune.train.checkpoint import (
     TrainerState,
@@ -32,7 +33,14 @@ from glmtune.train.checkpoint import (
     newest_whole_checkpoint,
     restore_checkpoint,
 )
-from glmtune.train.finish import Finish, finish, log_samples, write_run_report
+from glmtune.train.finish import (
+    SAMPLED_PROMPTS,
+    Finish,
+    choose_prompts,
+    finish,
+    log_samples,
+    write_run_report,
+)
 from glmtune.train.loop import Run, train
 from glmtune.train.optimizer import make_optimizer, make_scheduler
 from glmtune.train.output import METRICS, RECIPE, clear_run, prepare_output
@@ -46,7 +54,8 @@ class Result:
     """What a run left behind.
 
     Attributes:
-        adapter_dir: the adapter, or the output folder with a checkpoint after an interrupt.
+        adapter_dir: the adapter, or the whole model where that is what was trained; the output
+            folder with a checkpoint after an interrupt.
         num_steps: optimizer steps done.
         is_finished: False after an interrupt.
         loss, eval_loss: the last measured, in nats per learned token.
@@ -62,7 +71,7 @@ class Result:
 def fine_tune(
     recipe: Recipe, *, resume: bool = False, loss: LossFunction = cross_entropy_sum
 ) -> Result:
-    """Train an adapter as a recipe says.
+    """Tune a model as a recipe says.
 
     Args:
         recipe: the whole run.
@@ -83,24 +92,29 @@ def fine_tune(
     findings = None if resume else lint(recipe, template)
     examples, eval_examples, rows, eval_rows = load_data(recipe, template, output)
 
-    model: Any = load_frozen_model(
-        recipe.model.name_or_path,
-        dtype=recipe.model.dtype,
-        device=accelerator.device,
-        attn_implementation=recipe.model.attn_implementation,
+    plan = plan_batches(recipe, rows, accelerator)
+    prompts = choose_prompts(
+        *((eval_examples, eval_rows) if eval_rows else (examples, plan.rows)),
+        recipe.checks,
+        template,
+        tokenizer,
     )
+    model = load_base(recipe, accelerator.device)
+    is_tuned = not isinstance(recipe.adapter, NoneSection)
+    asked = prompts[: SAMPLED_PROMPTS * is_tuned]
+    base_answers = answer_all(model, template, asked, recipe.checks.max_new_tokens)
     if recipe.training.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    model = adapter.attach(model, recipe.adapter)
+    model = tuning.attach(model, recipe.adapter)
     logger.info(describe_parameters(model))
 
-    plan = plan_batches(recipe, rows, accelerator)
     num_steps = count_steps(recipe, plan)
-    for warning in proportions(recipe, len(plan.rows), num_steps):
+    for warning in proportions(recipe, len(plan.rows), num_steps) if is_tuned else ():
         logger.warning("%s", warning)
+    start = alive.remember(model)
     model = accelerator.prepare(model)
-    optimizer = make_optimizer(model, recipe.training)
-    scheduler = make_scheduler(optimizer, recipe.training, num_steps)
+    optimizer: Any = make_optimizer(model, recipe.training) if is_tuned else None
+    scheduler = make_scheduler(optimizer, recipe.training, num_steps) if is_tuned else None
 
     state = TrainerState(identity=identify(recipe, template, examples, eval_examples))
     folder = newest_whole_checkpoint(output) if resume else None
@@ -139,17 +153,19 @@ def fine_tune(
         watch=Watch(recipe.checks),
         show_samples=lambda: None,
         loss_function=loss,
+        start=start,
+        base_answers=base_answers,
     )
     began = time.monotonic()
     if recipe.checks.sample_steps:
-        run.show_samples = partial(log_samples, run, recipe, tokenizer)
+        run.show_samples = partial(log_samples, run, recipe, prompts)
     is_finished = train(run)
     seconds = time.monotonic() - began
     accelerator.end_training()
     if not accelerator.is_main_process:
         return summarise(run, is_finished)
 
-    shown = finish(run, recipe, tokenizer) if is_finished else Finish()
+    shown = finish(run, recipe, tokenizer, prompts) if is_finished else Finish()
     report = write_run_report(run, tokenizer, examples, eval_examples, findings, shown, seconds)
     logger.info("report: %s", report)
     if shown.failed:
@@ -183,6 +199,24 @@ def make_accelerator(recipe: Recipe) -> Any:
         mixed_precision="bf16" if recipe.training.bf16 else "no",
         log_with=list(recipe.output.report_to) or None,
         project_dir=str(Path(recipe.output.dir) / "runs"),
+    )
+
+
+def load_base(recipe: Recipe, device: torch.device) -> Any:
+    """Load the model to tune; weights that are trained themselves are float32."""
+    section = recipe.model
+    if not isinstance(recipe.adapter, FullSection | FreezeSection):
+        return load_frozen_model(
+            section.name_or_path,
+            dtype=section.dtype,
+            device=device,
+            attn_implementation=section.attn_implementation,
+        )
+    return load_model(
+        section.name_or_path,
+        dtype=torch.float32,
+        device_map=None if device.type == "cpu" else {"": device},
+        attn_implementation=section.attn_implementation,
     )
 
 
@@ -274,7 +308,9 @@ def plan_batches(recipe: Recipe, rows: Sequence[int], accelerator: Any) -> Batch
 
 
 def count_steps(recipe: Recipe, plan: BatchPlan) -> int:
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run; none where nothing is trained."""
+    if isinstance(recipe.adapter, NoneSection):
+        return 0
     if recipe.training.max_steps is not None:
         return recipe.training.max_steps
     return max(1, round(plan.steps_per_epoch * recipe.training.num_train_epochs))
@@ -301,7 +337,7 @@ def _digest(text: str) -> str:
 
 def describe_parameters(model: Any) -> str:
     """The line that peft prints, with more digits."""
-    trainable, total = model.get_nb_trainable_parameters()
+    trainable, total = tuning.count_parameters(model)
     return (
         f"trainable params: {trainable:,} || all params: {total:,} || "
         f"trainable%: {100 * trainable / total:.4f}"
@@ -309,7 +345,7 @@ def describe_parameters(model: Any) -> str:
 
 
 def write_recipe(recipe: Recipe, output: Path) -> None:
-    """Write what was resolved beside the adapter."""
+    """Write what was resolved beside what it makes."""
     write_atomically(output / RECIPE, recipe.to_yaml())
 
 

@@ -1,0 +1,115 @@
+"""Tuning the weights themselves: all of them, or some; what is saved is a whole model.
+
+The folder is a checkpoint in the layout of the one that was read, with the tokenizer and
+`glmtune.json` beside it, so it is used like any model: `glmtune chat out/my-run`.
+
+Weights are trained in float32. In bfloat16 an update below 1/256 of a weight is lost, and at a
+fine-tuning learning rate that is most of them. `training.bf16` computes in bfloat16 all the same.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from glmtune.adapter import logits, write_card
+from glmtune.data.batches import MicroBatch
+from glmtune.errors import RecipeError, TrainingError
+from glmtune.load import load_model
+from glmtune.recipe import FreezeSection, FullSection
+from glmtune.template import Template
+
+
+def attach(model: nn.Module, section: FullSection | FreezeSection) -> Any:
+    """Choose which weights are trained.
+
+    Raises:
+        RecipeError: the model has fewer layers, or no module of a given name.
+    """
+    model.requires_grad_(isinstance(section, FullSection))
+    if isinstance(section, FreezeSection):
+        for module in _chosen_modules(model, section):
+            module.requires_grad_(True)
+    return model
+
+
+def _chosen_modules(model: nn.Module, section: FreezeSection) -> list[nn.Module]:
+    layers = decoder_layers(model)
+    if section.trainable_layers > len(layers):
+        raise RecipeError(
+            f"adapter.trainable_layers is {section.trainable_layers}, but this model has "
+            f"{len(layers)} layers. Give at most so many, or adapter.method=full."
+        )
+    chosen = list(layers[len(layers) - section.trainable_layers :])
+    for wanted in section.trainable_modules:
+        found = [m for name, m in model.named_modules() if f".{name}".endswith(f".{wanted}")]
+        if not found:
+            known = sorted({name.rpartition(".")[2] for name, _ in model.named_modules()})
+            raise RecipeError(
+                f"adapter.trainable_modules names {wanted}, which this model does not have. Its "
+                f"modules are {', '.join(n for n in known if n and not n.isdigit())}."
+            )
+        chosen += found
+    return chosen
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """Find the list of a model's layers.
+
+    Raises:
+        RecipeError: there is none as long as the configuration says.
+    """
+    number = model.config.num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == number:
+            return module
+    raise RecipeError(
+        f"adapter.trainable_layers: no list of {number} layers was found in this model. "
+        "Name modules in adapter.trainable_modules instead."
+    )
+
+
+def save(model: Any, folder: Path, template: Template) -> None:
+    """Write the model, and how its prompts were built, into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(str(folder))
+    write_card(folder, template)
+
+
+def restore(folder: Path, model: Any) -> None:
+    """Put the weights of a saved model into the one in memory.
+
+    Raises:
+        CheckpointError: a tensor is missing, or of another shape.
+    """
+    model.zero_grad(set_to_none=True)  # makes room
+    model.load_state_dict(load_model(folder, dtype=model.dtype).state_dict())
+
+
+@torch.no_grad()
+def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
+    """Prove that the model on disk is the model in memory, by the logits of a probe.
+
+    Returns:
+        The largest difference between two logits; 0.0 is expected.
+
+    Raises:
+        TrainingError: the logits differ.
+    """
+    model.eval()
+    model.zero_grad(set_to_none=True)  # makes room
+    trained = logits(model, probe)
+    saved = load_model(
+        folder,
+        dtype=model.dtype,
+        device_map={"": model.device} if model.device.type != "cpu" else None,
+        attn_implementation=model.config._attn_implementation,
+    )
+    difference = (trained - logits(saved, probe)).abs().max().item()
+    if difference > 0:
+        raise TrainingError(
+            f"{folder}: reloaded from disk the model gives other logits (by {difference:.3g}). "
+            "The files are not what was trained; keep the last checkpoint and report this."
+        )
+    return difference

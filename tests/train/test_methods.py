@@ -1,0 +1,197 @@
+"""Whole runs by methods other than LoRA: what they leave behind, and how they stop and go on."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from glmtune.chat import Sampling, open_session
+from glmtune.errors import OutputError
+from glmtune.load import load_model
+from glmtune.loss import cross_entropy_sum
+from glmtune.recipe import Recipe, build_recipe
+from glmtune.train.run import fine_tune
+
+ROWS = [
+    {"instruction": f"{city}在哪里", "input": "", "output": f"{city}在{region}。" * (1 + index % 3)}
+    for index, (city, region) in enumerate(
+        [("广州", "广东"), ("杭州", "浙江"), ("成都", "四川"), ("西安", "陕西"), ("昆明", "云南")]
+        * 2
+    )
+]
+
+
+@pytest.fixture(autouse=True)
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(ROWS, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def recipe_for(
+    model: Path, output: Path, adapter: dict[str, Any], *overrides: str, **training: Any
+) -> Recipe:
+    tree = {
+        "model": {"name_or_path": str(model)},
+        "data": {"train": str(output.parent / "rows.json"), "max_length": 120},
+        "adapter": adapter,
+        "training": {
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 4,
+            "num_train_epochs": 2,
+            "learning_rate": 3e-3,
+            "logging_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "use_cpu": True,
+            **training,
+        },
+        "lint": {"before_training": False},
+        "checks": {"stop_prompts": 0, "max_new_tokens": 4},
+        "output": {"dir": str(output), "report_to": "none"},
+    }
+    return build_recipe(tree, overrides)
+
+
+def weights(output: Path) -> bytes:
+    return (output / "model.safetensors").read_bytes()
+
+
+def interrupting(call: int) -> Any:
+    """A loss that asks the run to stop at its `call`-th micro-batch, as Ctrl-C does."""
+    calls = 0
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return cross_entropy_sum(logits, targets)
+
+    return loss
+
+
+def test_full_tuning_leaves_a_model_in_the_layout_it_came_in(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+
+    fine_tune(recipe_for(tiny_model_dir, output, {"method": "full"}))
+
+    assert not (output / "adapter_config.json").exists()
+    before, after = (
+        load_model(f, dtype=torch.float32).state_dict() for f in (tiny_model_dir, output)
+    )
+    assert list(before) == list(after)
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == [name for name in before if "inv_freq" not in name]
+    config = json.loads((output / "config.json").read_text())
+    assert (config["model_type"], config["padded_vocab_size"]) == ("chatglm", 512)
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))["facts"]
+    verdicts = {proof["name"]: proof["verdict"] for proof in report["proofs"]}
+    assert verdicts["every adapted layer learned"] == "passed"
+    assert verdicts["reloaded from disk it is the same"] == "passed"
+    session = open_session(str(output), sampling=Sampling(temperature=0, max_new_tokens=4))
+    assert session.template.description["layout"] == "official"
+
+
+def test_a_tuned_model_is_asked_in_the_layout_it_was_trained_in(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    fine_tune(
+        recipe_for(tiny_model_dir, output, {"method": "full"}, "layout=tutorial", max_steps=1)
+    )
+
+    assert open_session(str(output)).template.description["layout"] == "tutorial"
+
+
+def test_full_tuning_that_was_interrupted_ends_in_the_same_bytes(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    fine_tune(recipe_for(tiny_model_dir, whole, {"method": "full"}))
+
+    first = fine_tune(recipe_for(tiny_model_dir, stopped, {"method": "full"}), loss=interrupting(7))
+    assert not first.is_finished
+    assert 0 < first.num_steps < 6
+    assert not (stopped / "config.json").exists()
+    second = fine_tune(recipe_for(tiny_model_dir, stopped, {"method": "full"}), resume=True)
+
+    assert second.is_finished
+    assert weights(stopped) == weights(whole)
+
+
+def test_the_best_checkpoint_becomes_the_model(tiny_model_dir: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    recipe = recipe_for(
+        tiny_model_dir, output, {"method": "full"}, "data.eval_fraction=0.2",
+        eval_strategy="steps", eval_steps=1, num_train_epochs=3,
+    )  # fmt: skip
+    calls = 0
+
+    def spoiled(logits: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        sign = -1 if torch.is_grad_enabled() and calls > 4 else 1  # then it unlearns
+        return sign * cross_entropy_sum(logits, targets)
+
+    fine_tune(recipe, loss=spoiled)
+
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    held_out = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    best = min(held_out, key=lambda step: held_out[step])
+    assert best < max(held_out)  # or the last checkpoint would do
+    assert weights(output) == weights(output / f"checkpoint-{best}")
+
+
+def test_a_folder_with_somebodys_model_is_never_overwritten(
+    tiny_model_dir: Path, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    for file in tiny_llama_dir.iterdir():
+        (output / file.name).write_bytes(file.read_bytes())
+
+    with pytest.raises(OutputError, match="holds a model that no run of ours made"):
+        fine_tune(recipe_for(tiny_model_dir, output, {"method": "full"}, "overwrite=true"))
+
+    assert weights(output) == weights(tiny_llama_dir)
+
+
+def test_a_whole_model_of_ours_is_replaced_only_when_asked(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    fine_tune(recipe_for(tiny_model_dir, output, {"method": "full"}, max_steps=1))
+    (output / "my_notes.txt").write_text("mine")
+    recipe = recipe_for(tiny_model_dir, output, {"method": "lora"}, max_steps=1)
+
+    with pytest.raises(OutputError, match="already holds a run"):
+        fine_tune(recipe)
+    fine_tune(recipe_for(tiny_model_dir, output, {"method": "lora"}, "overwrite=true", max_steps=1))
+
+    assert not (output / "model.safetensors").exists()
+    assert not (output / "config.json").exists()
+    assert (output / "adapter_config.json").exists()
+    assert (output / "my_notes.txt").exists()
+
+
+def test_none_measures_the_base_and_changes_nothing(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+
+    result = fine_tune(
+        recipe_for(tiny_llama_dir, output, {"method": "none"}, "data.eval_fraction=0.2")
+    )
+
+    assert (result.num_steps, result.loss) == (0, None)
+    assert result.eval_loss is not None
+    assert result.eval_loss > 1
+    assert {"report.html", "metrics.jsonl"} <= {path.name for path in output.iterdir()}
+    assert not list(output.rglob("*.safetensors"))
