@@ -10,6 +10,14 @@ would compute all of its empty blocks too, and no mask is ever built:
                     B        x
                     B        x x
 
+Where `prefix_lengths` are given too, the first tokens of each example see each other in both
+directions, as part A of GLM's blank infilling does. They need no mask, and the rows below them a
+small one:
+
+    prefix 2        A  x x
+                    A  x x
+                    A  x x x
+
 Registered with transformers as `packed`, so a model of any family takes it by
 `attn_implementation="packed"`. Without `cu_seq_lens_q` (in generation, or for padded batches)
 it is transformers' own `sdpa`. On a GPU `flash_attention_2` reads the same argument.
@@ -36,9 +44,10 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
+    prefix_lengths: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend causally within each example of a pack.
+    """Attend within each example of a pack: causally, but in both directions within its prefix.
 
     Args:
         module: the attention layer.
@@ -48,25 +57,57 @@ def packed_attention(
         dropout: probability of dropping an attention weight.
         scaling: multiplies the scores.
         cu_seq_lens_q: int32, (examples + 1,): where examples begin, and the end.
+        prefix_lengths: int32, (examples,): tokens at the beginning of each example that see each
+            other in both directions. Without them everything is causal.
         **kwargs: for `sdpa`, when this is no pack.
 
     Returns:
         (1, seq, heads, head_dim), and None for the weights, which are never formed.
     """
     if cu_seq_lens_q is None:
+        if prefix_lengths is not None:
+            raise ValueError("prefix_lengths are of the examples of a pack: give cu_seq_lens_q too")
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return output, None
     lengths = cu_seq_lens_q.diff().tolist()
+    prefixes = [0] * len(lengths) if prefix_lengths is None else prefix_lengths.tolist()
     parts = [torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)]
-    outputs = [
-        F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, **who: Any) -> Tensor:
+        return F.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, scale=scaling, enable_gqa=True, **who
         ).transpose(1, 2)
-        for q, k, v in zip(*parts, strict=True)
-    ]
+
+    outputs: list[Tensor] = []
+    for q, k, v, prefix in zip(*parts, prefixes, strict=True):
+        if prefix <= 1:  # one token sees itself, either way
+            outputs.append(attend(q, k, v, is_causal=True))
+            continue
+        outputs.append(attend(q[:, :, :prefix], k[:, :, :prefix], v[:, :, :prefix]))
+        if (rest := q.shape[2] - prefix) > 0:
+            may_attend = q.new_ones(rest, q.shape[2], dtype=torch.bool).tril(prefix)
+            outputs.append(attend(q[:, :, prefix:], k, v, attn_mask=may_attend))
     return torch.cat(outputs, dim=1), None
+
+
+def spell_out(cu_seq_lens: Tensor, prefix_lengths: Tensor) -> Tensor:
+    """Give who sees whom in a pack as one mask, for any other attention, and to look at.
+
+    Args:
+        cu_seq_lens: (examples + 1,): where examples begin, and the end.
+        prefix_lengths: (examples,).
+
+    Returns:
+        Whether a token (row) may attend to another (column): bool, (seq, seq).
+    """
+    lengths = cu_seq_lens.diff().long()
+    order = torch.arange(int(cu_seq_lens[-1]), device=cu_seq_lens.device)
+    example = torch.repeat_interleave(torch.arange(len(lengths), device=order.device), lengths)
+    is_prefix = order < (cu_seq_lens[:-1] + prefix_lengths)[example]
+    same = example[:, None] == example[None, :]
+    return same & (is_prefix[None, :] | (order[None, :] <= order[:, None]))
 
 
 def packed_mask(

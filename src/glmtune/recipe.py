@@ -186,6 +186,40 @@ class ChecksSection(Section):
     max_new_tokens: PositiveInt = 128  # of such an answer
 
 
+class ObjectiveSection(Section):
+    """What is cut out of a text and learned: GLM's blank infilling, and in which mixture.
+
+    The first four are weights; one objective is drawn for each step. The defaults are those of
+    the published code; https://arxiv.org/abs/2103.10360.
+    """
+
+    token: NonNegativeFloat = 0.5  # short spans
+    sentence: NonNegativeFloat = 0.0  # whole sentences
+    document: NonNegativeFloat = 0.5  # the rest of the text, or one long span
+    causal: NonNegativeFloat = 0.0  # everything from left to right, in ChatGLM3's own form
+    masked_share: Annotated[float, Field(gt=0, lt=1)] = 0.15  # of a text, by spans or sentences
+    mean_span_length: PositiveFloat = 3.0  # of the Poisson distribution
+    longest_span: PositiveInt = 39
+    shortest_document_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # 1: always everything
+    prefix_share: Annotated[float, Field(ge=0, le=1)] = 0.5  # of document level: the end is cut
+    shuffle_spans: bool = True
+    task_masks: bool = True  # [MASK], [sMASK] and [gMASK]; otherwise all are [MASK]
+    two_dimensional: bool = True  # positions: where the blank is, and how far it is filled
+
+    def weights(self) -> dict[str, float]:
+        """Give the weight of each objective."""
+        return {name: getattr(self, name) for name in ("token", "sentence", "document", "causal")}
+
+    @model_validator(mode="after")
+    def _something(self) -> "ObjectiveSection":
+        if not any(self.weights().values()):
+            raise ValueError(
+                "the weights of token, sentence, document and causal are all 0; "
+                "at least one objective is needed"
+            )
+        return self
+
+
 class LintSection(Section):
     """Which checks look at the rows before training, and from where on they speak up."""
 

@@ -97,24 +97,37 @@ class ChatGLMRotaryEmbedding(nn.Module):
         self.inv_freq = nn.Buffer(stored.to(torch.get_default_dtype()))  # as the weights
 
     @torch.no_grad()
-    def forward(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Give cosine and sine, each (batch, seq, rotated // 2), rounded to `dtype`."""
+    def forward(
+        self,
+        position_ids: Tensor,
+        dtype: torch.dtype,
+        block_position_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Give cosine and sine, each (batch, seq, rotated // 2), rounded to `dtype`.
+
+        With block positions they are (batch, seq, rotated): as many pairs again, which are those
+        of the second half of the head. A block position of 0 turns nothing.
+        """
         frequencies = inverse_frequencies(self.rotated, self.base, position_ids.device)
         angles = position_ids[..., None].float() * frequencies
+        if block_position_ids is not None:
+            block_angles = block_position_ids[..., None].float() * frequencies
+            angles = torch.cat((angles, block_angles), dim=-1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn channel pairs (0,1), (2,3), ... of every head by the angle of their position.
 
-    The first half of each head is rotated and the rest is left as it is. The pairs are
-    neighbours, unlike Llama's (i, i + rotated // 2), so the two are not interchangeable. The
-    arithmetic is in the dtype of `x`, as in the original.
+    There are angles for the first half of each head, and the rest of it is left as it is; with
+    block positions there are angles for all of it. The pairs are neighbours, unlike Llama's
+    (i, i + rotated // 2), so the two are not interchangeable. The arithmetic is in the dtype of
+    `x`, as in the original.
     Source: RoFormer, https://arxiv.org/abs/2104.09864, section 3.4.2.
 
     Args:
         x: queries or keys, (batch, heads, seq, head_dim); the result has its shape.
-        cos: (batch, seq, rotated // 2); one angle per pair.
+        cos: (batch, seq, pairs); one angle per pair.
         sin: as `cos`.
     """
     rotated = 2 * cos.size(-1)
@@ -419,6 +432,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        block_position_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the decoder.
@@ -432,6 +446,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             past_key_values: earlier tokens; extended in place.
             inputs_embeds: (batch, seq, hidden).
             use_cache: whether to return a cache.
+            block_position_ids: (batch, seq), GLM's second position, by which the second half of
+                each head is turned as in ChatGLM-6B. None is 0 everywhere: ChatGLM2 and 3.
             **kwargs: reach the attention function of every layer.
 
         Raises:
@@ -450,7 +466,9 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             position_ids = self.count_positions(past_key_values, attention_mask, inputs_embeds)
         hidden_states = self.encoder(
             inputs_embeds,
-            position_embeddings=self.rotary_pos_emb(position_ids, inputs_embeds.dtype),
+            position_embeddings=self.rotary_pos_emb(
+                position_ids, inputs_embeds.dtype, block_position_ids
+            ),
             attention_mask=self.make_mask(past_key_values, attention_mask, inputs_embeds),
             past_key_values=past_key_values,
             **kwargs,
@@ -589,8 +607,9 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             labels: (batch, seq), not shifted: the id to learn, or -100.
             use_cache: whether to return a cache.
             logits_to_keep: how many last positions to score (0 is all), or which.
-            **kwargs: `num_items_in_batch` divides the summed loss in place of the number of
-                labels; the rest reaches the attention functions.
+            **kwargs: `block_position_ids` go to `ChatGLMModel.forward`; `num_items_in_batch`
+                divides the summed loss in place of the number of labels; the rest reaches the
+                attention functions.
 
         Returns:
             `logits` (batch, seq, vocab) in the model's dtype, and with labels a float32 `loss`

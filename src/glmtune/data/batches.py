@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from glmtune.data.blank_infilling import Infilling
 from glmtune.data.packing import Pack, group_rows, pack
 from glmtune.template import IGNORE, Example
 
@@ -36,6 +39,9 @@ class MicroBatch:
         attention_mask: (batch, seq), 1 for real tokens; None for a pack, and where padding is
             on the right, since a causal model needs none there.
         cu_seq_lens: int32, (examples + 1,): where the examples of a pack begin, and the end.
+        prefix_lengths: int32, (examples,): how many tokens at the beginning of each example see
+            each other in both directions; None where everything is causal.
+        block_position_ids: (batch, seq), GLM's second position; None where there is none.
         rows: which examples these are, for messages.
     """
 
@@ -45,6 +51,8 @@ class MicroBatch:
     attention_mask: Tensor | None = None
     cu_seq_lens: Tensor | None = None
     rows: tuple[int, ...] = ()
+    prefix_lengths: Tensor | None = None
+    block_position_ids: Tensor | None = None
 
     def inputs(self) -> dict[str, Any]:
         """Name what a model's `forward` takes; for a pack by the names of flash attention."""
@@ -57,6 +65,10 @@ class MicroBatch:
             longest = int(self.cu_seq_lens.diff().max())
             given |= {"cu_seq_lens_q": self.cu_seq_lens, "cu_seq_lens_k": self.cu_seq_lens}
             given |= {"max_length_q": longest, "max_length_k": longest}
+        if self.prefix_lengths is not None:
+            given["prefix_lengths"] = self.prefix_lengths
+        if self.block_position_ids is not None:
+            given["block_position_ids"] = self.block_position_ids
         return given
 
     def to(self, device: torch.device) -> "MicroBatch":
@@ -72,6 +84,8 @@ class MicroBatch:
             move(self.attention_mask),
             move(self.cu_seq_lens),
             self.rows,
+            move(self.prefix_lengths),
+            move(self.block_position_ids),
         )
 
 
@@ -102,6 +116,37 @@ def micro_batch_of(pack: Pack, rows: Sequence[int] = ()) -> MicroBatch:
 def pack_examples(examples: Examples, rows: Sequence[int]) -> MicroBatch:
     """Pack some rows and make tensors of them."""
     return micro_batch_of(pack([examples[row] for row in rows]), rows)
+
+
+def pack_infillings(examples: Sequence[Infilling], rows: Sequence[int] = ()) -> MicroBatch:
+    """Put examples of GLM's objective end to end, and make tensors of them, (1, seq) each.
+
+    Their targets stand under the tokens that predict them. Labels stand one place further, so
+    the pack ends with one more token, which holds the label of the last one:
+
+        input    a M sop b | c M sop d  eop       of two texts; eop is there for its label
+        target   . . b eop | . . d eop
+        label    . . . b   eop . . d    eop
+    """
+    last = examples[-1]
+    is_learned = last.targets[-1] != IGNORE
+    closing = last.targets[-1:] if is_learned else last.input_ids[-1:]  # any real id would do
+    ends = np.cumsum([0, *map(len, examples)])
+    ends[-1] += 1
+
+    def join(*parts: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts))[None]
+
+    blocks = join(*(e.block_position_ids for e in examples), last.block_position_ids[-1:])
+    return MicroBatch(
+        input_ids=join(*(e.input_ids for e in examples), closing),
+        labels=join(np.array([IGNORE]), *(e.targets for e in examples)),
+        position_ids=join(*(e.position_ids for e in examples), last.position_ids[-1:]),
+        cu_seq_lens=torch.from_numpy(ends.astype(np.int32)),
+        rows=tuple(rows),
+        prefix_lengths=torch.tensor([e.prefix_length for e in examples], dtype=torch.int32),
+        block_position_ids=blocks if blocks.any() else None,
+    )
 
 
 def pad_examples(examples: Sequence[Example], pad_id: int) -> MicroBatch:
