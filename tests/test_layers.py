@@ -18,6 +18,7 @@ LAYERS = [
     ["data"],
     ["loss"],
     ["evaluate", "alive"],
+    ["methods"],
     ["adapter"],
     ["whole"],
     ["tuning"],

@@ -99,6 +99,10 @@ def test_keys_belong_to_the_method_that_has_them() -> None:
         (["adapter.method=full", "model.dtype=bfloat16"], "bfloat16 loses most of their updates"),
         (["adapter.method=freeze"], "trains nothing as it stands"),
         (["adapter.method=none"], "nothing held out"),
+        (["adapter.layers_to_transform=[0]"], "needs adapter.target_modules by name"),
+        (["init_lora_weights=pissa", "use_dora=true"], "peft cannot save the two"),
+        (["init_lora_weights=piza"], r"adapter\.init_lora_weights"),
+        (["loraplus_lr_ratio=0.5"], r"adapter\.loraplus_lr_ratio is 0.5"),
         (["output.dir=m"], "output.dir is the folder of the model itself"),
     ],
 )

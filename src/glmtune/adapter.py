@@ -5,17 +5,21 @@ An adapter folder is peft's own format, so any peft user can load it. Beside the
 another template is refused, since it is the commonest way to make a good adapter look bad.
 """
 
+import copy
 import json
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 import glmtune
+from glmtune import methods
 from glmtune.alive import some
 from glmtune.data.batches import MicroBatch
 from glmtune.errors import CheckpointError, RecipeError, TemplateError, TrainingError
@@ -27,43 +31,91 @@ CARD = "glmtune.json"
 
 
 def attach(model: nn.Module, section: LoraSection) -> Any:
-    """Freeze a model and give it a LoRA adapter; the adapter's weights are float32.
+    """Freeze a model and give it an adapter; the adapter's weights are float32.
 
     Raises:
-        RecipeError: no module bears a name of `target_modules`.
+        RecipeError: the section names something that the model does not have.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    targets = section.target_modules
-    config = LoraConfig(
-        r=section.r,
-        lora_alpha=section.lora_alpha,  # type: ignore[arg-type]  # peft divides it as a float
-        lora_dropout=section.lora_dropout,
-        target_modules=list(targets) if isinstance(targets, tuple) else targets,
-        bias=section.bias,
-        use_rslora=section.use_rslora,
-        use_dora=section.use_dora,
-        task_type="CAUSAL_LM",
-    )
-    linear = sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear)
-        }
-    )
-    if isinstance(targets, tuple) and (unknown := sorted(set(targets) - set(linear))):
-        raise RecipeError(
-            f"adapter.target_modules names {', '.join(unknown)}, which this model does not have. "
-            f"Its linear layers are {', '.join(linear)}."
-        )
+    methods.check_names(model, section)
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, methods.config_of(section))
     except ValueError as error:
         raise RecipeError(
-            f"adapter: {error} The model's linear layers are {', '.join(linear)}; "
-            "name some of them in adapter.target_modules."
+            f"adapter: {error} The model's linear layers are "
+            f"{', '.join(methods.linear_layers(model))}; name some of them in "
+            "adapter.target_modules."
         ) from None
+    methods.check_patterns(section, [name for name, _ in adapted_layers(adapted)])
+    if section.takes_from_base:
+        initial_adapters[adapted] = {
+            name: tensor.detach().clone()
+            for name, tensor in adapted.named_parameters()
+            if _is_lora(name)
+        }
+    return adapted
+
+
+# PiSSA and OLoRA take what A and B begin with out of the base's weights. Such a model needs its
+# beginning to be saved: the difference to the base that the user has is BA - B0 A0, which is a
+# LoRA of twice the rank, and whose first half is what is trained.
+#
+#     A = [A ]    B = [B, -B0]
+#         [A0]
+initial_adapters: WeakKeyDictionary[Any, dict[str, Tensor]] = WeakKeyDictionary()
+
+
+def _is_lora(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name
+
+
+def _as_difference(model: Any, initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the state of a model whose adapter is the difference to its original base."""
+    state: dict[str, Tensor] = model.state_dict()
+    for name, begun in initial.items():
+        if ".lora_A." in name:
+            state[name] = torch.cat((state[name], begun), dim=0)  # (2 rank, in)
+        else:
+            state[name] = torch.cat((state[name], -begun), dim=1)  # (out, 2 rank)
+    return state
+
+
+def _doubled(config: Any) -> Any:
+    """Give the configuration of the difference: twice the rank, and the same scale."""
+    doubled = copy.deepcopy(config)
+    factor = 2**0.5 if config.use_rslora else 2  # the scale is alpha / sqrt(r), or alpha / r
+    doubled.r = 2 * config.r
+    doubled.lora_alpha = factor * config.lora_alpha
+    doubled.rank_pattern = {key: 2 * r for key, r in config.rank_pattern.items()}
+    doubled.alpha_pattern = {key: factor * alpha for key, alpha in config.alpha_pattern.items()}
+    doubled.init_lora_weights = True
+    doubled.inference_mode = True
+    return doubled
+
+
+def _first_half(
+    folder: Path, tensors: Mapping[str, Tensor], initial: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Take what is trained out of a saved difference.
+
+    Raises:
+        CheckpointError: its second half is not what this model begins with.
+    """
+    halves = dict(tensors)
+    for name, begun in initial.items():
+        key = name.replace(".default.", ".")
+        dim, sign = (0, 1) if ".lora_A." in name else (1, -1)
+        trained, stored = tensors[key].chunk(2, dim=dim)
+        if not torch.equal(stored, sign * begun.to(stored.device)):
+            layer = name.removeprefix("base_model.model.").partition(".lora_")[0]
+            raise CheckpointError(
+                f"{folder}: its adapter begins with another part of the weights of {layer}. "
+                "The same weights can be taken apart a little differently on another machine, or "
+                "with other numbers of threads; go on where the run was begun."
+            )
+        halves[key] = trained.contiguous()
+    return halves
 
 
 def adapted_layers(model: nn.Module, adapter_name: str = "default") -> Iterator[tuple[str, Any]]:
@@ -87,7 +139,11 @@ class Card:
 def save(model: Any, folder: Path, template: Template) -> None:
     """Write the adapter in peft's format, and how its prompts were built, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    initial = initial_adapters.get(model)
+    state = None if initial is None else _as_difference(model, initial)
+    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
+    if initial is not None:
+        _doubled(model.peft_config["default"]).save_pretrained(str(folder))
     write_card(folder, template)
 
 
@@ -156,15 +212,8 @@ def load(model: nn.Module, folder: str | Path, *, is_trainable: bool = False) ->
                 f"{folder}: the adapter does not fit this model: {error} "
                 "Check that it was trained on the same base."
             ) from error
-    expected = get_peft_model_state_dict(loaded, save_embedding_layers=False).keys()
-    missing, extra = sorted(expected - stored.keys()), sorted(stored.keys() - expected)
-    if missing or extra:
-        told = [f"lacks {len(missing)} tensors ({some(missing)})"] if missing else []
-        told += [f"has {len(extra)} without a place here ({some(extra)})"] if extra else []
-        raise CheckpointError(
-            f"{folder}: the adapter does not fit this model: it {' and '.join(told)}. "
-            "Check that it was trained on the same base, and that it was copied whole."
-        )
+    expected = get_peft_model_state_dict(loaded, save_embedding_layers=False)
+    _refuse_other_tensors(folder, expected, stored)
     return loaded
 
 
@@ -251,16 +300,31 @@ def restore(folder: Path, model: Any) -> None:
     Raises:
         CheckpointError: a tensor is missing or was not expected.
     """
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    tensors: dict[str, Tensor] = load_file(str(folder / "adapter_model.safetensors"))
-    result: Any = set_peft_model_state_dict(model, tensors)
-    missing = [key for key in result.missing_keys if "lora_" in key]
-    if missing or result.unexpected_keys:
+    _, tensors = read_tensors(folder)
+    initial = initial_adapters.get(model)
+    if initial is not None:
+        tensors = _first_half(folder, tensors, initial)
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    _refuse_other_tensors(folder, expected, tensors)
+    set_peft_model_state_dict(model, tensors)
+
+
+def _refuse_other_tensors(
+    folder: Path, expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]
+) -> None:
+    """Refuse an adapter with a tensor too few or too many."""
+    missing, extra = (
+        sorted(expected.keys() - stored.keys()),
+        sorted(stored.keys() - expected.keys()),
+    )
+    if missing or extra:
+        told = [f"lacks {len(missing)} tensors ({some(missing)})"] if missing else []
+        told += [f"has {len(extra)} without a place here ({some(extra)})"] if extra else []
         raise CheckpointError(
-            f"{folder}: its adapter does not fit the model: missing {missing[:3]}, "
-            f"unexpected {result.unexpected_keys[:3]}."
+            f"{folder}: the adapter does not fit this model: it {' and '.join(told)}. "
+            "Check that it was trained on the same base, and that it was copied whole."
         )
 
 
@@ -269,7 +333,9 @@ def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
     """Prove that the adapter on disk is the adapter in memory.
 
     The saved adapter is loaded beside the trained one over the same base, and both give
-    their logits for a probe.
+    their logits for a probe. Where the trained one begins with a part of the base's weights,
+    that part is put back for the saved one, which is made for the base as it was; what rounding
+    that takes must be a twentieth of what was learned at most.
 
     Args:
         model: the trained peft model.
@@ -284,20 +350,79 @@ def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
     """
     model.eval()
     trained = logits(model, probe)
-    model.load_adapter(str(folder), adapter_name="saved")
-    try:
-        model.set_adapter("saved")
-        saved = logits(model, probe)
-    finally:
-        model.set_adapter("default")
-        model.delete_adapter("saved")
+    tolerance = 0.0
+    with _base_as_it_was(model):
+        if model in initial_adapters:
+            with model.disable_adapter():
+                learned = (trained - logits(model, probe)).abs().max().item()
+            tolerance = learned / 20
+        with _loaded_beside(model, folder):
+            saved = logits(model, probe)
     difference = (trained - saved).abs().max().item()
-    if difference > 0:
+    if difference > tolerance:
         raise TrainingError(
             f"{folder}: reloaded from disk the adapter gives other logits (by {difference:.3g}). "
             "The file is not what was trained; keep the last checkpoint and report this."
         )
+    _check_tensors(model, folder)
     return difference
+
+
+@contextmanager
+def _loaded_beside(model: Any, folder: Path) -> Iterator[None]:
+    """Let a saved adapter take the place of the trained one for a while."""
+    from peft import PeftConfig, set_peft_model_state_dict
+
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    if hasattr(config, "bias"):
+        config.bias = "none"  # trained biases are the base's own, which there is once
+    model.add_adapter("saved", config)
+    try:
+        set_peft_model_state_dict(model, read_tensors(folder)[1], adapter_name="saved")
+        model.set_adapter("saved")
+        model.eval()  # its dropout is new
+        yield
+    finally:
+        model.set_adapter("default")
+        model.delete_adapter("saved")
+
+
+def _check_tensors(model: Any, folder: Path) -> None:
+    """Compare what is on disk with what is in memory, number by number."""
+    from peft import get_peft_model_state_dict
+
+    _, stored = read_tensors(folder)
+    if model in initial_adapters:
+        stored = _first_half(folder, stored, initial_adapters[model])
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    _refuse_other_tensors(folder, expected, stored)
+    for name, tensor in expected.items():
+        if not torch.equal(tensor, stored[name].to(tensor.device)):
+            raise TrainingError(
+                f"{folder}: read back from disk, {name} is not what was trained. "
+                "Keep the last checkpoint and report this."
+            )
+
+
+@contextmanager
+def _base_as_it_was(model: Any) -> Iterator[None]:
+    """Put back, for a while, what PiSSA and OLoRA took out of the base's weights."""
+    initial = initial_adapters.get(model, {})
+    lacking: dict[str, Tensor] = {}
+    layers = dict(model.named_modules())
+    for name, a in initial.items():
+        owner, is_a, _ = name.partition(".lora_A.")
+        if is_a:
+            layer = layers[owner]
+            b = initial[name.replace(".lora_A.", ".lora_B.")]
+            weight = layer.get_base_layer().weight
+            lacking[owner] = weight.data
+            weight.data = (weight.float() + layer.scaling["default"] * (b @ a)).to(weight.dtype)
+    try:
+        yield
+    finally:
+        for owner, data in lacking.items():
+            layers[owner].get_base_layer().weight.data = data
 
 
 def logits(model: Any, probe: MicroBatch) -> Tensor:

@@ -69,6 +69,9 @@ class DataSection(Section):
         return (value,) if isinstance(value, str) else value
 
 
+INITIALISATIONS = r"^(gaussian|olora|pissa|pissa_niter_[0-9]+)$"
+
+
 class LoraSection(Section):
     """Which weights get a low-rank update, and how large (https://arxiv.org/abs/2106.09685)."""
 
@@ -77,14 +80,46 @@ class LoraSection(Section):
     lora_alpha: PositiveFloat = 16.0  # the update is scaled by lora_alpha / r
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: tuple[str, ...] | Literal["all-linear"] | None = None  # None: peft's choice
+    layers_to_transform: tuple[NonNegativeInt, ...] | None = None  # None: all
+    rank_pattern: dict[str, PositiveInt] = {}  # the end of a layer's name: its own r
+    alpha_pattern: dict[str, PositiveFloat] = {}  # and its own lora_alpha
     bias: Literal["none", "all", "lora_only"] = "none"
+    modules_to_save: tuple[str, ...] = ()  # trained as they are and saved whole
     use_rslora: bool = False
     use_dora: bool = False
+    # How A and B begin. PiSSA and OLoRA take them out of the weights (see docs/recipes.md).
+    init_lora_weights: Literal[True] | Annotated[str, Field(pattern=INITIALISATIONS)] = True
+    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None  # learning rate of B over A's
 
     @field_validator("target_modules", mode="before")
     @classmethod
     def _one_is_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) and value != "all-linear" else value
+
+    @field_validator("modules_to_save", "layers_to_transform", mode="before")
+    @classmethod
+    def _one_of_them_is_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | int) else value
+
+    @property
+    def takes_from_base(self) -> bool:
+        """Whether A and B begin with a part of the weights, which the base then lacks."""
+        return str(self.init_lora_weights).startswith(("pissa", "olora"))
+
+    @model_validator(mode="after")
+    def _agree(self) -> "LoraSection":
+        if self.layers_to_transform is not None and not isinstance(self.target_modules, tuple):
+            raise ValueError(
+                "adapter.layers_to_transform needs adapter.target_modules by name, "
+                "such as [query_key_value]"
+            )
+        if self.takes_from_base and self.use_dora:
+            raise ValueError(
+                f"adapter.init_lora_weights={self.init_lora_weights} takes a part out of the "
+                "weights, and use_dora measures the weights; peft cannot save the two as one "
+                "adapter. Leave one of them out"
+            )
+        return self
 
 
 class FullSection(Section):

@@ -113,7 +113,8 @@ def fine_tune(
         logger.warning("%s", warning)
     start = alive.remember(model)
     model = accelerator.prepare(model)
-    optimizer: Any = make_optimizer(model, recipe.training) if is_tuned else None
+    ratio = getattr(recipe.adapter, "loraplus_lr_ratio", None)
+    optimizer: Any = make_optimizer(model, recipe.training, ratio) if is_tuned else None
     scheduler = make_scheduler(optimizer, recipe.training, num_steps) if is_tuned else None
 
     state = TrainerState(identity=identify(recipe, template, examples, eval_examples))
