@@ -156,6 +156,8 @@ def test_any_learned_stretches_read_back_equal_wherever_a_batch_ends(
     assert list(data) == learned
     assert data.report.num_without_labels == len(examples) - len(learned)
     assert data.report.num_tokens == sum(len(example.input_ids) for example in learned)
+    labels = [sum(label != IGNORE for label in example.labels) for example in learned]
+    assert data.learned_lengths.tolist() == labels
 
 
 # --- The reference ------------------------------------------------------------------------

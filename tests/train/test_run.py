@@ -105,7 +105,7 @@ def test_a_run_leaves_an_adapter_that_any_peft_user_can_load(
 
 @pytest.mark.parametrize(
     ("call", "finished_steps"),
-    [(6, 2), (7, 3)],  # the 6th pack is in the middle of step 3, the 7th is its last
+    [(7, 2), (8, 3)],  # after the rehearsal's: the 6th is in the middle of step 3, the 7th its last
 )
 def test_a_run_that_was_interrupted_ends_in_the_same_bytes(
     tiny_model_dir: Path, rows: Path, tmp_path: Path, call: int, finished_steps: int

@@ -6,7 +6,7 @@ are packed into micro-batches changes nothing but the time they take.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -218,3 +218,15 @@ def batches(
     for step in range(start, stop):
         groups = plan.micro_batch_rows(step, lengths)
         yield Batch(tuple(pack_examples(examples, rows) for rows in groups))
+
+
+def heaviest(
+    packs: Iterable[Sequence[int]], lengths: Sequence[int], learned: Sequence[int]
+) -> Sequence[int]:
+    """Find the pack that takes the most memory: every token does, and a learned one twice.
+
+    Args:
+        packs: the rows of each; there is at least one.
+        lengths, learned: tokens of every example and how many are learned, by index.
+    """
+    return max(packs, key=lambda rows: sum(lengths[row] + learned[row] for row in rows))

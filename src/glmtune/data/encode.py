@@ -189,6 +189,11 @@ class EncodedData:
         """Labels in all examples."""
         return self.report.num_learned_tokens
 
+    @property
+    def learned_lengths(self) -> npt.NDArray[np.int64]:
+        """Labels of each example, int64, (examples,)."""
+        return np.concatenate([batch.learned_lengths() for batch in self._batches])
+
     def origin(self, index: int) -> str:
         """Where an example comes from, as `file:line`."""
         batch, row = self._find(index)
@@ -213,6 +218,11 @@ class _Batch:
         self.border_offsets: npt.NDArray[np.int32] = borders.offsets.to_numpy()
         self.files: npt.NDArray[np.int32] = batch.column("file").to_numpy()
         self.lines: npt.NDArray[np.int64] = batch.column("line").to_numpy()
+
+    def learned_lengths(self) -> npt.NDArray[np.int64]:
+        stretches = self.borders[1::2] - self.borders[::2]
+        before = np.concatenate([[0], np.cumsum(stretches, dtype=np.int64)])
+        return np.diff(before[self.border_offsets // 2])
 
 
 def encode_data(

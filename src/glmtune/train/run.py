@@ -44,6 +44,7 @@ from glmtune.train.finish import (
 from glmtune.train.loop import Run, train
 from glmtune.train.optimizer import make_optimizer, make_scheduler
 from glmtune.train.output import METRICS, RECIPE, clear_run, prepare_output
+from glmtune.train.rehearsal import rehearse
 from glmtune.train.watch import Watch, proportions
 
 logger = logging.getLogger(__name__)
@@ -157,6 +158,7 @@ def fine_tune(
         start=start,
         base_answers=base_answers,
     )
+    rehearse(run, examples.learned_lengths.tolist(), eval_examples.learned_lengths.tolist())
     began = time.monotonic()
     if recipe.checks.sample_steps:
         run.show_samples = partial(log_samples, run, recipe, prompts)
