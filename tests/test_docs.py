@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from glmtune.cli.main import app
-from glmtune.recipe import Recipe, keys_of
+from glmtune.recipe import PretrainRecipe, Recipe, keys_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -26,6 +26,7 @@ def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_exists(page: Path) -> None:
     known = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+    known |= {group.typer_instance.info.name for group in app.registered_groups}  # type: ignore[union-attr]
     blocks = re.findall(r"```(?:bash|text)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     used = {
         match[1] for block in blocks for match in re.finditer(r"^glmtune ([a-z]+)", block, re.M)
@@ -63,6 +64,11 @@ def test_the_recipe_page_tells_of_every_key() -> None:
     told = set(re.findall(r"`([a-z0-9_]+)`", page))
 
     keys = {key for section in Recipe.model_fields for key in keys_of(section)}
+    keys |= {
+        key
+        for section in PretrainRecipe.model_fields
+        for key in keys_of(section, kind=PretrainRecipe)
+    }
     assert keys - told == set()
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from glmtune.errors import RecipeError
-from glmtune.recipe import Recipe, build_recipe, load_recipe
+from glmtune.recipe import PretrainRecipe, Recipe, build_recipe, load_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 SMALLEST = {
@@ -15,7 +15,8 @@ SMALLEST = {
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_of_the_project_loads(path: Path) -> None:
-    assert load_recipe(path).model.name_or_path
+    kind = PretrainRecipe if path.stem.endswith("pretrain") else Recipe
+    assert load_recipe(path, kind=kind).model.name_or_path
 
 
 def test_the_tutorial_recipe_holds_the_tutorials_numbers() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from glmtune.data.batches import Examples, pack_examples
+from glmtune.data.batches import Examples, MakeMicroBatch, rows_as_they_are
 from glmtune.data.packing import group_rows
 from glmtune.errors import TrainingError
 from glmtune.loss import LossFunction, count_learned_tokens, cross_entropy_sum, next_token_loss
@@ -21,6 +21,7 @@ def held_out_loss(
     device: torch.device,
     lengths: Sequence[int],
     loss_function: LossFunction = cross_entropy_sum,
+    make: MakeMicroBatch = rows_as_they_are,
 ) -> tuple[float, int]:
     """Sum the loss over held-out rows, dropout off.
 
@@ -32,6 +33,7 @@ def held_out_loss(
         device: where the model is.
         lengths: tokens of every example, by index.
         loss_function: what to sum.
+        make: what the model sees of some rows; it is always asked for step 0.
 
     Returns:
         The sum in nats and the number of learned tokens it is over.
@@ -43,7 +45,7 @@ def held_out_loss(
     model.eval()
     total, count = 0.0, 0
     for chosen in group_rows(rows, lengths, max_tokens):
-        micro_batch = pack_examples(examples, chosen).to(device)
+        micro_batch = make(examples, chosen, 0).to(device)
         loss = next_token_loss(model, micro_batch, loss_function)
         if not loss.isfinite():
             raise TrainingError(

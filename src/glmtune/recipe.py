@@ -13,7 +13,7 @@ import difflib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, overload
 
 import yaml
 from pydantic import (
@@ -48,25 +48,30 @@ class ModelSection(Section):
     attn_implementation: Literal["packed", "flash_attention_2", "flash_attention_3"] = "packed"
 
 
-class DataSection(Section):
-    """Which rows are learned, and how they are read."""
+class TextSection(Section):
+    """Which texts are learned, and how they are read."""
 
     train: tuple[str, ...]  # files, folders or hub ids; `rows.json#500` takes the first 500
     eval: tuple[str, ...] = ()
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0  # held out of `train`
     split: str | None = None  # of a data set that has several
-    format: str | None = None  # None: found by the columns
     columns: dict[str, str] = {}  # our field: their column
-    roles: dict[str, str] = {}  # their role: ours
     layout: Literal["official", "tutorial", "plain"] = "official"
     max_length: PositiveInt = 1024
-    overlong: Literal["drop", "truncate_prompt", "tutorial"] = "drop"
     bad_rows: Literal["fail", "skip"] = "fail"
 
     @field_validator("train", "eval", mode="before")
     @classmethod
     def _one_is_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+
+class DataSection(TextSection):
+    """Which rows are learned, and how they are read."""
+
+    format: str | None = None  # None: found by the columns
+    roles: dict[str, str] = {}  # their role: ours
+    overlong: Literal["drop", "truncate_prompt", "tutorial"] = "drop"
 
 
 INITIALISATIONS = r"^(gaussian|olora|pissa|pissa_niter_[0-9]+)$"
@@ -287,19 +292,18 @@ class OutputSection(Section):
         return (value,) if isinstance(value, str) else value
 
 
-class Recipe(Section):
-    """Everything that decides a run."""
+class RunRecipe(Section):
+    """What every run has."""
 
     model: ModelSection
-    data: DataSection
-    adapter: AdapterSection = LoraSection()
+    data: TextSection
+    adapter: AdapterSection
     training: TrainingSection = TrainingSection()
-    lint: LintSection = LintSection()
     checks: ChecksSection = ChecksSection()
     output: OutputSection
 
     @model_validator(mode="after")
-    def _agree(self) -> "Recipe":
+    def _agree(self) -> Self:
         held_out = bool(self.data.eval) or self.data.eval_fraction > 0
         if self.data.eval and self.data.eval_fraction:
             raise ValueError("data.eval and data.eval_fraction are both given; keep one of them")
@@ -332,6 +336,40 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
 
 
+class Recipe(RunRecipe):
+    """Everything that decides a fine-tuning."""
+
+    data: DataSection
+    adapter: AdapterSection = LoraSection()
+    lint: LintSection = LintSection()
+
+
+class PretrainModelSection(ModelSection):
+    """Which model goes on learning, or which tokenizer and shape a new one has."""
+
+    # The fields of config.json, for a new model; `name_or_path` then gives the tokenizer alone.
+    config: dict[str, bool | int | float | str] = {}
+
+
+class PretrainRecipe(RunRecipe):
+    """Everything that decides a pre-training."""
+
+    model: PretrainModelSection
+    objective: ObjectiveSection = ObjectiveSection()
+    adapter: AdapterSection = FullSection()
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.model.config and not isinstance(self.adapter, FullSection):
+            raise ValueError(
+                f"model.config makes a new model, which adapter.method={self.adapter.method} "
+                "would leave as it was drawn. Use adapter.method=full"
+            )
+        return self
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=RunRecipe)
+
 # Names that transformers or peft have given up, and short forms in wide use: (section, new name).
 RENAMED: Mapping[str, tuple[str, str]] = {
     "model_name_or_path": ("model", "name_or_path"),
@@ -344,13 +382,26 @@ RENAMED: Mapping[str, tuple[str, str]] = {
 }
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+@overload
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe: ...
+
+
+@overload
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, kind: type[AnyRecipe]
+) -> AnyRecipe: ...
+
+
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, kind: type[RunRecipe] = Recipe
+) -> RunRecipe:
     """Read a recipe and change single values.
 
     Args:
         path: a YAML file. Paths in it are relative to the working directory.
         overrides: `section.key=value`, or `key=value` where only one section has the key;
             values are YAML.
+        kind: of recipe, for fine-tuning or for pre-training.
 
     Raises:
         RecipeError: the file cannot be read, a key is unknown or a value does not fit.
@@ -370,30 +421,50 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         found = "empty" if tree is None else f"a {type(tree).__name__}"
         raise RecipeError(
             f"{path}: the file is {found}, expected sections "
-            f"({', '.join(Recipe.model_fields)}), each with its keys."
+            f"({', '.join(kind.model_fields)}), each with its keys."
         )
-    return build_recipe(tree, overrides, source=str(path))
+    return build_recipe(tree, overrides, source=str(path), kind=kind)
+
+
+@overload
+def build_recipe(
+    tree: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe"
+) -> Recipe: ...
+
+
+@overload
+def build_recipe(
+    tree: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    source: str = "recipe",
+    *,
+    kind: type[AnyRecipe],
+) -> AnyRecipe: ...
 
 
 def build_recipe(
-    tree: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe"
-) -> Recipe:
+    tree: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    source: str = "recipe",
+    *,
+    kind: type[RunRecipe] = Recipe,
+) -> RunRecipe:
     """Check a tree of plain values and make a recipe of it; `source` names it in errors."""
     sections: dict[str, Any] = {}
     for name, values in tree.items():
         sections[str(name)] = dict(values) if isinstance(values, Mapping) else values
     for override in overrides:
-        _apply(override, sections)
-    for section, key in list(_keys(sections)):
-        if key in RENAMED and (section, key) not in _known_keys():
+        _apply(override, sections, kind)
+    for section, key in list(_keys(sections, kind)):
+        if key in RENAMED and (section, key) not in _known_keys(kind):
             _rename(sections, section, key)
     try:
-        return Recipe.model_validate(sections)
+        return kind.model_validate(sections)
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(error, source))) from None
+        raise RecipeError("\n".join(_explain(error, source, kind))) from None
 
 
-def _apply(override: str, sections: dict[str, Any]) -> None:
+def _apply(override: str, sections: dict[str, Any], kind: type[RunRecipe]) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise RecipeError(f"{override!r}: expected KEY=VALUE, such as training.learning_rate=5e-5.")
@@ -401,7 +472,7 @@ def _apply(override: str, sections: dict[str, Any]) -> None:
         value = yaml.safe_load(text) if text else None
     except yaml.YAMLError as error:
         raise RecipeError(f"{override!r}: the value is not valid YAML: {error}") from None
-    section, key = _locate(name)
+    section, key = _locate(name, kind)
     values = sections.setdefault(section, {})
     if not isinstance(values, dict):
         raise RecipeError(f"section {section!r} is {values!r}, expected keys and values.")
@@ -415,21 +486,21 @@ def _apply(override: str, sections: dict[str, Any]) -> None:
         values[head] = value
 
 
-def _locate(name: str) -> tuple[str, str]:
+def _locate(name: str, kind: type[RunRecipe]) -> tuple[str, str]:
     """Find the section of a key that may come without it."""
     section, dot, key = name.partition(".")
-    if dot and section in Recipe.model_fields:
+    if dot and section in kind.model_fields:
         return section, key
     if name in RENAMED:
         return RENAMED[name][0], name
-    homes = [home for home, known in _known_keys() if known == section]
+    homes = [home for home, known in _known_keys(kind) if known == section]
     if len(homes) == 1:
         return homes[0], name
     if homes:
         choices = " or ".join(f"{home}.{name}" for home in homes)
         raise RecipeError(f"{name!r} is a key of several sections. Write {choices}.")
-    everything = [f"{home}.{known}" for home, known in _known_keys()]
-    everything += [known for _, known in _known_keys()]
+    everything = [f"{home}.{known}" for home, known in _known_keys(kind)]
+    everything += [known for _, known in _known_keys(kind)]
     raise RecipeError(f"{name!r} is not a key of a recipe.{_did_you_mean(name, everything)}")
 
 
@@ -448,21 +519,21 @@ def _rename(sections: dict[str, Any], section: str, key: str) -> None:
     )
 
 
-def _keys(sections: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for section in Recipe.model_fields:
+def _keys(sections: Mapping[str, Any], kind: type[RunRecipe]) -> Iterator[tuple[str, str]]:
+    for section in kind.model_fields:
         values = sections.get(section)
         if isinstance(values, dict):
             yield from ((section, str(key)) for key in values)
 
 
-def _known_keys() -> Iterator[tuple[str, str]]:
-    for section in Recipe.model_fields:
-        yield from ((section, key) for key in keys_of(section))
+def _known_keys(kind: type[RunRecipe]) -> Iterator[tuple[str, str]]:
+    for section in kind.model_fields:
+        yield from ((section, key) for key in keys_of(section, kind=kind))
 
 
-def keys_of(section: str, method: str | None = None) -> list[str]:
+def keys_of(section: str, method: str | None = None, kind: type[RunRecipe] = Recipe) -> list[str]:
     """List the keys of a section; of `adapter` those of one method, or of all."""
-    annotation: Any = Recipe.model_fields[section].annotation
+    annotation: Any = kind.model_fields[section].annotation
     kinds = [get_args(tagged)[0] for tagged in get_args(annotation)] or [annotation]
     if method is not None:
         kinds = [kind for kind in kinds if kind.model_fields["method"].default == method]
@@ -474,7 +545,7 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
     return f" Did you mean {nearest[0]!r}?" if nearest else f" Known are: {', '.join(known)}."
 
 
-def _explain(error: ValidationError, source: str) -> Iterator[str]:
+def _explain(error: ValidationError, source: str, kind: type[RunRecipe]) -> Iterator[str]:
     """Say each complaint of pydantic in our words."""
     for problem in error.errors():
         path = list(problem["loc"])
@@ -484,7 +555,9 @@ def _explain(error: ValidationError, source: str) -> Iterator[str]:
             method = str(path.pop(1))  # pydantic says which member of the union it tried
         where = ".".join(str(part) for part in path)
         if problem["type"] == "extra_forbidden":
-            known = list(Recipe.model_fields) if len(path) == 1 else keys_of(section, method)
+            known = list(kind.model_fields)
+            if len(path) > 1:
+                known = keys_of(section, method, kind)
             what = f"adapter.method={method}" if method else "a recipe"
             hint = _did_you_mean(str(path[-1]), known)
             yield f"{source}: {where!r} is not a key of {what}.{hint}"

@@ -20,7 +20,9 @@ from glmtune.cli.doctor import doctor
 from glmtune.cli.info import info
 from glmtune.cli.inspect import inspect
 from glmtune.cli.lint import lint
+from glmtune.cli.pretrain import pretrain
 from glmtune.cli.report import report
+from glmtune.cli.tokenizer import tokenizer
 from glmtune.cli.train import train
 from glmtune.errors import GlmtuneError
 
@@ -33,6 +35,7 @@ app = typer.Typer(
 )
 # Any `--key value` after the recipe is a key of the recipe, so typer must let it through.
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(pretrain)
 app.command()(chat)
 app.command()(info)
 app.command()(inspect)
@@ -40,6 +43,7 @@ app.command()(lint)
 app.command()(report)
 app.command()(demo)
 app.command()(doctor)
+app.add_typer(tokenizer)
 
 
 def _print_version(asked: bool) -> None:

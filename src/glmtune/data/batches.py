@@ -6,7 +6,7 @@ are packed into micro-batches changes nothing but the time they take.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -211,13 +211,27 @@ class BatchPlan:
         return group_rows(mine, lengths, self.max_tokens)
 
 
+MakeMicroBatch = Callable[[Examples, Sequence[int], int], MicroBatch]
+"""(examples, rows, step) -> what the model sees of these rows in this step."""
+
+
+def rows_as_they_are(examples: Examples, rows: Sequence[int], step: int) -> MicroBatch:
+    """Pack rows in the same way in every step."""
+    return pack_examples(examples, rows)
+
+
 def batches(
-    examples: Examples, lengths: Sequence[int], plan: BatchPlan, start: int, stop: int
+    examples: Examples,
+    lengths: Sequence[int],
+    plan: BatchPlan,
+    start: int,
+    stop: int,
+    make: MakeMicroBatch = rows_as_they_are,
 ) -> Iterator[Batch]:
     """Make the batches of steps `start` to `stop`, without reading any other."""
     for step in range(start, stop):
         groups = plan.micro_batch_rows(step, lengths)
-        yield Batch(tuple(pack_examples(examples, rows) for rows in groups))
+        yield Batch(tuple(make(examples, rows, step) for rows in groups))
 
 
 def heaviest(

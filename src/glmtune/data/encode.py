@@ -28,12 +28,14 @@ import random
 import secrets
 import shutil
 import sys
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TextIO
 
 import numpy as np
@@ -250,17 +252,49 @@ def encode_data(
             no row is left to learn from.
         OutputError: the cache or the quarantine file cannot be written.
     """
+    check_roles(options.roles)
+    return encode_sources(
+        sources,
+        lambda writer, bad_rows: _Encoder(template, options, writer, bad_rows),
+        decides=[template.fingerprint, dataclasses.asdict(options), code_digests(*_CODE)],
+        split=options.split,
+        cache_dir=cache_dir,
+        quarantine=quarantine,
+        progress=progress,
+    )
+
+
+def encode_sources(
+    sources: str | Path | Sequence[str | Path],
+    make_encoder: Callable[[Any, TextIO], "Encoder"],
+    *,
+    decides: Sequence[Any],
+    split: str | None = None,
+    cache_dir: str | Path | None = None,
+    quarantine: str | Path | None = None,
+    progress: Progress | None = None,
+) -> EncodedData:
+    """Encode sources by any encoder, or find them encoded.
+
+    Args:
+        sources, cache_dir, quarantine, progress: as for `encode_data`.
+        make_encoder: from the writer of Arrow batches and the file of bad rows.
+        decides: whatever decides the result apart from the files, as JSON values.
+        split: of sources that have splits.
+
+    Raises:
+        DataError, OutputError: as `encode_data`.
+    """
     if isinstance(sources, str | Path):
         sources = [sources]
-    check_roles(options.roles)
-    found = [find_source(source, split=options.split) for source in sources]
+    found = [find_source(source, split=split) for source in sources]
     before = _stamps(found)
-    key = _key(found, template, options)
+    key = _key(found, decides)
     folder = _data_cache(cache_dir) / key
     data = _open_cache(folder)
     if data is None:
         with _shown(progress) as shown, _no_garbage_collection():
-            data = _build(folder, found, template, options, shown)
+            data = _build(folder, found, make_encoder, shown)
         if _stamps(found) != before:
             shutil.rmtree(folder, ignore_errors=True)
             names = ", ".join(source.name for source in found)
@@ -320,7 +354,12 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _key(sources: Sequence[Source], template: Template, options: EncodeOptions) -> str:
+def code_digests(*modules: ModuleType) -> list[str]:
+    """Identify the code that decides what becomes of a row."""
+    return [_digest(Path(str(module.__file__))) for module in (*modules, sys.modules[__name__])]
+
+
+def _key(sources: Sequence[Source], decides: Sequence[Any]) -> str:
     try:
         contents = [
             # Names are in it because examples tell where they come from.
@@ -329,9 +368,7 @@ def _key(sources: Sequence[Source], template: Template, options: EncodeOptions) 
         ]
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}.") from error
-    code = [_digest(Path(str(module.__file__))) for module in (*_CODE, sys.modules[__name__])]
-    decides = [contents, template.fingerprint, dataclasses.asdict(options), code]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([contents, *decides], sort_keys=True).encode()).hexdigest()
 
 
 def _stamps(sources: Sequence[Source]) -> list[tuple[int, int]]:
@@ -354,8 +391,7 @@ def _open_cache(folder: Path) -> EncodedData | None:
 def _build(
     folder: Path,
     sources: Sequence[Source],
-    template: Template,
-    options: EncodeOptions,
+    make_encoder: Callable[[Any, TextIO], "Encoder"],
     progress: Progress,
 ) -> EncodedData:
     partial = folder.with_name(f".{folder.name[:16]}-{os.getpid()}-{secrets.token_hex(4)}")
@@ -367,7 +403,7 @@ def _build(
                 (partial / _BAD_ROWS).open("w", encoding="utf-8") as bad_rows,
                 pa.ipc.new_file(examples, _SCHEMA) as writer,
             ):
-                encoder = _Encoder(template, options, writer, bad_rows)
+                encoder = make_encoder(writer, bad_rows)
                 for source in sources:
                     encoder.encode(source, progress)
             encoder.check(sources)
@@ -498,7 +534,7 @@ def fit(
     return fitted, fate
 
 
-class _Encoder:
+class Encoder(ABC):
     """Encodes sources one after the other, and counts.
 
     Attributes:
@@ -506,34 +542,25 @@ class _Encoder:
     """
 
     def __init__(
-        self,
-        template: Template,
-        options: EncodeOptions,
-        writer: Any,
-        bad_rows: TextIO,
+        self, max_length: int, bad_rows: Literal["fail", "skip"], writer: Any, listed: TextIO
     ) -> None:
         self.files: dict[str, str] = {}
-        self._template = template
-        self._options = options
+        self.counts = dict.fromkeys((f.name for f in dataclasses.fields(EncodeReport)), 0)
+        self._max_length = max_length
+        self._skips = bad_rows == "skip"
         self._writer = writer
-        self._bad_rows = bad_rows
-        self._counts = dict.fromkeys((f.name for f in dataclasses.fields(EncodeReport)), 0)
+        self._bad_rows = listed
         self._first_bad: BadRow | None = None
 
-    def report(self) -> EncodeReport:
-        counts: dict[str, Any] = {**self._counts, "quarantine": None}
-        counts |= {"formats": self.files, "max_length": self._options.max_length}
-        return EncodeReport(**counts)
-
+    @abstractmethod
     def encode(self, source: Source, progress: Progress) -> None:
-        """Encode all rows of a source; each of its files has its own format."""
-        for name, rows in itertools.groupby(source.rows(self._refuse), key=lambda row: row.file):
-            first = list(itertools.islice(rows, DETECT_ROWS))
-            format = detect(first, self._options.format, self._options.columns)
-            self.files.setdefault(name, format.name)
-            for batch in self._batches(itertools.chain(first, rows), format):
-                self._encode_batch(batch)
-                progress(self._counts["num_rows"])
+        """Encode all rows of a source."""
+
+    def report(self) -> EncodeReport:
+        """Say what became of the rows so far."""
+        counts: dict[str, Any] = {**self.counts, "quarantine": None}
+        counts |= {"formats": self.files, "max_length": self._max_length}
+        return EncodeReport(**counts)
 
     def check(self, sources: Sequence[Source]) -> None:
         """Refuse to go on without anything to learn.
@@ -558,13 +585,54 @@ class _Encoder:
         told = "; ".join(f"{count} {what}" for count, what in reasons if count)
         raise DataError(f"{names}: of {report.num_rows} rows none is left to learn from: {told}.")
 
-    def _refuse(self, bad: BadRow) -> None:
-        if self._options.bad_rows == "fail":
+    def refuse(self, bad: BadRow) -> None:
+        """Stop at a row that cannot be used, or list it and go on."""
+        if not self._skips:
             raise RowError(bad)
-        self._counts["num_rows"] += 1
-        self._counts["num_bad_rows"] += 1
+        self.counts["num_rows"] += 1
+        self.counts["num_bad_rows"] += 1
         self._first_bad = self._first_bad or bad
         self._bad_rows.write(json.dumps(dataclasses.asdict(bad), ensure_ascii=False) + "\n")
+
+    def write(self, rows: Sequence[Row], examples: Sequence[Example]) -> None:
+        """Write one Arrow batch; `rows` says where each example comes from."""
+        ids, offsets = _flatten([example.input_ids for example in examples])
+        labels, _ = _flatten([example.labels for example in examples])
+        learned = labels != IGNORE
+        assert np.array_equal(labels[learned], ids[learned])  # labels are not shifted
+        borders, border_offsets = learned_borders(learned, offsets)
+        numbers = {name: index for index, name in enumerate(self.files)}
+        columns = [
+            pa.ListArray.from_arrays(offsets, ids),
+            pa.ListArray.from_arrays(border_offsets, borders),
+            pa.array([numbers[row.file] for row in rows], pa.int32()),
+            pa.array([row.line for row in rows], pa.int64()),
+        ]
+        self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+        self.counts["num_examples"] += len(examples)
+        self.counts["num_tokens"] += len(ids)
+        self.counts["num_learned_tokens"] += int(learned.sum())
+
+
+class _Encoder(Encoder):
+    """Encodes conversations, by a template."""
+
+    def __init__(
+        self, template: Template, options: EncodeOptions, writer: Any, bad_rows: TextIO
+    ) -> None:
+        super().__init__(options.max_length, options.bad_rows, writer, bad_rows)
+        self._template = template
+        self._options = options
+
+    def encode(self, source: Source, progress: Progress) -> None:
+        """Encode all rows of a source; each of its files has its own format."""
+        for name, rows in itertools.groupby(source.rows(self.refuse), key=lambda row: row.file):
+            first = list(itertools.islice(rows, DETECT_ROWS))
+            format = detect(first, self._options.format, self._options.columns)
+            self.files.setdefault(name, format.name)
+            for batch in self._batches(itertools.chain(first, rows), format):
+                self._encode_batch(batch)
+                progress(self.counts["num_rows"])
 
     def _batches(self, rows: Iterable[Row], format: Format) -> Iterator[list[_Read]]:
         batch: list[_Read] = []
@@ -573,7 +641,7 @@ class _Encoder:
             try:
                 conversation = convert(row, format, self._options.columns, self._options.roles)
             except RowError as error:
-                self._refuse(error.bad)
+                self.refuse(error.bad)
                 continue
             batch.append((row, conversation))
             num_chars += sum(len(message.content) for message in conversation)
@@ -592,7 +660,7 @@ class _Encoder:
                 rows.append(row)
                 examples.append(fitted)
         if examples:
-            self._write(rows, examples)
+            self.write(rows, examples)
 
     def _examples(self, batch: Sequence[_Read]) -> Sequence[Example | None]:
         """Encode all at once; if that fails, one by one to find the rows at fault."""
@@ -604,43 +672,25 @@ class _Encoder:
                 try:
                     examples.append(self._template.encode(conversation))
                 except TemplateError as error:
-                    self._refuse(_cannot_encode(row, error))
+                    self.refuse(_cannot_encode(row, error))
                     examples.append(None)
             return examples
 
     def _fit(self, row: Row, conversation: Conversation, example: Example) -> Example | None:
         """Do about a long example as the options say; None for what is not learned."""
-        counts, options = self._counts, self._options
+        counts, options = self.counts, self._options
         counts["longest"] = max(counts["longest"], len(example.input_ids))
         try:
             fitted, fate = fit(
                 example, conversation, self._template, options.max_length, options.overlong
             )
         except TemplateError as error:
-            self._refuse(_cannot_encode(row, error))
+            self.refuse(_cannot_encode(row, error))
             return None
         counts["num_rows"] += 1
         if fate is not Fate.WHOLE:
             counts[fate] += 1
         return fitted
-
-    def _write(self, rows: Sequence[Row], examples: Sequence[Example]) -> None:
-        ids, offsets = _flatten([example.input_ids for example in examples])
-        labels, _ = _flatten([example.labels for example in examples])
-        learned = labels != IGNORE
-        assert np.array_equal(labels[learned], ids[learned])  # labels are not shifted
-        borders, border_offsets = learned_borders(learned, offsets)
-        numbers = {name: index for index, name in enumerate(self.files)}
-        columns = [
-            pa.ListArray.from_arrays(offsets, ids),
-            pa.ListArray.from_arrays(border_offsets, borders),
-            pa.array([numbers[row.file] for row in rows], pa.int32()),
-            pa.array([row.line for row in rows], pa.int64()),
-        ]
-        self._writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
-        self._counts["num_examples"] += len(examples)
-        self._counts["num_tokens"] += len(ids)
-        self._counts["num_learned_tokens"] += int(learned.sum())
 
 
 def _cannot_encode(row: Row, error: TemplateError) -> BadRow:

@@ -34,7 +34,7 @@ from glmtune.proofs import (
     first_prompt,
     stop_rate,
 )
-from glmtune.recipe import ChecksSection, Recipe
+from glmtune.recipe import ChecksSection, Recipe, RunRecipe
 from glmtune.report.facts import ReportFacts
 from glmtune.report.page import write_report
 from glmtune.report.tokens import show_row
@@ -62,7 +62,7 @@ class Finish:
         return [p for p in self.proofs if p.verdict == "failed" and p.name != STOPS]
 
 
-def finish(run: Run, recipe: Recipe, tokenizer: Any, prompts: Sequence[Prompt]) -> Finish:
+def finish(run: Run, recipe: RunRecipe, tokenizer: Any, prompts: Sequence[Prompt]) -> Finish:
     """Publish what a finished run has trained, and prove it.
 
     Args:
@@ -75,7 +75,8 @@ def finish(run: Run, recipe: Recipe, tokenizer: Any, prompts: Sequence[Prompt]) 
         CheckpointError: the best checkpoint is gone.
         OutputError: something could not be written.
     """
-    model = run.accelerator.unwrap_model(run.model)
+    # Without autocast, as everybody will use what is published.
+    model = run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
     take_best(run, recipe, model)
     proofs = []
     if run.start:  # something was trained
@@ -85,8 +86,9 @@ def finish(run: Run, recipe: Recipe, tokenizer: Any, prompts: Sequence[Prompt]) 
         publish(model, run.output, run.template, tokenizer, recipe, lines)
         probe = pack_examples(run.examples, run.plan.rows[:1]).to(run.accelerator.device)
         proofs.append(prove(SAVED, lambda: tuning.check_saved(model, run.output, probe)))
-    proofs.append(prove(TEMPLATE, lambda: _compare_prompts(recipe, run.template)))
-    proofs.append(prove(STOPS, lambda: _check_stops(run, recipe, prompts)))
+    if isinstance(recipe, Recipe):  # and not a pre-training, which has no prompts
+        proofs.append(prove(TEMPLATE, lambda: _compare_prompts(recipe, run.template)))
+        proofs.append(prove(STOPS, lambda: _check_stops(run, recipe, prompts)))
     samples = take_samples(run, recipe, prompts)
     for proof in proofs:
         log = logger.info if proof.verdict == "passed" else logger.warning
@@ -94,7 +96,7 @@ def finish(run: Run, recipe: Recipe, tokenizer: Any, prompts: Sequence[Prompt]) 
     return Finish(tuple(proofs), tuple(samples))
 
 
-def take_samples(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Sample]:
+def take_samples(run: Run, recipe: RunRecipe, prompts: Sequence[Prompt]) -> list[Sample]:
     """Answer a few prompts with the tuned model, beside what the base answered."""
     asked = prompts[: len(run.base_answers)]
     model = run.accelerator.unwrap_model(run.model)
@@ -102,7 +104,7 @@ def take_samples(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> list[Sa
     return [Sample(*each) for each in zip(asked, run.base_answers, tuned, strict=True)]
 
 
-def log_samples(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+def log_samples(run: Run, recipe: RunRecipe, prompts: Sequence[Prompt]) -> None:
     """Answer a few prompts in the middle of a run, base and tuned, into the log."""
     for sample in take_samples(run, recipe, prompts):
         logger.info(
@@ -120,7 +122,7 @@ def prove(name: str, check: Callable[[], Any]) -> Proof:
     return shown if isinstance(shown, Proof) else Proof(name, "passed", str(shown or ""))
 
 
-def take_best(run: Run, recipe: Recipe, model: Any) -> None:
+def take_best(run: Run, recipe: RunRecipe, model: Any) -> None:
     """Go back to the weights with the best held-out loss, if the recipe says so."""
     state = run.state
     if not recipe.training.load_best_model_at_end or state.best_step in (None, state.step):
@@ -179,7 +181,7 @@ def _answer_length(example: Example) -> int:
     return sum(label != IGNORE for label in example.labels)
 
 
-def _check_stops(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> Proof:
+def _check_stops(run: Run, recipe: RunRecipe, prompts: Sequence[Prompt]) -> Proof:
     checks = recipe.checks
     if not checks.stop_prompts:
         return Proof(STOPS, "not run", "checks.stop_prompts is 0")

@@ -26,7 +26,15 @@ import torch
 from torch import nn
 
 from glmtune import alive
-from glmtune.data.batches import Batch, BatchPlan, Examples, MicroBatch, batches
+from glmtune.data.batches import (
+    Batch,
+    BatchPlan,
+    Examples,
+    MakeMicroBatch,
+    MicroBatch,
+    batches,
+    rows_as_they_are,
+)
 from glmtune.errors import TrainingError
 from glmtune.evaluate import held_out_loss
 from glmtune.loss import LossFunction, count_learned_tokens, cross_entropy_sum, next_token_loss
@@ -50,6 +58,14 @@ class Interrupted(Exception):  # noqa: N818  # not an error: the user asked for 
     """The user, or the machine's scheduler, asked the run to stop."""
 
 
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """One way to see held-out rows, and its share of the held-out loss."""
+
+    make: MakeMicroBatch = rows_as_they_are
+    share: float = 1.0
+
+
 @dataclass(slots=True)
 class Run:
     """What a loop works on: fixed parts, and the state that a checkpoint saves.
@@ -63,6 +79,8 @@ class Run:
         origin: where a row came from, "file:line".
         num_steps: optimizer steps of the whole run.
         show_samples: answers a few prompts into the log.
+        make: what the model sees of rows in a step.
+        judges: the ways to see the held-out rows, by name.
     """
 
     model: Any
@@ -86,6 +104,8 @@ class Run:
     watch: Watch
     show_samples: Callable[[], None]
     loss_function: LossFunction = cross_entropy_sum
+    make: MakeMicroBatch = rows_as_they_are
+    judges: Mapping[str, Judge] = field(default_factory=lambda: {"": Judge()})
     start: Mapping[str, alive.Start] = field(default_factory=dict)
     base_answers: Sequence[Answer] = ()
 
@@ -256,7 +276,7 @@ def train(run: Run) -> bool:
         TrainingError: something is not finite, or an adapted layer gets no gradient.
         OutputError: a checkpoint could not be written.
     """
-    steps = batches(run.examples, run.lengths, run.plan, run.state.step, run.num_steps)
+    steps = batches(run.examples, run.lengths, run.plan, run.state.step, run.num_steps, run.make)
     is_main = run.accelerator.is_main_process
     window = _Window()
     with _stop_on_signal() as should_stop, Progress(run.num_steps, run.state.step, is_main) as bar:
@@ -363,6 +383,29 @@ def _evaluate_if_due(run: Run) -> bool:
 
 def _evaluate(run: Run) -> float:
     """Measure the held-out loss, in nats per learned token, and tell of it."""
+    losses = {name: _judge(run, judge) for name, judge in run.judges.items()}
+    loss = sum(losses[name] * judge.share for name, judge in run.judges.items())
+    state = run.state
+    best = state.best_eval_loss
+    named = {name: value for name, value in losses.items() if name}
+    each = {f"eval_loss_{name}": value for name, value in named.items()}
+    each |= {f"perplexity_{name}": math.exp(value) for name, value in named.items()}
+    _report(run, {"step": state.step, "eval_loss": loss, **each})
+    run.watch.evaluation(state.step, loss)
+    logger.info(
+        "step %d/%d  held-out loss %.4f%s",
+        state.step,
+        run.num_steps,
+        loss,
+        "" if best is None else f"  (best before: {best:.4f} at step {state.best_step})",
+    )
+    if named:
+        told = ", ".join(f"{name} {math.exp(value):.2f}" for name, value in named.items())
+        logger.info("step %d/%d  held-out perplexity: %s", state.step, run.num_steps, told)
+    return loss
+
+
+def _judge(run: Run, judge: Judge) -> float:
     accelerator = run.accelerator
     total, count = held_out_loss(
         run.model,
@@ -372,20 +415,9 @@ def _evaluate(run: Run) -> float:
         device=accelerator.device,
         lengths=run.eval_lengths,
         loss_function=run.loss_function,
+        make=judge.make,
     )
-    loss = _sum_over_processes(accelerator, total) / _sum_over_processes(accelerator, count)
-    state = run.state
-    best = state.best_eval_loss
-    _report(run, {"step": state.step, "eval_loss": loss})
-    run.watch.evaluation(state.step, loss)
-    logger.info(
-        "step %d/%d  held-out loss %.4f%s",
-        state.step,
-        run.num_steps,
-        loss,
-        "" if best is None else f"  (best before: {best:.4f} at step {state.best_step})",
-    )
-    return loss
+    return _sum_over_processes(accelerator, total) / _sum_over_processes(accelerator, count)
 
 
 def _has_stopped_improving(run: Run) -> bool:

@@ -19,7 +19,7 @@ import glmtune
 from glmtune import adapter, tuning
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, written_folder
-from glmtune.recipe import Recipe
+from glmtune.recipe import RunRecipe
 from glmtune.template import Template
 from glmtune.train.checkpoint import checkpoints
 
@@ -98,7 +98,7 @@ def publish(
     output: Path,
     template: Template,
     tokenizer: Any,
-    recipe: Recipe,
+    recipe: RunRecipe,
     lines: Sequence[Mapping[str, Any]],
 ) -> None:
     """Put what was trained into the output folder.
@@ -120,7 +120,7 @@ def publish(
     finished.rmdir()
 
 
-def _facts(recipe: Recipe, lines: Sequence[Mapping[str, Any]]) -> str:
+def _facts(recipe: RunRecipe, lines: Sequence[Mapping[str, Any]]) -> str:
     """Say in a paragraph how a run went."""
     losses = [line["loss"] for line in lines if line.get("loss") is not None]
     held_out = [line["eval_loss"] for line in lines if line.get("eval_loss") is not None]
@@ -133,7 +133,7 @@ def _facts(recipe: Recipe, lines: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def model_card(recipe: Recipe, lines: Sequence[Mapping[str, Any]]) -> str:
+def model_card(recipe: RunRecipe, lines: Sequence[Mapping[str, Any]]) -> str:
     """Say what a whole model is, how it was made and how to use it."""
     base = recipe.model.name_or_path
     return f"""---
@@ -152,7 +152,7 @@ glmtune chat THIS_FOLDER
 """
 
 
-def adapter_card(recipe: Recipe, lines: Sequence[Mapping[str, Any]]) -> str:
+def adapter_card(recipe: RunRecipe, lines: Sequence[Mapping[str, Any]]) -> str:
     """Say what an adapter is, how it was made and how to use it."""
     base = recipe.model.name_or_path
     return f"""---

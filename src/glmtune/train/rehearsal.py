@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import torch
 
-from glmtune.data.batches import Examples, heaviest, pack_examples
+from glmtune.data.batches import Examples, heaviest
 from glmtune.data.packing import group_rows
 from glmtune.errors import TrainingError
 from glmtune.loss import next_token_loss
@@ -73,7 +73,7 @@ def _take(run: Run, examples: Examples, rows: Sequence[int]) -> None:
     """Go forward, and backward where gradients are enabled."""
     is_training = torch.is_grad_enabled()
     model = run.model.train(is_training)
-    batch = pack_examples(examples, rows).to(run.accelerator.device)
+    batch = run.make(examples, rows, 0).to(run.accelerator.device)
     with run.accelerator.no_sync(model):  # other processes have other packs
         loss = next_token_loss(model, batch, run.loss_function)
         if is_training:

@@ -5,8 +5,8 @@ import json
 import logging
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 
 import glmtune.attention  # noqa: F401  # registers attention over packs
 from glmtune import alive, tuning
-from glmtune.data.batches import BatchPlan
+from glmtune.data.batches import BatchPlan, MakeMicroBatch, rows_as_they_are
 from glmtune.data.encode import EncodedData, EncodeOptions, encode_data, split_data
 from glmtune.data.lint import lint_data
 from glmtune.errors import DataError, RecipeError, TrainingError
@@ -23,8 +23,8 @@ from glmtune.files import write_atomically
 from glmtune.load import load_frozen_model, load_model, load_tokenizer
 from glmtune.loss import LossFunction, cross_entropy_sum
 from glmtune.metrics import MetricsFile, read_metrics
-from glmtune.proofs import answer_all
-from glmtune.recipe import FreezeSection, FullSection, NoneSection, Recipe
+from glmtune.proofs import Answer, Prompt, answer_all
+from glmtune.recipe import FreezeSection, FullSection, NoneSection, Recipe, RunRecipe
 from glmtune.template import Template, template_for
 from glmtune.train.checkpoint import (
     TrainerState,
@@ -41,7 +41,7 @@ from glmtune.train.finish import (
     log_samples,
     write_run_report,
 )
-from glmtune.train.loop import Run, train
+from glmtune.train.loop import Judge, Run, train
 from glmtune.train.optimizer import make_optimizer, make_scheduler
 from glmtune.train.output import METRICS, RECIPE, clear_run, prepare_output
 from glmtune.train.rehearsal import rehearse
@@ -83,19 +83,13 @@ def fine_tune(
         GlmtuneError: one of its children, for whatever the user can mend. Earlier checkpoints
             stay as they were.
     """
-    output = Path(recipe.output.dir)
-    prepare_output(output, resume=resume, overwrite=recipe.output.overwrite)
-    accelerator = make_accelerator(recipe)
-    seed_everything(recipe.training.seed)
-
+    accelerator, output = begin(recipe, resume=resume)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     template = template_for(tokenizer, recipe.data.layout)
     findings = None if resume else lint(recipe, template)
     examples, eval_examples, rows, eval_rows = load_data(recipe, template, output)
-
-    plan = plan_batches(recipe, rows, accelerator)
     prompts = choose_prompts(
-        *((eval_examples, eval_rows) if eval_rows else (examples, plan.rows)),
+        *((eval_examples, eval_rows) if eval_rows else (examples, rows)),
         recipe.checks,
         template,
         tokenizer,
@@ -103,13 +97,93 @@ def fine_tune(
     model = load_base(recipe, accelerator.device)
     is_tuned = not isinstance(recipe.adapter, NoneSection)
     asked = prompts[: SAMPLED_PROMPTS * is_tuned]
-    base_answers = answer_all(model, template, asked, recipe.checks.max_new_tokens)
+    return carry_out(
+        recipe,
+        Ingredients(
+            tokenizer,
+            template,
+            examples,
+            eval_examples,
+            rows,
+            eval_rows,
+            model,
+            findings,
+            prompts,
+            base_answers=answer_all(model, template, asked, recipe.checks.max_new_tokens),
+        ),
+        accelerator,
+        resume=resume,
+        loss=loss,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredients:
+    """What a run is made of, loaded.
+
+    Attributes:
+        examples, eval_examples: the same object when held-out rows were split off.
+        rows, eval_rows: indices in each.
+        model: before anything is attached to it.
+        findings: of lint; None when it did not look.
+        prompts: to ask at the end; none where nothing is learned that answers.
+        base_answers: to the first of them.
+        make: what the model sees of rows in a step.
+        judges: the ways to see the held-out rows, by name.
+    """
+
+    tokenizer: Any
+    template: Template
+    examples: EncodedData
+    eval_examples: EncodedData
+    rows: Sequence[int]
+    eval_rows: Sequence[int]
+    model: Any
+    findings: tuple[dict[str, Any], ...] | None = None
+    prompts: Sequence[Prompt] = ()
+    base_answers: Sequence[Answer] = ()
+    make: MakeMicroBatch = rows_as_they_are
+    judges: Mapping[str, Judge] = field(default_factory=lambda: {"": Judge()})
+
+
+def begin(recipe: RunRecipe, *, resume: bool) -> tuple[Any, Path]:
+    """Make sure of the output folder, find the devices and seed the generators."""
+    output = Path(recipe.output.dir)
+    prepare_output(output, resume=resume, overwrite=recipe.output.overwrite)
+    accelerator = make_accelerator(recipe)
+    seed_everything(recipe.training.seed)
+    return accelerator, output
+
+
+def carry_out(
+    recipe: RunRecipe,
+    given: Ingredients,
+    accelerator: Any,
+    *,
+    resume: bool = False,
+    loss: LossFunction = cross_entropy_sum,
+) -> Result:
+    """Train what was loaded, and publish, prove and report it.
+
+    Args:
+        recipe: the whole run.
+        given: its parts.
+        accelerator: as `begin` gives it.
+        resume, loss: as for `fine_tune`.
+
+    Raises:
+        GlmtuneError: as `fine_tune`.
+    """
+    output, template = Path(recipe.output.dir), given.template
+    model, examples, eval_examples = given.model, given.examples, given.eval_examples
     if recipe.training.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     model = tuning.attach(model, recipe.adapter)
     logger.info(describe_parameters(model))
 
+    plan = plan_batches(recipe, given.rows, accelerator)
     num_steps = count_steps(recipe, plan)
+    is_tuned = not isinstance(recipe.adapter, NoneSection)
     for warning in proportions(recipe, len(plan.rows), num_steps) if is_tuned else ():
         logger.warning("%s", warning)
     start = alive.remember(model)
@@ -146,7 +220,7 @@ def fine_tune(
         lengths=examples.lengths.tolist(),
         eval_examples=eval_examples,
         eval_lengths=eval_examples.lengths.tolist(),
-        eval_rows=eval_rows,
+        eval_rows=given.eval_rows,
         origin=examples.origin,
         output=output,
         num_steps=num_steps,
@@ -156,20 +230,24 @@ def fine_tune(
         show_samples=lambda: None,
         loss_function=loss,
         start=start,
-        base_answers=base_answers,
+        base_answers=given.base_answers,
+        make=given.make,
+        judges=given.judges,
     )
     rehearse(run, examples.learned_lengths.tolist(), eval_examples.learned_lengths.tolist())
     began = time.monotonic()
     if recipe.checks.sample_steps:
-        run.show_samples = partial(log_samples, run, recipe, prompts)
+        run.show_samples = partial(log_samples, run, recipe, given.prompts)
     is_finished = train(run)
     seconds = time.monotonic() - began
     accelerator.end_training()
     if not accelerator.is_main_process:
         return summarise(run, is_finished)
 
-    shown = finish(run, recipe, tokenizer, prompts) if is_finished else Finish()
-    report = write_run_report(run, tokenizer, examples, eval_examples, findings, shown, seconds)
+    shown = finish(run, recipe, given.tokenizer, given.prompts) if is_finished else Finish()
+    report = write_run_report(
+        run, given.tokenizer, examples, eval_examples, given.findings, shown, seconds
+    )
     logger.info("report: %s", report)
     if shown.failed:
         raise TrainingError(
@@ -178,7 +256,7 @@ def fine_tune(
     return summarise(run, is_finished)
 
 
-def make_accelerator(recipe: Recipe) -> Any:
+def make_accelerator(recipe: RunRecipe) -> Any:
     """Devices, ranks, autocast and trackers.
 
     Raises:
@@ -205,7 +283,7 @@ def make_accelerator(recipe: Recipe) -> Any:
     )
 
 
-def load_base(recipe: Recipe, device: torch.device) -> Any:
+def load_base(recipe: RunRecipe, device: torch.device) -> Any:
     """Load the model to tune; weights that are trained themselves are float32."""
     section = recipe.model
     if not isinstance(recipe.adapter, FullSection | FreezeSection):
@@ -293,7 +371,7 @@ def lint(recipe: Recipe, template: Template) -> tuple[dict[str, Any], ...] | Non
     )
 
 
-def plan_batches(recipe: Recipe, rows: Sequence[int], accelerator: Any) -> BatchPlan:
+def plan_batches(recipe: RunRecipe, rows: Sequence[int], accelerator: Any) -> BatchPlan:
     """Say which rows each step takes."""
     section = recipe.training
     return BatchPlan(
@@ -310,7 +388,7 @@ def plan_batches(recipe: Recipe, rows: Sequence[int], accelerator: Any) -> Batch
     )
 
 
-def count_steps(recipe: Recipe, plan: BatchPlan) -> int:
+def count_steps(recipe: RunRecipe, plan: BatchPlan) -> int:
     """Optimizer steps of the whole run; none where nothing is trained."""
     if isinstance(recipe.adapter, NoneSection):
         return 0
@@ -320,7 +398,7 @@ def count_steps(recipe: Recipe, plan: BatchPlan) -> int:
 
 
 def identify(
-    recipe: Recipe, template: Template, examples: EncodedData, eval_examples: EncodedData
+    recipe: RunRecipe, template: Template, examples: EncodedData, eval_examples: EncodedData
 ) -> dict[str, str]:
     """What must not change between a run and its resumption."""
     decides = recipe.model_dump(mode="json", exclude={"output", "checks", "lint"})
@@ -347,12 +425,12 @@ def describe_parameters(model: Any) -> str:
     )
 
 
-def write_recipe(recipe: Recipe, output: Path) -> None:
+def write_recipe(recipe: RunRecipe, output: Path) -> None:
     """Write what was resolved beside what it makes."""
     write_atomically(output / RECIPE, recipe.to_yaml())
 
 
-def start_trackers(accelerator: Any, recipe: Recipe) -> None:
+def start_trackers(accelerator: Any, recipe: RunRecipe) -> None:
     """Tell the trackers about the run, with the recipe as its configuration."""
     flat = {
         f"{section}.{key}": value if isinstance(value, int | float | str | bool) else str(value)

@@ -13,7 +13,7 @@ import logging
 import statistics
 from collections import deque
 
-from glmtune.recipe import ChecksSection, Recipe
+from glmtune.recipe import ChecksSection, RunRecipe
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ MEMORY_STEPS = 50  # gradient norms that a new one is compared with
 FEWEST_STEPS = 10  # before anything is said of a trend
 
 
-def proportions(recipe: Recipe, num_rows: int, num_steps: int) -> list[str]:
+def proportions(recipe: RunRecipe, num_rows: int, num_steps: int) -> list[str]:
     """Say what in a recipe is out of proportion to its data.
 
     Args:
