@@ -1,6 +1,7 @@
 """A conversation goes on, is streamed whole, and is what the model was trained on."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glmtune import adapter
-from glmtune.chat import ChatSession, Sampling, base_of, open_session, reply_text, system_messages
+from glmtune.chat import ChatSession, base_of, open_session, reply_text, system_messages
 from glmtune.chatglm.reply import parse_tool_call
 from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
 from glmtune.errors import CheckpointError, TemplateError
+from glmtune.generate import Sampling
 from glmtune.recipe import LoraSection
 from glmtune.template import template_for
 
@@ -90,9 +92,11 @@ def test_the_next_question_sees_what_was_said_before(session: ChatSession) -> No
     assert session.reply(AGAIN).text != AGAIN_ANSWER
 
 
-def test_keys_and_values_kept_between_turns_change_nothing(taught: ChatSession) -> None:
+def test_keys_and_values_kept_between_turns_change_nothing(
+    taught: ChatSession, fed: list[int]
+) -> None:
     kept = ChatSession(taught.model, taught.template, sampling=GREEDY)
-    fed = count_fed_tokens(kept)
+    whole = []
     for question in (QUESTION, AGAIN, WEATHER):
         prompt_ids = kept.template.prompt_ids(
             Conversation((*kept.messages, Message("user", question)))
@@ -101,29 +105,26 @@ def test_keys_and_values_kept_between_turns_change_nothing(taught: ChatSession) 
         fresh.messages = kept.messages
 
         assert kept.reply(question) == fresh.reply(question)
-        fed.append(len(prompt_ids))
+        whole.append(len(prompt_ids))
 
-    first, _, second, _, third, _ = fed[0:6]
-    assert first == fed[1]  # nothing was known before
-    assert second < fed[3] // 2  # only the new turn was run
-    assert third < fed[5] // 2
+    assert fed[1::2] == whole
+    assert fed[0] == whole[0]  # nothing was known before
+    assert fed[2] < whole[1] // 2  # only the new turn was run
+    assert fed[4] < whole[2] // 2
 
 
-def count_fed_tokens(session: ChatSession) -> list[int]:
-    """Note the length of every prompt that is run through the model of a session."""
+@pytest.fixture
+def fed(taught: ChatSession) -> Iterator[list[int]]:
+    """The length of every prompt that is run through the model."""
     lengths: list[int] = []
 
-    class Watched(torch.nn.Module):
-        config, device = session.model.config, session.model.device
+    def note(_module: object, _args: object, kwargs: dict[str, torch.Tensor]) -> None:
+        if kwargs["input_ids"].size(1) > 1:
+            lengths.append(kwargs["input_ids"].size(1))
 
-        def forward(self, input_ids: torch.Tensor, **kwargs: object) -> object:
-            if input_ids.size(1) > 1:
-                lengths.append(input_ids.size(1))
-            return inner(input_ids=input_ids, **kwargs)
-
-    inner = session.model
-    session.model = Watched()
-    return lengths
+    handle = taught.model.register_forward_pre_hook(note, with_kwargs=True)
+    yield lengths
+    handle.remove()
 
 
 def test_the_tokens_are_those_of_transformers_generate(

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from glmtune.chat import Sampling, open_session
+from glmtune.chat import open_session
 from glmtune.conversation import Conversation, Message
 from glmtune.demo.facts import HELD_OUT, TRAIN, make_rows, to_json
 from glmtune.demo.folder import prepare
 from glmtune.demo.score import MAX_NEW_TOKENS, Question, answer, count_right
 from glmtune.errors import OutputError
+from glmtune.generate import Sampling
 from glmtune.load import load_model, load_tokenizer
 
 
@@ -125,9 +126,9 @@ def test_questions_asked_together_are_answered_as_one_by_one(taught_model_dir: P
         alone.append(session.reply(text).messages[-1].content)
     questions = [Question(Conversation((Message("user", text),)), "") for text in asked_of_it]
     lengths = {len(session.template.prompt_ids(question.prompt)) for question in questions}
-    assert len(lengths) > 1, "without padding this proves nothing"
+    assert len(lengths) > 1, "with equal lengths this proves little"
 
-    together = answer(session.model, load_tokenizer(taught_model_dir), session.template, questions)
+    together = answer(session.model, session.template, questions)
 
     assert together == alone
     assert together[1] == "我是小助手。😀 鑫！"

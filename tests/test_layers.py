@@ -13,6 +13,8 @@ LAYERS = [
     ["files", "conversation"],
     ["chatglm"],
     ["auto", "attention", "arithmetic"],
+    ["cache"],
+    ["generate"],
     ["load"],
     ["template", "recipe", "metrics"],
     ["data"],

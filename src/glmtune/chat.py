@@ -5,29 +5,18 @@
         print(piece, end="", flush=True)
     session.last_reply.messages  # what was said, as training would have it
 
-The prompt comes from the same template object that training uses. Tokens are drawn one by one
-here rather than by `generate`, so that a caller may stop between two of them, scores that are
-not finite are an error instead of an answer, and the keys and values of what was said before
-need not be computed again.
+The prompt comes from the same template object that training uses, and the tokens from the same
+generator that writes the answers of a run's proofs (`glmtune.generate`).
 """
 
 import logging
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 import glmtune.auto  # noqa: F401  # makes ChatGLM known to transformers
 from glmtune import adapter
@@ -40,46 +29,13 @@ from glmtune.conversation import (
     read_messages,
 )
 from glmtune.errors import CheckpointError, TemplateError
+from glmtune.generate import AnyCache, Request, Sampling, draw, keep_cached, make_cache
 from glmtune.load import load_frozen_model, load_tokenizer
 from glmtune.template import LAYOUTS, Layout, Template, template_for
 
 logger = logging.getLogger(__name__)
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a character decode to
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How the next token is drawn. The defaults are those of ChatGLM3's own `chat`.
-
-    Attributes:
-        max_new_tokens: the longest answer.
-        temperature: divides the scores; 0 always takes the likeliest token.
-        top_p: only the likeliest tokens that together have this probability; 1 is all.
-        top_k: only so many of the likeliest tokens; 0 is all.
-        repetition_penalty: above 1, tokens of the prompt and the answer become less likely.
-        seed: makes a session repeatable; None draws another each time.
-    """
-
-    max_new_tokens: int = 512
-    temperature: float = 0.8
-    top_p: float = 0.8
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-
-    def processors(self) -> LogitsProcessorList:
-        """Give what shapes the scores, in the order of transformers."""
-        result = LogitsProcessorList()
-        if self.repetition_penalty != 1:
-            result.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
-        if self.temperature not in (0, 1):
-            result.append(TemperatureLogitsWarper(self.temperature))
-        if self.temperature and self.top_k:
-            result.append(TopKLogitsWarper(self.top_k))
-        if self.temperature and self.top_p < 1:
-            result.append(TopPLogitsWarper(self.top_p))
-        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +97,8 @@ class ChatSession:
         self.system = tuple(system)
         self.messages = self.system
         self.last_reply: Reply | None = None
-        self._generator = torch.Generator(model.device)
-        if self.sampling.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(self.sampling.seed)
-        self._cache: DynamicCache | None = None
+        self._generator = self.sampling.generator(model.device)
+        self._cache: AnyCache | None = None
         self._cached_ids: list[int] = []
 
     def reset(self, system: Sequence[Message] | None = None) -> None:
@@ -196,8 +148,7 @@ class ChatSession:
         ids: list[int] = []
         shown = ""
         try:
-            for token_id in self._draw(prompt_ids, cache, num_cached):
-                ids.append(token_id)
+            for ids in self._draw(prompt_ids, cache, num_cached):
                 said = reply_text(self.template.parse(ids))
                 if said.startswith(shown) and not said.endswith(UNFINISHED) and said != shown:
                     piece, shown = said[len(shown) :], said
@@ -212,24 +163,22 @@ class ChatSession:
             yield rest
 
     def _draw(
-        self, prompt_ids: Sequence[int], cache: DynamicCache, num_cached: int
-    ) -> Iterator[int]:
-        """Draw an answer's tokens, up to and with the one that ends it."""
+        self, prompt_ids: Sequence[int], cache: AnyCache, num_cached: int
+    ) -> Iterator[list[int]]:
+        """Draw an answer, and give it after each token, up to and with the one that ends it."""
         max_new_tokens = self.sampling.max_new_tokens
         if (context := self.context_length) is not None:
             max_new_tokens = min(max_new_tokens, context - len(prompt_ids))
-        drawn = draw_tokens(
+        request = Request(prompt_ids, max_new_tokens, self._generator, num_cached)
+        drawn = draw(
             self.model,
-            prompt_ids,
-            cache=cache,
-            num_cached=num_cached,
+            [request],
+            cache,
+            stop_ids=self.template.stop_ids,
             sampling=self.sampling,
-            generator=self._generator,
         )
-        for token_id in islice(drawn, max_new_tokens):
-            yield token_id
-            if token_id in self.template.stop_ids:
-                return
+        for written, _ in drawn:
+            yield written.ids
 
     def _remember(
         self,
@@ -278,19 +227,19 @@ class ChatSession:
             )
         return messages, prompt_ids
 
-    def _take_cache(self, prompt_ids: Sequence[int]) -> tuple[DynamicCache, int]:
+    def _take_cache(self, prompt_ids: Sequence[int]) -> tuple[AnyCache, int]:
         """Give keys and values of the beginning of a prompt, and of how many tokens.
 
-        The session keeps none meanwhile, since an interrupt may leave them half written. Those
-        of a P-Tuning prefix are not counted here, so such a cache is not used again.
+        The session keeps none meanwhile, since an interrupt may leave them half written.
         """
         cache, cached_ids = self._cache, self._cached_ids
         self._cache = None
-        if cache is None or not cache.is_croppable or cache.get_seq_length() != len(cached_ids):
-            return DynamicCache(config=self.model.config), 0
+        if cache is None:
+            return make_cache(self.model), 0
         same = takewhile(lambda pair: pair[0] == pair[1], zip(cached_ids, prompt_ids, strict=False))
         num_shared = min(len(list(same)), len(prompt_ids) - 1)  # one at least is run
-        cache.crop(num_shared - len(cached_ids))  # a negative number is how many go
+        if not keep_cached(cache, num_shared, len(cached_ids)):
+            return make_cache(self.model), 0
         return cache, num_shared
 
 
@@ -298,53 +247,6 @@ def _without_oldest_turn(messages: tuple[Message, ...]) -> tuple[Message, ...] |
     """Leave out the first user message and its answers; None when that would be all."""
     turns = [index for index, message in enumerate(messages) if message.role == "user"]
     return None if len(turns) < 2 else messages[: turns[0]] + messages[turns[1] :]
-
-
-@torch.no_grad()
-def draw_tokens(
-    model: Any,
-    prompt_ids: Sequence[int],
-    *,
-    cache: DynamicCache,
-    num_cached: int,
-    sampling: Sampling,
-    generator: torch.Generator,
-) -> Iterator[int]:
-    """Draw one token after the other, without end.
-
-    Args:
-        model: a causal language model in eval mode.
-        prompt_ids: what stands before.
-        cache: keys and values of the first `num_cached` tokens; it grows.
-        num_cached: fewer than there are prompt tokens.
-        sampling: how to draw.
-        generator: draws, on the model's device.
-
-    Raises:
-        CheckpointError: the scores of a token are not finite.
-    """
-    processors = sampling.processors()
-    ids = torch.tensor([prompt_ids], device=model.device)  # (1, seq)
-    fresh = ids[:, num_cached:]
-    while True:
-        output = model(input_ids=fresh, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        scores = output.logits[:, -1].float()  # (1, vocab)
-        if not scores.isfinite().all():
-            raise CheckpointError(
-                f"the model's scores for token {ids.size(1) - len(prompt_ids) + 1} of the answer "
-                f"are not finite, in {output.logits.dtype}. float16 may have overflowed: try "
-                "--dtype bfloat16. Otherwise the weights, or the adapter's, are damaged."
-            )
-        scores = processors(ids, scores)  # type: ignore[arg-type]  # it wants a LongTensor by name
-        fresh = _choose(scores, sampling, generator)  # (1, 1)
-        ids = torch.cat((ids, fresh), dim=1)
-        yield int(fresh)
-
-
-def _choose(scores: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    if sampling.temperature == 0:
-        return scores.argmax(-1, keepdim=True)
-    return torch.multinomial(scores.softmax(-1), 1, generator=generator)
 
 
 # ---- from folders to a session -----------------------------------------------------------

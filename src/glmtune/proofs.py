@@ -15,12 +15,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from transformers import GenerationConfig
-
 from glmtune.chat import reply_text
 from glmtune.conversation import Conversation
 from glmtune.errors import TemplateError
+from glmtune.generate import Request, Sampling, write
 from glmtune.template import IGNORE, Example, Template, is_learned
 
 ALIVE = "every adapted layer learned"
@@ -28,8 +26,6 @@ SAVED = "reloaded from disk it is the same"
 TEMPLATE = "chat asks as training did"
 STOPS = "answers end by themselves"
 PROOFS = (ALIVE, SAVED, TEMPLATE, STOPS)  # what a report says "not run" of when it is missing
-
-BATCH_PROMPTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,62 +150,21 @@ def stop_rate(
     return StopRate(len(prompts), endless, max_new_tokens)
 
 
-@torch.no_grad()
 def answer_all(
     model: Any, template: Template, prompts: Sequence[Prompt], max_new_tokens: int
 ) -> list[Answer]:
-    """Answer prompts greedily, in batches padded on the left, the longest prompts first.
+    """Answer prompts greedily, many at once.
 
     The model's training mode is put back afterwards.
     """
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].ids))
+    requests = [Request(prompt.ids, max_new_tokens) for prompt in prompts]
+    greedy = Sampling(temperature=0)
     answers: dict[int, Answer] = {}
-    was_training = model.training
-    model.eval()
-    try:
-        for start in range(0, len(order), BATCH_PROMPTS):
-            chosen = order[start : start + BATCH_PROMPTS]
-            written = _generate(model, template, [prompts[i].ids for i in chosen], max_new_tokens)
-            answers |= zip(chosen, (_read(ids, template) for ids in written), strict=True)
-    finally:
-        model.train(was_training)
+    for written in write(model, requests, stop_ids=template.stop_ids, sampling=greedy):
+        text = reply_text(template.parse(written.ids))
+        num_tokens = len(written.ids) - written.has_ended
+        answers[written.index] = Answer(text, num_tokens, written.has_ended)
     return [answers[index] for index in range(len(prompts))]
-
-
-def _generate(
-    model: Any, template: Template, prompts: Sequence[Sequence[int]], max_new_tokens: int
-) -> list[list[int]]:
-    """Give the ids that a model writes behind each prompt, padding behind a stop id and all."""
-    pad_id = template.stop_ids[0]  # any id would do: padding is masked
-    length = max(map(len, prompts))
-    pads = [length - len(ids) for ids in prompts]
-    padded = [[pad_id] * pad + list(ids) for pad, ids in zip(pads, prompts, strict=True)]
-    device = next(model.parameters()).device
-    input_ids = torch.tensor(padded, device=device)  # (batch, seq)
-    mask = torch.tensor([[0] * pad + [1] * (length - pad) for pad in pads], device=device)
-    # What is not said here would come from the model's own generation_config.
-    greedy = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=False,
-        num_beams=1,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        repetition_penalty=1.0,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(template.stop_ids),
-        pad_token_id=pad_id,
-    )
-    sequences = model.generate(
-        input_ids=input_ids, attention_mask=mask, generation_config=greedy
-    )  # (batch, seq + new)
-    written: list[list[int]] = sequences[:, length:].tolist()
-    return written
-
-
-def _read(ids: Sequence[int], template: Template) -> Answer:
-    end = next((i for i, token_id in enumerate(ids) if token_id in template.stop_ids), None)
-    written = ids[:end]
-    return Answer(reply_text(template.parse(written)), len(written), has_ended=end is not None)
 
 
 def check_template_agrees(template: Template, conversations: Iterable[Conversation]) -> int:

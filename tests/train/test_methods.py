@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from glmtune.chat import Sampling, open_session
+from glmtune.chat import open_session
 from glmtune.errors import OutputError
+from glmtune.generate import Sampling
 from glmtune.load import load_model
 from glmtune.loss import cross_entropy_sum
 from glmtune.recipe import Recipe, build_recipe

@@ -64,7 +64,8 @@ def chat(
     question = None if prompt is None else read_prompt(prompt)
     definitions = None if tools is None else read_tools(tools)
 
-    from glmtune.chat import Sampling, open_session, system_messages
+    from glmtune.chat import open_session, system_messages
+    from glmtune.generate import Sampling
 
     session = open_session(
         model,

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedModel
 
-    from glmtune.chat import Sampling
     from glmtune.demo.folder import DemoFolder
     from glmtune.demo.score import Question
+    from glmtune.generate import Sampling
     from glmtune.train.run import Result
 
 NUM_STAGES = 5
@@ -55,7 +55,6 @@ def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
     from glmtune.chat import open_session
     from glmtune.demo.folder import prepare
     from glmtune.demo.score import answer, count_right, read_questions
-    from glmtune.load import load_tokenizer
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of files read in a blink
 
@@ -67,8 +66,7 @@ def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
         questions = read_questions(folder.held_out)
         show_rows(console, folder, questions)
     with _stage(console, 3, f"The base answers the {len(questions)} held-out questions"):
-        tokenizer = load_tokenizer(folder.base)
-        before = answer(base.model, tokenizer, base.template, questions)
+        before = answer(base.model, base.template, questions)
         console.print(f"exact matches: {count_right(questions, before)} of {len(questions)}")
     with _stage(console, 4, f"Training, as by `glmtune train {folder.recipe_file}`"):
         from glmtune.train.run import fine_tune
@@ -80,7 +78,7 @@ def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
         show_result(console, folder, result)
     with _stage(console, NUM_STAGES, "The tuned model answers the same questions"):
         tuned = open_session(str(folder.base), folder.adapter, sampling=_greedy())
-        after = answer(tuned.model, tokenizer, tuned.template, questions)
+        after = answer(tuned.model, tuned.template, questions)
         show_answers(console, questions, before, after)
         for text in TALK:
             tuned.reset()  # the rows taught it single questions, so none stands before another
@@ -98,7 +96,7 @@ def _stage(console: "Console", number: int, title: str) -> Iterator[None]:
 
 
 def _greedy() -> "Sampling":
-    from glmtune.chat import Sampling
+    from glmtune.generate import Sampling
 
     return Sampling(temperature=0, max_new_tokens=64)
 

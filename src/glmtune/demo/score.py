@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from glmtune.conversation import Conversation
 from glmtune.data.formats import FORMATS, convert
 from glmtune.data.rows import read_rows
+from glmtune.generate import Request, Sampling, write
 from glmtune.template import Template
 
-BATCH_ROWS = 80
 MAX_NEW_TOKENS = 32  # more than any answer of the demo has
 
 
@@ -46,26 +44,15 @@ def read_questions(path: Path) -> list[Question]:
     ]
 
 
-@torch.no_grad()
-def answer(
-    model: Any, tokenizer: Any, template: Template, questions: Sequence[Question]
-) -> list[str]:
+def answer(model: Any, template: Template, questions: Sequence[Question]) -> list[str]:
     """Answer questions, many at once, always with the likeliest token."""
-    answers: list[str] = []
-    for start in range(0, len(questions), BATCH_ROWS):
-        chosen = questions[start : start + BATCH_ROWS]
-        prompts = [template.prompt_ids(question.prompt) for question in chosen]
-        inputs = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")  # on the left
-        generated = model.generate(
-            **inputs.to(model.device),
-            max_new_tokens=MAX_NEW_TOKENS,
-            do_sample=False,
-            eos_token_id=list(template.stop_ids),
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        new = generated[:, inputs["input_ids"].size(1) :]  # (batch, new tokens)
-        answers += [template.parse(ids)[-1].content for ids in new.tolist()]
-    return answers
+    requests = [Request(template.prompt_ids(q.prompt), MAX_NEW_TOKENS) for q in questions]
+    greedy = Sampling(temperature=0)
+    answers = {
+        written.index: template.parse(written.ids)[-1].content
+        for written in write(model, requests, stop_ids=template.stop_ids, sampling=greedy)
+    }
+    return [answers[index] for index in range(len(questions))]
 
 
 def count_right(questions: Sequence[Question], answers: Sequence[str]) -> int:
