@@ -100,6 +100,8 @@ def test_keys_belong_to_the_method_that_has_them() -> None:
         (["adapter.method=full", "model.dtype=bfloat16"], "bfloat16 loses most of their updates"),
         (["adapter.method=freeze"], "trains nothing as it stands"),
         (["adapter.method=none"], "nothing held out"),
+        (["adapter.method=qlora", "init_lora_weights=olora"], "weights, which are packed"),
+        (["adapter.method=qlora", "quantization_method=torchao"], "packs weights into 8 bits"),
         (["adapter.layers_to_transform=[0]"], "needs adapter.target_modules by name"),
         (["init_lora_weights=pissa", "use_dora=true"], "peft cannot save the two"),
         (["init_lora_weights=piza"], r"adapter\.init_lora_weights"),

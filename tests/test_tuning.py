@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 import glmtune.attention  # noqa: F401
-from glmtune import adapter, alive, recipe, tuning
+from glmtune import adapter, alive, load, recipe, tuning
 from glmtune.adapter import logits
 from glmtune.data.batches import MicroBatch, pack_examples
 from glmtune.errors import CheckpointError, RecipeError, TrainingError
-from glmtune.load import load_model, load_tokenizer
+from glmtune.load import Quantization, load_model, load_tokenizer
 from glmtune.loss import next_token_loss
 from glmtune.recipe import AdapterSection, build_recipe
 from glmtune.template import IGNORE, Example, template_for
@@ -298,3 +298,102 @@ def test_a_pissa_run_goes_on_only_from_its_own_beginning(
 
     with pytest.raises(CheckpointError, match=r"another part of the weights of .*layers\.1"):
         tuning.restore(tmp_path, other)
+
+
+# ---- packed weights ---------------------------------------------------------------------------
+
+PACKINGS = {
+    "nf4": Quantization("bnb", 4),
+    "nf4, single scales": Quantization("bnb", 4, is_double=False),
+    "8 bits": Quantization("bnb", 8),
+    "torchao": Quantization("torchao", 8),
+}
+
+
+@pytest.fixture(params=PACKINGS)
+def packing(request: pytest.FixtureRequest) -> Quantization:
+    quantization = PACKINGS[request.param]
+    pytest.importorskip("bitsandbytes" if quantization.library == "bnb" else "torchao")
+    return quantization
+
+
+def packed_base(
+    folder: Path, quantization: Quantization, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> Any:
+    """A packed model on a CPU that computes in `dtype`, whatever this one can do."""
+    monkeypatch.setattr(load, "_fast_cpu_dtypes", lambda: {torch.float32, dtype})
+    return load.load_frozen_model(
+        folder,
+        dtype="bfloat16",
+        device=torch.device("cpu"),
+        attn_implementation="packed",
+        quantization=quantization,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_evaluating_in_the_middle_leaves_the_gradients_of_a_packed_model_alone(
+    folder: Path, packing: Quantization, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    model = packed_base(folder, packing, monkeypatch, dtype)
+    torch.manual_seed(0)
+    model = tuning.attach(model, section_of("qlora", target_modules="all-linear"))
+    learn(model, steps=1)  # or A would have no gradient
+    model.train()
+    next_token_loss(model, probe()).backward()
+    before = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+
+    scores(model)
+    model.train()
+    next_token_loss(model, probe()).backward()
+
+    after = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert len(before) == 2 * len(list(adapter.adapted_layers(model)))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_packed_model_trains_saves_and_its_adapter_merges_into_the_real_base(
+    folder: Path, packing: Quantization, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = packed_base(folder, packing, monkeypatch, torch.float32)
+    exact = base(folder)
+    with torch.no_grad():
+        rounding = (scores(model) - scores(exact)).abs().max()
+    assert rounding > 0  # it is packed, or this would prove nothing
+    torch.manual_seed(0)
+    model = tuning.attach(model, section_of("qlora", r=4))
+    start = alive.remember(model)
+
+    losses = learn(model)
+
+    assert losses[-1] < losses[0]
+    alive.check_changed(model, start)
+    tuning.save(model, tmp_path, template_for(load_tokenizer(folder)))
+    assert tuning.check_saved(model, tmp_path, probe()) == 0.0
+    with pytest.raises(CheckpointError, match="Load the base in half precision"):
+        adapter.merge(model)
+    tuned = adapter.load(exact, tmp_path)
+    expected = scores(tuned)
+    torch.testing.assert_close(scores(adapter.merge(tuned)), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_embeddings_and_the_output_layer_are_not_packed_and_not_widened(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    model = packed_base(tiny_model_dir, PACKINGS["nf4"], monkeypatch, torch.bfloat16)
+
+    weights = {name: weight.dtype for name, weight in model.named_parameters()}
+    assert weights["transformer.embedding.word_embeddings.weight"] == torch.bfloat16
+    assert weights["transformer.output_layer.weight"] == torch.bfloat16
+    assert weights["transformer.encoder.layers.0.mlp.dense_4h_to_h.weight"] == torch.uint8
+
+
+def test_a_library_that_is_missing_is_named_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CheckpointError, match="pip install bitsandbytes"):
+        load.check_quantization(PACKINGS["nf4"])

@@ -432,5 +432,14 @@ def logits(model: Any, probe: MicroBatch) -> Tensor:
 
 
 def merge(model: Any) -> Any:
-    """Add the adapter's update into the base weights; the result is a plain model."""
+    """Add the adapter's update into the base weights; the result is a plain model.
+
+    Raises:
+        CheckpointError: the base is packed into few bits, which the update would not survive.
+    """
+    if getattr(model, "is_quantized", False):
+        raise CheckpointError(
+            "the base is quantized, and adding the update to its few bits would lose most of it. "
+            "Load the base in half precision, then the adapter, and merge those."
+        )
     return model.merge_and_unload(safe_merge=True)

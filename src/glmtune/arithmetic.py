@@ -86,7 +86,8 @@ def widen(model: nn.Module) -> None:
     for module in model.modules():
         if not isinstance(module, WideLinear | WideEmbedding):
             for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.float()
+                if parameter.dtype in HALF:  # and not packed integers
+                    parameter.data = parameter.data.float()
     model.requires_grad_(False)
 
 

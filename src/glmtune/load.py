@@ -7,9 +7,10 @@ freshly drawn layer. Hub ids are read from the local cache when there is no netw
 import logging
 import os
 import re
+from dataclasses import dataclass
 from json import JSONDecodeError, loads
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from glmtune.errors import CheckpointError
 
@@ -86,6 +87,7 @@ def load_model(
     dtype: "torch.dtype | str" = "auto",
     device_map: Any = None,
     attn_implementation: str = "sdpa",
+    quantization: Any = None,
 ) -> "PreTrainedModel":
     """Read a causal language model, in evaluation mode.
 
@@ -94,6 +96,7 @@ def load_model(
         dtype: of the weights in memory; "auto" is the checkpoint's own.
         device_map: where the weights go, as for `from_pretrained`; None is the CPU.
         attn_implementation: a name that transformers knows.
+        quantization: a configuration of transformers, to pack each weight as it is read.
 
     Raises:
         CheckpointError: as for `load_config`; or a file is missing or damaged, the checkpoint
@@ -114,6 +117,7 @@ def load_model(
             dtype=dtype,
             device_map=device_map,
             attn_implementation=attn_implementation,
+            quantization_config=quantization,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
@@ -138,6 +142,7 @@ def load_frozen_model(
     device: "torch.device",
     device_map: Any = None,
     attn_implementation: str = "sdpa",
+    quantization: "Quantization | None" = None,
 ) -> "PreTrainedModel":
     """Read a model to use as it is or under an adapter, so that it computes at full speed.
 
@@ -152,6 +157,8 @@ def load_frozen_model(
         device: where it will run.
         device_map: where the weights go; None is all of them to `device`.
         attn_implementation: a name that transformers knows.
+        quantization: how linear layers are packed; embeddings, norms and the output layer are
+            left as they are.
 
     Raises:
         CheckpointError: as for `load_model`.
@@ -160,18 +167,27 @@ def load_frozen_model(
 
     from glmtune.arithmetic import widen
 
-    wanted = getattr(torch, dtype) if dtype != "auto" else load_config(name).dtype or torch.float32
+    wanted: Any = (
+        getattr(torch, dtype) if dtype != "auto" else load_config(name).dtype or torch.float32
+    )
     slow = wanted if device.type == "cpu" and wanted not in _fast_cpu_dtypes() else None
     if slow == torch.float16 and torch.bfloat16 in _fast_cpu_dtypes():
         logger.warning("this CPU has no arithmetic for float16: using bfloat16 instead")
         wanted, slow = torch.bfloat16, None
+    compute_dtype = torch.float32 if slow else wanted
+    if quantization is not None and quantization.library == "torchao":
+        wanted, slow = compute_dtype, None  # its weights know one dtype
     on_cpu = device.type == "cpu"
     model = load_model(
         name,
         dtype=wanted,
         device_map=device_map or (None if on_cpu else {"": device}),
         attn_implementation=attn_implementation,
+        quantization=quantization and _packing(quantization, compute_dtype),
     )
+    if quantization is not None:
+        _keep_gradients(model)
+        _let_go_of_files(model)
     if slow is not None:
         logger.warning(
             "this CPU has no arithmetic for %s: the weights stay as they are, and are computed "
@@ -180,6 +196,82 @@ def load_frozen_model(
         )
         widen(model)
     return model
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How the weights of linear layers are packed while they stay frozen.
+
+    Attributes:
+        library: "bnb" for bitsandbytes, which packs to 4 bits (NF4) or 8; "torchao" for 8.
+        bits: of a weight.
+        is_double: whether the scales of 4-bit blocks are packed as well.
+    """
+
+    library: Literal["bnb", "torchao"] = "bnb"
+    bits: Literal[4, 8] = 4
+    is_double: bool = True
+
+
+def check_quantization(quantization: Quantization | None) -> None:
+    """Refuse what cannot be done here, before anything is loaded.
+
+    Raises:
+        CheckpointError: the library is not installed.
+    """
+    from importlib.util import find_spec
+
+    if quantization is None:
+        return
+    name = {"bnb": "bitsandbytes", "torchao": "torchao"}[quantization.library]
+    if find_spec(name) is None:
+        raise CheckpointError(
+            f"the weights are to be packed by {name}, which is not installed. `pip install {name}`."
+        )
+
+
+def _packing(quantization: Quantization, compute_dtype: "torch.dtype") -> Any:
+    """Give transformers' configuration of a quantization.
+
+    Raises:
+        CheckpointError: the library is not installed.
+    """
+    import transformers
+
+    check_quantization(quantization)
+    if quantization.library == "torchao":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return transformers.TorchAoConfig(Int8WeightOnlyConfig())
+    # It casts activations to float16, and says so for each of them.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    configure: Any = transformers.BitsAndBytesConfig
+    if quantization.bits == 8:
+        return configure(load_in_8bit=True)
+    return configure(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=quantization.is_double,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def _keep_gradients(model: "PreTrainedModel") -> None:
+    """Keep bitsandbytes from packing its 4-bit weights anew on CPUs with AVX512-BF16.
+
+    The first forward pass in evaluation mode would do so for good, and from then on the layer
+    gives no gradient to its input, in training too, and without a word.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def _let_go_of_files(model: "PreTrainedModel") -> None:
+    """Copy what was not packed, or the mapped files would stay in memory whole for its sake."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
 
 
 def _fast_cpu_dtypes() -> "set[torch.dtype]":

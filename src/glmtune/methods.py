@@ -19,7 +19,7 @@ def config_of(section: LoraSection) -> Any:
     """Make peft's configuration of a section."""
     import peft
 
-    configs: dict[str, Any] = {"lora": peft.LoraConfig}
+    configs: dict[str, Any] = {"lora": peft.LoraConfig, "qlora": peft.LoraConfig}
     kind = configs[section.method]
     known = {field.name for field in dataclasses.fields(kind)}
     given = {key: value for key, value in section.model_dump().items() if key in known}

@@ -127,6 +127,30 @@ class LoraSection(Section):
         return self
 
 
+class QloraSection(LoraSection):
+    """LoRA over weights that are packed into few bits (https://arxiv.org/abs/2305.14314)."""
+
+    method: Literal["qlora"] = "qlora"  # type: ignore[assignment]
+    quantization_bit: Literal[4, 8] = 4  # 4 is NF4
+    quantization_method: Literal["bnb", "torchao"] = "bnb"
+    double_quantization: bool = True  # pack the scales of 4-bit blocks as well
+
+    @model_validator(mode="after")
+    def _fits(self) -> "QloraSection":
+        if self.quantization_method == "torchao" and self.quantization_bit != 8:
+            raise ValueError(
+                "adapter.quantization_method=torchao packs weights into 8 bits; give "
+                "adapter.quantization_bit=8, or use bnb"
+            )
+        if self.takes_from_base:
+            raise ValueError(
+                f"adapter.init_lora_weights={self.init_lora_weights} takes a part out of the "
+                "weights, which are packed with adapter.method=qlora. Use adapter.method=lora, or "
+                "leave init_lora_weights out"
+            )
+        return self
+
+
 class FullSection(Section):
     """Every weight of the model is trained; what is saved is a whole model."""
 
@@ -170,6 +194,7 @@ def _method_of(value: Any) -> Any:
 
 AdapterSection = Annotated[
     Annotated[LoraSection, Tag("lora")]
+    | Annotated[QloraSection, Tag("qlora")]
     | Annotated[FullSection, Tag("full")]
     | Annotated[FreezeSection, Tag("freeze")]
     | Annotated[NoneSection, Tag("none")],

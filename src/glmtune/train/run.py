@@ -20,11 +20,25 @@ from glmtune.data.encode import EncodedData, EncodeOptions, encode_data, split_d
 from glmtune.data.lint import lint_data
 from glmtune.errors import DataError, RecipeError, TrainingError
 from glmtune.files import write_atomically
-from glmtune.load import load_frozen_model, load_model, load_tokenizer
+from glmtune.load import (
+    Quantization,
+    check_quantization,
+    load_frozen_model,
+    load_model,
+    load_tokenizer,
+)
 from glmtune.loss import LossFunction, cross_entropy_sum
 from glmtune.metrics import MetricsFile, read_metrics
 from glmtune.proofs import Answer, Prompt, answer_all
-from glmtune.recipe import FreezeSection, FullSection, NoneSection, Recipe, RunRecipe
+from glmtune.recipe import (
+    AdapterSection,
+    FreezeSection,
+    FullSection,
+    NoneSection,
+    QloraSection,
+    Recipe,
+    RunRecipe,
+)
 from glmtune.template import Template, template_for
 from glmtune.train.checkpoint import (
     TrainerState,
@@ -83,6 +97,7 @@ def fine_tune(
         GlmtuneError: one of its children, for whatever the user can mend. Earlier checkpoints
             stay as they were.
     """
+    check_quantization(quantization_of(recipe.adapter))
     accelerator, output = begin(recipe, resume=resume)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     template = template_for(tokenizer, recipe.data.layout)
@@ -292,12 +307,22 @@ def load_base(recipe: RunRecipe, device: torch.device) -> Any:
             dtype=section.dtype,
             device=device,
             attn_implementation=section.attn_implementation,
+            quantization=quantization_of(recipe.adapter),
         )
     return load_model(
         section.name_or_path,
         dtype=torch.float32,
         device_map=None if device.type == "cpu" else {"": device},
         attn_implementation=section.attn_implementation,
+    )
+
+
+def quantization_of(section: AdapterSection) -> Quantization | None:
+    """Say how the frozen weights are packed."""
+    if not isinstance(section, QloraSection):
+        return None
+    return Quantization(
+        section.quantization_method, section.quantization_bit, section.double_quantization
     )
 
 
