@@ -28,6 +28,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "pissa": {"init_lora_weights": "pissa"},
     "pissa by iterations": {"init_lora_weights": "pissa_niter_4", "use_rslora": True},
     "olora": {"init_lora_weights": "olora", "rank_pattern": {"layers.1.*": 2}},
+    "ia3": {},
+    "vera": {"r": 16, "target_modules": "all-linear"},
+    "oft": {"oft_block_size": 16, "target_modules": "all-linear"},
     "full": {},
     "freeze": {"trainable_layers": 1},
 }  # fmt: skip
@@ -114,6 +117,8 @@ def test_a_method_trains_saves_and_comes_back_the_same(
     else:
         again = base(tmp_path / "saved")
     torch.testing.assert_close(scores(again), after, atol=rounding, rtol=0)
+    if tuning.is_adapted(model):
+        torch.testing.assert_close(scores(adapter.merge(again)), after, atol=0.01, rtol=1e-3)
 
 
 def test_nothing_is_trained_by_none(folder: Path) -> None:

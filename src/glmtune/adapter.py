@@ -24,13 +24,13 @@ from glmtune.alive import some
 from glmtune.data.batches import MicroBatch
 from glmtune.errors import CheckpointError, RecipeError, TemplateError, TrainingError
 from glmtune.files import write_atomically
-from glmtune.recipe import LoraSection
+from glmtune.recipe import LoraSection, PeftSection
 from glmtune.template import Template
 
 CARD = "glmtune.json"
 
 
-def attach(model: nn.Module, section: LoraSection) -> Any:
+def attach(model: nn.Module, section: PeftSection) -> Any:
     """Freeze a model and give it an adapter; the adapter's weights are float32.
 
     Raises:
@@ -40,13 +40,16 @@ def attach(model: nn.Module, section: LoraSection) -> Any:
 
     methods.check_names(model, section)
     try:
-        adapted = get_peft_model(model, methods.config_of(section))
+        model_type: Any = model.config.model_type  # type: ignore[union-attr]
+        adapted = get_peft_model(model, methods.config_of(section, model_type))
     except ValueError as error:
         raise RecipeError(
             f"adapter: {error} The model's linear layers are "
             f"{', '.join(methods.linear_layers(model))}; name some of them in "
             "adapter.target_modules."
         ) from None
+    if not isinstance(section, LoraSection):
+        return adapted
     methods.check_patterns(section, [name for name, _ in adapted_layers(adapted)])
     if section.takes_from_base:
         initial_adapters[adapted] = {

@@ -12,24 +12,46 @@ from typing import Any
 from torch import nn
 
 from glmtune.errors import RecipeError
-from glmtune.recipe import LoraSection
+from glmtune.recipe import (
+    Ia3Section,
+    LoraSection,
+    OftSection,
+    PeftSection,
+    QloraSection,
+    VeraSection,
+)
+
+# What peft chooses for Llama, by the names of ChatGLM, for which it has no choice.
+IA3_OF_CHATGLM = {
+    "target_modules": ["query_key_value", "dense_4h_to_h"],
+    "feedforward_modules": ["dense_4h_to_h"],
+}
 
 
-def config_of(section: LoraSection) -> Any:
-    """Make peft's configuration of a section."""
+def config_of(section: PeftSection, model_type: str) -> Any:
+    """Make peft's configuration of a section for a kind of model."""
     import peft
 
-    configs: dict[str, Any] = {"lora": peft.LoraConfig, "qlora": peft.LoraConfig}
-    kind = configs[section.method]
+    configs: dict[type[PeftSection], Any] = {
+        LoraSection: peft.LoraConfig,
+        QloraSection: peft.LoraConfig,
+        Ia3Section: peft.IA3Config,
+        VeraSection: peft.VeraConfig,
+        OftSection: peft.OFTConfig,
+    }
+    kind = configs[type(section)]
     known = {field.name for field in dataclasses.fields(kind)}
     given = {key: value for key, value in section.model_dump().items() if key in known}
     plain = {key: list(v) if isinstance(v, tuple) else v for key, v in given.items()}
-    if "modules_to_save" in plain:
-        plain["modules_to_save"] = plain["modules_to_save"] or None
+    plain["modules_to_save"] = plain["modules_to_save"] or None
+    if "oft_block_size" in plain:
+        plain["r"] = 0  # or the other of the two, which follows
+    if isinstance(section, Ia3Section) and not section.target_modules and model_type == "chatglm":
+        plain |= IA3_OF_CHATGLM
     return kind(task_type="CAUSAL_LM", **plain)
 
 
-def check_names(model: nn.Module, section: LoraSection) -> None:
+def check_names(model: nn.Module, section: PeftSection) -> None:
     """Refuse names that the model does not have.
 
     Raises:
@@ -50,8 +72,8 @@ def check_names(model: nn.Module, section: LoraSection) -> None:
                 f"Its modules are {', '.join(_last_names(modules))}."
             )
     config: Any = model.config
-    number = config.num_hidden_layers
-    if beyond := [index for index in section.layers_to_transform or () if index >= number]:
+    number, chosen = config.num_hidden_layers, getattr(section, "layers_to_transform", None)
+    if beyond := [index for index in chosen or () if index >= number]:
         raise RecipeError(
             f"adapter.layers_to_transform names layer {beyond[0]}, but this model has the layers "
             f"0 to {number - 1}."

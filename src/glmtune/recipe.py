@@ -74,37 +74,42 @@ class DataSection(TextSection):
     overlong: Literal["drop", "truncate_prompt", "tutorial"] = "drop"
 
 
+class PeftSection(Section):
+    """What every method has that peft adds to chosen layers."""
+
+    target_modules: tuple[str, ...] | Literal["all-linear"] | None = None  # None: peft's choice
+    modules_to_save: tuple[str, ...] = ()  # trained as they are and saved whole
+
+    @field_validator("target_modules", "modules_to_save", mode="before")
+    @classmethod
+    def _name_is_names(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) and value != "all-linear" else value
+
+
 INITIALISATIONS = r"^(gaussian|olora|pissa|pissa_niter_[0-9]+)$"
 
 
-class LoraSection(Section):
+class LoraSection(PeftSection):
     """Which weights get a low-rank update, and how large (https://arxiv.org/abs/2106.09685)."""
 
     method: Literal["lora"] = "lora"
     r: PositiveInt = 8
     lora_alpha: PositiveFloat = 16.0  # the update is scaled by lora_alpha / r
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    target_modules: tuple[str, ...] | Literal["all-linear"] | None = None  # None: peft's choice
     layers_to_transform: tuple[NonNegativeInt, ...] | None = None  # None: all
     rank_pattern: dict[str, PositiveInt] = {}  # the end of a layer's name: its own r
     alpha_pattern: dict[str, PositiveFloat] = {}  # and its own lora_alpha
     bias: Literal["none", "all", "lora_only"] = "none"
-    modules_to_save: tuple[str, ...] = ()  # trained as they are and saved whole
     use_rslora: bool = False
     use_dora: bool = False
     # How A and B begin. PiSSA and OLoRA take them out of the weights (see docs/recipes.md).
     init_lora_weights: Literal[True] | Annotated[str, Field(pattern=INITIALISATIONS)] = True
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None  # learning rate of B over A's
 
-    @field_validator("target_modules", mode="before")
+    @field_validator("layers_to_transform", mode="before")
     @classmethod
     def _one_is_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) and value != "all-linear" else value
-
-    @field_validator("modules_to_save", "layers_to_transform", mode="before")
-    @classmethod
-    def _one_of_them_is_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str | int) else value
+        return (value,) if isinstance(value, int) else value
 
     @property
     def takes_from_base(self) -> bool:
@@ -151,6 +156,38 @@ class QloraSection(LoraSection):
         return self
 
 
+class Ia3Section(PeftSection):
+    """One learned factor for each output of a layer (https://arxiv.org/abs/2205.05638)."""
+
+    method: Literal["ia3"] = "ia3"
+    # Those whose inputs are scaled instead. None: peft's choice.
+    feedforward_modules: tuple[str, ...] | None = None
+
+
+class VeraSection(PeftSection):
+    """Random low-rank matrices for all layers, scaled by learned vectors.
+
+    Source: https://arxiv.org/abs/2310.11454.
+    """
+
+    method: Literal["vera"] = "vera"
+    r: PositiveInt = 256  # nothing of this size is learned, so it may be large
+    vera_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    d_initial: PositiveFloat = 0.1
+    projection_prng_key: NonNegativeInt = 0  # draws the random matrices
+
+
+class OftSection(PeftSection):
+    """Each block of a layer's inputs is turned, and nothing is stretched.
+
+    Source: https://arxiv.org/abs/2306.07280.
+    """
+
+    method: Literal["oft"] = "oft"
+    oft_block_size: PositiveInt = 32  # divides the inputs of every adapted layer
+    module_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
 class FullSection(Section):
     """Every weight of the model is trained; what is saved is a whole model."""
 
@@ -195,6 +232,9 @@ def _method_of(value: Any) -> Any:
 AdapterSection = Annotated[
     Annotated[LoraSection, Tag("lora")]
     | Annotated[QloraSection, Tag("qlora")]
+    | Annotated[Ia3Section, Tag("ia3")]
+    | Annotated[VeraSection, Tag("vera")]
+    | Annotated[OftSection, Tag("oft")]
     | Annotated[FullSection, Tag("full")]
     | Annotated[FreezeSection, Tag("freeze")]
     | Annotated[NoneSection, Tag("none")],
