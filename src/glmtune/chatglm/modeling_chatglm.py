@@ -625,7 +625,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        logits = self.transformer.output_layer(hidden_states)
+        # For a slice of several rows torch would copy a half-precision weight once per row.
+        logits = self.transformer.output_layer(hidden_states.contiguous())
         loss = None
         if labels is not None:
             loss = self.loss_function(
