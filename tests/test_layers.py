@@ -25,7 +25,7 @@ LAYERS = [
     ["whole"],
     ["tuning"],
     ["chat", "inspection", "doctor"],
-    ["proofs"],
+    ["proofs", "predict"],
     ["report"],
     ["train"],
     ["demo"],

@@ -277,6 +277,32 @@ def open_session(
         CheckpointError: a folder is missing or damaged, or the adapter is of another model.
         TemplateError: the adapter was trained on other prompts.
     """
+    base, folder, template = open_template(
+        name, adapter_folder, layout=layout, any_template=any_template
+    )
+    model = load_tuned(base, folder, dtype=dtype)
+    return ChatSession(model, template, system=system, sampling=sampling)
+
+
+def open_template(
+    name: str,
+    adapter_folder: str | Path | None = None,
+    *,
+    layout: Layout | None = None,
+    any_template: bool = False,
+) -> tuple[str, Path | None, Template]:
+    """Find how a model, and an adapter over it, are asked; no weights are read.
+
+    Args:
+        name, adapter_folder, layout, any_template: as for `open_session`.
+
+    Returns:
+        The folder or hub id of the base, the folder of the adapter, and the template.
+
+    Raises:
+        CheckpointError: a folder is missing or damaged.
+        TemplateError: the adapter was trained on other prompts.
+    """
     if adapter_folder is None and adapter.is_adapter(Path(name)):
         name, adapter_folder = base_of(Path(name)), name
         logger.info("%s is an adapter; its base is %s", adapter_folder, name)
@@ -289,13 +315,19 @@ def open_session(
     template = template_for(load_tokenizer(name), layout or "official")
     if not any_template:
         adapter.check_template(tuned, template)
+    return name, folder, template
 
+
+def load_tuned(name: str, folder: Path | None, *, dtype: str = "auto") -> Any:
+    """Load a model, and an adapter over it, where it runs fastest.
+
+    Raises:
+        CheckpointError: a folder is damaged, or the adapter is of another model.
+    """
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     device_map = None if device.type == "cpu" else "auto"  # spread over what GPUs there are
     model: Any = load_frozen_model(name, dtype=dtype, device=device, device_map=device_map)
-    if folder is not None:
-        model = adapter.load(model, folder)
-    return ChatSession(model, template, system=system, sampling=sampling)
+    return model if folder is None else adapter.load(model, folder)
 
 
 def base_of(folder: Path) -> str:

@@ -20,6 +20,7 @@ from glmtune.cli.doctor import doctor
 from glmtune.cli.info import info
 from glmtune.cli.inspect import inspect
 from glmtune.cli.lint import lint
+from glmtune.cli.predict import predict
 from glmtune.cli.pretrain import pretrain
 from glmtune.cli.report import report
 from glmtune.cli.tokenizer import tokenizer
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(pretrain)
 app.command()(chat)
+app.command()(predict)
 app.command()(info)
 app.command()(inspect)
 app.command()(lint)

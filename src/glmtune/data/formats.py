@@ -47,16 +47,22 @@ class Format:
         required: the columns by which it is found.
         optional: columns that it also reads.
         read: makes the messages of one row; the roles are the user's own `roles`.
+        answer: the column of the answer; "" where it is one of the messages.
     """
 
     name: str
     required: tuple[str, ...]
     optional: tuple[str, ...]
     read: Callable[[Row, Roles], Sequence[Message]]
+    answer: str = ""
 
 
 def detect(
-    rows: Sequence[Row], name: str | None = None, columns: Mapping[str, str] | None = None
+    rows: Sequence[Row],
+    name: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    *,
+    needs_answer: bool = True,
 ) -> Format:
     """Find the format of a file by the columns of its first row.
 
@@ -64,6 +70,8 @@ def detect(
         rows: the first rows of the file, at least one.
         name: the format, if the user names it; then only the columns are checked.
         columns: our field -> their column.
+        needs_answer: whether a column of answers must be there; without, a column of text is
+            a format, too: each is a question.
 
     Raises:
         DataError: no format fits, or more than one; lists the columns and the formats.
@@ -72,8 +80,11 @@ def detect(
     _check_columns(columns, rows[0])
     fields = set(_rename(rows[0], columns))
     if name is not None:
-        return _named(name, fields, rows[0])
+        return _named(name, fields if needs_answer else fields | _ANSWERS, rows[0])
     fitting = [format for format in FORMATS.values() if fields.issuperset(format.required)]
+    if not fitting and not needs_answer:
+        known = (*FORMATS.values(), TEXTS)
+        fitting = [each for each in known if (fields | {each.answer}).issuperset(each.required)]
     if len(fitting) > 1 and all(format.required == ("conversations",) for format in fitting):
         return _conversation_style([_rename(row, columns) for row in rows])
     if len(fitting) == 1:
@@ -81,6 +92,8 @@ def detect(
     names = " and ".join(format.name for format in fitting)
     problem = f"these fit more than one format ({names})" if fitting else "no known format"
     hint = " A column of text alone is for pre-training." if fields == {"text"} else ""
+    if not needs_answer:
+        hint = " The column of the answer may be missing; a column 'text' alone is questions, too."
     raise DataError(
         f"{rows[0].file}:{rows[0].line}: the columns are {_listed(rows[0])}: {problem}.{hint} "
         f"Known are {_known_formats()}. Name one with data.format, or say which column is what "
@@ -105,6 +118,48 @@ def convert(
     Raises:
         RowError: the row has no answer, an unknown role, a wrong order of turns, ...
     """
+    messages = _read_row(row, format, columns, roles)
+    if not any(message.role == "assistant" for message in messages):
+        raise _bad(row, format.required[-1], "no turn is an answer, so there is nothing to learn.")
+    return Conversation(messages)
+
+
+def split_answer(
+    row: Row,
+    format: Format,
+    columns: Mapping[str, str] | None = None,
+    roles: Roles | None = None,
+) -> tuple[Conversation, tuple[Message, ...]]:
+    """Read one row, and part its last answer from what is asked; there may be none.
+
+    Args:
+        row: a row of the format, which may lack an answer.
+        format: from `detect`, without need of an answer.
+        columns: our field -> their column.
+        roles: their role -> ours, as for `convert`.
+
+    Raises:
+        RowError: as for `convert`, or nothing is asked.
+    """
+    is_asked = False
+    if format.answer:
+        column = (columns or {}).get(format.answer, format.answer)
+        is_asked = row.get(column) in (None, "")
+        if is_asked:  # then it is read as if something stood there
+            row = Row({**row, column: "-"}, row.file, row.line)
+    messages = _read_row(row, format, columns, roles)
+    end = len(messages)
+    while end and messages[end - 1].role == "assistant":
+        end -= 1
+    if not end or messages[end - 1].role == "system":
+        raise _bad(row, format.required[0], "no turn is a question, so there is nothing to answer.")
+    return Conversation(messages[:end]), () if is_asked else messages[end:]
+
+
+def _read_row(
+    row: Row, format: Format, columns: Mapping[str, str] | None, roles: Roles | None
+) -> tuple[Message, ...]:
+    """Make the messages of a row, and check their order and their letters."""
     if columns:
         row = _rename(row, columns)
     messages = tuple(format.read(row, roles or {}))
@@ -117,9 +172,7 @@ def convert(
     except UnicodeEncodeError as error:
         what = f"half of a surrogate pair, {error.object[error.start]!r}, is no character."
         raise _bad(row, "", f"{what} Write the text again as UTF-8.") from None
-    if not any(message.role == "assistant" for message in messages):
-        raise _bad(row, format.required[-1], "no turn is an answer, so there is nothing to learn.")
-    return Conversation(messages)
+    return messages
 
 
 def check_roles(roles: Roles) -> None:
@@ -151,7 +204,7 @@ def _pairs(name: str, question: str, answer: str) -> Format:
     def read(row: Row, roles: Roles) -> Sequence[Message]:
         return _question_and_answer(row, _text(row, question), answer)
 
-    return Format(name, (question, answer), ("history", "system"), read)
+    return Format(name, (question, answer), ("history", "system"), read, answer)
 
 
 def _question_and_answer(row: Row, question: str, answer_field: str) -> list[Message]:
@@ -553,7 +606,13 @@ def _known_formats() -> str:
 FORMATS: dict[str, Format] = {
     format.name: format
     for format in (
-        Format("alpaca", ("instruction", "output"), ("input", "history", "system"), read_alpaca),
+        Format(
+            "alpaca",
+            ("instruction", "output"),
+            ("input", "history", "system"),
+            read_alpaca,
+            answer="output",
+        ),
         _pairs("prompt_response", "prompt", "response"),
         _pairs("query_response", "query", "response"),
         _pairs("question_answer", "question", "answer"),
@@ -563,3 +622,5 @@ FORMATS: dict[str, Format] = {
         Format("chatglm3", ("conversations",), ("tools",), read_chatglm3),
     )
 }
+_ANSWERS = {format.answer for format in FORMATS.values()}
+TEXTS = Format("texts", ("text",), (), lambda row, roles: [Message("user", _text(row, "text"))])
