@@ -1,0 +1,92 @@
+"""How fast are answers written: many at once, and one, beside what reading the weights takes.
+
+    python -m benchmarks.generation [--quick]
+
+Two layers at the full width of ChatGLM3-6B, bfloat16, random weights. Such a model never ends an
+answer, so every answer is as long as it is allowed; lengths are drawn as real answers have them
+(log-normal, 100 tokens at the median, cut at 256) and a prompt has 20 tokens. Both ways write in
+turn; figures are medians. The floor of one row is the time to read the weights once, at the
+rate at which this machine sums a large tensor in the same run.
+"""
+
+import random
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from benchmarks.checkpoint import config_of
+from benchmarks.figures import Figure, run
+from glmtune.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
+from glmtune.generate import ROWS, Request, Sampling, write
+
+PROMPT_TOKENS = 20
+GREEDY = Sampling(temperature=0)
+
+
+def slice_of(num_layers: int) -> Any:
+    """The model with random weights, which are drawn where they lie."""
+    with torch.device("meta"):
+        model: Any = ChatGLMForConditionalGeneration(config_of(num_layers))
+    model = model.to(torch.bfloat16).to_empty(device="cpu").eval().requires_grad_(False)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.uniform_(-0.02, 0.02)
+    return model
+
+
+def requests_of(number: int, longest: int) -> list[Request]:
+    draw = random.Random(0)
+    return [
+        Request(
+            [draw.randrange(1000, 60000) for _ in range(PROMPT_TOKENS)],
+            max(2, min(longest, round(draw.lognormvariate(4.6, 0.8) * longest / 256))),
+        )
+        for _ in range(number)
+    ]
+
+
+def rate(model: Any, requests: list[Request], num_rows: int) -> float:
+    """Tokens/s of ours."""
+    began = time.perf_counter()
+    written = list(write(model, requests, stop_ids=(), sampling=GREEDY, num_rows=num_rows))
+    return sum(len(each.ids) for each in written) / (time.perf_counter() - began)
+
+
+def weights_per_second(model: Any) -> float:
+    """How often all weights but the embedding could be read in a second."""
+    embedding = model.get_input_embeddings().weight
+    num_bytes = sum(p.nbytes for p in model.parameters()) - embedding.nbytes
+    large = torch.ones(2**26, dtype=torch.float32)
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        large.sum()
+        times.append(time.perf_counter() - began)
+    return large.nbytes / statistics.median(times) / num_bytes
+
+
+def measure(quick: bool) -> list[Figure]:
+    """Measure all ways in turn."""
+    model = slice_of(2)
+    num_rounds, longest = (2, 12) if quick else (3, 64)
+    many = requests_of(ROWS if quick else 3 * ROWS, longest)
+    one = Request(many[0].ids, longest)
+    rate(model, [Request(one.ids, 2)], 1)  # the first products choose their kernels
+    rates: dict[str, list[float]] = {"alone": [], "together": []}
+    for _ in range(num_rounds):
+        rates["alone"].append(rate(model, [one], 1))
+        rates["together"].append(rate(model, many, ROWS))
+    alone, together = statistics.median(rates["alone"]), statistics.median(rates["together"])
+    floor = weights_per_second(model)
+    return [
+        Figure(
+            "generation", f"2 layers, {ROWS} rows at once", "tokens/s", together, alone,
+            "ours, one row", goal=3.0,
+        ),
+        Figure("generation", "2 layers, one row", "tokens/s", alone, floor=floor),
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(measure, __doc__)
