@@ -13,6 +13,7 @@ from glmtune.cli.inspect import flowing, print_row, printable
 from glmtune.cli.main import app
 from glmtune.data.encode import EncodeOptions, encode_data
 from glmtune.errors import CheckpointError, DataError, RecipeError
+from glmtune.inspection.objective import OBJECTIVES
 from glmtune.inspection.row import Piece, pieces_of, see_rows
 from glmtune.load import load_tokenizer
 from glmtune.recipe import build_recipe
@@ -269,3 +270,74 @@ def test_missing_things_are_named(rows: Path, tiny_model_dir: Path, tmp_path: Pa
         run_inspect(rows, "--model", tiny_model_dir, "--columns", "a")
     with pytest.raises(RecipeError, match=r"there is no such recipe"):
         run_inspect(tmp_path / "no.yaml")
+
+
+# ---- texts, as pre-training sees them --------------------------------------------------------
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("春天来了，花儿开了。小鸟在树上唱歌。\n\n北京的历史。\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_an_objective_is_shown_by_its_tokens_positions_and_who_sees_whom(
+    text: Path, tiny_model_dir: Path, objective: str
+) -> None:
+    shown = run_inspect(text, "--model", tiny_model_dir, "--objective", objective)
+
+    head, _, *lines = shown.strip().splitlines()
+    part_a = [line for line in lines if line[4] == "A"]
+    part_b = [line for line in lines if line[4] == "B"]
+    size = len(lines)
+    assert head.startswith(f"{text}:1  {size} tokens: {len(part_a)} in part A")
+    pictures = [line.split()[-1] for line in lines]
+    for picture in pictures[: len(part_a)]:
+        assert picture == "█" * len(part_a) + "·" * len(part_b)
+    for index, picture in enumerate(pictures[len(part_a) :], start=1):
+        assert picture == "█" * len(part_a) + "▒" * index + "·" * (len(part_b) - index)
+    assert "sop" in part_b[0]
+    # The last three columns are position, block and picture.
+    blocks = [int(line.split()[-2]) for line in part_b]
+    positions = [int(line.split()[-3]) for line in part_b]
+    if objective == "causal":  # ChatGLM3's own
+        assert (len(part_a), set(blocks), positions) == (1, {0}, list(range(1, size)))
+    else:
+        assert blocks[0] == 1
+        assert all("MASK]" in lines[position] for position in positions)
+    if objective in ("causal", "causal-lm", "prefix-lm"):
+        assert "</s>" in part_b[-1]
+        assert head.endswith(f" {len(part_b)} learned")
+
+
+def test_another_text_and_other_settings_of_an_objective(text: Path, tiny_model_dir: Path) -> None:
+    given = (text, "--model", tiny_model_dir, "--objective", "sentence", "--row", 2)
+
+    assert "[sMASK]" in run_inspect(*given)
+    assert f"{text}:3 " in run_inspect(*given)
+    assert "[MASK]" in run_inspect(*given, "objective.task_masks=false")
+    assert "9 tokens" in run_inspect(*given[:-2], "--max-length", 7, "objective.masked_share=0.01")
+
+
+def test_a_long_text_is_listed_and_not_drawn(tmp_path: Path, tiny_model_dir: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("春天来了，花儿开了。" * 20, encoding="utf-8")
+
+    shown = run_inspect(path, "--model", tiny_model_dir, "--objective", "masked-lm")
+
+    assert "█" not in shown
+    assert "--max-length 64" in shown
+
+
+def test_what_an_objective_cannot_show_is_refused(
+    text: Path, tiny_model_dir: Path, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    given = (text, "--objective", "token", "--model")
+    with pytest.raises(DataError, match=r"there is no text 3, only 2"):
+        run_inspect(*given, tiny_model_dir, "--row", 3)
+    with pytest.raises(RecipeError, match="leave it out with --objective"):
+        run_inspect(*given, tiny_model_dir, "--html", tmp_path / "page.html")
+    with pytest.raises(DataError, match=r"no token \[MASK\]"):
+        run_inspect(*given, tiny_llama_dir)

@@ -12,12 +12,18 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from glmtune.inspection.objective import SeenInfilling
     from glmtune.inspection.row import Piece, SeenRow
-    from glmtune.recipe import Recipe
+    from glmtune.recipe import AnyRecipe
 
 LEARNED = "bold green"
 BRACKETS = ("⟦", "⟧")  # around what is learned where there is no colour
 BORDER = "│"  # between pieces
+Objective = Literal[
+    "token", "sentence", "document", "causal", "masked-lm", "prefix-lm", "causal-lm"
+]
+LONGEST_DRAWN = 96  # tokens whose attention is drawn
+SEES_A, SEES_B, SEES_NOT = "█", "▒", "·"
 VISIBLE = {"\n": "⏎\n", "\t": "⇥", "\r": "␍"}
 
 
@@ -52,6 +58,10 @@ def inspect(
         list[str] | None, typer.Option(metavar="THEIRS=OURS", help="Which role is what.")
     ] = None,
     ids: Annotated[bool, typer.Option("--ids", help="A line per piece, with its ids.")] = False,
+    objective: Annotated[
+        Objective | None,
+        typer.Option(help="Show a text as pre-training sees it, with this objective alone."),
+    ] = None,
     html: Annotated[
         Path | None,
         typer.Option("--html", help="Write a page: these rows, the worst rows, totals."),
@@ -60,6 +70,8 @@ def inspect(
     """Show rows as the tokens that training sees, and which of them it learns.
 
     Example: glmtune inspect rows.json --model ./chatglm3-6b --row 3
+
+    Example: glmtune inspect text.txt --model ./chatglm3-6b --objective masked-lm
     """
     values = {
         "model.name_or_path": model,
@@ -70,10 +82,22 @@ def inspect(
         **_pairs("data.columns", columns),
         **_pairs("data.roles", roles),
     }
-    recipe = recipe_for(data, values, overrides or [])
-
     from rich.console import Console
 
+    from glmtune.recipe import PretrainRecipe, Recipe
+
+    console = Console(highlight=False, soft_wrap=True)
+    if objective is not None:
+        if html is not None:
+            raise RecipeError("--html shows rows for fine-tuning; leave it out with --objective.")
+        texts = recipe_for(data, values, overrides or [], PretrainRecipe)
+
+        from glmtune.inspection.objective import see_infilling
+
+        for number in range(row, row + count):
+            print_infilling(see_infilling(texts, objective, number), console)
+        return
+    recipe = recipe_for(data, values, overrides or [], Recipe)
     if html is not None:
         from glmtune.report.page import write_rows_page
 
@@ -84,7 +108,6 @@ def inspect(
 
     from glmtune.inspection.row import see_rows
 
-    console = Console(highlight=False, soft_wrap=True)
     for seen in see_rows(recipe, first=row, count=count):
         print_row(seen, console, with_ids=ids)
 
@@ -101,8 +124,13 @@ def _pairs(key: str, pairs: list[str] | None) -> dict[str, str]:
     return values
 
 
-def recipe_for(data: str, values: "dict[str, str | int | None]", overrides: list[str]) -> "Recipe":
-    """Make the recipe that would train on these rows.
+def recipe_for(
+    data: str,
+    values: "dict[str, str | int | None]",
+    overrides: list[str],
+    kind: "type[AnyRecipe]",
+) -> "AnyRecipe":
+    """Make the recipe that would train on these rows or texts.
 
     Raises:
         RecipeError: the recipe cannot be read, a value does not fit, or there is no model.
@@ -116,7 +144,7 @@ def recipe_for(data: str, values: "dict[str, str | int | None]", overrides: list
         if value is not None
     ]
     if data.endswith((".yaml", ".yml")):
-        return load_recipe(data, [*given, *overrides])
+        return load_recipe(data, [*given, *overrides], kind=kind)
     names_model = ("model.name_or_path=", "name_or_path=", "model_name_or_path=")
     if not any(each.startswith(names_model) for each in [*given, *overrides]):
         raise RecipeError(
@@ -124,7 +152,7 @@ def recipe_for(data: str, values: "dict[str, str | int | None]", overrides: list
             f"Try: glmtune inspect {data} --model ./chatglm3-6b"
         )
     tree = {"data": {"train": data}, "output": {"dir": "."}}  # nothing is written there
-    return build_recipe(tree, [*given, *overrides], source=data)
+    return build_recipe(tree, [*given, *overrides], source=data, kind=kind)
 
 
 def print_row(seen: "SeenRow", console: "Console", *, with_ids: bool) -> None:
@@ -146,6 +174,44 @@ def print_row(seen: "SeenRow", console: "Console", *, with_ids: bool) -> None:
         console.print()
         console.print(f"{label}:", style="bold")
         console.print(printable(text, keep="\n"), markup=False)
+    console.print()
+
+
+def print_infilling(seen: "SeenInfilling", console: "Console") -> None:
+    """Print a line per token: what it is, what it predicts, where it stands, whom it sees."""
+    from rich.cells import cell_len, set_cell_size
+    from rich.text import Text
+
+    example, size = seen.example, len(seen.tokens)
+    num_learned = sum(map(bool, seen.targets))
+    console.print(
+        f"{seen.place}  {size} tokens: {example.prefix_length} in part A, "
+        f"{size - example.prefix_length} in part B, {num_learned} learned",
+        markup=False,
+    )
+    tokens, targets = ([printable(text) for text in texts] for texts in (seen.tokens, seen.targets))
+    width = max(map(cell_len, [*tokens, *targets, "predicts"])) + 2
+    is_drawn = size <= LONGEST_DRAWN
+    heads = [set_cell_size(head, width) for head in ("token", "predicts")]
+    sees = f"  sees A {SEES_A}  sees B {SEES_B}" if is_drawn else ""
+    console.print(f"{'':>5}  {heads[0]}{heads[1]}position  block{sees}", style="dim")
+    for index in range(size):
+        is_in_a = index < example.prefix_length
+        line = Text(f"{index:>4}{'A' if is_in_a else 'B'}  ", style="dim")
+        line.append(set_cell_size(tokens[index], width), style="not dim")
+        line.append(set_cell_size(targets[index], width), style=f"not dim {LEARNED}")
+        line.append(
+            f"{example.position_ids[index]:>8}  {example.block_position_ids[index]:>5}  ",
+            style="not dim",
+        )
+        if is_drawn:
+            sees_a = seen.may_attend[index, : example.prefix_length]
+            sees_b = seen.may_attend[index, example.prefix_length :]
+            line.append("".join(SEES_A if sees else SEES_NOT for sees in sees_a), style="blue")
+            line.append("".join(SEES_B if sees else SEES_NOT for sees in sees_b), style="green")
+        console.print(line)
+    if not is_drawn:
+        console.print(f"Who sees whom is drawn up to {LONGEST_DRAWN} tokens: give --max-length 64.")
     console.print()
 
 
