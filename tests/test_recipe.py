@@ -143,3 +143,12 @@ def test_a_recipe_cannot_be_changed() -> None:
     recipe: Recipe = build_recipe(SMALLEST)
     with pytest.raises(ValueError, match="frozen"):
         recipe.output.dir = "elsewhere"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("key", ["save_strategy", "eval_strategy"])
+def test_a_bare_no_means_no(key: str) -> None:
+    tree = {"model": {"name_or_path": "m"}, "data": {"train": "t"}, "output": {"dir": "o"}}
+
+    recipe = build_recipe(tree, [f"training.{key}=no"])
+
+    assert getattr(recipe.training, key) == "no"

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from glmtune.data.batches import Examples, MakeMicroBatch, rows_as_they_are
+from glmtune.data.batches import Examples, MakeMicroBatch, idle_micro_batch, rows_as_they_are
 from glmtune.data.packing import group_rows
 from glmtune.errors import TrainingError
 from glmtune.loss import LossFunction, count_learned_tokens, cross_entropy_sum, next_token_loss
@@ -22,8 +22,13 @@ def held_out_loss(
     lengths: Sequence[int],
     loss_function: LossFunction = cross_entropy_sum,
     make: MakeMicroBatch = rows_as_they_are,
+    process_index: int = 0,
+    num_processes: int = 1,
 ) -> tuple[float, int]:
     """Sum the loss over held-out rows, dropout off.
+
+    Of several processes each takes every so many packs, and as many as any other, since the
+    processes of a sharded model meet in each.
 
     Args:
         model: a causal language model; its training mode is put back afterwards.
@@ -34,9 +39,10 @@ def held_out_loss(
         lengths: tokens of every example, by index.
         loss_function: what to sum.
         make: what the model sees of some rows; it is always asked for step 0.
+        process_index, num_processes: which part of the packs is this process's.
 
     Returns:
-        The sum in nats and the number of learned tokens it is over.
+        The sum in nats and the number of learned tokens it is over, of this process's packs.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -44,8 +50,11 @@ def held_out_loss(
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
-    for chosen in group_rows(rows, lengths, max_tokens):
-        micro_batch = make(examples, chosen, 0).to(device)
+    packs = group_rows(rows, lengths, max_tokens)
+    packs += [[]] * (-len(packs) % num_processes)
+    for chosen in packs[process_index::num_processes]:
+        part = make(examples, chosen or rows[:1], 0)
+        micro_batch = (part if chosen else idle_micro_batch(part)).to(device)
         loss = next_token_loss(model, micro_batch, loss_function)
         if not loss.isfinite():
             raise TrainingError(

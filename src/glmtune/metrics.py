@@ -30,12 +30,10 @@ def peak_memory_bytes() -> int:
 
 
 class MetricsFile:
-    """`metrics.jsonl`, appended to line by line, and cut back when a run resumes."""
+    """`metrics.jsonl`, appended to line by line."""
 
-    def __init__(self, path: Path, resume_at_step: int = 0) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        kept = [line for line in read_metrics(path) if line["step"] <= resume_at_step]
-        write_atomically(path, "".join(_line(values) for values in kept))
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line, so that it is on disk even if the process dies next."""
@@ -46,6 +44,12 @@ class MetricsFile:
                 os.fsync(file.fileno())
         except OSError as error:
             raise OutputError(explain_write_error(self.path, error)) from error
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Keep the lines up to a step, where a run resumes; none for step 0."""
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    write_atomically(path, "".join(_line(values) for values in kept))
 
 
 def _line(values: Mapping[str, Any]) -> str:

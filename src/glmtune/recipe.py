@@ -276,6 +276,11 @@ class TrainingSection(Section):
     early_stopping_patience: PositiveInt | None = None  # evaluations without a better loss
     use_cpu: bool = False
 
+    @field_validator("eval_strategy", "save_strategy", mode="before")
+    @classmethod
+    def _false_is_no(cls, value: Any) -> Any:
+        return "no" if value is False else value  # YAML reads a bare `no` as false
+
 
 class ChecksSection(Section):
     """From where on the run speaks up, and how often it shows what it has learned."""

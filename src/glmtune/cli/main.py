@@ -66,6 +66,8 @@ def options(
     """Fine-tune ChatGLM3-6B and its relatives: train an adapter, look at it, talk to it."""
     logger = logging.getLogger("glmtune")
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    if int(os.environ.get("RANK", "0")) > 0:  # of several processes the first one tells
+        logger.setLevel(logging.ERROR)
     if not logger.handlers:
         logger.addHandler(_CurrentStderr())
     # What libraries deprecate among themselves is not the user's to mend.

@@ -1,5 +1,7 @@
 """`glmtune train`."""
 
+import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +20,9 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in output.dir.")
     ] = False,
+    nproc: Annotated[
+        int, typer.Option("--nproc", min=1, help="Processes on this machine: one for each GPU.")
+    ] = 1,
 ) -> None:
     """Fine-tune a model: an adapter over it, or its own weights.
 
@@ -26,11 +31,20 @@ def train(
     """
     from glmtune.recipe import load_recipe
 
-    resolved = load_recipe(recipe, as_overrides([*(overrides or []), *context.args]))
+    changes = as_overrides([*(overrides or []), *context.args])
+    resolved = load_recipe(recipe, changes)
+    if nproc > 1:
+        from glmtune.train.launch import launch
+
+        quiet = ["--quiet"] if logging.getLogger("glmtune").level > logging.INFO else []
+        going_on = ["--resume"] if resume else []
+        raise typer.Exit(launch([*quiet, "train", str(recipe), *changes, *going_on], nproc))
 
     from glmtune.train.run import fine_tune  # torch loads here, so `--help` stays instant
 
     result = fine_tune(resolved, resume=resume)
+    if int(os.environ.get("RANK", "0")) > 0:  # rank 0 says it
+        raise typer.Exit(0 if result.is_finished else 130)
     if not result.is_finished:
         typer.echo(
             f"Stopped after {result.num_steps} steps; a checkpoint is in {result.adapter_dir}. "

@@ -7,7 +7,7 @@ are packed into micro-batches changes nothing but the time they take.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -149,6 +149,14 @@ def pack_infillings(examples: Sequence[Infilling], rows: Sequence[int] = ()) -> 
     )
 
 
+def idle_micro_batch(part: MicroBatch) -> MicroBatch:
+    """Make what a process sends through the model when it has no rows left and others have.
+
+    Nothing of it is learned: its loss and its gradients are zero, and it counts no rows.
+    """
+    return replace(part, labels=torch.full_like(part.labels, IGNORE), rows=())
+
+
 def pad_examples(examples: Sequence[Example], pad_id: int) -> MicroBatch:
     """Pad examples on the right to the longest of them, as others do; to compare with packs."""
     seq = max(len(example.input_ids) for example in examples)
@@ -200,15 +208,24 @@ class BatchPlan:
         return [self.rows[i] for i in order[start : start + self.rows_per_step].tolist()]
 
     def micro_batch_rows(self, step: int, lengths: Sequence[int]) -> list[list[int]]:
-        """The rows of each pack of a step, for this process.
+        """The rows of each pack of a step, for this process; `[]` for a turn without rows.
+
+        Processes meet in every micro-batch, so each has as many as the one that has most.
 
         Args:
             step: optimizer step, counted from 0 over all epochs.
             lengths: tokens of every example, by index.
         """
-        rows = sorted(self.step_rows(step), key=lambda row: lengths[row])
-        mine = rows[self.process_index :: self.num_processes]
-        return group_rows(mine, lengths, self.max_tokens)
+        rows = self.step_rows(step)
+        if self.num_processes == 1:
+            return group_rows(rows, lengths, self.max_tokens)
+        rows.sort(key=lambda row: lengths[row])
+        shares = [
+            group_rows(rows[index :: self.num_processes], lengths, self.max_tokens)
+            for index in range(self.num_processes)
+        ]
+        mine, most = shares[self.process_index], max(len(share) for share in shares)
+        return mine + [[]] * (most - len(mine))
 
 
 MakeMicroBatch = Callable[[Examples, Sequence[int], int], MicroBatch]
@@ -230,8 +247,13 @@ def batches(
 ) -> Iterator[Batch]:
     """Make the batches of steps `start` to `stop`, without reading any other."""
     for step in range(start, stop):
-        groups = plan.micro_batch_rows(step, lengths)
-        yield Batch(tuple(make(examples, rows, step) for rows in groups))
+        idle = plan.step_rows(step)[:1]
+        yield Batch(
+            tuple(
+                make(examples, rows, step) if rows else idle_micro_batch(make(examples, idle, step))
+                for rows in plan.micro_batch_rows(step, lengths)
+            )
+        )
 
 
 def heaviest(

@@ -3,7 +3,7 @@
     checkpoint-40/
         adapter_config.json, adapter_model.safetensors, ...   usable as an adapter, or as a
                                                               model where that is what is trained
-        optimizer.pt, scheduler.pt, rng_state.pth
+        optimizer.pt, scheduler.pt, rng_state.pth             the last for every process
         trainer_state.json                                    steps done, best evaluation
         checksums.json                                        sha256 of every other file
 
@@ -17,7 +17,7 @@ import logging
 import random
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
     state: TrainerState,
-    rng: Mapping[str, Any],
+    rng: Sequence[Mapping[str, Any]],
     template: Template,
 ) -> Path:
     """Write `checkpoint-<step>` whole or not at all.
@@ -89,7 +89,7 @@ def save_checkpoint(
         tuning.save(model, partial, template)
         torch.save(optimizer.state_dict(), partial / "optimizer.pt")
         torch.save(scheduler.state_dict(), partial / "scheduler.pt")
-        torch.save(dict(rng), partial / "rng_state.pth")
+        torch.save([dict(state) for state in rng], partial / "rng_state.pth")
         (partial / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
         (partial / CHECKSUMS).write_text(json.dumps(_checksums(partial), indent=2), "utf-8")
     return folder
@@ -177,13 +177,18 @@ def check_identity(state: TrainerState, identity: Mapping[str, str], folder: Pat
 
 
 def restore_checkpoint(
-    folder: Path, model: Any, optimizer: torch.optim.Optimizer, scheduler: Any
+    folder: Path,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    process_index: int = 0,
 ) -> None:
     """Put weights, optimizer, learning rate and random generators back as they were."""
     tuning.restore(folder, model)
     optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
     scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
-    restore_random_state(torch.load(folder / "rng_state.pth", weights_only=True))
+    states = torch.load(folder / "rng_state.pth", weights_only=True)
+    restore_random_state(states[process_index])
 
 
 def prune_checkpoints(output: Path, limit: int | None, keep: int | None) -> None:

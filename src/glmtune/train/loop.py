@@ -143,9 +143,10 @@ def optimizer_step(
     run.optimizer.zero_grad(set_to_none=True)
     counts = [count_learned_tokens(part.labels) for part in batch.micro_batches]
     learned = _sum_over_processes(accelerator, sum(counts))
+    num_parts = _sum_over_processes(accelerator, sum(bool(p.rows) for p in batch.micro_batches))
     loss_sum = 0.0
     for index, (part, count) in enumerate(zip(batch.micro_batches, counts, strict=True)):
-        if should_stop():
+        if _any_process(accelerator, should_stop()):
             run.optimizer.zero_grad(set_to_none=True)
             raise Interrupted
         on_device = part.to(accelerator.device)
@@ -154,7 +155,7 @@ def optimizer_step(
             loss = next_token_loss(model, on_device, run.loss_function)
             if not loss.isfinite():
                 _explain_loss(run, on_device, loss.item())
-            share = _share(run.section, count, learned, len(counts))
+            share = _share(run.section, count, learned, num_parts)
             # Gradients are averaged over processes, but this loss is to be summed over them.
             accelerator.backward(loss * (share * accelerator.num_processes))
         loss_sum += loss.item()
@@ -173,8 +174,11 @@ def optimizer_step(
     )
 
 
-def _share(section: TrainingSection, count: int, learned: float, num_micro_batches: int) -> float:
-    """What a micro-batch's summed loss is multiplied by, to make the step's mean of it."""
+def _share(section: TrainingSection, count: int, learned: float, num_micro_batches: float) -> float:
+    """What a micro-batch's summed loss is multiplied by, to make the step's mean of it.
+
+    The counts are those of all processes, so that their number changes nothing.
+    """
     if section.average == "tokens":
         return 1 / max(learned, 1)
     return 1 / max(count, 1) / num_micro_batches
@@ -192,6 +196,11 @@ def _sum_over_processes(accelerator: Any, value: float) -> float:
         return value
     total = torch.tensor(value, device=accelerator.device, dtype=torch.float64)
     return float(accelerator.reduce(total, "sum").item())
+
+
+def _any_process(accelerator: Any, said: bool) -> bool:
+    """Whether any process says so: a signal may reach only one, and all must leave together."""
+    return said if accelerator.num_processes == 1 else _sum_over_processes(accelerator, said) > 0
 
 
 def _clip(run: Run, batch: Batch) -> float:
@@ -220,7 +229,7 @@ def _origins(run: Run, rows: Sequence[int]) -> str:
 
 
 def _explain_loss(run: Run, micro_batch: MicroBatch, loss: float) -> None:
-    culprit = first_nonfinite_module(run.model, micro_batch)
+    culprit = first_nonfinite_module(run.accelerator.unwrap_model(run.model), micro_batch)
     raise TrainingError(
         f"step {run.state.step + 1}: the loss is {loss}. "
         f"First module with an output that is not finite: {culprit}. "
@@ -410,12 +419,14 @@ def _judge(run: Run, judge: Judge) -> float:
     total, count = held_out_loss(
         run.model,
         run.eval_examples,
-        run.eval_rows[accelerator.process_index :: accelerator.num_processes],
+        run.eval_rows,
         max_tokens=run.plan.max_tokens,
         device=accelerator.device,
         lengths=run.eval_lengths,
         loss_function=run.loss_function,
         make=judge.make,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
     )
     return _sum_over_processes(accelerator, total) / _sum_over_processes(accelerator, count)
 
@@ -426,12 +437,14 @@ def _has_stopped_improving(run: Run) -> bool:
 
 
 def _save(run: Run, rng: dict[str, Any]) -> None:
-    run.accelerator.wait_for_everyone()
+    from accelerate.utils import gather_object
+
+    states = gather_object([rng])  # of every process, for dropout differs among them
     if not run.accelerator.is_main_process:
         return
     model = run.accelerator.unwrap_model(run.model)
     folder = save_checkpoint(
-        run.output, model, run.optimizer, run.scheduler, run.state, rng, run.template
+        run.output, model, run.optimizer, run.scheduler, run.state, states, run.template
     )
     logger.info("saved %s", folder)
     prune_checkpoints(run.output, run.section.save_total_limit, run.state.best_step)

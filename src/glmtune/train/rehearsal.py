@@ -41,6 +41,7 @@ def rehearse(run: Run, learned: Sequence[int], eval_learned: Sequence[int]) -> N
         pack
         for step in range(run.state.step, run.num_steps)
         for pack in run.plan.micro_batch_rows(step, run.lengths)
+        if pack
     ]
     eval_packs = group_rows(run.eval_rows, run.eval_lengths, run.plan.max_tokens)
     if eval_packs:

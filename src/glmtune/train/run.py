@@ -18,7 +18,7 @@ from glmtune import alive, tuning
 from glmtune.data.batches import BatchPlan, MakeMicroBatch, rows_as_they_are
 from glmtune.data.encode import EncodedData, EncodeOptions, encode_data, split_data
 from glmtune.data.lint import lint_data
-from glmtune.errors import DataError, RecipeError, TrainingError
+from glmtune.errors import CheckpointError, DataError, RecipeError, TrainingError
 from glmtune.files import write_atomically
 from glmtune.load import (
     Quantization,
@@ -28,7 +28,7 @@ from glmtune.load import (
     load_tokenizer,
 )
 from glmtune.loss import LossFunction, cross_entropy_sum
-from glmtune.metrics import MetricsFile, read_metrics
+from glmtune.metrics import MetricsFile, cut_metrics, read_metrics
 from glmtune.proofs import Answer, Prompt, answer_all
 from glmtune.recipe import (
     AdapterSection,
@@ -101,8 +101,10 @@ def fine_tune(
     accelerator, output = begin(recipe, resume=resume)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     template = template_for(tokenizer, recipe.data.layout)
-    findings = None if resume else lint(recipe, template)
-    examples, eval_examples, rows, eval_rows = load_data(recipe, template, output)
+    is_main = accelerator.is_main_process
+    findings = lint(recipe, template) if is_main and not resume else None
+    with accelerator.local_main_process_first():  # the others read what it has encoded
+        examples, eval_examples, rows, eval_rows = load_data(recipe, template, output)
     prompts = choose_prompts(
         *((eval_examples, eval_rows) if eval_rows else (examples, rows)),
         recipe.checks,
@@ -111,7 +113,7 @@ def fine_tune(
     )
     model = load_base(recipe, accelerator.device)
     is_tuned = not isinstance(recipe.adapter, NoneSection)
-    asked = prompts[: SAMPLED_PROMPTS * is_tuned]
+    asked = prompts[: SAMPLED_PROMPTS * (is_tuned and is_main)]
     return carry_out(
         recipe,
         Ingredients(
@@ -124,12 +126,26 @@ def fine_tune(
             model,
             findings,
             prompts,
-            base_answers=answer_all(model, template, asked, recipe.checks.max_new_tokens),
+            base_answers=ask_base(model, template, asked, recipe.checks.max_new_tokens),
         ),
         accelerator,
         resume=resume,
         loss=loss,
     )
+
+
+def ask_base(
+    model: Any, template: Template, prompts: Sequence[Prompt], max_new_tokens: int
+) -> Sequence[Answer]:
+    """Let the base answer before anything changes; none where its scores are not finite.
+
+    Training then stops at its first step, and names the module, which says more.
+    """
+    try:
+        return answer_all(model, template, prompts, max_new_tokens)
+    except CheckpointError as error:
+        logger.warning("the base cannot answer: %s", error)
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +180,10 @@ class Ingredients:
 def begin(recipe: RunRecipe, *, resume: bool) -> tuple[Any, Path]:
     """Make sure of the output folder, find the devices and seed the generators."""
     output = Path(recipe.output.dir)
-    prepare_output(output, resume=resume, overwrite=recipe.output.overwrite)
     accelerator = make_accelerator(recipe)
+    if accelerator.is_main_process:
+        prepare_output(output, resume=resume, overwrite=recipe.output.overwrite)
+    accelerator.wait_for_everyone()
     seed_everything(recipe.training.seed)
     return accelerator, output
 
@@ -190,6 +208,7 @@ def carry_out(
         GlmtuneError: as `fine_tune`.
     """
     output, template = Path(recipe.output.dir), given.template
+    is_main = accelerator.is_main_process
     model, examples, eval_examples = given.model, given.examples, given.eval_examples
     if recipe.training.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -202,28 +221,32 @@ def carry_out(
     for warning in proportions(recipe, len(plan.rows), num_steps) if is_tuned else ():
         logger.warning("%s", warning)
     start = alive.remember(model)
-    model = accelerator.prepare(model)
+    if accelerator.process_index:  # each process has its own dropout; all start from one adapter
+        seed_everything(recipe.training.seed + accelerator.process_index)
     ratio = getattr(recipe.adapter, "loraplus_lr_ratio", None)
     optimizer: Any = make_optimizer(model, recipe.training, ratio) if is_tuned else None
     scheduler = make_scheduler(optimizer, recipe.training, num_steps) if is_tuned else None
 
-    state = TrainerState(identity=identify(recipe, template, examples, eval_examples))
+    identity = identify(recipe, template, examples, eval_examples)
+    state = TrainerState(identity={**identity, "processes": str(accelerator.num_processes)})
     folder = newest_whole_checkpoint(output) if resume else None
     if folder is not None:
         saved = load_state(folder)
         check_identity(saved, state.identity, folder)
-        restore_checkpoint(folder, accelerator.unwrap_model(model), optimizer, scheduler)
+        restore_checkpoint(folder, model, optimizer, scheduler, accelerator.process_index)
         state = saved
         logger.info("resuming from %s at step %d of %d", folder, state.step, num_steps)
-    elif accelerator.is_main_process:
+    elif is_main:
         if resume:
             logger.warning("%s: no checkpoint yet, so the run starts at its beginning", output)
         clear_run(output)
-    write_recipe(recipe, output)
+    if is_main:
+        write_recipe(recipe, output)
+        cut_metrics(output / METRICS, state.step)
     start_trackers(accelerator, recipe)
 
     run = Run(
-        model=model,
+        model=accelerator.prepare(model),
         optimizer=optimizer,
         scheduler=scheduler,
         accelerator=accelerator,
@@ -240,7 +263,7 @@ def carry_out(
         output=output,
         num_steps=num_steps,
         state=state,
-        metrics=MetricsFile(output / METRICS, resume_at_step=state.step),
+        metrics=MetricsFile(output / METRICS),
         watch=Watch(recipe.checks),
         show_samples=lambda: None,
         loss_function=loss,
@@ -251,12 +274,12 @@ def carry_out(
     )
     rehearse(run, examples.learned_lengths.tolist(), eval_examples.learned_lengths.tolist())
     began = time.monotonic()
-    if recipe.checks.sample_steps:
+    if recipe.checks.sample_steps and is_main:
         run.show_samples = partial(log_samples, run, recipe, given.prompts)
     is_finished = train(run)
     seconds = time.monotonic() - began
-    accelerator.end_training()
-    if not accelerator.is_main_process:
+    leave_the_others(run)
+    if not is_main:
         return summarise(run, is_finished)
 
     shown = finish(run, recipe, given.tokenizer, given.prompts) if is_finished else Finish()
@@ -269,6 +292,17 @@ def carry_out(
             "; ".join(f"{proof.name}: {proof.detail}" for proof in shown.failed) + f" See {report}."
         )
     return summarise(run, is_finished)
+
+
+def leave_the_others(run: Run) -> None:
+    """End what the processes had in common; rank 0 goes on alone with the plain model.
+
+    The wrapper goes first: freed after its process group, it waits for a thread that waits
+    for it (torch 2.13, gloo).
+    """
+    run.model = run.accelerator.unwrap_model(run.model)
+    run.accelerator.free_memory()
+    run.accelerator.end_training()
 
 
 def make_accelerator(recipe: RunRecipe) -> Any:
@@ -291,7 +325,8 @@ def make_accelerator(recipe: RunRecipe) -> Any:
                 f"`pip install {name}`, or leave it out."
             )
     return Accelerator(
-        cpu=recipe.training.use_cpu,
+        # Without a GPU accelerate knows of several processes only if told that it is a CPU.
+        cpu=recipe.training.use_cpu or not torch.accelerator.is_available(),
         mixed_precision="bf16" if recipe.training.bf16 else "no",
         log_with=list(recipe.output.report_to) or None,
         project_dir=str(Path(recipe.output.dir) / "runs"),

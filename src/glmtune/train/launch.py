@@ -1,0 +1,90 @@
+"""One command -> a process per device on this machine, by torch's own launcher.
+
+    glmtune train recipe.yaml --nproc 2
+      |- rank 0   shows the bar and the log, writes the output folder
+      `- rank 1   is silent; what went wrong with it is kept in a file
+
+When a process fails, the rest of them soon fail too, for want of a partner. The one that
+failed first is the one whose error is shown. Several machines are for `torchrun` and
+`accelerate launch`, which start the same command without `--nproc`.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import glmtune.errors
+
+SECONDS_TO_SAVE = 120  # after Ctrl-C, for the micro-batch in hand and a checkpoint
+
+
+def launch(arguments: Sequence[str], num_processes: int) -> int:
+    """Run `glmtune` with these arguments in several processes that train together.
+
+    Returns:
+        The exit code; the error that came first is on standard error by then.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // num_processes)))
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # it tells each process's end
+    with TemporaryDirectory(prefix="glmtune-") as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=num_processes,
+            run_id="glmtune",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",  # any free port
+            max_restarts=0,
+            shutdown_timeout=SECONDS_TO_SAVE,
+            logs_specs=DefaultLogsSpecs(log_dir=folder, local_ranks_filter={0}),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "glmtune.cli.rank", *arguments)
+        except SignalException:
+            return 130
+        except ChildFailedError as error:
+            return _tell_first(error.failures)
+    return 0
+
+
+def _tell_first(failures: Mapping[int, Any]) -> int:
+    """Print the failure that the others followed from, and give the exit code."""
+    for rank, failure in failures.items():
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # not by the launcher
+            print(
+                f"error: rank {rank} was ended by {failure.signal_name()}. If that is SIGKILL, the "
+                "machine ran out of memory: lower training.per_device_train_batch_size, or set "
+                "training.gradient_checkpointing=true.",
+                file=sys.stderr,
+            )
+            return 1
+    recorded = [
+        (path.stat().st_mtime_ns, rank, path)
+        for rank, failure in failures.items()
+        if (path := Path(failure.error_file)).is_file()
+    ]
+    if not recorded:  # interrupted, or the command line was wrong: rank 0 has said so
+        return max(int(failure.exitcode) for failure in failures.values()) or 1
+    _, rank, path = min(recorded)
+    told = json.loads(path.read_text(encoding="utf-8"))["message"]
+    kind, _, text = told["message"].partition(": ")
+    if hasattr(glmtune.errors, kind):
+        print(f"error: {text}", file=sys.stderr)
+    else:  # ours or a library's to mend
+        print(
+            f"error: rank {rank} failed first:\n{told['extraInfo']['py_callstack']}",
+            file=sys.stderr,
+        )
+    return 1

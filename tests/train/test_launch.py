@@ -1,0 +1,158 @@
+"""Several processes: the same run as one, with one log, one folder and one error."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+PLACES = [("广州", "广东"), ("杭州", "浙江"), ("成都", "四川"), ("西安", "陕西"), ("昆明", "云南")]
+ROWS = [
+    {"instruction": f"{city}在哪里", "input": "", "output": f"{city}在{region}。" * (1 + index % 3)}
+    for index, (city, region) in enumerate(PLACES + PLACES[:4])
+]  # 9 rows: the second step of 8 has one, so that of two processes one has none
+
+
+@pytest.fixture
+def recipe(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "cache"))
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps(ROWS, ensure_ascii=False), encoding="utf-8")
+    tree = {
+        "model": {"name_or_path": str(tiny_model_dir), "dtype": "float32"},
+        "data": {"train": str(rows), "eval": f"{rows}#3", "max_length": 90},
+        "adapter": {"r": 4},
+        "training": {
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 4,
+            "num_train_epochs": 2,
+            "learning_rate": 5e-3,
+            "logging_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "save_total_limit": None,
+            "load_best_model_at_end": False,
+            "use_cpu": True,
+        },
+        "checks": {"stop_prompts": 0, "max_new_tokens": 2},
+        "output": {"dir": str(tmp_path / "two"), "report_to": "none"},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def train(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "glmtune", "train", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def measured(output: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    kept = ("step", "loss", "eval_loss", "learning_rate", "grad_norm")
+    return [{key: line[key] for key in kept if key in line} for line in lines]
+
+
+def test_two_processes_learn_what_one_learns(recipe: Path, tmp_path: Path) -> None:
+    one = train(
+        str(recipe), f"output.dir={tmp_path / 'one'}", "training.gradient_accumulation_steps=8"
+    )
+    two = train(str(recipe), "--nproc", "2")
+
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    alone, together = measured(tmp_path / "one"), measured(tmp_path / "two")
+    assert [line["step"] for line in together] == [line["step"] for line in alone]
+    for mine, theirs in zip(alone, together, strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-4)
+    weights = load_file(tmp_path / "one" / "adapter_model.safetensors")
+    others = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, rtol=0, atol=2e-4)
+    assert two.stdout.count("Adapter after 4 steps") == 1
+    assert two.stderr.count("step 4/4") == one.stderr.count("step 4/4")
+
+
+@pytest.mark.slow
+def test_two_processes_resume_where_they_stopped(recipe: Path, tmp_path: Path) -> None:
+    options = [str(recipe), "--nproc", "2", "adapter.lora_dropout=0.3"]
+    whole = train(*options, f"output.dir={tmp_path / 'whole'}")
+    begun = train(*options)
+    assert whole.returncode == begun.returncode == 0, whole.stderr + begun.stderr
+    for name in ("checkpoint-4", "checkpoint-3"):
+        shutil.rmtree(tmp_path / "two" / name)
+
+    resumed = train(*options, "--resume")
+
+    assert resumed.returncode == 0, resumed.stderr
+    assert "at step 2 of 4" in resumed.stderr
+    assert measured(tmp_path / "two") == measured(tmp_path / "whole")
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+    refused = train(str(recipe), "adapter.lora_dropout=0.3", "--resume")
+
+    assert refused.returncode == 1
+    assert "processes (was 2, now 1)" in refused.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_a_checkpoint_of_all_processes(recipe: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "glmtune", "train", str(recipe), "--nproc", "2"]
+    process = subprocess.Popen(
+        [*command, "training.num_train_epochs=500", "training.save_strategy=no"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "two" / "metrics.jsonl"
+    for _ in range(2400):
+        if process.poll() is not None or (metrics.is_file() and metrics.read_text()):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=200)
+
+    assert process.returncode == 130, errors
+    [folder] = (tmp_path / "two").glob("checkpoint-*")
+    states = torch.load(folder / "rng_state.pth", weights_only=True)
+    assert len(states) == 2
+
+
+@pytest.mark.slow
+def test_the_process_that_fails_first_is_the_one_heard(recipe: Path) -> None:
+    failed = train(str(recipe), "--nproc", "2", "adapter.target_modules=nothing")
+
+    assert failed.returncode == 1
+    assert failed.stderr.count("error: adapter.target_modules names nothing") == 1
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.slow
+def test_a_bug_in_one_process_is_told_with_its_traceback(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import glmtune.data.packing as packing\n"
+        "    def pack(examples): raise ZeroDivisionError('planted')\n"
+        "    packing.pack = pack\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(broken), prepend=os.pathsep)
+
+    failed = train(str(recipe), "--nproc", "2")
+
+    assert failed.returncode == 1
+    assert "rank 1 failed first" in failed.stderr
+    assert "ZeroDivisionError: planted" in failed.stderr
