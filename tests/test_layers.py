@@ -12,7 +12,7 @@ LAYERS = [
     ["errors"],
     ["files", "conversation"],
     ["chatglm"],
-    ["auto", "attention", "arithmetic"],
+    ["auto", "attention", "arithmetic", "int8"],
     ["cache"],
     ["generate"],
     ["load"],

@@ -24,6 +24,7 @@ from glmtune.alive import some
 from glmtune.data.batches import MicroBatch
 from glmtune.errors import CheckpointError, RecipeError, TemplateError, TrainingError
 from glmtune.files import write_atomically
+from glmtune.int8 import Int8Linear
 from glmtune.recipe import LoraSection, PeftSection
 from glmtune.template import Template
 
@@ -440,7 +441,8 @@ def merge(model: Any) -> Any:
     Raises:
         CheckpointError: the base is packed into few bits, which the update would not survive.
     """
-    if getattr(model, "is_quantized", False):
+    in_int8 = any(isinstance(module, Int8Linear) for module in model.modules())
+    if in_int8 or getattr(model, "is_quantized", False):
         raise CheckpointError(
             "the base is quantized, and adding the update to its few bits would lose most of it. "
             "Load the base in half precision, then the adapter, and merge those."

@@ -258,6 +258,7 @@ def open_session(
     *,
     layout: Layout | None = None,
     dtype: str = "auto",
+    compute: Literal["int8"] | None = None,
     system: Sequence[Message] = (),
     sampling: Sampling | None = None,
     any_template: bool = False,
@@ -269,6 +270,7 @@ def open_session(
         adapter_folder: what `glmtune train` wrote.
         layout: how prompts are built; None is as the adapter's were, else "official".
         dtype: of the weights, or "auto".
+        compute: "int8" multiplies in int8, on a CPU.
         system: what stands before the conversation.
         sampling: how tokens are drawn.
         any_template: use an adapter that was trained on other prompts.
@@ -280,7 +282,7 @@ def open_session(
     base, folder, template = open_template(
         name, adapter_folder, layout=layout, any_template=any_template
     )
-    model = load_tuned(base, folder, dtype=dtype)
+    model = load_tuned(base, folder, dtype=dtype, compute=compute)
     return ChatSession(model, template, system=system, sampling=sampling)
 
 
@@ -318,7 +320,13 @@ def open_template(
     return name, folder, template
 
 
-def load_tuned(name: str, folder: Path | None, *, dtype: str = "auto") -> Any:
+def load_tuned(
+    name: str,
+    folder: Path | None,
+    *,
+    dtype: str = "auto",
+    compute: Literal["int8"] | None = None,
+) -> Any:
     """Load a model, and an adapter over it, where it runs fastest.
 
     Raises:
@@ -326,7 +334,9 @@ def load_tuned(name: str, folder: Path | None, *, dtype: str = "auto") -> Any:
     """
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     device_map = None if device.type == "cpu" else "auto"  # spread over what GPUs there are
-    model: Any = load_frozen_model(name, dtype=dtype, device=device, device_map=device_map)
+    model: Any = load_frozen_model(
+        name, dtype=dtype, device=device, compute=compute, device_map=device_map
+    )
     return model if folder is None else adapter.load(model, folder)
 
 

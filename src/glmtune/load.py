@@ -12,7 +12,7 @@ from json import JSONDecodeError, loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from glmtune.errors import CheckpointError
+from glmtune.errors import CheckpointError, RecipeError
 
 if TYPE_CHECKING:
     import torch
@@ -140,6 +140,7 @@ def load_frozen_model(
     *,
     dtype: str = "auto",
     device: "torch.device",
+    compute: Literal["int8"] | None = None,
     device_map: Any = None,
     attn_implementation: str = "sdpa",
     quantization: "Quantization | None" = None,
@@ -155,6 +156,7 @@ def load_frozen_model(
         name: a folder, or a hub id.
         dtype: of the weights, by torch's name, or "auto" for the checkpoint's own.
         device: where it will run.
+        compute: "int8" turns linear layers into int8 (`glmtune.int8`), on a CPU.
         device_map: where the weights go; None is all of them to `device`.
         attn_implementation: a name that transformers knows.
         quantization: how linear layers are packed; embeddings, norms and the output layer are
@@ -162,10 +164,12 @@ def load_frozen_model(
 
     Raises:
         CheckpointError: as for `load_model`.
+        RecipeError: int8 is asked for where it is not to be had.
     """
     import torch
 
     from glmtune.arithmetic import widen
+    from glmtune.int8 import quantise
 
     wanted: Any = (
         getattr(torch, dtype) if dtype != "auto" else load_config(name).dtype or torch.float32
@@ -178,9 +182,19 @@ def load_frozen_model(
     if quantization is not None and quantization.library == "torchao":
         wanted, slow = compute_dtype, None  # its weights know one dtype
     on_cpu = device.type == "cpu"
+    if compute == "int8" and quantization is not None:
+        raise RecipeError(
+            "model.compute=int8 and packed weights (adapter.method=qlora) are two ways to hold "
+            "the same layers. Leave one of them out."
+        )
+    if compute == "int8" and not on_cpu:
+        raise RecipeError(
+            f"model.compute=int8 is made for CPUs, and this would run on {device.type}. Leave it "
+            "out, or set training.use_cpu=true."
+        )
     model = load_model(
         name,
-        dtype=wanted,
+        dtype="auto" if compute == "int8" else wanted,  # as stored it can be read where it lies
         device_map=device_map or (None if on_cpu else {"": device}),
         attn_implementation=attn_implementation,
         quantization=quantization and _packing(quantization, compute_dtype),
@@ -188,6 +202,8 @@ def load_frozen_model(
     if quantization is not None:
         _keep_gradients(model)
         _let_go_of_files(model)
+    if compute == "int8":
+        quantise(model, wanted)
     if slow is not None:
         logger.warning(
             "this CPU has no arithmetic for %s: the weights stay as they are, and are computed "

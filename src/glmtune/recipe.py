@@ -45,6 +45,7 @@ class ModelSection(Section):
 
     name_or_path: str  # a folder or a hub id
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    compute: Literal["int8"] | None = None  # of frozen linear layers; None: as `dtype`
     attn_implementation: Literal["packed", "flash_attention_2", "flash_attention_3"] = "packed"
 
 
@@ -388,6 +389,20 @@ class RunRecipe(Section):
                 f"adapter.method={self.adapter.method} trains the weights themselves, and "
                 f"{self.model.dtype} loses most of their updates. Leave model.dtype out, which is "
                 "float32 here; training.bf16=true computes in bfloat16 all the same"
+            )
+        if self.model.compute == "int8" and trains_weights:
+            raise ValueError(
+                f"model.compute=int8 is for frozen weights, and adapter.method="
+                f"{self.adapter.method} trains them. Use adapter.method=lora, or leave "
+                "model.compute out"
+            )
+        takes_weights = isinstance(self.adapter, LoraSection) and (
+            self.adapter.use_dora or self.adapter.takes_from_base
+        )
+        if self.model.compute == "int8" and takes_weights:
+            raise ValueError(
+                "adapter.use_dora and adapter.init_lora_weights=pissa or olora need the weights "
+                "in 16 bits, and model.compute=int8 does not keep them. Leave one of the two out"
             )
         if isinstance(self.adapter, NoneSection) and not held_out:
             raise ValueError(

@@ -46,6 +46,9 @@ def chat(
     dtype: Annotated[
         Literal["auto", "bfloat16", "float16", "float32"], typer.Option(help="Of the weights.")
     ] = "auto",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Multiply in int8 on a CPU: half the memory.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 512,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.8,
     top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 0.8,
@@ -72,6 +75,7 @@ def chat(
         adapter,
         layout=layout,
         dtype=dtype,
+        compute="int8" if int8 else None,
         system=system_messages(system, definitions),
         sampling=Sampling(
             max_new_tokens=max_new_tokens,

@@ -341,6 +341,7 @@ def load_base(recipe: RunRecipe, device: torch.device) -> Any:
             section.name_or_path,
             dtype=section.dtype,
             device=device,
+            compute=section.compute,
             attn_implementation=section.attn_implementation,
             quantization=quantization_of(recipe.adapter),
         )

@@ -1,0 +1,172 @@
+"""Frozen linear layers that multiply in int8: half the memory of bfloat16, about twice its speed.
+
+A weight is stored once, as int8 with a float32 scale per output channel. Activations become int8
+as they come, with a scale per token, and so do the gradients that flow back:
+
+    y  = (int8(x) @ W.T) * scale(x) * scale(W)          scale(x) per row, scale(W) per column
+    dx = (int8(dy * scale(W)) @ W) * scale(dy)          the weight's scales go into the gradient
+                                                        first, so the same int8 serve both ways
+
+Products are exact sums in int32, so a token's result does not depend on which others are beside
+it. Nothing of x is kept for the backward pass. A weight cannot be trained or merged into; what
+is learned lies beside it, in adapters.
+
+Source: Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 2 (scales per row and
+column), without its second product for outliers; docs/performance.md shows what that costs.
+"""
+
+import functools
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+LIMIT = 127  # -128 is left out, so that the scale is the same on both sides
+SMALLEST = 1e-30  # of a row's largest value: below, its inverse would overflow
+PIECE = 1 << 20  # numbers converted at a time, to stay in the cache
+FEW_ROWS = 6  # of activations, up to which one after the other is faster
+EXACT_TERMS = 1024  # so many products of two int8 have a sum that float32 holds exactly
+
+
+class _Int8Product(torch.autograd.Function):
+    """x @ weight.T for a frozen int8 weight with scales."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, scale)
+        rows, row_scale = quantise_rows(x.reshape(-1, x.size(-1)))
+        y = scale_back(multiply(rows, weight.T), row_scale, scale, x.dtype)
+        return y.view(*x.shape[:-1], weight.size(0))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        weight, scale = ctx.saved_tensors
+        (dy,) = grads
+        rows, row_scale = quantise_rows(dy.reshape(-1, dy.size(-1)), scale)
+        dx = scale_back(multiply(rows, weight), row_scale, None, dy.dtype)
+        return dx.view(*dy.shape[:-1], weight.size(1)), None, None
+
+
+class Int8Linear(nn.Linear):
+    """A frozen linear layer with an int8 weight; what it gives has the dtype of what it gets."""
+
+    scale: Tensor  # float32, (out,)
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Take the place of a linear layer, whose weight is not kept."""
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        weight, scale = quantise_rows(linear.weight.detach())
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.register_buffer("scale", scale.squeeze(1), persistent=False)
+        self.bias = linear.bias
+        self.train(linear.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        y: Tensor = _Int8Product.apply(input, self.weight, self.scale)  # type: ignore[no-untyped-call]
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+def quantise_rows(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Write each row as int8 times a scale of its own.
+
+    Args:
+        x: (rows, columns), floating point.
+        column_scale: float32, (columns,), multiplied in first.
+
+    Returns:
+        int8 of the same shape, and float32 scales, (rows, 1). A row that holds NaN or infinity
+        has a scale that is not finite.
+    """
+    rows = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scale = torch.empty(x.size(0), 1, device=x.device)
+    step = max(1, PIECE // max(x.size(1), 1))
+    for start in range(0, x.size(0), step):
+        part = x[start : start + step].float()
+        if column_scale is not None:
+            part = part * column_scale
+        largest = torch.maximum(part.amax(1, keepdim=True), part.amin(1, keepdim=True).neg_())
+        largest.clamp_min_(SMALLEST)
+        rows[start : start + step] = (part * (LIMIT / largest)).round_()
+        scale[start : start + step] = largest / LIMIT
+    return rows, scale
+
+
+def scale_back(
+    sums: Tensor, row_scale: Tensor, column_scale: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Give int32 sums (rows, columns) their scales, (rows, 1) and (columns,), in `dtype`."""
+    y = torch.empty(sums.shape, dtype=dtype, device=sums.device)
+    step = max(1, PIECE // max(sums.size(1), 1))
+    for start in range(0, sums.size(0), step):
+        part = sums[start : start + step].float().mul_(row_scale[start : start + step])
+        y[start : start + step] = part if column_scale is None else part.mul_(column_scale)
+    return y
+
+
+def multiply(rows: Tensor, columns: Tensor) -> Tensor:
+    """Multiply int8 (rows, inner) and (inner, columns) exactly, into int32."""
+    if not has_int8_products():
+        return multiply_in_float32(rows, columns)
+    if 1 < rows.size(0) <= FEW_ROWS:  # alone, a row takes the weight as it lies in memory
+        return torch.cat([torch._int_mm(row, columns) for row in rows[:, None]])
+    return torch._int_mm(rows, columns)
+
+
+def multiply_in_float32(rows: Tensor, columns: Tensor) -> Tensor:
+    """The same on a CPU without int8 products: so few terms at a time that float32 is exact."""
+    sums = torch.zeros(rows.size(0), columns.size(1), dtype=torch.int32, device=rows.device)
+    for inner in range(0, rows.size(1), EXACT_TERMS):
+        left = rows[:, inner : inner + EXACT_TERMS].float()
+        for start in range(0, columns.size(1), EXACT_TERMS):
+            right = columns[inner : inner + EXACT_TERMS, start : start + EXACT_TERMS].float()
+            sums[:, start : start + EXACT_TERMS] += (left @ right).to(torch.int32)
+    return sums
+
+
+@functools.cache
+def has_int8_products() -> bool:
+    """Whether the CPU multiplies int8 right; without VNNI the CPU library's sums overflow."""
+    largest = torch.full((32, 64), LIMIT, dtype=torch.int8)
+    return bool((torch._int_mm(largest, largest.T) == 64 * LIMIT**2).all())
+
+
+def quantise(model: Any, dtype: torch.dtype) -> None:
+    """Freeze a model and turn its linear layers into int8, one after the other.
+
+    The output layer stays as precise as it is: it decides between neighbours, and is 4 % of the
+    work. What is not turned into int8 becomes a copy in `dtype`, so that a memory-mapped file is
+    let go as soon as its last weight has been read.
+
+    Args:
+        model: of transformers; changed in place. Its adapters are attached afterwards.
+        dtype: of activations and of all that stays floating point.
+    """
+    model.requires_grad_(False)
+    head = model.get_output_embeddings()
+
+    def becomes_int8(module: nn.Module) -> bool:
+        return type(module) is nn.Linear and module is not head
+
+    for parent in [module for module in model.modules() if not becomes_int8(module)]:
+        for name, child in list(parent.named_children()):
+            if becomes_int8(child):
+                setattr(parent, name, Int8Linear(child))
+                _own(getattr(parent, name), dtype)
+        _own(parent, dtype)
+    if not has_int8_products():
+        logger.warning(
+            "this CPU has no int8 products (VNNI), so they are computed in float32: int8 saves "
+            "memory here, and no time"
+        )
+
+
+def _own(module: nn.Module, dtype: torch.dtype) -> None:
+    for parameter in module.parameters(recurse=False):
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype, copy=True)
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        setattr(module, name, buffer.clone())
