@@ -341,3 +341,11 @@ def test_what_an_objective_cannot_show_is_refused(
         run_inspect(*given, tiny_model_dir, "--html", tmp_path / "page.html")
     with pytest.raises(DataError, match=r"no token \[MASK\]"):
         run_inspect(*given, tiny_llama_dir)
+
+
+def test_it_works_from_inside_the_folder_of_the_model(
+    rows: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_model_dir)
+
+    assert run_inspect(rows, "--model", ".") == run_inspect(rows, "--model", tiny_model_dir)

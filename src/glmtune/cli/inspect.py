@@ -1,6 +1,7 @@
 """`glmtune inspect`."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -151,7 +152,7 @@ def recipe_for(
             "--model is missing: rows become tokens by a model's tokenizer. "
             f"Try: glmtune inspect {data} --model ./chatglm3-6b"
         )
-    tree = {"data": {"train": data}, "output": {"dir": "."}}  # nothing is written there
+    tree = {"data": {"train": data}, "output": {"dir": os.devnull}}  # nothing is written
     return build_recipe(tree, [*given, *overrides], source=data, kind=kind)
 
 

@@ -1,6 +1,7 @@
 """`glmtune lint`."""
 
 import itertools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -126,7 +127,7 @@ def recipe_for(data: str, values: "dict[str, str | int | None]", overrides: list
     tree = {
         "model": {"name_or_path": ""},
         "data": {"train": data, "bad_rows": "skip"},
-        "output": {"dir": "."},  # nothing is written there
+        "output": {"dir": os.devnull},  # nothing is written
     }
     return build_recipe(tree, [*given, *overrides], source=data)
 
