@@ -1,4 +1,4 @@
-"""Frozen linear layers that multiply in int8: half the memory of bfloat16, about twice its speed.
+"""Frozen linear layers that multiply in int8: half the memory of bfloat16.
 
 A weight is stored once, as int8 with a float32 scale per output channel. Activations become int8
 as they come, with a scale per token, and so do the gradients that flow back:
@@ -12,7 +12,7 @@ it. Nothing of x is kept for the backward pass. A weight cannot be trained or me
 is learned lies beside it, in adapters.
 
 Source: Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 2 (scales per row and
-column), without its second product for outliers; docs/performance.md shows what that costs.
+column), without its second product for outliers; docs/performance.md has what was measured.
 """
 
 import functools

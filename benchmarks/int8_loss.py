@@ -1,0 +1,70 @@
+"""What int8 costs in loss: the same run on a base in bfloat16 and in int8, curves side by side.
+
+    python -m benchmarks.int8_loss                       the demo's model and rows
+    python -m benchmarks.int8_loss MODEL ROWS            any folder, LoRA on all linear layers
+
+320 steps; prints the held-out loss every 40 steps, and how far int8 is from bfloat16. Only
+`model.compute` differs between the two: rows, their order, seeds and recipe are the same.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from glmtune.demo.folder import prepare
+from glmtune.metrics import read_metrics
+from glmtune.recipe import Recipe, build_recipe
+from glmtune.train.run import fine_tune
+
+STEPS, EVERY = 320, 40
+SAME = [
+    "model.dtype=bfloat16", f"max_steps={STEPS}", "eval_strategy=steps", f"eval_steps={EVERY}",
+    "save_strategy=no", "load_best_model_at_end=false", "report_to=none", "use_cpu=true",
+    "checks.stop_prompts=0", "checks.max_new_tokens=1", "lint.before_training=false",
+]  # fmt: skip
+
+
+def recipe_for(model: str, rows: str) -> Recipe:
+    return build_recipe(
+        {
+            "model": {"name_or_path": model},
+            "data": {"train": rows, "max_length": 128, "overlong": "truncate_prompt",
+                     "eval_fraction": 0.08},
+            "adapter": {"r": 8, "target_modules": "all-linear"},
+            "training": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
+                         "learning_rate": 5e-4},
+            "output": {"dir": "unused"},
+        }
+    )  # fmt: skip
+
+
+def curve(recipe: Recipe, output: Path, compute: str) -> list[float]:
+    """Run once, and give the held-out losses."""
+    tree = recipe.model_dump(mode="json")
+    fine_tune(
+        build_recipe(tree, [*SAME, f"model.compute={compute}", f"output.dir={output / compute}"])
+    )
+    lines = read_metrics(output / compute / "metrics.jsonl")
+    return [line["eval_loss"] for line in lines if "eval_loss" in line]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("rows", nargs="?")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        if arguments.model:
+            recipe = recipe_for(arguments.model, arguments.rows)
+        else:
+            recipe = prepare(Path(scratch) / "demo").recipe
+        wide = curve(recipe, Path(scratch), "null")
+        narrow = curve(recipe, Path(scratch), "int8")
+    print("| step | bfloat16 | int8 | |\n| --- | --- | --- | --- |")
+    for index, (one, other) in enumerate(zip(wide, narrow, strict=True)):
+        step = min((index + 1) * EVERY, STEPS)
+        print(f"| {step} | {one:.4f} | {other:.4f} | {100 * (other / one - 1):+.2f} % |")
+
+
+if __name__ == "__main__":
+    main()
