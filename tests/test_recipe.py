@@ -106,6 +106,7 @@ def test_keys_belong_to_the_method_that_has_them() -> None:
         (["init_lora_weights=pissa", "use_dora=true"], "peft cannot save the two"),
         (["init_lora_weights=piza"], r"adapter\.init_lora_weights"),
         (["loraplus_lr_ratio=0.5"], r"adapter\.loraplus_lr_ratio is 0.5"),
+        (["adapter.method=qlora", "model.compute=int8"], "two ways to hold the same layers"),
         (["output.dir=m"], "output.dir is the folder of the model itself"),
     ],
 )
@@ -152,3 +153,13 @@ def test_a_bare_no_means_no(key: str) -> None:
     recipe = build_recipe(tree, [f"training.{key}=no"])
 
     assert getattr(recipe.training, key) == "no"
+
+
+def test_an_attention_that_would_change_the_objective_is_refused() -> None:
+    flash = ["model.attn_implementation=flash_attention_2"]
+
+    with pytest.raises(RecipeError, match="would learn another objective in silence"):
+        build_recipe(SMALLEST, flash, kind=PretrainRecipe)
+
+    causal = ["objective.token=0", "objective.document=0", "objective.causal=1"]
+    assert build_recipe(SMALLEST, [*flash, *causal], kind=PretrainRecipe).objective.causal == 1

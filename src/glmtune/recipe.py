@@ -396,6 +396,11 @@ class RunRecipe(Section):
                 f"{self.adapter.method} trains them. Use adapter.method=lora, or leave "
                 "model.compute out"
             )
+        if self.model.compute == "int8" and isinstance(self.adapter, QloraSection):
+            raise ValueError(
+                "model.compute=int8 and adapter.method=qlora are two ways to hold the same "
+                "layers. Leave one of them out"
+            )
         takes_weights = isinstance(self.adapter, LoraSection) and (
             self.adapter.use_dora or self.adapter.takes_from_base
         )
@@ -449,6 +454,13 @@ class PretrainRecipe(RunRecipe):
             raise ValueError(
                 f"model.config makes a new model, which adapter.method={self.adapter.method} "
                 "would leave as it was drawn. Use adapter.method=full"
+            )
+        has_prefix = any(w for name, w in self.objective.weights().items() if name != "causal")
+        if has_prefix and self.model.attn_implementation != "packed":
+            raise ValueError(
+                f"model.attn_implementation={self.model.attn_implementation} lets no token of a "
+                "blank's context see a later one, so it would learn another objective in silence. "
+                "Use packed, or objective.causal alone"
             )
         return self
 

@@ -156,3 +156,18 @@ def test_a_bug_in_one_process_is_told_with_its_traceback(
     assert failed.returncode == 1
     assert "rank 1 failed first" in failed.stderr
     assert "ZeroDivisionError: planted" in failed.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_that_train_nothing_measure_what_one_measures(
+    recipe: Path, tmp_path: Path
+) -> None:
+    options = ["training.max_steps=1", "training.save_strategy=no"]
+    tree = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    recipe.write_text(yaml.safe_dump({**tree, "adapter": {"method": "none"}}), encoding="utf-8")
+    one = train(str(recipe), *options, f"output.dir={tmp_path / 'one'}")
+    two = train(str(recipe), *options, "--nproc", "2")
+
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    [alone], [together] = measured(tmp_path / "one"), measured(tmp_path / "two")
+    assert together["eval_loss"] == pytest.approx(alone["eval_loss"], rel=1e-5)

@@ -246,7 +246,7 @@ def carry_out(
     start_trackers(accelerator, recipe)
 
     run = Run(
-        model=accelerator.prepare(model),
+        model=accelerator.prepare(model) if is_tuned else model,
         optimizer=optimizer,
         scheduler=scheduler,
         accelerator=accelerator,
