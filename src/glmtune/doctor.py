@@ -278,15 +278,16 @@ SYMPTOMS: tuple[Symptom, ...] = (
         "GPU out of memory",
         r"CUDA out of memory|CUDA error: out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
         "The GPU has less memory than the run needs.",
-        "Ask `glmtune plan RECIPE`; smaller training.per_device_train_batch_size, "
-        "training.gradient_checkpointing=true or a smaller data.max_length make it fit.",
+        "A smaller training.per_device_train_batch_size, training.gradient_checkpointing=true or "
+        "a smaller data.max_length make it fit.",
     ),
     Symptom(
         "host out of memory",
         r"DefaultCPUAllocator: (can't allocate memory|not enough memory)|"
         r"^\s*(numpy.*)?MemoryError\b|Cannot allocate memory|std::bad_alloc",
         "The machine has less memory than the run needs.",
-        "Ask `glmtune plan RECIPE` what would fit; a 16-bit dtype halves the weights.",
+        "A 16-bit dtype halves the weights; a smaller training.per_device_train_batch_size and "
+        "training.gradient_checkpointing=true save most of the rest.",
     ),
     Symptom(
         "killed",
@@ -294,7 +295,8 @@ SYMPTOMS: tuple[Symptom, ...] = (
         r"exitcode\s*: -9|Signal 9 \(SIGKILL\)|oom-kill|OOMKilled",
         "The process was killed from outside, mostly by the system because the machine's memory "
         "was full.",
-        "Ask `glmtune plan RECIPE` what would fit, and see `dmesg` for who killed it.",
+        "See `dmesg` for who killed it; a smaller training.per_device_train_batch_size, "
+        "training.gradient_checkpointing=true and a 16-bit dtype take less memory.",
     ),
     Symptom(
         "disk full",
@@ -872,7 +874,7 @@ def _about_room(machine: Machine) -> Iterator[Advice]:
         yield Advice(
             f"ChatGLM3-6B does not fit: its weights take {WEIGHTS_OF_6B / GIB:.1f} GiB in 16 bit, "
             f"and {largest / GIB:.1f} are free.",
-            "Use a machine with more memory, or a smaller model; `glmtune plan RECIPE` reckons.",
+            "Use a machine with more memory, a smaller model, or adapter.method=qlora.",
             stops=True,
         )
     for model in machine.models:
@@ -902,7 +904,7 @@ def _about_speed(machine: Machine) -> Iterator[Advice]:
         else:
             yield Advice(
                 "there is no GPU: ChatGLM3-6B trains very much slower than on one.",
-                "Ask `glmtune plan RECIPE` how long a run would take, and try a small model first.",
+                "`glmtune train` says before the first step how long all of them will take.",
                 stops=False,
             )
         if "bfloat16" not in machine.native_dtypes:
