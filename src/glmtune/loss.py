@@ -6,20 +6,30 @@ was split into micro-batches: an answer of one token weighs a quarter of an answ
     input_ids   A  B  C  D        the logits at A, B and C predict B, C and D;
     labels      .  .  C  D        only B and C predict something learned, so only their
     predicts    .  C  D           logits, (2, vocab), are ever computed
+
+Where a model hands out what its output layer scores, as ChatGLM does, only a chunk of the logits
+exists at a time: its gradient is made beside its loss, and the chunk is dropped.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from glmtune.data.batches import MicroBatch
 from glmtune.template import IGNORE
 
+CHUNK_LOGITS = 2**23  # that exist at a time: 129 positions of ChatGLM's vocabulary
+CHUNK_ROWS = 128  # where the width of the output layer is not known
+
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""(logits (tokens, vocab), targets (tokens,)) -> the sum of their losses in nats, a scalar."""
+"""(logits (tokens, vocab), targets (tokens,)) -> the sum of their losses in nats, a scalar.
+
+It may be given a part of the positions at a time, and the sums are added up."""
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
@@ -41,6 +51,60 @@ def count_learned_tokens(labels: Tensor) -> int:
     return int((labels[:, 1:] != IGNORE).sum())
 
 
+class _ChunkedLoss(torch.autograd.Function):
+    """The loss over a frozen output layer, with the gradient made beside it, chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, output_layer: nn.Module, loss: LossFunction
+    ) -> Tensor:
+        rows = chunk_rows(output_layer)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        gradient = torch.empty_like(hidden)
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            with torch.enable_grad():
+                chunk = hidden[part].detach().requires_grad_()
+                nats = loss(output_layer(chunk), targets[part])
+                (gradient[part],) = torch.autograd.grad(nats, chunk)
+            total += nats.detach()
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grads[0], None, None, None  # a float32 factor, rounded once
+
+
+def chunk_rows(output_layer: nn.Module) -> int:
+    """How many positions are scored at a time."""
+    vocab = getattr(output_layer, "out_features", None)  # every kind of linear layer says it
+    return max(1, CHUNK_LOGITS // vocab) if isinstance(vocab, int) else CHUNK_ROWS
+
+
+def loss_by_chunks(
+    hidden: Tensor, output_layer: nn.Module, targets: Tensor, loss: LossFunction
+) -> Tensor:
+    """Sum the loss without ever holding the logits of all positions.
+
+    Args:
+        hidden: what goes into the output layer, (tokens, hidden).
+        output_layer: gives logits. Where it is trained itself, autograd keeps all of them.
+        targets: int64, (tokens,).
+        loss: what to sum.
+    """
+    if not len(hidden) or any(p.requires_grad for p in output_layer.parameters()):
+        return loss(output_layer(hidden), targets)
+    if hidden.requires_grad and torch.is_grad_enabled():
+        total: Tensor = _ChunkedLoss.apply(hidden, targets, output_layer, loss)  # type: ignore[no-untyped-call]
+        return total
+    rows = chunk_rows(output_layer)
+    parts = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    return torch.stack([loss(output_layer(chunk), of_it) for chunk, of_it in parts]).sum()
+
+
 def next_token_loss(
     model: Callable[..., Any],
     micro_batch: MicroBatch,
@@ -60,7 +124,21 @@ def next_token_loss(
     following = micro_batch.labels.new_full(micro_batch.labels.shape, IGNORE)
     following[:, :-1] = micro_batch.labels[:, 1:]
     predicts_learned = following != IGNORE  # (batch, seq)
-    logits = model(
-        **micro_batch.inputs(), use_cache=False, logits_to_keep=predicts_learned
-    ).logits  # (tokens, vocab)
-    return loss_function(logits, following[predicts_learned]).to(torch.float32)
+    targets = following[predicts_learned]
+    given = {**micro_batch.inputs(), "use_cache": False, "logits_to_keep": predicts_learned}
+    if _takes_score(model):
+
+        def score(hidden: Tensor, output_layer: nn.Module) -> Tensor:
+            return loss_by_chunks(hidden, output_layer, targets, loss_function)
+
+        return model(**given, score=score).loss.to(torch.float32)  # type: ignore[no-any-return]
+    logits = model(**given).logits  # (tokens, vocab)
+    return loss_function(logits, targets).to(torch.float32)
+
+
+def _takes_score(model: Any) -> bool:
+    """Whether a model, below its wrappers, hands out what its output layer scores."""
+    while isinstance(inner := getattr(model, "module", None), nn.Module):  # of several processes
+        model = inner
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "score" in inspect.signature(base.forward).parameters

@@ -50,6 +50,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.chatglm.lean import swiglu
 from glmtune.chatglm.reply import process_response
 
 ROTARY_BASE = 10000.0
@@ -262,8 +263,7 @@ class ChatGLMMLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map (batch, seq, hidden) to the same shape."""
-        gate, up = self.dense_h_to_4h(hidden_states).chunk(2, dim=-1)
-        return self.dense_4h_to_h(F.silu(gate) * up)
+        return self.dense_4h_to_h(swiglu(self.dense_h_to_4h(hidden_states)))
 
 
 class ChatGLMBlock(GradientCheckpointingLayer):
@@ -594,6 +594,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        score: Callable[[Tensor, nn.Module], Tensor] | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Score the next token.
@@ -607,13 +608,15 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             labels: (batch, seq), not shifted: the id to learn, or -100.
             use_cache: whether to return a cache.
             logits_to_keep: how many last positions to score (0 is all), or which.
+            score: makes the loss of what the decoder gives at those positions and of the output
+                layer, instead of `labels`; then all logits need not exist at the same time.
             **kwargs: `block_position_ids` go to `ChatGLMModel.forward`; `num_items_in_batch`
                 divides the summed loss in place of the number of labels; the rest reaches the
                 attention functions.
 
         Returns:
             `logits` (batch, seq, vocab) in the model's dtype, and with labels a float32 `loss`
-            in nats per token.
+            in nats per token. With `score` there are no logits, and the loss is what it gives.
         """
         outputs = self.transformer(
             input_ids=input_ids,
@@ -625,6 +628,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        if score is not None:
+            return CausalLMOutputWithPast(loss=score(hidden_states, self.transformer.output_layer))
         # For a slice of several rows torch would copy a half-precision weight once per row.
         logits = self.transformer.output_layer(hidden_states.contiguous())
         loss = None
