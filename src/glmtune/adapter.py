@@ -6,11 +6,15 @@ another template is refused, since it is the commonest way to make a good adapte
 """
 
 import copy
+import dataclasses
 import json
+import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -27,6 +31,8 @@ from glmtune.files import write_atomically
 from glmtune.int8 import Int8Linear
 from glmtune.recipe import LoraSection, PeftSection
 from glmtune.template import Template
+
+logger = logging.getLogger(__name__)
 
 CARD = "glmtune.json"
 
@@ -49,6 +55,8 @@ def attach(model: nn.Module, section: PeftSection) -> Any:
             f"{', '.join(methods.linear_layers(model))}; name some of them in "
             "adapter.target_modules."
         ) from None
+    if section.name_or_path is not None:
+        _go_on_with(Path(section.name_or_path), adapted)
     if not isinstance(section, LoraSection):
         return adapted
     methods.check_patterns(section, [name for name, _ in adapted_layers(adapted)])
@@ -59,6 +67,41 @@ def attach(model: nn.Module, section: PeftSection) -> Any:
             if _is_lora(name)
         }
     return adapted
+
+
+# What an adapter computes depends on these besides its tensors; the names of the recipe and peft.
+DECISIVE = (
+    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"),
+    *("feedforward_modules", "d_initial", "projection_prng_key", "oft_block_size"),
+)
+
+
+def _go_on_with(folder: Path, model: Any) -> None:
+    """Let a new adapter begin with the weights of a saved one.
+
+    Raises:
+        RecipeError: the recipe describes another adapter than the folder holds.
+        CheckpointError: the folder holds no adapter, or one of another model.
+    """
+    check_folder(folder)
+    stored, ours = peft_config(folder), model.peft_config["default"]
+    if stored.peft_type != ours.peft_type:
+        raise RecipeError(
+            f"adapter.name_or_path={folder} holds an adapter by {stored.peft_type.value}, and the "
+            f"recipe asks for {ours.peft_type.value}. Set adapter.method."
+        )
+    others = {
+        key: getattr(stored, key)
+        for key in DECISIVE
+        if getattr(stored, key, None) != getattr(ours, key, None)
+    }
+    if others:
+        wanted = " ".join(f"adapter.{key}={value}" for key, value in others.items())
+        raise RecipeError(
+            f"adapter.name_or_path={folder} was made with other settings than the recipe has. "
+            f"To go on with it, set {wanted}."
+        )
+    restore(folder, model)
 
 
 # PiSSA and OLoRA take what A and B begin with out of the base's weights. Such a model needs its
@@ -187,8 +230,9 @@ def check_template(folder: Path, template: Template) -> None:
         raise TemplateError(
             f"{folder} was trained with the template {_describe(card.template)} "
             f"({card.fingerprint[:12]}), but this would use {_describe(template.description)} "
-            f"({template.fingerprint[:12]}). Use the same layout and tokenizer, or pass "
-            "--any-template if the difference is meant."
+            f"({template.fingerprint[:12]}). Use the same layout and tokenizer, or, "
+            "if the difference is meant, pass --any-template to answer with it, or delete the "
+            f"{CARD} of a copy to train on."
         )
 
 
@@ -202,23 +246,79 @@ def load(model: nn.Module, folder: str | Path, *, is_trainable: bool = False) ->
     Raises:
         CheckpointError: the folder is not an adapter, is damaged, or belongs to another model.
     """
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
     folder = Path(folder)
     check_folder(folder)
+    config = peft_config(folder)
     _, stored = read_tensors(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, below
         try:
-            loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+            loaded = PeftModel.from_pretrained(
+                model, str(folder), is_trainable=is_trainable, config=config
+            )
+            named = _by_peft_names(stored)
+            if named.keys() != stored.keys():  # peft has passed over the names that are not its
+                set_peft_model_state_dict(loaded, named)
         except (RuntimeError, ValueError, TypeError, OSError) as error:
             raise CheckpointError(
                 f"{folder}: the adapter does not fit this model: {error} "
                 "Check that it was trained on the same base."
             ) from error
     expected = get_peft_model_state_dict(loaded, save_embedding_layers=False)
-    _refuse_other_tensors(folder, expected, stored)
+    _refuse_other_tensors(folder, expected, named)
     return loaded
+
+
+def peft_config(folder: Path) -> Any:
+    """Read the configuration of an adapter that any release of peft, or ms-swift, has written.
+
+    A key that this peft does not have is dropped, and the log says so.
+
+    Raises:
+        CheckpointError: it is of no method that this peft has.
+    """
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    stored = read_config(folder)
+    method = stored.get("peft_type")
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(str(method))  # type: ignore[call-overload]
+    if kind is None:
+        raise CheckpointError(
+            f"{folder / 'adapter_config.json'}: peft_type is {method!r}, which the installed peft "
+            f"{version('peft')} does not have. Install the peft that the adapter was made with."
+        )
+    known = {field.name for field in dataclasses.fields(kind)}
+    unknown = sorted(stored.keys() - known)
+    if off := [key for key in unknown if not stored[key]]:
+        logger.info("%s: left out what this peft does not have: %s", folder, ", ".join(off))
+    for key in (key for key in unknown if stored[key]):
+        logger.warning(
+            "%s: %s=%r is left out, since peft %s does not have it. If answers look wrong, that "
+            "may be why.",
+            *(folder, key, stored[key], version("peft")),
+        )
+    try:
+        return kind(**{key: value for key, value in stored.items() if key in known})
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / 'adapter_config.json'}: peft {version('peft')} does not take it: {error}"
+        ) from None
+
+
+def _by_peft_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give tensors the names that peft saves; scripts of old and ms-swift 1 save others.
+
+    base_model.model.LAYER.lora_A.weight           peft
+    base_model.model.LAYER.lora_A.default.weight   named_parameters() of a peft model
+    LAYER.lora_A.default.weight                    ms-swift 1
+    """
+    named = {re.sub(r"(\.lora_[^.]+)\.default\.", r"\1.", k): v for k, v in tensors.items()}
+    return {
+        name if name.startswith("base_model.") else f"base_model.model.{name}": tensor
+        for name, tensor in named.items()
+    }
 
 
 def check_folder(folder: Path) -> None:
@@ -237,7 +337,9 @@ def check_folder(folder: Path) -> None:
         hint = ""
         if (folder / "config.json").is_file():
             hint = " It holds a whole model: give it as MODEL instead of --adapter."
-        elif checkpoints := sorted(folder.glob("checkpoint-*")):
+        elif (folder / "default" / "adapter_config.json").is_file():  # ms-swift 1
+            hint = f" There is one in {folder / 'default'}: give that."
+        elif checkpoints := sorted(folder.glob("checkpoint-*"), key=_step):
             hint = f" The run did not finish; try {checkpoints[-1]}."
         raise CheckpointError(f"{folder}: there is no adapter_config.json in it.{hint}")
     weights = folder / "adapter_model.safetensors"
@@ -251,6 +353,11 @@ def check_folder(folder: Path) -> None:
             ) from None
     elif not (folder / "adapter_model.bin").is_file():
         raise CheckpointError(f"{folder}: there is no adapter_model.safetensors in it.")
+
+
+def _step(checkpoint: Path) -> int:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1
 
 
 def is_adapter(folder: Path) -> bool:
@@ -306,7 +413,8 @@ def restore(folder: Path, model: Any) -> None:
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    _, tensors = read_tensors(folder)
+    _, stored = read_tensors(folder)
+    tensors = _by_peft_names(stored)
     initial = initial_adapters.get(model)
     if initial is not None:
         tensors = _first_half(folder, tensors, initial)
@@ -323,9 +431,15 @@ def _refuse_other_tensors(
         sorted(expected.keys() - stored.keys()),
         sorted(stored.keys() - expected.keys()),
     )
-    if missing or extra:
-        told = [f"lacks {len(missing)} tensors ({some(missing)})"] if missing else []
-        told += [f"has {len(extra)} without a place here ({some(extra)})"] if extra else []
+    others = [
+        f"{name} {tuple(stored[name].shape)} and not {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in stored and stored[name].shape != tensor.shape
+    ]
+    told = [f"lacks {len(missing)} tensors ({some(missing)})"] if missing else []
+    told += [f"has {len(extra)} without a place here ({some(extra)})"] if extra else []
+    told += [f"has {len(others)} of another shape ({some(others)})"] if others else []
+    if told:
         raise CheckpointError(
             f"{folder}: the adapter does not fit this model: it {' and '.join(told)}. "
             "Check that it was trained on the same base, and that it was copied whole."

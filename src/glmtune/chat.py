@@ -10,6 +10,7 @@ generator that writes the answers of a run's proofs (`glmtune.generate`).
 """
 
 import logging
+import re
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -343,19 +344,53 @@ def load_tuned(
 def base_of(folder: Path) -> str:
     """Give the model that an adapter was trained on.
 
+    Where it lay on another machine, or has been moved since, a folder of its name is looked for
+    around the adapter, around the working directory and in the cache of the hub.
+
     Raises:
-        CheckpointError: the adapter does not say, or the folder is not there any more.
+        CheckpointError: the adapter does not say, or the model was not found.
     """
-    base = adapter.read_config(folder).get("base_model_name_or_path")
+    base = str(adapter.read_config(folder).get("base_model_name_or_path") or "")
     advice = f"Give it: glmtune chat MODEL --adapter {folder}."
     if not base:
         raise CheckpointError(f"{folder}: the adapter does not name its base model. {advice}")
-    is_path = base.startswith((".", "/", "~")) or base.count("/") > 1
-    if is_path and not Path(base).is_dir():
-        raise CheckpointError(
-            f"{folder}: the adapter's base model is {base}, which is not there. {advice}"
-        )
-    return str(base)
+    if Path(base).expanduser().is_dir():
+        return base
+    *parents, name = re.split(r"[\\/]+", base.rstrip("\\/"))
+    is_hub_id = len(parents) == 1 and "\\" not in base and not base.startswith((".", "/", "~"))
+    if is_hub_id:
+        return base
+    places = _places_of(name, folder)
+    for place in places:
+        if (place / "config.json").is_file():
+            logger.warning("%s: its base model %s is taken from %s", folder, base, place)
+            return str(place)
+    if not parents:
+        return base  # an id of the hub's early days, such as gpt2
+    looked = ", ".join(str(place.parent) for place in places)
+    raise CheckpointError(
+        f"{folder}: the adapter's base model is {base}, which is not there, nor is a {name} in "
+        f"{looked}. {advice}"
+    )
+
+
+def _places_of(name: str, folder: Path) -> list[Path]:
+    """List where a model of this name may lie that belongs to an adapter."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    around = [*folder.resolve().parents[:3], Path.cwd(), Path.cwd() / "models"]
+    places = [place / name for place in dict.fromkeys(around)]
+    try:
+        cached = scan_cache_dir().repos
+    except CacheNotFound:
+        cached = frozenset()
+    places += sorted(
+        revision.snapshot_path
+        for repo in cached
+        if repo.repo_type == "model" and repo.repo_id.rpartition("/")[2] == name
+        for revision in repo.revisions
+    )
+    return places
 
 
 def _layout_of(folder: Path) -> Layout | None:

@@ -80,6 +80,7 @@ class PeftSection(Section):
 
     target_modules: tuple[str, ...] | Literal["all-linear"] | None = None  # None: peft's choice
     modules_to_save: tuple[str, ...] = ()  # trained as they are and saved whole
+    name_or_path: str | None = None  # a folder with an adapter, to go on with its weights
 
     @field_validator("target_modules", "modules_to_save", mode="before")
     @classmethod
@@ -123,6 +124,11 @@ class LoraSection(PeftSection):
             raise ValueError(
                 "adapter.layers_to_transform needs adapter.target_modules by name, "
                 "such as [query_key_value]"
+            )
+        if self.takes_from_base and self.name_or_path is not None:
+            raise ValueError(
+                f"adapter.init_lora_weights={self.init_lora_weights} begins with a part of the "
+                "weights, and adapter.name_or_path with an earlier adapter. Leave one of them out"
             )
         if self.takes_from_base and self.use_dora:
             raise ValueError(
@@ -470,6 +476,7 @@ AnyRecipe = TypeVar("AnyRecipe", bound=RunRecipe)
 # Names that transformers or peft have given up, and short forms in wide use: (section, new name).
 RENAMED: Mapping[str, tuple[str, str]] = {
     "model_name_or_path": ("model", "name_or_path"),
+    "adapter_name_or_path": ("adapter", "name_or_path"),
     "torch_dtype": ("model", "dtype"),
     "evaluation_strategy": ("training", "eval_strategy"),
     "warmup_ratio": ("training", "warmup_steps"),

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import glmtune.attention  # noqa: F401  # registers attention over packs
-from glmtune import alive, tuning
+from glmtune import adapter, alive, tuning
 from glmtune.data.batches import BatchPlan, MakeMicroBatch, rows_as_they_are
 from glmtune.data.encode import EncodedData, EncodeOptions, encode_data, split_data
 from glmtune.data.lint import lint_data
@@ -98,9 +98,14 @@ def fine_tune(
             stay as they were.
     """
     check_quantization(quantization_of(recipe.adapter))
+    earlier = getattr(recipe.adapter, "name_or_path", None)
+    if earlier is not None:
+        adapter.check_folder(Path(earlier))
     accelerator, output = begin(recipe, resume=resume)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     template = template_for(tokenizer, recipe.data.layout)
+    if earlier is not None:
+        adapter.check_template(Path(earlier), template)
     is_main = accelerator.is_main_process
     findings = lint(recipe, template) if is_main and not resume else None
     with accelerator.local_main_process_first():  # the others read what it has encoded
