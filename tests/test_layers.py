@@ -17,6 +17,7 @@ LAYERS = [
     ["generate"],
     ["load"],
     ["template", "recipe", "metrics"],
+    ["other_recipes"],
     ["data"],
     ["loss"],
     ["evaluate", "alive"],

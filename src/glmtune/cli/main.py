@@ -15,6 +15,7 @@ import typer
 
 import glmtune
 from glmtune.cli.chat import chat
+from glmtune.cli.convert_recipe import convert_recipe
 from glmtune.cli.demo import demo
 from glmtune.cli.doctor import doctor
 from glmtune.cli.info import info
@@ -45,6 +46,7 @@ app.command()(lint)
 app.command()(report)
 app.command()(demo)
 app.command()(doctor)
+app.command("convert-recipe")(convert_recipe)
 app.add_typer(tokenizer)
 
 

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from glmtune.cli.main import app
+from glmtune.errors import OutputError
+from glmtune.recipe import load_recipe
+
+THEIRS = {
+    "training_args": {"max_steps": 3, "debug": "underflow_overflow"},
+    "peft_config": {"peft_type": "LORA"},
+}
+
+
+def test_a_recipe_is_written_and_what_is_missing_from_it_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lora.yaml").write_text(yaml.safe_dump(THEIRS), encoding="utf-8")
+
+    told = CliRunner().invoke(app, ["convert-recipe", "lora.yaml", "--model", "here"])
+
+    assert told.exit_code == 0, told.output
+    assert "not carried over: debug: underflow_overflow, which has no" in told.output
+    assert "Train:  glmtune train lora.glmtune.yaml" in told.output
+    assert load_recipe("lora.glmtune.yaml").training.max_steps == 3
+    assert "# - debug: underflow_overflow" in Path("lora.glmtune.yaml").read_text(encoding="utf-8")
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    theirs = tmp_path / "lora.yaml"
+    theirs.write_text(yaml.safe_dump(THEIRS), encoding="utf-8")
+
+    told = CliRunner().invoke(app, ["convert-recipe", str(theirs), "-o", str(theirs)])
+
+    assert isinstance(told.exception, OutputError)
+    assert "is there already" in str(told.exception)
+    assert yaml.safe_load(theirs.read_text(encoding="utf-8")) == THEIRS
