@@ -375,7 +375,7 @@ def test_a_role_that_the_model_spells_out_is_text(tiny_tokenizer: ChatGLMTokeniz
     assert template.parse(ids) == [Message("assistant", "<|assistant|>evil")]
 
 
-@pytest.mark.parametrize("layout", ["official", "tutorial", "plain"])
+@pytest.mark.parametrize("layout", ["official", "tutorial", "chatglm2", "plain"])
 def test_replies_are_read_in_every_layout(tiny_tokenizer: ChatGLMTokenizer, layout: Layout) -> None:
     template = ChatGLMTemplate(tiny_tokenizer, layout)
     user, answer = Message("user", "你好"), Message("assistant", "好的。\n再见")
@@ -502,9 +502,9 @@ def test_fingerprints_differ_where_ids_do(tiny_tokenizer: ChatGLMTokenizer, tmp_
     prints = [
         ChatGLMTemplate(tokenizer, layout).fingerprint
         for tokenizer in (tiny_tokenizer, other)
-        for layout in ("official", "tutorial", "plain")
+        for layout in ("official", "tutorial", "chatglm2", "plain")
     ]
-    assert len(set(prints)) == 6
+    assert len(set(prints)) == 8
     assert ChatGLMTemplate(tiny_tokenizer).fingerprint == prints[0]
 
 
@@ -526,6 +526,84 @@ def test_another_process_finds_the_same_fingerprint(tiny_tokenizer: ChatGLMToken
     assert done.stdout.strip() == ChatGLMTemplate(tiny_tokenizer).fingerprint
 
 
+# ---- ChatGLM2 -------------------------------------------------------------------------------
+
+# As ChatGLM2's own tokenizer gives them; li-plus/chatglm.cpp keeps the same ids in its tests.
+FIRST_ROUND = [64790, 64792, 790, 30951, 517, 30910, 30939, 30996, 13, 13, 54761, 31211, 39701]
+FIRST_ROUND += [13, 13, 55437, 31211]
+SECOND_ROUND = [
+    *FIRST_ROUND,
+    *(39701, 243, 162, 148, 142, 31404, 33030, 34797, 42481, 22011, 10461, 30944, 30943, 30941),
+    *(30978, 30949, 31123, 48895, 35214, 54622, 31123, 32616, 39905, 31901, 31639, 31155, 13, 13),
+    *(30995, 30951, 517, 30910, 30943, 30996, 13, 13, 54761, 31211, 32820, 54266, 31876, 35153),
+    *(13, 13, 55437, 31211),
+]
+ROUNDS = (
+    ("user", "你好"),
+    ("assistant", "你好👋！我是人工智能助手 ChatGLM2-6B，很高兴见到你，欢迎问我任何问题。"),
+    ("user", "晚上睡不着应该怎么办"),
+)
+
+
+def test_chatglm2_is_asked_in_its_own_rounds(chatglm3: ChatGLMTokenizer) -> None:
+    template = ChatGLMTemplate(chatglm3, "chatglm2")  # whose pieces are the same
+
+    assert template.prompt_ids(talk(*ROUNDS[:1])) == FIRST_ROUND
+    assert template.prompt_ids(talk(*ROUNDS)) == SECOND_ROUND
+
+
+def test_chatglm2_learns_the_last_answer_and_its_end(chatglm3: ChatGLMTokenizer) -> None:
+    template = ChatGLMTemplate(chatglm3, "chatglm2")
+
+    example = template.encode(talk(*ROUNDS, ("assistant", "你好")))
+
+    answer = [36474, 54591, 2]  # a string of its own: ▁你 好
+    assert example.input_ids == SECOND_ROUND + answer
+    assert example.labels == [IGNORE] * len(SECOND_ROUND) + answer
+    assert template.stop_ids == (2,)
+    assert template.parse(answer) == [Message("assistant", "你好")]
+
+
+def test_chatglm2_has_no_roles(tiny_tokenizer: ChatGLMTokenizer) -> None:
+    template = ChatGLMTemplate(tiny_tokenizer, "chatglm2")
+    with pytest.raises(TemplateError, match="neither system messages nor tools; got system user"):
+        template.prompt_ids(talk(("system", "s"), ("user", "q")))
+    with pytest.raises(TemplateError, match="needs an answer there, got user"):
+        template.encode(talk(("user", "q")))
+    with pytest.raises(TemplateError, match="got a tool call"):
+        template.encode(talk(("user", "q"), Message("assistant", "f()", metadata="f")))
+
+
+def test_a_long_dialogue_of_chatglm2_loses_its_oldest_round(
+    tiny_tokenizer: ChatGLMTokenizer,
+) -> None:
+    template = ChatGLMTemplate(tiny_tokenizer, "chatglm2")
+    rounds = [*ROUNDS, ("assistant", "你好")]
+    last = template.encode(talk(*rounds[2:]))
+
+    assert template.shorten_prompt(talk(*rounds), len(last.input_ids)) == last
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", {"_name_or_path": "THUDM/chatglm2-6b"}),
+        ("tokenizer_config.json", {"name_or_path": "THUDM/codegeex2-6b"}),
+    ],
+)
+def test_chatglm2_is_told_by_its_name_and_not_asked_in_roles(
+    tiny_tokenizer: ChatGLMTokenizer, tmp_path: Path, file: str, content: dict[str, str]
+) -> None:
+    tiny_tokenizer.save_pretrained(tmp_path)
+    (tmp_path / file).write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = ChatGLMTokenizer.from_pretrained(tmp_path)
+
+    with pytest.raises(TemplateError, match=r"2-6b, which knows no roles.*layout: chatglm2"):
+        template_for(tokenizer)
+    assert template_for(tokenizer, "chatglm2").description["layout"] == "chatglm2"
+    assert template_for(tokenizer, "plain").description["layout"] == "plain"
+
+
 # ---- what cannot be rendered ----------------------------------------------------------------
 
 
@@ -545,7 +623,7 @@ def test_conversations_that_cannot_be_rendered_are_refused(
         ChatGLMTemplate(tiny_tokenizer, "tutorial").encode(talk(("user", "x")))
     with pytest.raises(TemplateError, match="one prompt from the user and one answer"):
         ChatGLMTemplate(tiny_tokenizer, "plain").encode(talk(("system", "x"), ("assistant", "y")))
-    with pytest.raises(TemplateError, match="expected one of official, tutorial, plain"):
+    with pytest.raises(TemplateError, match="expected one of official, tutorial, chatglm2, plain"):
         ChatGLMTemplate(tiny_tokenizer, "offical")  # type: ignore[arg-type]
 
 

@@ -57,7 +57,7 @@ class TextSection(Section):
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0  # held out of `train`
     split: str | None = None  # of a data set that has several
     columns: dict[str, str] = {}  # our field: their column
-    layout: Literal["official", "tutorial", "plain"] = "official"
+    layout: Literal["official", "tutorial", "chatglm2", "plain"] = "official"
     max_length: PositiveInt = 1024
     bad_rows: Literal["fail", "skip"] = "fail"
 

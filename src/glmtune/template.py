@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from glmtune.chatglm.reply import parse_tool_call
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 IGNORE = -100  # torch's own `ignore_index`: a label that is not learned
 
-Layout = Literal["official", "tutorial", "plain"]
+Layout = Literal["official", "tutorial", "chatglm2", "plain"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
@@ -203,11 +205,13 @@ class ChatGLMTemplate(Template):
     - `official`: newline and content are two strings; every answer is learned.
     - `tutorial`: the last answer, with its newline, is one string and the only one learned;
       the turns before it are official, since that is how `model.chat` shows them to the model.
+    - `chatglm2`: numbered rounds of 问 and 答 in one string, for ChatGLM2 and CodeGeeX2, which
+      have no roles; the last answer is a string of its own, and the only one learned.
     - `plain`: a prompt and an answer without roles, for base models.
 
     Args:
         tokenizer: ChatGLM's.
-        layout: one of the three.
+        layout: one of the four.
 
     Raises:
         TemplateError: there is no such layout.
@@ -222,7 +226,7 @@ class ChatGLMTemplate(Template):
         self._end_ids = [tokenizer.get_command("<eos>")]
         self._role_ids = {role: [tokenizer.get_command(f"<|{role}|>")] for role in ROLES}
         self.stop_ids = tuple(self._end_ids)
-        if layout != "plain":
+        if layout in ("official", "tutorial"):
             self.stop_ids += (*self._role_ids["user"], *self._role_ids["observation"])
         self.description = {"family": "chatglm3", "layout": layout}
 
@@ -244,6 +248,8 @@ class ChatGLMTemplate(Template):
         """
         if self._layout == "plain":
             parts = self._plain_parts([*conversation, Message("assistant", "")])[:-2]
+        elif self._layout == "chatglm2":
+            parts = self._round_parts(conversation.messages)
         else:
             parts = [*self._turns(conversation), (self._role_ids["assistant"], False)]
         return _join(parts, self._encode_texts([parts])).input_ids
@@ -257,6 +263,8 @@ class ChatGLMTemplate(Template):
         ids = self._until_stop(ids)
         if self._layout == "plain":
             return [Message("assistant", _decode(self._tokenizer, ids))]
+        if self._layout == "chatglm2":
+            return [Message("assistant", _decode(self._tokenizer, ids).strip())]
         messages = []
         for part in _split(ids, *self._role_ids["assistant"]):
             text = _decode(self._tokenizer, part)
@@ -276,6 +284,8 @@ class ChatGLMTemplate(Template):
             return self._plain_parts(list(conversation))
         if self._layout == "tutorial":
             return self._tutorial_parts(conversation)
+        if self._layout == "chatglm2":
+            return self._chatglm2_parts(conversation)
         last = is_learned(conversation.messages[-1])
         return [*self._turns(conversation), (self._end_ids, last)]
 
@@ -302,8 +312,8 @@ class ChatGLMTemplate(Template):
         *history, answer = conversation.messages
         if answer.role != "assistant":
             raise TemplateError(
-                f"the last turn is from {answer.role!r}, but the tutorial layout learns the last "
-                "turn and so needs an answer there. Drop the turns after the last answer, or "
+                f"the last turn is from {answer.role!r}, but the {self._layout} layout learns the "
+                "last turn and so needs an answer there. Drop the turns after the last answer, or "
                 "use the official layout."
             )
         unlearned = [(piece, False) for piece, _ in self._turns(history)]
@@ -315,6 +325,37 @@ class ChatGLMTemplate(Template):
             (text, learns),
             (self._end_ids, learns),
         ]
+
+    def _chatglm2_parts(self, conversation: Conversation) -> list[Part]:
+        """Cut as the fine-tuning code of ChatGLM2 does: the rounds, then the last answer."""
+        *history, answer = conversation.messages
+        if answer.role != "assistant" or answer.metadata:
+            raise TemplateError(
+                "the chatglm2 layout learns the last turn and so needs an answer there, got "
+                f"{'a tool call' if answer.metadata else answer.role}. Drop the turns behind the "
+                "last answer."
+            )
+        learns = is_learned(answer)
+        return [*self._round_parts(history), (answer.content, learns), (self._end_ids, learns)]
+
+    def _round_parts(self, messages: Sequence[Message]) -> list[Part]:
+        """Write turns up to a question as numbered rounds: one string, as ChatGLM2 has it."""
+        roles = [message.role for message in messages]
+        expected = (["user", "assistant"] * (len(messages) // 2 + 1))[: len(messages)]
+        if roles != expected or not len(messages) % 2 or any(m.metadata for m in messages):
+            raise TemplateError(
+                "ChatGLM2 knows questions and answers in turn, and neither system messages nor "
+                f"tools; got {' '.join(roles)} before an answer. Put what the system message says "
+                "into the first question."
+            )
+        rounds = [
+            f"[Round {number}]\n\n问：{question.content}\n\n答：{answer.content}\n\n"
+            for number, (question, answer) in enumerate(
+                zip(messages[::2], messages[1::2], strict=False), start=1
+            )
+        ]
+        last = f"[Round {len(rounds) + 1}]\n\n问：{messages[-1].content}\n\n答："
+        return [(self._start_ids, False), ("".join(rounds) + last, False)]
 
     def _plain_parts(self, messages: Sequence[Message]) -> list[Part]:
         roles = [message.role for message in messages]
@@ -342,7 +383,8 @@ class ChatGLMTemplate(Template):
             raise TemplateError(f"a message cannot be encoded: {error}") from error
 
     def _fingerprinted(self) -> Mapping[str, Any]:
-        examples = self.encode_batch(_PLAIN_PROBES if self._layout == "plain" else _PROBES)
+        probes = {"plain": _PLAIN_PROBES, "chatglm2": _ROUND_PROBES}.get(self._layout, _PROBES)
+        examples = self.encode_batch(probes)
         pieces = self._tokenizer.sp_model.serialized_model_proto()
         return {
             "pieces": hashlib.sha256(pieces).hexdigest(),
@@ -378,6 +420,10 @@ def _split(ids: Sequence[int], separator: int) -> list[list[int]]:
 _TOOL = {"name": "weather", "description": "天气", "parameters": {"city": {"type": "string"}}}
 _PLAIN_PROBES = (
     Conversation((Message("user", "你好 <|user|>\n12 😀"), Message("assistant", " 好的。\n\n```"))),
+)
+_ROUND_PROBES = (
+    *_PLAIN_PROBES,
+    Conversation((*_PLAIN_PROBES[0], Message("user", ""), Message("assistant", "3 [gMASK]sop"))),
 )
 _PROBES = (
     *_PLAIN_PROBES,
@@ -679,6 +725,11 @@ def template_for(tokenizer: PreTrainedTokenizerBase, layout: Layout = "official"
     from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
     if isinstance(tokenizer, ChatGLMTokenizer):
+        if layout in ("official", "tutorial") and (name := _chatglm2_name(tokenizer)):
+            raise TemplateError(
+                f"this is {name}, which knows no roles: the {layout} layout is ChatGLM3's. Use "
+                "layout: chatglm2 for dialogues, or plain for text and code."
+            )
         return ChatGLMTemplate(tokenizer, layout)
     if layout != "official":
         raise TemplateError(
@@ -686,3 +737,19 @@ def template_for(tokenizer: PreTrainedTokenizerBase, layout: Layout = "official"
             f"{type(tokenizer).__name__}, which has its own chat template. Use layout: official."
         )
     return ChatTemplate(tokenizer)
+
+
+def _chatglm2_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Give the name under which ChatGLM2 or CodeGeeX2 was published, "" where it is neither.
+
+    Its files are ChatGLM3's, the tokenizer to the byte; only their names tell it.
+    """
+    folder = Path(tokenizer.name_or_path)
+    names = [folder.name]
+    for file, key in (("config.json", "_name_or_path"), ("tokenizer_config.json", "name_or_path")):
+        try:
+            content = json.loads((folder / file).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # a hub id, or no such file
+            continue
+        names.append(str(content.get(key, "")) if isinstance(content, dict) else "")
+    return next((n for n in names if re.search(r"(chatglm|codegeex)2-", n.lower())), "")

@@ -116,3 +116,18 @@ def test_what_would_be_computed_wrongly_is_refused(field: str, value: Any, messa
 def test_query_heads_that_cannot_be_shared_out_are_refused() -> None:
     with pytest.raises(StrictDataclassError, match=r"32, which is not a multiple of.*5"):
         ChatGLMConfig(multi_query_attention=True, multi_query_group_num=5)
+
+
+def test_the_32k_model_of_chatglm2_is_told_by_its_name_and_stays_what_it_is(
+    tmp_path: Path,
+) -> None:
+    published = {"_name_or_path": "THUDM/chatglm2-6b-32k", "model_type": "chatglm", "rope_ratio": 2}
+    (tmp_path / "config.json").write_text(json.dumps(published), encoding="utf-8")
+
+    config = ChatGLMConfig.from_pretrained(tmp_path)
+
+    assert config.rope_interpolation
+    assert saved(config, tmp_path / "again")["rope_interpolation"]
+    assert not ChatGLMConfig(
+        rope_ratio=50, _name_or_path="THUDM/chatglm3-6b-32k"
+    ).rope_interpolation

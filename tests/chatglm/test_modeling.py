@@ -176,6 +176,19 @@ def test_rope_ratio_multiplies_the_rotary_base(
     assert errors(vectors, f"rope_ratio.{case}", load(golden))[0] > 0.01
 
 
+def test_interpolation_divides_the_positions_instead(golden: Path) -> None:
+    ids, positions = torch.arange(3, 15)[None], torch.arange(12)[None]
+    plain, interpolated = load(golden), load(golden, rope_ratio=4, rope_interpolation=True)
+
+    with torch.no_grad():
+        expected = plain(ids, position_ids=positions).logits
+        found = interpolated(ids, position_ids=4 * positions).logits
+        near = interpolated(ids, position_ids=positions).logits
+
+    assert torch.equal(found, expected)
+    assert (near - expected).abs().max() > 0.01
+
+
 @pytest.mark.parametrize("kind", ["ptuning", "ptuning_projection"])
 def test_a_ptuning_prefix_acts_as_a_past(
     golden: Path, vectors: dict[str, Tensor], kind: str

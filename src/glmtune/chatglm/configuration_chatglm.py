@@ -45,8 +45,9 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         add_qkv_bias: bias on the fused projection of queries, keys and values.
         multi_query_attention: whether groups of query heads share a key and a value head.
         multi_query_group_num: number of key and of value heads when they are shared.
-        rope_ratio: multiplies the rotary base of 10000. (chatglm2-6b-32k means a division of
-            positions by the same field; its config does not tell, so it is read like the rest.)
+        rope_ratio: multiplies the rotary base of 10000.
+        rope_interpolation: `rope_ratio` divides the positions instead. chatglm2-6b-32k means that
+            by the same field, and only its name tells; None asks the name that config.json gives.
         bias_dropout_fusion, apply_query_key_layer_scaling, attention_softmax_in_fp32,
         original_rope: ways to compute the same numbers; kept, not used.
         quantization_bit: must be 0.
@@ -110,6 +111,7 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     multi_query_attention: bool = False
     multi_query_group_num: int = 1
     rope_ratio: float | int = 1
+    rope_interpolation: bool | None = None
     apply_query_key_layer_scaling: bool = True
     attention_softmax_in_fp32: bool = True
     fp32_residual_connection: bool = False
@@ -132,6 +134,9 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
                 "inner_hidden_size. Expected ChatGLM2 or ChatGLM3, which is another network. "
                 "Use a chatglm2-6b or chatglm3-6b checkpoint."
             )
+        if self.rope_interpolation is None:
+            published_as = str(kwargs.get("_name_or_path", ""))
+            self.rope_interpolation = "chatglm2-6b-32k" in published_as or None
         # `auto_map` names code in the folder. These classes replace that code, and a folder
         # saved from them holds none.
         kwargs.pop("auto_map", None)

@@ -87,13 +87,14 @@ class ChatGLMRotaryEmbedding(nn.Module):
 
     Every published checkpoint stores the buffer `inv_freq`, at base 10000 whatever `rope_ratio`
     says. It is carried along so that files keep their layout, and never read: the angles come
-    from `10000 * rope_ratio`, in float32, at any position.
+    from `10000 * rope_ratio`, or from 10000 and divided positions, in float32, at any position.
     """
 
     def __init__(self, config: ChatGLMConfig) -> None:
         super().__init__()
         self.rotated = config.kv_channels // 2
-        self.base = ROTARY_BASE * config.rope_ratio
+        self.base = ROTARY_BASE * (1 if config.rope_interpolation else config.rope_ratio)
+        self.divisor = config.rope_ratio if config.rope_interpolation else 1
         stored = inverse_frequencies(self.rotated, ROTARY_BASE)
         self.inv_freq = nn.Buffer(stored.to(torch.get_default_dtype()))  # as the weights
 
@@ -110,9 +111,9 @@ class ChatGLMRotaryEmbedding(nn.Module):
         of the second half of the head. A block position of 0 turns nothing.
         """
         frequencies = inverse_frequencies(self.rotated, self.base, position_ids.device)
-        angles = position_ids[..., None].float() * frequencies
+        angles = position_ids[..., None].float() / self.divisor * frequencies
         if block_position_ids is not None:
-            block_angles = block_position_ids[..., None].float() * frequencies
+            block_angles = block_position_ids[..., None].float() / self.divisor * frequencies
             angles = torch.cat((angles, block_angles), dim=-1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 

@@ -40,7 +40,7 @@ def chat(
         Path | None, typer.Option("--tools", help="JSON file that lists what may be called.")
     ] = None,
     layout: Annotated[
-        Literal["official", "tutorial", "plain"] | None,
+        Literal["official", "tutorial", "chatglm2", "plain"] | None,
         typer.Option(help="How prompts are built; by default as the adapter's were."),
     ] = None,
     dtype: Annotated[

@@ -42,7 +42,8 @@ def inspect(
     row: Annotated[int, typer.Option("--row", min=1, help="Which row, counted from 1.")] = 1,
     count: Annotated[int, typer.Option("-n", min=1, help="How many rows from there.")] = 1,
     layout: Annotated[
-        Literal["official", "tutorial", "plain"] | None, typer.Option(help="How ids are laid out.")
+        Literal["official", "tutorial", "chatglm2", "plain"] | None,
+        typer.Option(help="How ids are laid out."),
     ] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="In tokens.")] = None,
     overlong: Annotated[

@@ -33,7 +33,8 @@ def lint(
         str | None, typer.Option("--model", help="Folder or hub id; its tokenizer is enough.")
     ] = None,
     layout: Annotated[
-        Literal["official", "tutorial", "plain"] | None, typer.Option(help="How ids are laid out.")
+        Literal["official", "tutorial", "chatglm2", "plain"] | None,
+        typer.Option(help="How ids are laid out."),
     ] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="In tokens.")] = None,
     format: Annotated[

@@ -42,7 +42,7 @@ def predict(
         bool, typer.Option("--overwrite", help="Replace answers that are there.")
     ] = False,
     layout: Annotated[
-        Literal["official", "tutorial", "plain"] | None,
+        Literal["official", "tutorial", "chatglm2", "plain"] | None,
         typer.Option(help="How prompts are built; by default as the adapter's were."),
     ] = None,
     dtype: Annotated[
