@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from glmtune.cache import ROOM, RowCache
 from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
@@ -235,9 +235,15 @@ def by_transformers_without_stops(model: Any, ids: list[int], max_new_tokens: in
     return sequence[0, len(ids) :].tolist()
 
 
-def test_a_prefix_is_written_one_row_at_a_time_with_transformers_own_cache() -> None:
-    assert isinstance(make_cache(MODELS["chatglm with prefix"], 8), DynamicCache)
-    assert isinstance(make_cache(MODELS["chatglm"], 8), RowCache)
+def test_a_prefix_is_the_beginning_of_every_row() -> None:
+    model = MODELS["chatglm with prefix"]
+    cache = make_cache(model, 8)
+
+    assert isinstance(cache, RowCache)
+    assert cache.get_seq_length() == 4
+    fed = cache.feed([0, 3], [2, 1], "cpu")
+    assert fed["position_ids"].tolist() == [[0, 1, 3]]  # it takes no position
+    assert fed["rows"].pasts == (4, 7)
 
 
 def test_scores_that_are_not_finite_are_an_error_and_no_answer() -> None:

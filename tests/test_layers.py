@@ -23,7 +23,7 @@ LAYERS = [
     ["evaluate", "alive"],
     ["methods"],
     ["adapter"],
-    ["whole"],
+    ["whole", "ptuning"],
     ["tuning"],
     ["chat", "inspection", "doctor"],
     ["proofs", "predict"],

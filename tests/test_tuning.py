@@ -31,6 +31,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "ia3": {},
     "vera": {"r": 16, "target_modules": "all-linear"},
     "oft": {"oft_block_size": 16, "target_modules": "all-linear"},
+    "ptuning_v2": {"pre_seq_len": 6},
+    "ptuning_v2 with projection": {
+        "method": "ptuning_v2", "pre_seq_len": 6, "prefix_projection": True,
+    },
     "full": {},
     "freeze": {"trainable_layers": 1},
 }  # fmt: skip
@@ -49,6 +53,18 @@ def section_of(name: str, **keys: Any) -> AdapterSection:
 @pytest.fixture(params=["chatglm", "llama"])
 def folder(request: pytest.FixtureRequest, tiny_model_dir: Path, tiny_llama_dir: Path) -> Path:
     return tiny_model_dir if request.param == "chatglm" else tiny_llama_dir
+
+
+every_method = pytest.mark.parametrize(
+    ("folder", "method"),
+    [
+        (family, method)
+        for family in ("chatglm", "llama")
+        for method in METHODS
+        if family == "chatglm" or "ptuning" not in method  # which the test below refuses
+    ],
+    indirect=["folder"],
+)
 
 
 def base(folder: Path) -> Any:
@@ -88,7 +104,7 @@ def scores(model: Any) -> Tensor:
     return logits(model, probe())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every_method
 def test_a_method_trains_saves_and_comes_back_the_same(
     folder: Path, tmp_path: Path, method: str
 ) -> None:
@@ -113,11 +129,14 @@ def test_a_method_trains_saves_and_comes_back_the_same(
     tuning.restore(tmp_path / "saved", model)
     assert torch.equal(scores(model), after)
     if tuning.is_adapted(model):
-        again = adapter.load(base(folder), tmp_path / "saved")
+        again = tuning.load(base(folder), tmp_path / "saved")
     else:
         again = base(tmp_path / "saved")
     torch.testing.assert_close(scores(again), after, atol=rounding, rtol=0)
-    if tuning.is_adapted(model):
+    if "ptuning" in method:
+        with pytest.raises(CheckpointError, match="which no weight can take up"):
+            adapter.merge(again)
+    elif tuning.is_adapted(model):
         torch.testing.assert_close(scores(adapter.merge(again)), after, atol=0.01, rtol=1e-3)
 
 
@@ -157,7 +176,7 @@ def test_weights_that_the_model_lacks_are_refused(
         tuning.attach(base(tiny_model_dir), section_of("freeze", **keys))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every_method
 def test_a_part_without_a_gradient_is_named(folder: Path, method: str) -> None:
     model = tuning.attach(base(folder), section_of(method, **METHODS[method]))
     model.train()
@@ -171,7 +190,7 @@ def test_a_part_without_a_gradient_is_named(folder: Path, method: str) -> None:
         alive.check_gradients(model)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@every_method
 def test_a_part_that_did_not_change_is_named(folder: Path, method: str) -> None:
     model = tuning.attach(base(folder), section_of(method, **METHODS[method]))
     start = alive.remember(model)

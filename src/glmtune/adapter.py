@@ -371,12 +371,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is not the JSON that peft writes.
     """
-    path = folder / "adapter_config.json"
+    return read_json(folder / "adapter_config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a configuration.
+
+    Raises:
+        CheckpointError: it is no JSON object.
+    """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: expected the JSON that peft writes, but {error}. Restore the file."
+            f"{path}: expected a JSON object, but {error}. Restore the file."
         ) from None
     if not isinstance(config, dict):
         raise CheckpointError(
@@ -553,8 +561,14 @@ def merge(model: Any) -> Any:
     """Add the adapter's update into the base weights; the result is a plain model.
 
     Raises:
-        CheckpointError: the base is packed into few bits, which the update would not survive.
+        CheckpointError: the base is packed into few bits, which the update would not survive; or
+            what was learned stands before the text and is no part of a weight.
     """
+    if not hasattr(model, "merge_and_unload"):
+        raise CheckpointError(
+            "what was learned are virtual tokens before every text, which no weight can take up. "
+            "Use the adapter beside its base."
+        )
     in_int8 = any(isinstance(module, Int8Linear) for module in model.modules())
     if in_int8 or getattr(model, "is_quantized", False):
         raise CheckpointError(

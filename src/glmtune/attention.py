@@ -18,11 +18,22 @@ small one:
                     A  x x
                     A  x x x
 
+Virtual tokens, keys and values that a method of tuning makes for every layer, stand in front of
+each example, and all of its tokens see them:
+
+    virtual  A A A B B
+       v v   x                          once for the pack, however many examples it has
+       v v   x x
+       v v   x x x
+       v v         x
+       v v         x x
+
 Registered with transformers as `packed`, so a model of any family takes it by
 `attn_implementation="packed"`. Without `cu_seq_lens_q` (in generation, or for padded batches)
 it is transformers' own `sdpa`. On a GPU `flash_attention_2` reads the same argument.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,6 +56,7 @@ def packed_attention(
     scaling: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
     prefix_lengths: Tensor | None = None,
+    virtual_tokens: Sequence[tuple[Tensor, Tensor]] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each example of a pack: causally, but in both directions within its prefix.
@@ -59,6 +71,8 @@ def packed_attention(
         cu_seq_lens_q: int32, (examples + 1,): where examples begin, and the end.
         prefix_lengths: int32, (examples,): tokens at the beginning of each example that see each
             other in both directions. Without them everything is causal.
+        virtual_tokens: for every layer keys and values, (1, kv_heads, number, head_dim), that
+            stand in front of each example.
         **kwargs: for `sdpa`, when this is no pack.
 
     Returns:
@@ -67,6 +81,8 @@ def packed_attention(
     if cu_seq_lens_q is None:
         if prefix_lengths is not None:
             raise ValueError("prefix_lengths are of the examples of a pack: give cu_seq_lens_q too")
+        if virtual_tokens is not None:
+            raise ValueError("virtual_tokens stand before examples of a pack: give cu_seq_lens_q")
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -82,6 +98,15 @@ def packed_attention(
 
     outputs: list[Tensor] = []
     for q, k, v, prefix in zip(*parts, prefixes, strict=True):
+        if virtual_tokens is not None:
+            layer_index: Any = module.layer_idx
+            first = [tensor.to(k.dtype) for tensor in virtual_tokens[layer_index]]
+            number, seq = first[0].shape[2], q.shape[2]
+            may_attend = q.new_ones(seq, number + seq, dtype=torch.bool).tril(number)
+            may_attend[:, : number + prefix] = True
+            keys, values = (torch.cat(both, dim=2) for both in zip(first, (k, v), strict=True))
+            outputs.append(attend(q, keys, values, attn_mask=may_attend))
+            continue
         if prefix <= 1:  # one token sees itself, either way
             outputs.append(attend(q, k, v, is_causal=True))
             continue

@@ -9,6 +9,9 @@ The rows that write lie first and close together, so that all of them attend in 
 a view of the buffer; whoever leaves is replaced by the last row. What is not yet written is
 zero: a mask hides it, but what is not a number would shine through.
 
+Virtual tokens, which a method of tuning puts in front of every prompt, are keys and values like
+others: each row begins with its own copy of them.
+
 A model of any family takes a `RowCache` as `past_key_values`, with what `RowCache.feed` gives,
 under the attention that is registered with transformers as `rows`.
 """
@@ -38,8 +41,32 @@ def can_write_rows(model: Any) -> bool:
         and set(getattr(config, "layer_types", None) or KNOWN_LAYERS) <= KNOWN_LAYERS
         and not getattr(config, "num_kv_shared_layers", None)
         and not getattr(config, "attn_logit_softcapping", None)
-        and not getattr(config, "pre_seq_len", None)  # a prefix, which is in no prompt
     )
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualTokens:
+    """What stands in front of every row.
+
+    Attributes:
+        layers: keys and values of each layer, (1, kv_heads, number, head_dim).
+        num_positions: how many positions they take: the first real token has this one.
+    """
+
+    layers: Sequence[tuple[Tensor, Tensor]] = ()
+    num_positions: int = 0
+
+    @property
+    def number(self) -> int:
+        """How many they are."""
+        return self.layers[0][0].size(2) if self.layers else 0
+
+
+@torch.no_grad()
+def virtual_tokens_of(model: Any) -> VirtualTokens:
+    """Ask a model, in eval mode, what it puts in front of every text."""
+    give = getattr(model, "virtual_tokens", None)  # of ChatGLM, and of peft's prompts over any
+    return VirtualTokens(*give()) if give is not None else VirtualTokens()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,33 +93,35 @@ class Rows:
 
 
 class RowCache(Cache):
-    """Keys and values of up to `num_rows` rows."""
+    """Keys and values of up to `num_rows` rows, behind their virtual tokens."""
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, virtual: VirtualTokens | None = None) -> None:
         super().__init__(layers=[])
         self.num_rows = num_rows
+        self.virtual = virtual or VirtualTokens()
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._room = 0
         self._slots = torch.empty(0, dtype=torch.long)
-        self._positions = torch.empty(0, dtype=torch.long)
+        self._places = torch.empty(0, dtype=torch.long)
 
     def feed(self, pasts: Sequence[int], lengths: Sequence[int], device: Any) -> dict[str, Any]:
         """Say what comes next, and give what the model has to be called with besides the ids.
 
         Args:
-            pasts: for every row, the tokens that the cache holds and that stay.
+            pasts: for every row, the real tokens that the cache holds and that stay.
             lengths: for every row, the tokens that are added.
             device: where the ids will be.
         """
-        rows = Rows(tuple(pasts), tuple(lengths))
+        rows = Rows(tuple(past + self.virtual.number for past in pasts), tuple(lengths))
         longest = max(rows.totals)
         if longest > self._room:
             self._room = longest + ROOM - longest % ROOM
         self._slots = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-        places = zip(pasts, rows.totals, strict=True)
-        self._positions = torch.cat([torch.arange(past, total) for past, total in places])
+        places = zip(rows.pasts, rows.totals, strict=True)
+        self._places = torch.cat([torch.arange(past, total) for past, total in places])
+        positions = self._places - self.virtual.number + self.virtual.num_positions
         return {
-            "position_ids": self._positions.unsqueeze(0).to(device),  # (1, seq)
+            "position_ids": positions.unsqueeze(0).to(device),  # (1, seq)
             "past_key_values": self,
             "rows": rows,
         }
@@ -112,24 +141,28 @@ class RowCache(Cache):
             Those of all rows, (rows, kv_heads, room, head_dim).
         """
         key, value = self._buffers.get(layer_idx, (None, None))
-        key, value = self._with_room(key, key_states), self._with_room(value, value_states)
+        first = self.virtual.layers[layer_idx] if self.virtual.layers else (None, None)
+        key = self._with_room(key, key_states, first[0])
+        value = self._with_room(value, value_states, first[1])
         self._buffers[layer_idx] = key, value
-        key[self._slots, :, self._positions] = key_states[0].transpose(0, 1)
-        value[self._slots, :, self._positions] = value_states[0].transpose(0, 1)
+        key[self._slots, :, self._places] = key_states[0].transpose(0, 1)
+        value[self._slots, :, self._places] = value_states[0].transpose(0, 1)
         return key, value
 
-    def _with_room(self, buffer: Tensor | None, states: Tensor) -> Tensor:
+    def _with_room(self, buffer: Tensor | None, states: Tensor, first: Tensor | None) -> Tensor:
         if buffer is not None and buffer.size(2) >= self._room:
             return buffer
         _, kv_heads, _, head_dim = states.shape
         larger = states.new_zeros(self.num_rows, kv_heads, self._room, head_dim)
         if buffer is not None:
             larger[:, :, : buffer.size(2)] = buffer
+        elif first is not None:
+            larger[:, :, : first.size(2)] = first
         return larger
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Not one number: every token of a step comes with its position."""
-        return 0
+        """What every row holds at least; beyond that each token comes with its position."""
+        return self.virtual.number
 
     def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
         """Nobody builds a mask from these."""

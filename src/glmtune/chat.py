@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 import glmtune.auto  # noqa: F401  # makes ChatGLM known to transformers
-from glmtune import adapter
+from glmtune import adapter, tuning
 from glmtune.conversation import (
     TOOLS_PROMPT,
     Conversation,
@@ -306,12 +306,12 @@ def open_template(
         CheckpointError: a folder is missing or damaged.
         TemplateError: the adapter was trained on other prompts.
     """
-    if adapter_folder is None and adapter.is_adapter(Path(name)):
+    if adapter_folder is None and tuning.is_adapter(Path(name)):
         name, adapter_folder = base_of(Path(name)), name
         logger.info("%s is an adapter; its base is %s", adapter_folder, name)
     folder = None if adapter_folder is None else Path(adapter_folder)
     if folder is not None:
-        adapter.check_folder(folder)
+        tuning.check_folder(folder)
     tuned = folder or Path(name)  # a whole model that we tuned says how it is asked, too
     if folder is not None or (tuned / adapter.CARD).is_file():
         layout = layout or _layout_of(tuned)
@@ -338,7 +338,7 @@ def load_tuned(
     model: Any = load_frozen_model(
         name, dtype=dtype, device=device, compute=compute, device_map=device_map
     )
-    return model if folder is None else adapter.load(model, folder)
+    return model if folder is None else tuning.load(model, folder)
 
 
 def base_of(folder: Path) -> str:
@@ -350,7 +350,7 @@ def base_of(folder: Path) -> str:
     Raises:
         CheckpointError: the adapter does not say, or the model was not found.
     """
-    base = str(adapter.read_config(folder).get("base_model_name_or_path") or "")
+    base = tuning.base_name(folder)
     advice = f"Give it: glmtune chat MODEL --adapter {folder}."
     if not base:
         raise CheckpointError(f"{folder}: the adapter does not name its base model. {advice}")

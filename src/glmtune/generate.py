@@ -31,7 +31,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from glmtune.cache import ATTENTION, RowCache, can_write_rows
+from glmtune.cache import ATTENTION, RowCache, can_write_rows, virtual_tokens_of
 from glmtune.errors import CheckpointError
 
 ROWS = 32  # written at once: about where a CPU is as busy as it can be
@@ -130,17 +130,20 @@ AnyCache = RowCache | DynamicCache
 def make_cache(model: Any, num_rows: int = 1) -> AnyCache:
     """Make what keeps the keys and values of `num_rows` rows.
 
-    A model whose layers keep something else, or that puts a prefix in front of them, writes one
-    row at a time, with transformers' own cache.
+    A model whose layers keep something else writes one row at a time, with transformers' own
+    cache.
+
+    Args:
+        model: in eval mode; what it puts in front of every text is made now.
+        num_rows: how many rows are written at once.
     """
-    return RowCache(num_rows) if can_write_rows(model) else DynamicCache(config=model.config)
+    if can_write_rows(model):
+        return RowCache(num_rows, virtual_tokens_of(model))
+    return DynamicCache(config=model.config)
 
 
 def keep_cached(cache: AnyCache, num_kept: int, num_cached: int) -> bool:
-    """Keep the first tokens of the only row in a cache; False when it cannot be done.
-
-    A prefix of P-Tuning is not counted in `num_cached`, so such a cache cannot be used again.
-    """
+    """Keep the first tokens of the only row in a cache; False when it cannot be done."""
     if isinstance(cache, RowCache):
         return True  # what is behind them is overwritten
     if not cache.is_croppable or cache.get_seq_length() != num_cached:

@@ -195,6 +195,17 @@ class OftSection(PeftSection):
     module_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class PtuningV2Section(Section):
+    """Learned keys and values before every text, in the layout of ChatGLM's own scripts.
+
+    Source: https://arxiv.org/abs/2110.07602.
+    """
+
+    method: Literal["ptuning_v2"] = "ptuning_v2"
+    pre_seq_len: PositiveInt = 128
+    prefix_projection: bool = False  # an MLP makes them; many more numbers are trained
+
+
 class FullSection(Section):
     """Every weight of the model is trained; what is saved is a whole model."""
 
@@ -242,6 +253,7 @@ AdapterSection = Annotated[
     | Annotated[Ia3Section, Tag("ia3")]
     | Annotated[VeraSection, Tag("vera")]
     | Annotated[OftSection, Tag("oft")]
+    | Annotated[PtuningV2Section, Tag("ptuning_v2")]
     | Annotated[FullSection, Tag("full")]
     | Annotated[FreezeSection, Tag("freeze")]
     | Annotated[NoneSection, Tag("none")],
@@ -395,6 +407,12 @@ class RunRecipe(Section):
                 f"adapter.method={self.adapter.method} trains the weights themselves, and "
                 f"{self.model.dtype} loses most of their updates. Leave model.dtype out, which is "
                 "float32 here; training.bf16=true computes in bfloat16 all the same"
+            )
+        adds_tokens = isinstance(self.adapter, PtuningV2Section)
+        if adds_tokens and self.model.attn_implementation != "packed":
+            raise ValueError(
+                f"model.attn_implementation={self.model.attn_implementation} has no place for what "
+                f"adapter.method={self.adapter.method} puts before every row. Use packed"
             )
         if self.model.compute == "int8" and trains_weights:
             raise ValueError(

@@ -1,9 +1,10 @@
 """One model under training, whatever the method: which weights are trained, and how they are kept.
 
     lora, ...       a small difference, in peft's format       adapter.py
+    ptuning_v2      a prefix, in the original's format         ptuning.py
     full, freeze    the model's own weights, a whole model     whole.py
 
-What must hold for both: `save` and `restore` keep every trained number exactly, `check_saved`
+What must hold for all: `save` and `restore` keep every trained number exactly, `check_saved`
 shows that a fresh reader of the folder gets the trained model's logits, and what is trained
 learns (alive.py). A loop and its checkpoints need to know no more.
 """
@@ -13,10 +14,27 @@ from typing import Any
 
 from torch import nn
 
-from glmtune import adapter, whole
+from glmtune import adapter, ptuning, whole
 from glmtune.data.batches import MicroBatch
-from glmtune.recipe import AdapterSection, FreezeSection, FullSection, NoneSection
+from glmtune.load import load_config
+from glmtune.recipe import (
+    AdapterSection,
+    FreezeSection,
+    FullSection,
+    NoneSection,
+    PtuningV2Section,
+)
 from glmtune.template import Template
+
+
+def check_fits(section: AdapterSection, name: str) -> None:
+    """Refuse a method that is not for a kind of model, before any weight is read.
+
+    Raises:
+        RecipeError: says which method to take instead.
+    """
+    if isinstance(section, PtuningV2Section):
+        ptuning.check_fits(load_config(name))
 
 
 def attach(model: nn.Module, section: AdapterSection) -> Any:
@@ -29,22 +47,28 @@ def attach(model: nn.Module, section: AdapterSection) -> Any:
         return whole.attach(model, section)
     if isinstance(section, NoneSection):
         return model.requires_grad_(False)
+    if isinstance(section, PtuningV2Section):
+        return ptuning.attach(model, section)
     return adapter.attach(model, section)
 
 
 def is_adapted(model: Any) -> bool:
     """Whether what is trained is a small difference, not the model itself."""
+    return _keeper(model) is not whole
+
+
+def _keeper(model: Any) -> Any:
+    """Give the module that knows how what is trained is kept."""
     from peft import PeftModel
 
-    return isinstance(model, PeftModel)
+    if isinstance(model, PeftModel):
+        return adapter
+    return ptuning if ptuning.is_trained(model) else whole
 
 
 def save(model: Any, folder: Path, template: Template) -> None:
     """Write what was trained, and how its prompts were built, into a folder."""
-    if is_adapted(model):
-        adapter.save(model, folder, template)
-    else:
-        whole.save(model, folder, template)
+    _keeper(model).save(model, folder, template)
 
 
 def restore(folder: Path, model: Any) -> None:
@@ -53,10 +77,7 @@ def restore(folder: Path, model: Any) -> None:
     Raises:
         CheckpointError: a tensor is missing or was not expected.
     """
-    if is_adapted(model):
-        adapter.restore(folder, model)
-    else:
-        whole.restore(folder, model)
+    _keeper(model).restore(folder, model)
 
 
 def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
@@ -68,15 +89,47 @@ def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
     Raises:
         TrainingError: the logits differ.
     """
-    if is_adapted(model):
-        return adapter.check_saved(model, folder, probe)
-    return whole.check_saved(model, folder, probe)
+    difference: float = _keeper(model).check_saved(model, folder, probe)
+    return difference
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
     """Count the trained numbers, and all."""
-    if is_adapted(model):
+    if hasattr(model, "get_nb_trainable_parameters"):  # which knows of packed weights
         trainable, total = model.get_nb_trainable_parameters()
         return int(trainable), int(total)
     numbers = [(parameter.requires_grad, parameter.numel()) for parameter in model.parameters()]
     return sum(n for trained, n in numbers if trained), sum(n for _, n in numbers)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a small difference and no whole model."""
+    return adapter.is_adapter(folder) or ptuning.is_folder(folder)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what is no adapter folder, or one that was half written.
+
+    Raises:
+        CheckpointError: says what is missing or damaged.
+    """
+    if not ptuning.is_folder(folder):
+        adapter.check_folder(folder)
+
+
+def base_name(folder: Path) -> str:
+    """Give the model that an adapter says it was trained on; "" where it does not say."""
+    if ptuning.is_folder(folder):
+        return ptuning.base_name(folder)
+    return str(adapter.read_config(folder).get("base_model_name_or_path") or "")
+
+
+def load(model: nn.Module, folder: Path) -> Any:
+    """Put a saved adapter over its base model, to use it.
+
+    Raises:
+        CheckpointError: the folder is no adapter, is damaged, or belongs to another model.
+    """
+    if ptuning.is_folder(folder):
+        return ptuning.load(model, folder)
+    return adapter.load(model, folder)

@@ -46,7 +46,11 @@ from transformers.modeling_utils import (
     PreTrainedModel,
     slice_logits_to_keep,
 )
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import (
+    can_return_tuple,
+    is_flash_attention_requested,
+    merge_with_config_defaults,
+)
 from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
@@ -449,17 +453,22 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             use_cache: whether to return a cache.
             block_position_ids: (batch, seq), GLM's second position, by which the second half of
                 each head is turned as in ChatGLM-6B. None is 0 everywhere: ChatGLM2 and 3.
-            **kwargs: reach the attention function of every layer.
+            **kwargs: reach the attention function of every layer. `cu_seq_lens_q` says where the
+                examples of a pack meet; each of them sees the P-Tuning v2 prefix, as
+                `virtual_tokens`.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds`; gradient
-                checkpointing with a P-Tuning v2 prefix.
+            ValueError: both or neither of `input_ids` and `inputs_embeds`; a P-Tuning v2 prefix
+                with gradient checkpointing of anything but packs, or with flash attention of
+                packs.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embedding(input_ids)
-        if past_key_values is None and (use_cache or self.prefix_encoder is not None):
+        if self.prefix_encoder is not None and "cu_seq_lens_q" in kwargs:
+            kwargs["virtual_tokens"] = self.prefix_before_examples(inputs_embeds.dtype)
+        elif past_key_values is None and (use_cache or self.prefix_encoder is not None):
             past_key_values = DynamicCache(config=self.config)
         if past_key_values is not None and self.prefix_encoder is not None:
             attention_mask = self.add_prefix(past_key_values, attention_mask, inputs_embeds)
@@ -528,7 +537,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         if self.gradient_checkpointing and self.training:
             raise ValueError(
                 "gradient checkpointing drops the cache, and with it the P-Tuning v2 prefix. "
-                "Train the prefix without gradient checkpointing."
+                "Give packs, or train the prefix without gradient checkpointing."
             )
         batch, seq = inputs_embeds.shape[:2]
         if past_key_values.get_seq_length() == 0:
@@ -537,6 +546,24 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             return attention_mask
         missing = int(past_key_values.get_seq_length()) + seq - attention_mask.shape[1]
         return F.pad(attention_mask, (missing, 0), value=1)
+
+    def prefix_before_examples(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+        """Give the P-Tuning v2 prefix to an attention function that attends example by example."""
+        if is_flash_attention_requested(self.config):
+            raise ValueError(
+                "flash attention over packs has no place for the P-Tuning v2 prefix. Use packed."
+            )
+        assert self.prefix_encoder is not None
+        prefix: list[tuple[Tensor, Tensor]] = self.prefix_encoder(1, dtype)
+        return prefix
+
+    def add_prefix_encoder(self, length: int, projection: bool) -> None:
+        """Give the model a fresh P-Tuning v2 prefix, in float32, on its device."""
+        self.config.pre_seq_len, self.config.prefix_projection = length, projection
+        encoder = ChatGLMPrefixEncoder(self.config, length)
+        for module in encoder.modules():
+            self._init_weights(module)
+        self.prefix_encoder = encoder.to(self.device, torch.float32)
 
     def insert_prefix(self, past_key_values: Cache, batch: int) -> None:
         """Put the P-Tuning v2 prefix into an empty cache, if the model has one."""
@@ -583,6 +610,15 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Put another module in its place."""
         self.transformer.output_layer = new_embeddings
+
+    def virtual_tokens(self) -> tuple[list[tuple[Tensor, Tensor]], int]:
+        """Give what stands before every text, and how many positions it takes.
+
+        That is keys and values of (1, kv_heads, length, head_dim) for each layer: the P-Tuning v2
+        prefix, which takes no position. A model without one has no layers here.
+        """
+        encoder = self.transformer.prefix_encoder
+        return ([] if encoder is None else encoder(1, self.dtype)), 0
 
     @can_return_tuple
     def forward(

@@ -35,11 +35,11 @@ def info(
     import json
     from dataclasses import asdict
 
-    from glmtune import adapter
+    from glmtune import tuning
     from glmtune.inspection.checkpoint import describe_adapter, describe_model
 
     facts: AdapterFacts | ModelFacts
-    if adapter.is_adapter(Path(model)):
+    if tuning.is_adapter(Path(model)):
         facts = describe_adapter(Path(model))
         table, lines = layer_table(facts), adapter_lines(facts)
     else:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import glmtune.auto  # noqa: F401  # makes ChatGLM known to transformers
-from glmtune import adapter
+from glmtune import adapter, ptuning, tuning
 from glmtune.errors import CheckpointError, GlmtuneError
 from glmtune.load import load_config, load_tokenizer, weight_files
 from glmtune.recipe import LoraSection
@@ -403,9 +403,13 @@ def describe_adapter(folder: Path) -> AdapterFacts:
     Raises:
         CheckpointError: the folder is no adapter, or a file is damaged.
     """
-    adapter.check_folder(folder)
-    config = adapter.read_config(folder)
-    file, tensors = adapter.read_tensors(folder)
+    tuning.check_folder(folder)
+    if ptuning.is_folder(folder):
+        config: dict[str, Any] = {"peft_type": "P-Tuning v2"}
+        file, tensors = folder / ptuning.WEIGHTS, ptuning.read_tensors(folder)
+    else:
+        config = adapter.read_config(folder)
+        file, tensors = adapter.read_tensors(folder)
     card = adapter.load_card(folder)
     norms = {
         _layer(name): value.float().norm().item()
@@ -415,7 +419,7 @@ def describe_adapter(folder: Path) -> AdapterFacts:
     return AdapterFacts(
         folder=str(folder),
         method=str(config.get("peft_type", "")),
-        base=str(config.get("base_model_name_or_path") or ""),
+        base=tuning.base_name(folder),
         r=config.get("r"),
         lora_alpha=config.get("lora_alpha"),
         target_modules=_as_tuple(config.get("target_modules")),

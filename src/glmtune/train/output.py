@@ -1,6 +1,7 @@
 """The output folder: what a run writes there, and how nothing in it is lost by surprise.
 
-adapter_config.json, adapter_model.safetensors   peft's adapter format; or a whole model,
+adapter_config.json, adapter_model.safetensors   peft's adapter format; or the original's
+config.json, pytorch_model.bin                   for a P-Tuning v2 prefix; or a whole model,
 config.json, model*.safetensors                  where the weights themselves were trained
 tokenizer files, glmtune.json                    how prompts are built
 README.md                                        what the model is, for people
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import glmtune
-from glmtune import adapter, tuning
+from glmtune import adapter, ptuning, tuning
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, written_folder
 from glmtune.recipe import RunRecipe
@@ -76,7 +77,8 @@ def run_files(output: Path) -> list[Path]:
     """List the files of a run that are there; those of a model only where our card is too."""
     found = [output / name for name in _RUN_FILES]
     if (output / adapter.CARD).is_file():
-        found += [output / "config.json", output / "generation_config.json", *weights(output)]
+        found += [output / name for name in ("config.json", "generation_config.json")]
+        found += [output / ptuning.WEIGHTS, *weights(output)]
     return [path for path in found if path.exists()]
 
 
@@ -114,7 +116,7 @@ def publish(
         (partial / "README.md").write_text(card, encoding="utf-8")
     finished = output / "adapter"
     names = sorted(path.name for path in finished.iterdir())
-    last = "adapter_config.json" if is_adapted else "config.json"
+    last = "config.json" if "config.json" in names else "adapter_config.json"
     for name in sorted(names, key=lambda name: name == last):
         (finished / name).replace(output / name)
     finished.rmdir()
@@ -155,13 +157,14 @@ glmtune chat THIS_FOLDER
 def adapter_card(recipe: RunRecipe, lines: Sequence[Mapping[str, Any]]) -> str:
     """Say what an adapter is, how it was made and how to use it."""
     base = recipe.model.name_or_path
+    is_peft = recipe.adapter.method != "ptuning_v2"
     return f"""---
 base_model: {base}
-library_name: peft
-tags: [lora, glmtune]
+library_name: {"peft" if is_peft else "transformers"}
+tags: [{recipe.adapter.method}, glmtune]
 ---
 
-# LoRA adapter for {Path(base).name}
+# Adapter by {recipe.adapter.method} for {Path(base).name}
 
 {_facts(recipe, lines)}
 
@@ -170,11 +173,22 @@ glmtune chat {base} --adapter THIS_FOLDER
 ```
 
 ```python
+{(_BY_PEFT if is_peft else _BY_US).format(base=base)}
+```
+"""
+
+
+_BY_PEFT = """\
 import glmtune.auto  # makes ChatGLM known to transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("{base}")
-model = PeftModel.from_pretrained(model, "THIS_FOLDER")
-```
-"""
+model = PeftModel.from_pretrained(model, "THIS_FOLDER")"""
+_BY_US = """\
+from pathlib import Path
+
+from glmtune import ptuning
+from glmtune.load import load_model
+
+model = ptuning.load(load_model("{base}"), Path("THIS_FOLDER"))"""

@@ -185,6 +185,7 @@ class Ingredients:
 def begin(recipe: RunRecipe, *, resume: bool) -> tuple[Any, Path]:
     """Make sure of the output folder, find the devices and seed the generators."""
     output = Path(recipe.output.dir)
+    tuning.check_fits(recipe.adapter, recipe.model.name_or_path)
     accelerator = make_accelerator(recipe)
     if accelerator.is_main_process:
         prepare_output(output, resume=resume, overwrite=recipe.output.overwrite)
