@@ -23,7 +23,7 @@ LAYERS = [
     ["evaluate", "alive"],
     ["methods"],
     ["adapter"],
-    ["whole", "ptuning"],
+    ["whole", "ptuning", "prompts"],
     ["tuning"],
     ["chat", "inspection", "doctor"],
     ["proofs", "predict"],

@@ -251,6 +251,10 @@ def load(model: nn.Module, folder: str | Path, *, is_trainable: bool = False) ->
     folder = Path(folder)
     check_folder(folder)
     config = peft_config(folder)
+    if config.is_prompt_learning:
+        raise CheckpointError(
+            f"{folder}: an adapter by {config.peft_type.value} is loaded by `glmtune.tuning.load`."
+        )
     _, stored = read_tensors(folder)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, below

@@ -34,11 +34,17 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 def can_write_rows(model: Any) -> bool:
     """Whether every layer keeps keys and values of each token, for itself, and nothing else."""
-    config = model.config
     return (
         getattr(model, "_supports_sdpa", False)
         and getattr(model, "_supports_attention_backend", False)
-        and set(getattr(config, "layer_types", None) or KNOWN_LAYERS) <= KNOWN_LAYERS
+        and keeps_rows(model.config)
+    )
+
+
+def keeps_rows(config: Any) -> bool:
+    """Whether a kind of model has such layers, as far as its configuration tells."""
+    return (
+        set(getattr(config, "layer_types", None) or KNOWN_LAYERS) <= KNOWN_LAYERS
         and not getattr(config, "num_kv_shared_layers", None)
         and not getattr(config, "attn_logit_softcapping", None)
     )

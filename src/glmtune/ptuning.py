@@ -40,7 +40,7 @@ def check_fits(config: Any) -> None:
     if not isinstance(config, ChatGLMConfig):
         raise RecipeError(
             "adapter.method=ptuning_v2 has the layout of ChatGLM2 and ChatGLM3, and this is a "
-            f"model of type {config.model_type!r}. Use adapter.method=lora."
+            f"model of type {config.model_type!r}. Use adapter.method=prefix_tuning."
         )
 
 

@@ -195,6 +195,46 @@ class OftSection(PeftSection):
     module_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class PromptSection(Section):
+    """What the methods have in common that put virtual tokens before every text, by peft."""
+
+    method: Literal["prompt_tuning", "p_tuning", "prefix_tuning"]
+    num_virtual_tokens: PositiveInt = 20
+
+
+class PromptTuningSection(PromptSection):
+    """The virtual tokens are learned vectors (https://arxiv.org/abs/2104.08691)."""
+
+    method: Literal["prompt_tuning"] = "prompt_tuning"
+    # They begin as the vectors of random tokens, or of a text, or as noise.
+    prompt_tuning_init: Literal["SAMPLE_VOCAB", "TEXT", "RANDOM"] = "SAMPLE_VOCAB"
+    prompt_tuning_init_text: str | None = None
+
+    @model_validator(mode="after")
+    def _has_text(self) -> "PromptTuningSection":
+        if (self.prompt_tuning_init == "TEXT") != bool(self.prompt_tuning_init_text):
+            raise ValueError(
+                "adapter.prompt_tuning_init=TEXT and adapter.prompt_tuning_init_text belong "
+                "together; give both of them, or none"
+            )
+        return self
+
+
+class PTuningSection(PromptSection):
+    """An MLP makes the vectors (https://arxiv.org/abs/2103.10385)."""
+
+    method: Literal["p_tuning"] = "p_tuning"
+    encoder_hidden_size: PositiveInt | None = None  # of the MLP; None: as wide as the model
+
+
+class PrefixTuningSection(PromptSection):
+    """Keys and values of every layer are learned (https://arxiv.org/abs/2101.00190)."""
+
+    method: Literal["prefix_tuning"] = "prefix_tuning"
+    prefix_projection: bool = False  # an MLP makes them; many more numbers are trained
+    encoder_hidden_size: PositiveInt | None = None  # of the MLP; None: as wide as the model
+
+
 class PtuningV2Section(Section):
     """Learned keys and values before every text, in the layout of ChatGLM's own scripts.
 
@@ -253,6 +293,9 @@ AdapterSection = Annotated[
     | Annotated[Ia3Section, Tag("ia3")]
     | Annotated[VeraSection, Tag("vera")]
     | Annotated[OftSection, Tag("oft")]
+    | Annotated[PromptTuningSection, Tag("prompt_tuning")]
+    | Annotated[PTuningSection, Tag("p_tuning")]
+    | Annotated[PrefixTuningSection, Tag("prefix_tuning")]
     | Annotated[PtuningV2Section, Tag("ptuning_v2")]
     | Annotated[FullSection, Tag("full")]
     | Annotated[FreezeSection, Tag("freeze")]
@@ -408,7 +451,7 @@ class RunRecipe(Section):
                 f"{self.model.dtype} loses most of their updates. Leave model.dtype out, which is "
                 "float32 here; training.bf16=true computes in bfloat16 all the same"
             )
-        adds_tokens = isinstance(self.adapter, PtuningV2Section)
+        adds_tokens = isinstance(self.adapter, PtuningV2Section | PromptSection)
         if adds_tokens and self.model.attn_implementation != "packed":
             raise ValueError(
                 f"model.attn_implementation={self.model.attn_implementation} has no place for what "

@@ -1,6 +1,8 @@
 """One model under training, whatever the method: which weights are trained, and how they are kept.
 
     lora, ...       a small difference, in peft's format       adapter.py
+    prompt_tuning,  virtual tokens, in peft's format           prompts.py
+    p_tuning, prefix_tuning
     ptuning_v2      a prefix, in the original's format         ptuning.py
     full, freeze    the model's own weights, a whole model     whole.py
 
@@ -22,6 +24,7 @@ from glmtune.recipe import (
     FreezeSection,
     FullSection,
     NoneSection,
+    PromptSection,
     PtuningV2Section,
 )
 from glmtune.template import Template
@@ -35,6 +38,10 @@ def check_fits(section: AdapterSection, name: str) -> None:
     """
     if isinstance(section, PtuningV2Section):
         ptuning.check_fits(load_config(name))
+    if isinstance(section, PromptSection):
+        from glmtune import prompts  # peft loads here
+
+        prompts.check_fits(section, load_config(name))
 
 
 def attach(model: nn.Module, section: AdapterSection) -> Any:
@@ -49,6 +56,10 @@ def attach(model: nn.Module, section: AdapterSection) -> Any:
         return model.requires_grad_(False)
     if isinstance(section, PtuningV2Section):
         return ptuning.attach(model, section)
+    if isinstance(section, PromptSection):
+        from glmtune import prompts
+
+        return prompts.attach(model, section)
     return adapter.attach(model, section)
 
 
@@ -61,8 +72,10 @@ def _keeper(model: Any) -> Any:
     """Give the module that knows how what is trained is kept."""
     from peft import PeftModel
 
+    from glmtune import prompts
+
     if isinstance(model, PeftModel):
-        return adapter
+        return prompts if isinstance(model, prompts.PromptModel) else adapter
     return ptuning if ptuning.is_trained(model) else whole
 
 
@@ -132,4 +145,7 @@ def load(model: nn.Module, folder: Path) -> Any:
     """
     if ptuning.is_folder(folder):
         return ptuning.load(model, folder)
-    return adapter.load(model, folder)
+    from glmtune import prompts
+
+    adapter.check_folder(folder)
+    return (prompts if prompts.is_folder(folder) else adapter).load(model, folder)

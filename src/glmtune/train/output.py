@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import glmtune
-from glmtune import adapter, ptuning, tuning
+from glmtune import adapter, prompts, ptuning, tuning
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, written_folder
 from glmtune.recipe import RunRecipe
@@ -29,6 +29,7 @@ RECIPE = "recipe.yaml"
 _RUN_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
+    prompts.ENCODER,
     adapter.CARD,
     "README.md",
     RECIPE,

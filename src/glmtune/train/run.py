@@ -216,9 +216,9 @@ def carry_out(
     output, template = Path(recipe.output.dir), given.template
     is_main = accelerator.is_main_process
     model, examples, eval_examples = given.model, given.examples, given.eval_examples
+    model = tuning.attach(model, recipe.adapter)
     if recipe.training.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    model = tuning.attach(model, recipe.adapter)
     logger.info(describe_parameters(model))
 
     plan = plan_batches(recipe, given.rows, accelerator)
