@@ -117,9 +117,11 @@ def _is_lora(name: str) -> bool:
     return ".lora_A." in name or ".lora_B." in name
 
 
-def _as_difference(model: Any, initial: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _as_difference(
+    trained: Mapping[str, Tensor], initial: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Give the state of a model whose adapter is the difference to its original base."""
-    state: dict[str, Tensor] = model.state_dict()
+    state = dict(trained)
     for name, begun in initial.items():
         if ".lora_A." in name:
             state[name] = torch.cat((state[name], begun), dim=0)  # (2 rank, in)
@@ -183,11 +185,21 @@ class Card:
     version: str = glmtune.__version__
 
 
-def save(model: Any, folder: Path, template: Template) -> None:
-    """Write the adapter in peft's format, and how its prompts were built, into a folder."""
+def save(
+    model: Any, folder: Path, template: Template, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write the adapter in peft's format, and how its prompts were built, into a folder.
+
+    Args:
+        model: the peft model.
+        folder: is made.
+        template: of the prompts.
+        state: the adapter's tensors, by the names of `model.state_dict()`; None takes them there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     initial = initial_adapters.get(model)
-    state = None if initial is None else _as_difference(model, initial)
+    if initial is not None:
+        state = _as_difference(state or model.state_dict(), initial)
     model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
     if initial is not None:
         _doubled(model.peft_config["default"]).save_pretrained(str(folder))

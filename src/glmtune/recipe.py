@@ -280,6 +280,9 @@ class NoneSection(Section):
     method: Literal["none"] = "none"
 
 
+SHARDED: tuple[type[Section], ...] = (LoraSection, FullSection, FreezeSection)
+
+
 def _method_of(value: Any) -> Any:
     if isinstance(value, Mapping):
         method = value.get("method", "lora")
@@ -327,6 +330,7 @@ class TrainingSection(Section):
     average: Literal["tokens", "micro_batches"] = "tokens"  # what a step's loss is a mean over
     gradient_checkpointing: bool = False
     bf16: bool = False  # autocast over a float32 base
+    sharding: Literal["fsdp2"] | None = None  # deal the weights out among processes
     seed: NonNegativeInt = 42
     logging_steps: PositiveInt = 10
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
@@ -476,6 +480,22 @@ class RunRecipe(Section):
                 "adapter.use_dora and adapter.init_lora_weights=pissa or olora need the weights "
                 "in 16 bits, and model.compute=int8 does not keep them. Leave one of the two out"
             )
+        if self.training.sharding and self.model.compute == "int8":
+            raise ValueError(
+                "training.sharding=fsdp2 deals out plain weights, and model.compute=int8 packs "
+                "them. Leave one of the two out"
+            )
+        if self.training.sharding and type(self.adapter) not in SHARDED:
+            raise ValueError(
+                "training.sharding=fsdp2 works with adapter.method="
+                f"{', '.join(kind.model_fields['method'].default for kind in SHARDED)}, and not "
+                f"with {self.adapter.method}. Leave it out"
+            )
+        if self.training.sharding and self.checks.sample_steps:
+            raise ValueError(
+                "checks.sample_steps lets one process answer in the middle of a run, and with "
+                "training.sharding=fsdp2 none has the whole model. Leave one of the two out"
+            )
         if isinstance(self.adapter, NoneSection) and not held_out:
             raise ValueError(
                 "adapter.method=none only evaluates, and there is nothing held out: "
@@ -517,6 +537,8 @@ class PretrainRecipe(RunRecipe):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
+        if self.training.sharding:
+            raise ValueError("training.sharding is not there for pre-training. Leave it out")
         if self.model.config and not isinstance(self.adapter, FullSection):
             raise ValueError(
                 f"model.config makes a new model, which adapter.method={self.adapter.method} "

@@ -11,10 +11,11 @@ shows that a fresh reader of the folder gets the trained model's logits, and wha
 learns (alive.py). A loop and its checkpoints need to know no more.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from glmtune import adapter, ptuning, whole
 from glmtune.data.batches import MicroBatch
@@ -79,9 +80,19 @@ def _keeper(model: Any) -> Any:
     return ptuning if ptuning.is_trained(model) else whole
 
 
-def save(model: Any, folder: Path, template: Template) -> None:
-    """Write what was trained, and how its prompts were built, into a folder."""
-    _keeper(model).save(model, folder, template)
+def save(
+    model: Any, folder: Path, template: Template, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write what was trained, and how its prompts were built, into a folder.
+
+    Args:
+        model: says what was trained.
+        folder: is made.
+        template: of the prompts.
+        state: the model's tensors, where it holds but a part of them itself.
+    """
+    given = () if state is None else (state,)  # only adapter.py and whole.py are ever dealt out
+    _keeper(model).save(model, folder, template, *given)
 
 
 def restore(folder: Path, model: Any) -> None:

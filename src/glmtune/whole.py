@@ -7,11 +7,12 @@ Weights are trained in float32. In bfloat16 an update below 1/256 of a weight is
 fine-tuning learning rate that is most of them. `training.bf16` computes in bfloat16 all the same.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glmtune.adapter import logits, write_card
 from glmtune.data.batches import MicroBatch
@@ -70,10 +71,12 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     )
 
 
-def save(model: Any, folder: Path, template: Template) -> None:
-    """Write the model, and how its prompts were built, into a folder."""
+def save(
+    model: Any, folder: Path, template: Template, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write the model, or its tensors as given, and how its prompts were built, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(str(folder))
+    model.save_pretrained(str(folder), state_dict=None if state is None else dict(state))
     write_card(folder, template)
 
 

@@ -23,13 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from glmtune import tuning
 from glmtune.errors import CheckpointError
 from glmtune.files import written_folder
 from glmtune.template import Template
+from glmtune.train.sharding import load_optimizer
 
 logger = logging.getLogger(__name__)
+
+Gathered = tuple[Mapping[str, Tensor], dict[str, Any]]
+"""The tensors of a model, and the state of its optimizer, both whole."""
 
 CHECKSUMS = "checksums.json"
 STATE = "trainer_state.json"
@@ -78,16 +83,25 @@ def save_checkpoint(
     state: TrainerState,
     rng: Sequence[Mapping[str, Any]],
     template: Template,
+    gathered: Gathered | None = None,
 ) -> Path:
     """Write `checkpoint-<step>` whole or not at all.
+
+    Args:
+        output: where the run writes.
+        model, optimizer, scheduler, state: of the run.
+        rng: the random state of every process.
+        template: of the prompts.
+        gathered: the tensors of model and optimizer, where they are dealt out.
 
     Raises:
         OutputError: it could not be written; earlier checkpoints are unharmed.
     """
     folder = output / f"checkpoint-{state.step}"
     with written_folder(folder) as partial:
-        tuning.save(model, partial, template)
-        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+        tensors, adam = gathered or (None, optimizer.state_dict())
+        tuning.save(model, partial, template, tensors)
+        torch.save(adam, partial / "optimizer.pt")
         torch.save(scheduler.state_dict(), partial / "scheduler.pt")
         torch.save([dict(state) for state in rng], partial / "rng_state.pth")
         (partial / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
@@ -177,15 +191,13 @@ def check_identity(state: TrainerState, identity: Mapping[str, str], folder: Pat
 
 
 def restore_checkpoint(
-    folder: Path,
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Any,
-    process_index: int = 0,
+    folder: Path, optimizer: torch.optim.Optimizer, scheduler: Any, process_index: int = 0
 ) -> None:
-    """Put weights, optimizer, learning rate and random generators back as they were."""
-    tuning.restore(folder, model)
-    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    """Put optimizer, learning rate and random generators back as they were.
+
+    The weights are put back before, by `tuning.restore`, while the model is still whole.
+    """
+    load_optimizer(optimizer, torch.load(folder / "optimizer.pt", weights_only=True))
     scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
     states = torch.load(folder / "rng_state.pth", weights_only=True)
     restore_random_state(states[process_index])

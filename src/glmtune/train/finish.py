@@ -84,7 +84,7 @@ def finish(run: Run, recipe: RunRecipe, tokenizer: Any, prompts: Sequence[Prompt
     if proofs and proofs[0].verdict == "passed":
         lines = read_metrics(run.metrics.path)
         publish(model, run.output, run.template, tokenizer, recipe, lines)
-        probe = pack_examples(run.examples, run.plan.rows[:1]).to(run.accelerator.device)
+        probe = pack_examples(run.examples, run.plan.rows[:1]).to(model.device)
         proofs.append(prove(SAVED, lambda: tuning.check_saved(model, run.output, probe)))
     if isinstance(recipe, Recipe):  # and not a pre-training, which has no prompts
         proofs.append(prove(TEMPLATE, lambda: _compare_prompts(recipe, run.template)))

@@ -49,6 +49,7 @@ from glmtune.train.checkpoint import (
     save_checkpoint,
 )
 from glmtune.train.progress import Progress
+from glmtune.train.sharding import gather, gather_optimizer, is_sharded
 from glmtune.train.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -229,7 +230,10 @@ def _origins(run: Run, rows: Sequence[int]) -> str:
 
 
 def _explain_loss(run: Run, micro_batch: MicroBatch, loss: float) -> None:
-    culprit = first_nonfinite_module(run.accelerator.unwrap_model(run.model), micro_batch)
+    if is_sharded(run.model):  # and the others are not here to go forward again
+        culprit = "not looked for, since training.sharding is on"
+    else:
+        culprit = first_nonfinite_module(run.accelerator.unwrap_model(run.model), micro_batch)
     raise TrainingError(
         f"step {run.state.step + 1}: the loss is {loss}. "
         f"First module with an output that is not finite: {culprit}. "
@@ -440,11 +444,15 @@ def _save(run: Run, rng: dict[str, Any]) -> None:
     from accelerate.utils import gather_object
 
     states = gather_object([rng])  # of every process, for dropout differs among them
+    gathered = None
+    if is_sharded(run.model):
+        gathered = (gather(run.model), gather_optimizer(run.optimizer))
     if not run.accelerator.is_main_process:
         return
     model = run.accelerator.unwrap_model(run.model)
     folder = save_checkpoint(
-        run.output, model, run.optimizer, run.scheduler, run.state, states, run.template
+        *(run.output, model, run.optimizer, run.scheduler, run.state, states, run.template),
+        gathered,
     )
     logger.info("saved %s", folder)
     prune_checkpoints(run.output, run.section.save_total_limit, run.state.best_step)

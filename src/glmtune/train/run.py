@@ -59,6 +59,7 @@ from glmtune.train.loop import Judge, Run, train
 from glmtune.train.optimizer import make_optimizer, make_scheduler
 from glmtune.train.output import METRICS, RECIPE, clear_run, prepare_output
 from glmtune.train.rehearsal import rehearse
+from glmtune.train.sharding import check_sharding, gather, is_sharded, shard
 from glmtune.train.watch import Watch, proportions
 
 logger = logging.getLogger(__name__)
@@ -117,8 +118,10 @@ def fine_tune(
         tokenizer,
     )
     model = load_base(recipe, accelerator.device)
-    is_tuned = not isinstance(recipe.adapter, NoneSection)
-    asked = prompts[: SAMPLED_PROMPTS * (is_tuned and is_main)]
+    is_asked = is_main and not isinstance(recipe.adapter, NoneSection)
+    if recipe.training.sharding and accelerator.device.type != "cpu":
+        is_asked = False  # it lies in main memory, and would take long
+    asked = prompts[: SAMPLED_PROMPTS * is_asked]
     return carry_out(
         recipe,
         Ingredients(
@@ -187,6 +190,8 @@ def begin(recipe: RunRecipe, *, resume: bool) -> tuple[Any, Path]:
     output = Path(recipe.output.dir)
     tuning.check_fits(recipe.adapter, recipe.model.name_or_path)
     accelerator = make_accelerator(recipe)
+    if recipe.training.sharding:
+        check_sharding(accelerator.num_processes)
     if accelerator.is_main_process:
         prepare_output(output, resume=resume, overwrite=recipe.output.overwrite)
     accelerator.wait_for_everyone()
@@ -227,20 +232,24 @@ def carry_out(
     for warning in proportions(recipe, len(plan.rows), num_steps) if is_tuned else ():
         logger.warning("%s", warning)
     start = alive.remember(model)
-    if accelerator.process_index:  # each process has its own dropout; all start from one adapter
-        seed_everything(recipe.training.seed + accelerator.process_index)
-    ratio = getattr(recipe.adapter, "loraplus_lr_ratio", None)
-    optimizer: Any = make_optimizer(model, recipe.training, ratio) if is_tuned else None
-    scheduler = make_scheduler(optimizer, recipe.training, num_steps) if is_tuned else None
-
     identity = identify(recipe, template, examples, eval_examples)
     state = TrainerState(identity={**identity, "processes": str(accelerator.num_processes)})
     folder = newest_whole_checkpoint(output) if resume else None
     if folder is not None:
         saved = load_state(folder)
         check_identity(saved, state.identity, folder)
-        restore_checkpoint(folder, model, optimizer, scheduler, accelerator.process_index)
         state = saved
+        tuning.restore(folder, model)
+    if recipe.training.sharding:
+        shard(model, accelerator.device, in_bf16=recipe.training.bf16)
+    if accelerator.process_index:  # each process has its own dropout; all start from one adapter
+        seed_everything(recipe.training.seed + accelerator.process_index)
+    ratio = getattr(recipe.adapter, "loraplus_lr_ratio", None)
+    optimizer: Any = make_optimizer(model, recipe.training, ratio) if is_tuned else None
+    scheduler = make_scheduler(optimizer, recipe.training, num_steps) if is_tuned else None
+
+    if folder is not None:
+        restore_checkpoint(folder, optimizer, scheduler, accelerator.process_index)
         logger.info("resuming from %s at step %d of %d", folder, state.step, num_steps)
     elif is_main:
         if resume:
@@ -252,7 +261,7 @@ def carry_out(
     start_trackers(accelerator, recipe)
 
     run = Run(
-        model=accelerator.prepare(model) if is_tuned else model,
+        model=accelerator.prepare(model) if is_tuned and not is_sharded(model) else model,
         optimizer=optimizer,
         scheduler=scheduler,
         accelerator=accelerator,
@@ -284,7 +293,10 @@ def carry_out(
         run.show_samples = partial(log_samples, run, recipe, given.prompts)
     is_finished = train(run)
     seconds = time.monotonic() - began
+    trained = gather(run.model) if is_sharded(run.model) and is_finished else None
     leave_the_others(run)
+    if trained is not None and is_main:
+        run.model = whole_again(recipe, trained)
     if not is_main:
         return summarise(run, is_finished)
 
@@ -298,6 +310,13 @@ def carry_out(
             "; ".join(f"{proof.name}: {proof.detail}" for proof in shown.failed) + f" See {report}."
         )
     return summarise(run, is_finished)
+
+
+def whole_again(recipe: RunRecipe, trained: Mapping[str, torch.Tensor]) -> Any:
+    """Load the model anew into main memory, and give it what was trained in parts."""
+    model = tuning.attach(load_base(recipe, torch.device("cpu")), recipe.adapter)
+    model.load_state_dict(trained, strict=False)
+    return model
 
 
 def leave_the_others(run: Run) -> None:
@@ -347,6 +366,7 @@ def load_base(recipe: RunRecipe, device: torch.device) -> Any:
             section.name_or_path,
             dtype=section.dtype,
             device=device,
+            device_map="cpu" if recipe.training.sharding and device.type != "cpu" else None,
             compute=section.compute,
             attn_implementation=section.attn_implementation,
             quantization=quantization_of(recipe.adapter),
@@ -354,7 +374,7 @@ def load_base(recipe: RunRecipe, device: torch.device) -> Any:
     return load_model(
         section.name_or_path,
         dtype=torch.float32,
-        device_map=None if device.type == "cpu" else {"": device},
+        device_map=None if device.type == "cpu" or recipe.training.sharding else {"": device},
         attn_implementation=section.attn_implementation,
     )
 
