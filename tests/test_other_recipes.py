@@ -114,6 +114,14 @@ def test_an_official_recipe_without_peft_trains_every_weight(tmp_path: Path) -> 
     assert "deepspeed: ds_zero_3.json, which has no counterpart here" in converted.left_out
 
 
+def test_the_official_prefix_tuning_is_p_tuning_v2(tmp_path: Path) -> None:
+    peft_config = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 128}
+
+    converted = convert_recipe(write(tmp_path, OFFICIAL | {"peft_config": peft_config}))
+
+    assert converted.sections["adapter"] == {"method": "ptuning_v2", "pre_seq_len": 128}
+
+
 def test_a_recipe_of_llama_factory_means_the_same(tmp_path: Path) -> None:
     register = {
         "identity": {"file_name": "identity.json"},

@@ -20,7 +20,7 @@ import yaml
 from pydantic import ValidationError
 
 from glmtune.errors import RecipeError
-from glmtune.recipe import METHODS, RENAMED, Recipe, build_recipe, keys_of
+from glmtune.recipe import RENAMED, Recipe, build_recipe, keys_of
 
 OFFICIAL, LLAMA_FACTORY = "ChatGLM3's finetune_demo", "LLaMA-Factory"
 
@@ -234,11 +234,6 @@ def _take_peft(result: Converted, config: Any) -> None:
         adapter |= {"method": "lora", "lora_alpha": 8}
     elif peft_type == "PREFIX_TUNING":
         # Its loader makes ChatGLM's own prefix encoder of this, and not peft's.
-        if "ptuning_v2" not in METHODS:
-            raise RecipeError(
-                "peft_config.peft_type is PREFIX_TUNING (P-Tuning v2), which cannot be trained "
-                f"here yet. adapter.method is one of {', '.join(METHODS)}."
-            )
         adapter["method"] = "ptuning_v2"
         config["pre_seq_len"] = config.pop("num_virtual_tokens", None)
     else:
