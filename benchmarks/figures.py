@@ -21,6 +21,7 @@ class Figure:
         peer_name: who that is.
         floor: the best this machine could do, from a rate measured in the same run.
         goal: of `ratio`; None where there is none.
+        limit: of `ours`, in its unit, where the goal is no ratio.
         less_is_better: whether the unit is a cost (seconds, bytes) rather than a rate.
     """
 
@@ -32,6 +33,7 @@ class Figure:
     peer_name: str = ""
     floor: float | None = None
     goal: float | None = None
+    limit: float | None = None
     less_is_better: bool = False
 
     @property
@@ -59,7 +61,7 @@ def table(figures: Iterable[Figure]) -> str:
     for f in figures:
         cells = (
             *(f.point, f.what, f.unit, _number(f.ours), _number(f.peer), f.peer_name),
-            *(_ratio(f.ratio), _ratio(f.goal), _number(f.floor), _ratio(f.share)),
+            *(_ratio(f.ratio), _goal(f), _number(f.floor), _ratio(f.share)),
         )
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -69,6 +71,12 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _goal(figure: Figure) -> str:
+    if figure.limit is not None:
+        return f"{'at most' if figure.less_is_better else 'at least'} {_number(figure.limit)}"
+    return _ratio(figure.goal)
 
 
 def _ratio(value: float | None) -> str:

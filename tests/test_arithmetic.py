@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from glmtune import adapter
-from glmtune.arithmetic import BLOCK_ROWS, FEW_ROWS, WideLinear, widen
+from glmtune.arithmetic import BLOCK_ROWS, FEW_ROWS, WideLinear, takes_half_inputs, widen
 from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
 from glmtune.recipe import LoraSection
@@ -116,3 +116,40 @@ def test_merging_an_adapter_goes_into_the_stored_weights() -> None:
 
     assert merged.transformer.encoder.layers[0].self_attention.dense.weight.dtype == torch.bfloat16
     torch.testing.assert_close(before, after, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_float32_layer_learns_the_same_from_half_precision_inputs_as_from_their_copy(
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(12, 4, bias=False)
+    x = torch.randn(2, 5, 12, dtype=dtype, requires_grad=True)
+    kept: list[torch.Tensor] = []
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = takes_half_inputs(plain)(x)
+    expected = plain(x.float())
+
+    assert {tensor.data_ptr() for tensor in kept} <= {x.data_ptr(), plain.weight.data_ptr()}
+    torch.testing.assert_close(y, expected, atol=0, rtol=0)
+    wanted, grad = (x, plain.weight), torch.randn(2, 5, 4)
+    for found, of_copy in zip(
+        torch.autograd.grad(y, wanted, grad),
+        torch.autograd.grad(expected, wanted, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, of_copy)
+
+
+def test_a_half_precision_model_with_lora_keeps_no_float32_copy_of_its_activations() -> None:
+    section = LoraSection(r=2, target_modules=("query_key_value", "dense_4h_to_h"))
+    model = adapter.attach(tiny(torch.bfloat16), section)
+    kept: list[torch.Tensor] = []
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        model(IDS, use_cache=False)
+
+    tokens = IDS.size(1)
+    wide = [tuple(t.shape) for t in kept if t.dtype == torch.float32 and t.shape[-2] == tokens]
+    assert {shape[-1] for shape in wide} == {section.r}  # what A gives to B, and no more

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import glmtune
 from glmtune import methods
 from glmtune.alive import some
+from glmtune.arithmetic import takes_half_inputs
 from glmtune.data.batches import MicroBatch
 from glmtune.errors import CheckpointError, RecipeError, TemplateError, TrainingError
 from glmtune.files import write_atomically
@@ -60,6 +61,7 @@ def attach(model: nn.Module, section: PeftSection) -> Any:
     if not isinstance(section, LoraSection):
         return adapted
     methods.check_patterns(section, [name for name, _ in adapted_layers(adapted)])
+    _keep_inputs_as_they_are(adapted)
     if section.takes_from_base:
         initial_adapters[adapted] = {
             name: tensor.detach().clone()
@@ -67,6 +69,16 @@ def attach(model: nn.Module, section: PeftSection) -> Any:
             if _is_lora(name)
         }
     return adapted
+
+
+def _keep_inputs_as_they_are(model: Any) -> None:
+    """Spare plain LoRA layers the float32 copy of their input, which they keep for the gradient."""
+    for _, layer in adapted_layers(model):
+        for name, lora_a in layer.lora_A.items():
+            is_plain = type(lora_a) is nn.Linear and name not in layer.lora_variant
+            if is_plain and isinstance(layer.lora_dropout[name], nn.Identity):
+                layer.lora_A[name] = takes_half_inputs(lora_a)
+                layer.cast_input_dtype_enabled = False
 
 
 # What an adapter computes depends on these besides its tensors; the names of the recipe and peft.

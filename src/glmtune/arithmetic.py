@@ -12,6 +12,12 @@ just before it is used:
 The result is that of float32 arithmetic on the very same weights. A product of a few rows, as
 in writing an answer token by token, reads the weight once and is limited by memory, so there
 the CPU's own half-precision product is the faster one and is used.
+
+The other way round, a small float32 weight that learns from half-precision activations, as LoRA's
+A does, needs no float32 copy of them until its gradient:
+
+    y  = float32(x) @ weight.T          forward; x is kept as it is
+    dw = dy.T @ float32(x)              backward
 """
 
 from typing import Any
@@ -67,6 +73,42 @@ class WideEmbedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """Look up (...) as (..., hidden), float32."""
         return super().forward(input).float()
+
+
+class _HalfInputProduct(torch.autograd.Function):
+    """float32(x) @ weight.T for a float32 weight, keeping x in half precision."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(x.float(), weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        (dy,) = grads
+        needs_dx, needs_dw = ctx.needs_input_grad
+        dx = (dy @ weight).to(x.dtype) if needs_dx else None
+        dw = dy.flatten(0, -2).T @ x.flatten(0, -2).float() if needs_dw else None
+        return dx, dw
+
+
+class HalfInputLinear(nn.Linear):
+    """A float32 linear layer without bias that takes half-precision activations as they are."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in) to (..., out), float32."""
+        if input.dtype not in HALF:
+            return super().forward(input)
+        y: Tensor = _HalfInputProduct.apply(input, self.weight)  # type: ignore[no-untyped-call]
+        return y
+
+
+def takes_half_inputs(linear: nn.Linear) -> HalfInputLinear:
+    """The layer that takes the place of `linear` and shares its weight."""
+    twin = HalfInputLinear(linear.in_features, linear.out_features, bias=False, device="meta")
+    twin.weight = linear.weight
+    return twin.train(linear.training)
 
 
 def widen(model: nn.Module) -> None:

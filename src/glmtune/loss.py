@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from glmtune.data.batches import MicroBatch
 from glmtune.template import IGNORE
 
-CHUNK_LOGITS = 2**23  # that exist at a time: 129 positions of ChatGLM's vocabulary
+CHUNK_LOGITS = 2**22  # that exist at a time: 64 positions of ChatGLM's vocabulary
 CHUNK_ROWS = 128  # where the width of the output layer is not known
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]

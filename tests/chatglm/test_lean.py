@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from glmtune.chatglm.lean import swiglu
+from glmtune.chatglm.lean import rms_norm, swiglu
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -22,3 +22,34 @@ def test_swiglu_has_the_values_and_gradients_of_the_plain_expression_bit_for_bit
 
     torch.testing.assert_close(lean, expected, atol=0, rtol=0)
     torch.testing.assert_close(fused.grad, plain.grad, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_the_norm_has_the_values_and_gradients_of_torchs_bit_for_bit(is_trained: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 12, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.rand(12, dtype=torch.bfloat16).requires_grad_(is_trained)
+    grad = torch.randn(2, 5, 12, dtype=torch.bfloat16)
+    wanted = (x, weight) if is_trained else (x,)
+
+    lean = rms_norm(x, weight, 1e-5)
+    plain = torch.nn.functional.rms_norm(x, weight.shape, weight, 1e-5)
+
+    torch.testing.assert_close(lean, plain, atol=0, rtol=0)
+    for found, expected in zip(
+        torch.autograd.grad(lean, wanted, grad),
+        torch.autograd.grad(plain, wanted, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+def test_the_norm_keeps_no_copy_of_its_input() -> None:
+    x = torch.randn(2, 5, 12, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.ones(12, dtype=torch.bfloat16)
+    kept = []
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        rms_norm(x, weight, 1e-5)
+
+    assert {tensor.data_ptr() for tensor in kept} == {x.data_ptr(), weight.data_ptr()}

@@ -54,7 +54,7 @@ from transformers.utils.generic import (
 from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
-from glmtune.chatglm.lean import swiglu
+from glmtune.chatglm.lean import rms_norm, swiglu
 from glmtune.chatglm.reply import process_response
 
 ROTARY_BASE = 10000.0
@@ -62,10 +62,7 @@ UNFINISHED_CHARACTER = "\ufffd"  # what bytes that are no character yet decode t
 
 
 class ChatGLMRMSNorm(nn.Module):
-    """Divide by the root mean square, in float32 up to and including the weight.
-
-    torch's own does just that, and keeps less for the backward pass where it has a kernel.
-    """
+    """Divide by the root mean square, in float32 up to and including the weight."""
 
     def __init__(self, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -74,7 +71,7 @@ class ChatGLMRMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise (..., hidden); the result has the shape and dtype of the input."""
-        return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
+        return rms_norm(hidden_states, self.weight, self.eps)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.eps}"
@@ -239,6 +236,7 @@ class ChatGLMAttention(nn.Module):
         query, key, value = self.split_heads(self.query_key_value(hidden_states))
         query = rotate_pairs(query, *position_embeddings)
         key = rotate_pairs(key, *position_embeddings)
+        value = value.contiguous()  # a view would keep all of the fused tensor for the gradient
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
