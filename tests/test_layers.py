@@ -27,6 +27,7 @@ LAYERS = [
     ["tuning"],
     ["chat", "inspection", "doctor"],
     ["proofs", "predict"],
+    ["forgetting"],
     ["report"],
     ["train"],
     ["demo"],

@@ -6,20 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from glmtune import adapter
+from glmtune.arithmetic import widen
 from glmtune.conversation import Conversation, Message, render_tool_call
-from glmtune.errors import TemplateError
+from glmtune.errors import TemplateError, TrainingError
 from glmtune.load import load_model, load_tokenizer
 from glmtune.proofs import (
+    PROBE_TOKENS,
     STOPS,
     Prompt,
     Proof,
     StopRate,
     answer_all,
+    check_merged,
+    check_streamed,
     check_template_agrees,
     first_prompt,
+    probe,
     stop_rate,
 )
+from glmtune.recipe import LoraSection
 from glmtune.template import LAYOUTS, ChatGLMTemplate, Template, template_for
 
 NAME = Conversation(
@@ -140,14 +148,108 @@ def test_without_held_out_rows_the_proof_is_not_run_rather_than_passed(
     assert rate.proof(0.0) == Proof(STOPS, "not run", "There are no held-out rows to ask.")
 
 
+def tuned(base: Any, std: float) -> Any:
+    """Put an adapter on all linear layers, as if it had learned; B is as large as `std`."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = adapter.attach(base, LoraSection(r=4, target_modules="all-linear"))
+        for _, layer in adapter.adapted_layers(model):
+            layer.lora_B["default"].weight.normal_(std=std)
+    return model
+
+
+def test_what_is_on_disk_streams_and_merges_as_it_was_trained(
+    taught_model_dir: Path, tmp_path: Path, template: Template, prompts: Sequence[Prompt]
+) -> None:
+    model = tuned(load_model(str(taught_model_dir)), std=0.02)
+    adapter.save(model, tmp_path, template)
+
+    probes = probe(model, tmp_path, template, prompts)
+
+    asked = answer_all(model, template, prompts, max_new_tokens=PROBE_TOKENS)
+    assert [len(each.answer) for each in probes] == [a.num_tokens + a.has_ended for a in asked]
+    assert list(model.peft_config) == ["default"]
+    num_tokens = sum(len(each.answer) for each in probes)
+    same = f"{num_tokens} of {num_tokens} first choices are the same"
+    assert same in check_streamed(probes, tolerance=1e-4)
+    proof = check_merged(model, probes, tolerance=0.001)
+    assert proof.verdict == "passed", proof
+    assert same in proof.detail
+
+
+def test_an_adapter_on_disk_that_answers_otherwise_is_caught_when_streamed(
+    taught_model_dir: Path, tmp_path: Path, template: Template, prompts: Sequence[Prompt]
+) -> None:
+    model = tuned(load_model(str(taught_model_dir)), std=0.02)
+    adapter.save(model, tmp_path, template)
+    with torch.no_grad():
+        next(adapter.adapted_layers(model))[1].lora_B["default"].weight.mul_(-20)
+
+    probes = probe(model, tmp_path, template, prompts)
+
+    with pytest.raises(TrainingError, match="Chat would not answer as the trained model does"):
+        check_streamed(probes, tolerance=0.25)
+
+
+def test_scores_that_are_not_finite_fail_rather_than_pass(
+    taught_model_dir: Path, tmp_path: Path, template: Template, prompts: Sequence[Prompt]
+) -> None:
+    model = tuned(load_model(str(taught_model_dir)), std=0.02)
+    adapter.save(model, tmp_path, template)
+    with torch.no_grad():
+        next(adapter.adapted_layers(model))[1].lora_B["default"].weight[0, 0] = torch.nan
+
+    probes = probe(model, tmp_path, template, prompts)
+
+    with pytest.raises(TrainingError, match="differ by nan"):
+        check_streamed(probes, tolerance=0.25)
+
+
+def test_a_merge_that_leaves_one_layer_out_is_caught(
+    taught_model_dir: Path, tmp_path: Path, template: Template, prompts: Sequence[Prompt]
+) -> None:
+    model = tuned(load_model(str(taught_model_dir)), std=0.02)
+    adapter.save(model, tmp_path, template)
+    probes = probe(model, tmp_path, template, prompts)
+    with torch.no_grad():
+        next(adapter.adapted_layers(model))[1].lora_B["default"].weight.zero_()
+
+    proof = check_merged(model, probes, tolerance=0.05)
+
+    assert proof.verdict == "failed", proof
+    assert "keep the adapter beside its base, or merge into float32" in proof.detail
+
+
+@pytest.mark.parametrize(("dtype", "std"), [(torch.float32, 1e-9), (torch.bfloat16, 1e-4)])
+def test_an_update_that_rounding_hides_is_not_called_merged(
+    taught_model_dir: Path,
+    tmp_path: Path,
+    template: Template,
+    prompts: Sequence[Prompt],
+    dtype: torch.dtype,
+    std: float,
+) -> None:
+    base = load_model(str(taught_model_dir), dtype=dtype)
+    if dtype == torch.bfloat16:
+        widen(base)  # at the same speed on every CPU
+    model = tuned(base, std=std)
+    adapter.save(model, tmp_path, template)
+    probes = probe(model, tmp_path, template, prompts)
+
+    proof = check_merged(model, probes, tolerance=0.05)
+
+    assert (proof.verdict, "nothing to compare" in proof.detail) == ("not run", True)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_asks_in_chat_what_it_learned_in_training(tokenizer: Any, layout: Any) -> None:
     one_turn = Conversation(NAME.messages[:2])
-    conversations = [one_turn] if layout == "plain" else [one_turn, NAME, WEATHER]
+    taken = {"plain": [one_turn], "chatglm2": [one_turn, NAME]}  # the others know tools as well
+    conversations = taken.get(layout, [one_turn, NAME, WEATHER])
 
     num_answers = check_template_agrees(template_for(tokenizer, layout), conversations)
 
-    assert num_answers == {"plain": 1, "tutorial": 3, "official": 6}[layout]
+    assert num_answers == {"plain": 1, "tutorial": 3, "chatglm2": 2, "official": 6}[layout]
 
 
 class _ForgetsTheRole(ChatGLMTemplate):

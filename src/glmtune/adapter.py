@@ -513,13 +513,20 @@ def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
         with _loaded_beside(model, folder):
             saved = logits(model, probe)
     difference = (trained - saved).abs().max().item()
-    if difference > tolerance:
+    if not difference <= tolerance:  # NaN is no proof either
         raise TrainingError(
             f"{folder}: reloaded from disk the adapter gives other logits (by {difference:.3g}). "
             "The file is not what was trained; keep the last checkpoint and report this."
         )
     _check_tensors(model, folder)
     return difference
+
+
+@contextmanager
+def as_saved(model: Any, folder: Path) -> Iterator[Any]:
+    """Let the adapter on disk answer in place of the trained one, over the base as it was."""
+    with _base_as_it_was(model), _loaded_beside(model, folder):
+        yield model
 
 
 @contextmanager
@@ -597,10 +604,28 @@ def merge(model: Any) -> Any:
             "what was learned are virtual tokens before every text, which no weight can take up. "
             "Use the adapter beside its base."
         )
-    in_int8 = any(isinstance(module, Int8Linear) for module in model.modules())
-    if in_int8 or getattr(model, "is_quantized", False):
+    if _is_packed(model):
         raise CheckpointError(
             "the base is quantized, and adding the update to its few bits would lose most of it. "
             "Load the base in half precision, then the adapter, and merge those."
         )
     return model.merge_and_unload(safe_merge=True)
+
+
+def _is_packed(model: Any) -> bool:
+    in_int8 = any(isinstance(module, Int8Linear) for module in model.modules())
+    return in_int8 or getattr(model, "is_quantized", False)
+
+
+def can_merge(model: Any) -> bool:
+    """Whether the update can be added into the base: not into few bits, and not a prefix."""
+    return hasattr(model, "merge_adapter") and not _is_packed(model)
+
+
+def merge_in_place(model: Any) -> None:
+    """Add the update into the base weights layer by layer, and keep the adapter beside them.
+
+    No more than one layer's weight is held twice. In half precision this cannot be undone
+    exactly, so it comes after all else that needs the base.
+    """
+    model.merge_adapter(safe_merge=True)

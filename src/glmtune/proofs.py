@@ -1,4 +1,7 @@
-r"""What a finished run has to show: that answers end, and that chat asks as training did.
+r"""What a finished run has to show of what it trained, and of its prompts.
+
+What was trained is the same in memory, on disk, streamed and merged. Answers end by themselves.
+Chat asks as training did.
 
 Each proof has a verdict and one sentence; a proof that nobody ran is "not run", never passed.
 
@@ -13,19 +16,31 @@ stands before it is what `Template.prompt_ids` gives for the turns before that a
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
+from glmtune import adapter, tuning
 from glmtune.chat import reply_text
 from glmtune.conversation import Conversation
-from glmtune.errors import TemplateError
-from glmtune.generate import Request, Sampling, write
+from glmtune.errors import TemplateError, TrainingError
+from glmtune.generate import Request, Sampling, draw, make_cache, write
 from glmtune.template import IGNORE, Example, Template, is_learned
 
-ALIVE = "every adapted layer learned"
+ALIVE = "all that is trained has learned"
 SAVED = "reloaded from disk it is the same"
+STREAMED = "streamed from disk it answers the same"
+MERGED = "merged into the base it answers the same"
 TEMPLATE = "chat asks as training did"
 STOPS = "answers end by themselves"
-PROOFS = (ALIVE, SAVED, TEMPLATE, STOPS)  # what a report says "not run" of when it is missing
+FORGETS = "what the base knew is still there"
+# What a report says "not run" of when it is missing.
+PROOFS = (ALIVE, SAVED, STREAMED, MERGED, TEMPLATE, STOPS, FORGETS)
+
+PROBE_TOKENS = 32  # of an answer that is streamed, and then scored in one pass
+NOISE = 3  # times what rounding does to the same weights, merged ones may differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +134,46 @@ class StopRate:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far two computations of the same scores are apart.
+
+    Attributes:
+        largest: the largest difference of two scores, as a share of how far the scores of a
+            token spread (their standard deviation); NaN if a score is not finite.
+        num_tokens: how many were scored.
+        num_same: at how many of them both put the same token first. Where they do not, the two
+            tokens were closer than twice the largest difference.
+    """
+
+    largest: float
+    num_tokens: int
+    num_same: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_same} of {self.num_tokens} first choices are the same, and scores differ "
+            f"by {self.largest:.1e} of their spread at most"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A prompt, the answer that was streamed from disk, and what the trained model thinks of it.
+
+    Attributes:
+        prompt: its ids.
+        answer: ids, drawn one by one with a cache, greedily.
+        streamed: the scores they were drawn from, float32, (answer, vocab).
+        trained: of what is in memory, all in one pass.
+    """
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    streamed: Tensor
+    trained: Tensor
+
+
 def first_prompt(example: Example, template: Template, tokenizer: Any) -> Prompt:
     """Cut an encoded row before its first learned token.
 
@@ -145,9 +200,13 @@ def stop_rate(
         prompts: what to ask.
         max_new_tokens: the longest answer; one as long as this counts as endless.
     """
-    answers = answer_all(model, template, prompts, max_new_tokens)
+    return count_ended(answer_all(model, template, prompts, max_new_tokens), max_new_tokens)
+
+
+def count_ended(answers: Sequence[Answer], max_new_tokens: int) -> StopRate:
+    """Count the answers that ended by themselves."""
     endless = tuple(index for index, answer in enumerate(answers) if not answer.has_ended)
-    return StopRate(len(prompts), endless, max_new_tokens)
+    return StopRate(len(answers), endless, max_new_tokens)
 
 
 def answer_all(
@@ -165,6 +224,123 @@ def answer_all(
         num_tokens = len(written.ids) - written.has_ended
         answers[written.index] = Answer(text, num_tokens, written.has_ended)
     return [answers[index] for index in range(len(prompts))]
+
+
+def probe(model: Any, folder: Path, template: Template, prompts: Sequence[Prompt]) -> list[Probe]:
+    """Let what is on disk answer prompts, as chat does, and what is in memory score that.
+
+    Args:
+        model: what was trained; in evaluation mode afterwards.
+        folder: where it was saved.
+        template: says what ends an answer.
+        prompts: what to ask.
+    """
+    model.eval()
+    with tuning.as_saved(model, folder) as saved:
+        streamed = [_stream(saved, template, prompt.ids) for prompt in prompts]
+    return [
+        Probe(prompt.ids, answer, scores, score_answer(model, prompt.ids, answer))
+        for prompt, (answer, scores) in zip(prompts, streamed, strict=True)
+    ]
+
+
+def _stream(
+    model: Any, template: Template, prompt: Sequence[int]
+) -> tuple[tuple[int, ...], Tensor]:
+    """Draw an answer as a chat session does; its ids, and the scores of each, (answer, vocab)."""
+    scores: list[Tensor] = []
+    hook = model.register_forward_hook(
+        lambda _, __, output: scores.append(output.logits[0, -1].float())
+    )
+    try:
+        for written, _ in draw(
+            model,
+            [Request(prompt, PROBE_TOKENS)],
+            make_cache(model),
+            stop_ids=template.stop_ids,
+            sampling=Sampling(temperature=0),
+        ):
+            answer = written.ids
+    finally:
+        hook.remove()
+    return tuple(answer), torch.stack(scores)
+
+
+@torch.no_grad()
+def score_answer(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+    """Score the tokens of an answer in one pass without a cache; float32, (answer, vocab)."""
+    input_ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
+    output = model(input_ids=input_ids, use_cache=False, logits_to_keep=len(answer))
+    return output.logits[0].float()  # type: ignore[no-any-return]
+
+
+def compare(pairs: Sequence[tuple[Tensor, Tensor]]) -> Difference:
+    """Say how far scores are from those that they should be.
+
+    Args:
+        pairs: (found, expected), each (answer, vocab).
+    """
+    found, expected = (torch.cat(each) for each in zip(*pairs, strict=True))
+    apart = (found - expected).abs().amax(-1) / expected.std(-1)  # (answer,)
+    same = found.argmax(-1) == expected.argmax(-1)
+    return Difference(apart.max().item(), len(same), int(same.sum()))
+
+
+def check_streamed(probes: Sequence[Probe], tolerance: float) -> str:
+    """Prove that what was saved, streamed with a cache, says what the trained model would.
+
+    Raises:
+        TrainingError: the scores differ by more than the tolerance, a share of their spread.
+    """
+    difference = compare([(each.streamed, each.trained) for each in probes])
+    told = f"{difference} (tolerance {tolerance:g}: a cache sums in another order)"
+    if difference.largest <= tolerance:
+        return told
+    raise TrainingError(
+        f"{told}. Chat would not answer as the trained model does; the key-value cache of this "
+        "model, or what was saved, is at fault. Report this."
+    )
+
+
+def check_merged(model: Any, probes: Sequence[Probe], tolerance: float) -> Proof:
+    """Merge the adapter into the base, layer by layer, and score the probes again.
+
+    Nothing but the merged model is left afterwards, so this is the last proof. Weights that are
+    rounded to half precision lose a part of a small update; how much is measured beside what
+    the adapter changes.
+
+    Args:
+        model: the trained peft model.
+        probes: made with it before.
+        tolerance: of the difference, as a share of what the adapter changes.
+    """
+    if not tuning.is_adapted(model):
+        return Proof(MERGED, "not run", "the model itself was trained, and nothing is to merge")
+    if not adapter.can_merge(model):
+        return Proof(MERGED, "not run", "such an adapter, or such a base, cannot be merged")
+    with model.disable_adapter():
+        base = [(score_answer(model, each.prompt, each.answer), each.trained) for each in probes]
+    effect = compare(base).largest
+    noise = compare([(each.streamed, each.trained) for each in probes]).largest
+    if not effect > NOISE * noise:
+        told = f"the adapter changes scores by {effect:.1e} of their spread, and rounding by "
+        return Proof(MERGED, "not run", f"{told}{noise:.1e}, so there is nothing to compare")
+    try:
+        adapter.merge_in_place(model)
+    except torch.OutOfMemoryError:
+        return Proof(MERGED, "not run", "there is no memory for a second copy of one layer")
+    scored = [(score_answer(model, each.prompt, each.answer), each.trained) for each in probes]
+    difference = compare(scored)
+    told = f"{difference}, and the adapter changes them by {effect:.1e} (tolerance {tolerance:.0%}"
+    told += f" of that, or {NOISE} times the rounding of {noise:.1e})"
+    if difference.largest <= max(tolerance * effect, NOISE * noise):
+        return Proof(MERGED, "passed", told)
+    return Proof(
+        MERGED,
+        "failed",
+        f"{told}. A part of the update is lost in the merged weights: keep the adapter beside "
+        "its base, or merge into float32.",
+    )
 
 
 def check_template_agrees(template: Template, conversations: Iterable[Conversation]) -> int:

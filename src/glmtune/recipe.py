@@ -357,9 +357,15 @@ class ChecksSection(Section):
     exploding_gradient: PositiveFloat = 10.0  # times the median norm of the last 50 steps
     rising_loss: PositiveFloat = 1.5  # times the best mean of 10 steps
     worse_evaluations: PositiveInt = 2  # since the best one
-    sample_steps: NonNegativeInt = 0  # answer two held-out prompts every so many steps; 0: never
+    # Answer two prompts every so many steps; None: at evaluations, 0: never.
+    sample_steps: NonNegativeInt | None = None
     stop_prompts: NonNegativeInt = 8  # held-out prompts to see that answers end; 0: none
+    least_stop_rate: Annotated[float, Field(ge=0, le=1)] = 0.5  # an answer may be right and long
     max_new_tokens: PositiveInt = 128  # of such an answer
+    streamed_tolerance: PositiveFloat = 0.25  # of the spread of a token's scores
+    merged_tolerance: PositiveFloat = 0.05  # of what the adapter changes
+    # Nats per token that general rows may become worse; None: they are not looked at.
+    forgetting: PositiveFloat | None = 0.5
 
 
 class ObjectiveSection(Section):

@@ -12,6 +12,7 @@ learns (alive.py). A loop and its checkpoints need to know no more.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,12 @@ def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
     """
     difference: float = _keeper(model).check_saved(model, folder, probe)
     return difference
+
+
+def as_saved(model: Any, folder: Path) -> AbstractContextManager[Any]:
+    """Give, for a while, a model that answers with what is on disk."""
+    saved: AbstractContextManager[Any] = _keeper(model).as_saved(model, folder)
+    return saved
 
 
 def count_parameters(model: Any) -> tuple[int, int]:

@@ -7,7 +7,8 @@ Weights are trained in float32. In bfloat16 an update below 1/256 of a weight is
 fine-tuning learning rate that is most of them. `training.bf16` computes in bfloat16 all the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +104,22 @@ def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
     model.eval()
     model.zero_grad(set_to_none=True)  # makes room
     trained = logits(model, probe)
-    saved = load_model(
-        folder,
-        dtype=model.dtype,
-        device_map={"": model.device} if model.device.type != "cpu" else None,
-        attn_implementation=model.config._attn_implementation,
-    )
-    difference = (trained - logits(saved, probe)).abs().max().item()
-    if difference > 0:
+    with as_saved(model, folder) as saved:
+        difference = (trained - logits(saved, probe)).abs().max().item()
+    if difference != 0:  # NaN is no proof either
         raise TrainingError(
             f"{folder}: reloaded from disk the model gives other logits (by {difference:.3g}). "
             "The files are not what was trained; keep the last checkpoint and report this."
         )
     return difference
+
+
+@contextmanager
+def as_saved(model: Any, folder: Path) -> Iterator[Any]:
+    """Give the model on disk, held in memory as the trained one is."""
+    yield load_model(
+        folder,
+        dtype=model.dtype,
+        device_map={"": model.device} if model.device.type != "cpu" else None,
+        attn_implementation=model.config._attn_implementation,
+    )

@@ -1,9 +1,9 @@
 """What remains after the last step: save, prove, draw, report.
 
-The adapter is published when every adapted layer has learned. Then what was published is
-held against what was trained, and a few prompts are asked. Each proof is logged with its
-verdict and goes into `report.html`; one that must not fail ends the run with an error, after
-everything has been written down.
+What was trained is published when all of it has learned. Then what was published is held
+against what was trained, a few prompts are asked, and general rows are scored again. Each proof
+is logged with its verdict and goes into `report.html`; one that must not fail ends the run with
+an error, after everything has been written down.
 """
 
 import logging
@@ -15,24 +15,34 @@ from typing import Any
 
 from glmtune import alive, tuning
 from glmtune.conversation import Conversation
-from glmtune.data.batches import Examples, pack_examples
+from glmtune.data.batches import Examples, MicroBatch, pack_examples
 from glmtune.data.encode import EncodedData
 from glmtune.data.formats import convert, detect
 from glmtune.data.rows import Row, RowError, find_source
 from glmtune.errors import CheckpointError, TemplateError, TrainingError
+from glmtune.forgetting import METRIC, check_forgetting, general_loss
 from glmtune.metrics import plot_loss, read_metrics
 from glmtune.proofs import (
     ALIVE,
+    FORGETS,
+    MERGED,
+    PROOFS,
     SAVED,
     STOPS,
+    STREAMED,
     TEMPLATE,
+    Answer,
+    Probe,
     Prompt,
     Proof,
     Sample,
     answer_all,
+    check_merged,
+    check_streamed,
     check_template_agrees,
+    count_ended,
     first_prompt,
-    stop_rate,
+    probe,
 )
 from glmtune.recipe import ChecksSection, Recipe, RunRecipe
 from glmtune.report.facts import ReportFacts
@@ -46,7 +56,9 @@ logger = logging.getLogger(__name__)
 
 PROBED_ROWS = 20  # whose prompts are compared with what was trained
 SAMPLED_PROMPTS = 2
-LEAST_STOP_RATE = 0.5  # an answer may be right and longer than we wait
+SAMPLE_TOKENS = 48  # of an answer in the middle of a run
+# These tell of what was learned; without the others the files themselves are not to be trusted.
+OF_THE_RUN = (STOPS, FORGETS, MERGED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +70,14 @@ class Finish:
 
     @property
     def failed(self) -> list[Proof]:
-        """Proofs without which an adapter is not to be trusted."""
-        return [p for p in self.proofs if p.verdict == "failed" and p.name != STOPS]
+        """Proofs without which what was trained is not to be trusted."""
+        return [p for p in self.proofs if p.verdict == "failed" and p.name not in OF_THE_RUN]
 
 
 def finish(run: Run, recipe: RunRecipe, tokenizer: Any, prompts: Sequence[Prompt]) -> Finish:
     """Publish what a finished run has trained, and prove it.
+
+    The last proof merges an adapter into the base, so the model is of no further use.
 
     Args:
         run: after its last step.
@@ -77,36 +91,51 @@ def finish(run: Run, recipe: RunRecipe, tokenizer: Any, prompts: Sequence[Prompt
     """
     # Without autocast, as everybody will use what is published.
     model = run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
-    take_best(run, recipe, model)
-    proofs = []
+    checks = recipe.checks
+    step = take_best(run, recipe, model)
+    proofs: list[Proof] = []
+    probes: list[Probe] = []
     if run.start:  # something was trained
         proofs.append(prove(ALIVE, lambda: alive.check_changed(model, run.start)))
     if proofs and proofs[0].verdict == "passed":
         lines = read_metrics(run.metrics.path)
         publish(model, run.output, run.template, tokenizer, recipe, lines)
-        probe = pack_examples(run.examples, run.plan.rows[:1]).to(model.device)
-        proofs.append(prove(SAVED, lambda: tuning.check_saved(model, run.output, probe)))
+        rows = pack_examples(run.examples, run.plan.rows[:1]).to(model.device)
+        proofs.append(prove(SAVED, lambda: _check_saved(model, run.output, rows)))
+        if prompts and proofs[-1].verdict == "passed":
+            probes = probe(model, run.output, run.template, prompts[:SAMPLED_PROMPTS])
+            proofs.append(
+                prove(STREAMED, lambda: check_streamed(probes, checks.streamed_tolerance))
+            )
+    asked = prompts[: max(checks.stop_prompts, len(run.base_answers))]
+    tuned = answer_all(model, run.template, asked, checks.max_new_tokens)
     if isinstance(recipe, Recipe):  # and not a pre-training, which has no prompts
         proofs.append(prove(TEMPLATE, lambda: _compare_prompts(recipe, run.template)))
-        proofs.append(prove(STOPS, lambda: _check_stops(run, recipe, prompts)))
-    samples = take_samples(run, recipe, prompts)
+        proofs.append(_check_stops(run, checks, tuned))
+    if run.base_general_loss is not None and checks.forgetting is not None:
+        limit = checks.forgetting
+        proofs.append(prove(FORGETS, lambda: _check_forgetting(run, limit, model, step)))
+    samples = pair_answers(run, asked, tuned)
+    if probes:
+        proofs.append(prove(MERGED, lambda: check_merged(model, probes, checks.merged_tolerance)))
+    proofs.sort(key=lambda proof: PROOFS.index(proof.name))
     for proof in proofs:
-        log = logger.info if proof.verdict == "passed" else logger.warning
+        log = logger.warning if proof.verdict == "failed" else logger.info
         log("proof: %s: %s%s", proof.name, proof.verdict, f" ({proof.detail})" * bool(proof.detail))
     return Finish(tuple(proofs), tuple(samples))
 
 
-def take_samples(run: Run, recipe: RunRecipe, prompts: Sequence[Prompt]) -> list[Sample]:
-    """Answer a few prompts with the tuned model, beside what the base answered."""
-    asked = prompts[: len(run.base_answers)]
-    model = run.accelerator.unwrap_model(run.model)
-    tuned = answer_all(model, run.template, asked, recipe.checks.max_new_tokens)
-    return [Sample(*each) for each in zip(asked, run.base_answers, tuned, strict=True)]
+def pair_answers(run: Run, prompts: Sequence[Prompt], tuned: Sequence[Answer]) -> list[Sample]:
+    """Put what the tuned model answered beside what the base did, where it was asked."""
+    return [Sample(*each) for each in zip(prompts, run.base_answers, tuned, strict=False)]
 
 
 def log_samples(run: Run, recipe: RunRecipe, prompts: Sequence[Prompt]) -> None:
     """Answer a few prompts in the middle of a run, base and tuned, into the log."""
-    for sample in take_samples(run, recipe, prompts):
+    asked = prompts[: len(run.base_answers)]
+    limit = min(SAMPLE_TOKENS, recipe.checks.max_new_tokens)
+    tuned = answer_all(run.accelerator.unwrap_model(run.model), run.template, asked, limit)
+    for sample in pair_answers(run, asked, tuned):
         logger.info(
             "step %d: asked %r\n  base:  %s\n  tuned: %s",
             *(run.state.step, sample.prompt.text, sample.base.text, sample.tuned.text),
@@ -122,23 +151,29 @@ def prove(name: str, check: Callable[[], Any]) -> Proof:
     return shown if isinstance(shown, Proof) else Proof(name, "passed", str(shown or ""))
 
 
-def take_best(run: Run, recipe: RunRecipe, model: Any) -> None:
-    """Go back to the weights with the best held-out loss, if the recipe says so."""
+def take_best(run: Run, recipe: RunRecipe, model: Any) -> int:
+    """Go back to the weights with the best held-out loss, if the recipe says so; their step."""
     state = run.state
     if not recipe.training.load_best_model_at_end or state.best_step in (None, state.step):
-        return
+        return state.step
     if recipe.training.save_strategy == "no":
         logger.warning(
             "the best held-out loss was at step %d, but training.save_strategy=no kept no "
-            "checkpoint of it; the adapter is that of the last step",
+            "checkpoint of it; the weights are those of the last step",
             state.best_step,
         )
-        return
+        return state.step
     best = run.output / f"checkpoint-{state.best_step}"
     if not best.is_dir():
         raise CheckpointError(f"{best}: the best checkpoint is gone; the last weights stay.")
     tuning.restore(best, model)
-    logger.info("the adapter is that of step %d, the best held-out loss", state.best_step)
+    logger.info("the weights are those of step %d, the best held-out loss", state.best_step)
+    return state.best_step
+
+
+def _check_saved(model: Any, folder: Path, rows: MicroBatch) -> str:
+    difference = tuning.check_saved(model, folder, rows)
+    return f"the scores of a row differ by {difference:g}"
 
 
 def _compare_prompts(recipe: Recipe, template: Template) -> Proof | str:
@@ -181,14 +216,21 @@ def _answer_length(example: Example) -> int:
     return sum(label != IGNORE for label in example.labels)
 
 
-def _check_stops(run: Run, recipe: RunRecipe, prompts: Sequence[Prompt]) -> Proof:
-    checks = recipe.checks
+def _check_stops(run: Run, checks: ChecksSection, answers: Sequence[Answer]) -> Proof:
     if not checks.stop_prompts:
         return Proof(STOPS, "not run", "checks.stop_prompts is 0")
-    asked = prompts[: checks.stop_prompts]
-    model = run.accelerator.unwrap_model(run.model)
-    rate = stop_rate(model, run.template, asked, checks.max_new_tokens)
-    return rate.proof(LEAST_STOP_RATE, "held-out" if run.eval_rows else "learned")
+    rate = count_ended(answers[: checks.stop_prompts], checks.max_new_tokens)
+    return rate.proof(checks.least_stop_rate, "held-out" if run.eval_rows else "learned")
+
+
+def _check_forgetting(run: Run, limit: float, model: Any, step: int) -> Proof:
+    """Score the general rows again, and note it in the metrics once."""
+    before = run.base_general_loss
+    assert before is not None
+    after = general_loss(model, run.template, model.device)
+    if not any(METRIC in line for line in read_metrics(run.metrics.path)):
+        run.metrics.write({"step": step, METRIC: after, f"base_{METRIC}": before})
+    return check_forgetting(before, after, limit, model.config.vocab_size)
 
 
 def write_run_report(

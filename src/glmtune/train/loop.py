@@ -75,6 +75,7 @@ class Run:
         model: what is tuned, as accelerate prepared it.
         start: its trained tensors as they were before the first step.
         base_answers: what the base answered to the sample prompts, before anything changed.
+        base_general_loss: of the base on general rows; None where nobody measured it.
         examples, lengths: encoded rows and their numbers of tokens.
         eval_rows: held-out rows among `examples`, or of `eval_examples` when that is given.
         origin: where a row came from, "file:line".
@@ -109,6 +110,7 @@ class Run:
     judges: Mapping[str, Judge] = field(default_factory=lambda: {"": Judge()})
     start: Mapping[str, alive.Start] = field(default_factory=dict)
     base_answers: Sequence[Answer] = ()
+    base_general_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +304,7 @@ def train(run: Run) -> bool:
                 return False
             _account(run, result, window, bar)
             improved = _evaluate_if_due(run)
-            if run.checks.sample_steps and run.state.step % run.checks.sample_steps == 0:
+            if _samples_are_due(run):
                 run.show_samples()
             if improved or _is_due(run, run.section.save_strategy, run.section.save_steps):
                 _save(run, random_state())
@@ -378,6 +380,16 @@ def _is_due(run: Run, strategy: str, every: int) -> bool:
     if step == run.num_steps:
         return True
     return step % (every if strategy == "steps" else run.plan.steps_per_epoch) == 0
+
+
+def _samples_are_due(run: Run) -> bool:
+    """Whether to answer prompts after this step; the last step's answers are in the report."""
+    every, section = run.checks.sample_steps, run.section
+    if run.state.step == run.num_steps:
+        return False
+    if every is None:
+        return bool(run.eval_rows) and _is_due(run, section.eval_strategy, section.eval_steps)
+    return every > 0 and run.state.step % every == 0
 
 
 def _evaluate_if_due(run: Run) -> bool:

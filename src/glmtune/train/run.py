@@ -20,6 +20,7 @@ from glmtune.data.encode import EncodedData, EncodeOptions, encode_data, split_d
 from glmtune.data.lint import lint_data
 from glmtune.errors import CheckpointError, DataError, RecipeError, TrainingError
 from glmtune.files import write_atomically
+from glmtune.forgetting import METRIC, general_loss
 from glmtune.load import (
     Quantization,
     check_quantization,
@@ -29,9 +30,10 @@ from glmtune.load import (
 )
 from glmtune.loss import LossFunction, cross_entropy_sum
 from glmtune.metrics import MetricsFile, cut_metrics, read_metrics
-from glmtune.proofs import Answer, Prompt, answer_all
+from glmtune.proofs import Answer, Prompt, Proof, answer_all
 from glmtune.recipe import (
     AdapterSection,
+    ChecksSection,
     FreezeSection,
     FullSection,
     NoneSection,
@@ -75,6 +77,8 @@ class Result:
         num_steps: optimizer steps done.
         is_finished: False after an interrupt.
         loss, eval_loss: the last measured, in nats per learned token.
+        general_loss, base_general_loss: on general rows, after and before.
+        proofs: what the run has shown of itself; none after an interrupt.
     """
 
     adapter_dir: Path
@@ -82,6 +86,9 @@ class Result:
     is_finished: bool
     loss: float | None
     eval_loss: float | None
+    general_loss: float | None = None
+    base_general_loss: float | None = None
+    proofs: tuple[Proof, ...] = ()
 
 
 def fine_tune(
@@ -122,6 +129,7 @@ def fine_tune(
     if recipe.training.sharding and accelerator.device.type != "cpu":
         is_asked = False  # it lies in main memory, and would take long
     asked = prompts[: SAMPLED_PROMPTS * is_asked]
+    base_answers, base_general_loss = ask_base(model, template, asked, recipe.checks)
     return carry_out(
         recipe,
         Ingredients(
@@ -134,7 +142,8 @@ def fine_tune(
             model,
             findings,
             prompts,
-            base_answers=ask_base(model, template, asked, recipe.checks.max_new_tokens),
+            base_answers=base_answers,
+            base_general_loss=base_general_loss,
         ),
         accelerator,
         resume=resume,
@@ -143,17 +152,23 @@ def fine_tune(
 
 
 def ask_base(
-    model: Any, template: Template, prompts: Sequence[Prompt], max_new_tokens: int
-) -> Sequence[Answer]:
-    """Let the base answer before anything changes; none where its scores are not finite.
+    model: Any, template: Template, prompts: Sequence[Prompt], checks: ChecksSection
+) -> tuple[Sequence[Answer], float | None]:
+    """Let the base answer, and measure it on general rows, before anything changes.
 
-    Training then stops at its first step, and names the module, which says more.
+    Nothing where its scores are not finite: training then stops at its first step, and names the
+    module, which says more.
     """
+    if not prompts:
+        return (), None
     try:
-        return answer_all(model, template, prompts, max_new_tokens)
-    except CheckpointError as error:
+        answers = answer_all(model, template, prompts, checks.max_new_tokens)
+        if checks.forgetting is None:
+            return answers, None
+        return answers, general_loss(model, template, model.device)
+    except (CheckpointError, TrainingError) as error:
         logger.warning("the base cannot answer: %s", error)
-        return ()
+        return (), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +182,7 @@ class Ingredients:
         findings: of lint; None when it did not look.
         prompts: to ask at the end; none where nothing is learned that answers.
         base_answers: to the first of them.
+        base_general_loss: of the base on general rows, in nats per token.
         make: what the model sees of rows in a step.
         judges: the ways to see the held-out rows, by name.
     """
@@ -181,6 +197,7 @@ class Ingredients:
     findings: tuple[dict[str, Any], ...] | None = None
     prompts: Sequence[Prompt] = ()
     base_answers: Sequence[Answer] = ()
+    base_general_loss: float | None = None
     make: MakeMicroBatch = rows_as_they_are
     judges: Mapping[str, Judge] = field(default_factory=lambda: {"": Judge()})
 
@@ -284,12 +301,13 @@ def carry_out(
         loss_function=loss,
         start=start,
         base_answers=given.base_answers,
+        base_general_loss=given.base_general_loss,
         make=given.make,
         judges=given.judges,
     )
     rehearse(run, examples.learned_lengths.tolist(), eval_examples.learned_lengths.tolist())
     began = time.monotonic()
-    if recipe.checks.sample_steps and is_main:
+    if is_main and not is_sharded(run.model):  # one process cannot answer with a part
         run.show_samples = partial(log_samples, run, recipe, given.prompts)
     is_finished = train(run)
     seconds = time.monotonic() - began
@@ -298,7 +316,7 @@ def carry_out(
     if trained is not None and is_main:
         run.model = whole_again(recipe, trained)
     if not is_main:
-        return summarise(run, is_finished)
+        return summarise(run, is_finished, Finish())
 
     shown = finish(run, recipe, given.tokenizer, given.prompts) if is_finished else Finish()
     report = write_run_report(
@@ -309,7 +327,7 @@ def carry_out(
         raise TrainingError(
             "; ".join(f"{proof.name}: {proof.detail}" for proof in shown.failed) + f" See {report}."
         )
-    return summarise(run, is_finished)
+    return summarise(run, is_finished, shown)
 
 
 def whole_again(recipe: RunRecipe, trained: Mapping[str, torch.Tensor]) -> Any:
@@ -527,7 +545,7 @@ def start_trackers(accelerator: Any, recipe: RunRecipe) -> None:
     accelerator.init_trackers(recipe.output.run_name or "glmtune", config=flat)
 
 
-def summarise(run: Run, is_finished: bool) -> Result:
+def summarise(run: Run, is_finished: bool, shown: Finish) -> Result:
     """Say what came of a run."""
     lines = read_metrics(run.metrics.path)
     return Result(
@@ -536,6 +554,9 @@ def summarise(run: Run, is_finished: bool) -> Result:
         is_finished=is_finished,
         loss=_last(lines, "loss"),
         eval_loss=_last(lines, "eval_loss"),
+        general_loss=_last(lines, METRIC),
+        base_general_loss=run.base_general_loss,
+        proofs=shown.proofs,
     )
 
 
