@@ -30,6 +30,7 @@ LAYERS = [
     ["forgetting"],
     ["report"],
     ["train"],
+    ["plan"],
     ["demo"],
     ["cli"],
     ["__main__"],

@@ -279,7 +279,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         r"CUDA out of memory|CUDA error: out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
         "The GPU has less memory than the run needs.",
         "A smaller training.per_device_train_batch_size, training.gradient_checkpointing=true or "
-        "a smaller data.max_length make it fit.",
+        "a smaller data.max_length make it fit; `glmtune plan` says which, and by how much.",
     ),
     Symptom(
         "host out of memory",
@@ -287,7 +287,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         r"^\s*(numpy.*)?MemoryError\b|Cannot allocate memory|std::bad_alloc",
         "The machine has less memory than the run needs.",
         "A 16-bit dtype halves the weights; a smaller training.per_device_train_batch_size and "
-        "training.gradient_checkpointing=true save most of the rest.",
+        "training.gradient_checkpointing=true save most of the rest; `glmtune plan` says how much.",
     ),
     Symptom(
         "killed",

@@ -81,8 +81,8 @@ def quantise_rows(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor
         int8 of the same shape, and float32 scales, (rows, 1). A row that holds NaN or infinity
         has a scale that is not finite.
     """
-    rows = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    scale = torch.empty(x.size(0), 1, device=x.device)
+    rows = x.new_empty(x.shape, dtype=torch.int8)
+    scale = x.new_empty(x.size(0), 1, dtype=torch.float32)
     step = max(1, PIECE // max(x.size(1), 1))
     for start in range(0, x.size(0), step):
         part = x[start : start + step].float()
@@ -99,7 +99,7 @@ def scale_back(
     sums: Tensor, row_scale: Tensor, column_scale: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """Give int32 sums (rows, columns) their scales, (rows, 1) and (columns,), in `dtype`."""
-    y = torch.empty(sums.shape, dtype=dtype, device=sums.device)
+    y = sums.new_empty(sums.shape, dtype=dtype)
     step = max(1, PIECE // max(sums.size(1), 1))
     for start in range(0, sums.size(0), step):
         part = sums[start : start + step].float().mul_(row_scale[start : start + step])
@@ -118,7 +118,7 @@ def multiply(rows: Tensor, columns: Tensor) -> Tensor:
 
 def multiply_in_float32(rows: Tensor, columns: Tensor) -> Tensor:
     """The same on a CPU without int8 products: so few terms at a time that float32 is exact."""
-    sums = torch.zeros(rows.size(0), columns.size(1), dtype=torch.int32, device=rows.device)
+    sums = rows.new_zeros(rows.size(0), columns.size(1), dtype=torch.int32)
     for inner in range(0, rows.size(1), EXACT_TERMS):
         left = rows[:, inner : inner + EXACT_TERMS].float()
         for start in range(0, columns.size(1), EXACT_TERMS):

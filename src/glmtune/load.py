@@ -81,6 +81,40 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def load_shapes(
+    name: str | Path, *, dtype: "torch.dtype | str" = "auto", attn_implementation: str = "sdpa"
+) -> "PreTrainedModel":
+    """Make the network of a model on the meta device: shapes and dtypes, and no numbers.
+
+    Args:
+        name: a folder with at least a config.json, or a hub id.
+        dtype: of the weights; "auto" is the configuration's.
+        attn_implementation: a name that transformers knows.
+
+    Raises:
+        CheckpointError: as for `load_config`, or it is no causal language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(name)
+    build: Any = AutoModelForCausalLM.from_config
+    if dtype == "auto":
+        dtype = config.dtype or torch.float32
+    with torch.device("meta"):
+        try:
+            built: PreTrainedModel = build(
+                config, dtype=dtype, attn_implementation=attn_implementation
+            )
+        except ValueError as error:
+            raise CheckpointError(
+                f"{name}: model_type {config.model_type!r} is no causal language model that "
+                f"transformers knows: {error}"
+            ) from error
+    built.eval()  # type: ignore[no-untyped-call]
+    return built
+
+
 def load_model(
     name: str | Path,
     *,
@@ -94,7 +128,8 @@ def load_model(
     Args:
         name: a folder, or a hub id.
         dtype: of the weights in memory; "auto" is the checkpoint's own.
-        device_map: where the weights go, as for `from_pretrained`; None is the CPU.
+        device_map: where the weights go, as for `from_pretrained`; None is the CPU, and "meta"
+            is nowhere: only the configuration is read, and nothing is packed.
         attn_implementation: a name that transformers knows.
         quantization: a configuration of transformers, to pack each weight as it is read.
 
@@ -107,6 +142,8 @@ def load_model(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    if device_map == "meta":
+        return load_shapes(name, dtype=dtype, attn_implementation=attn_implementation)
     config = load_config(name)
     name = _checked_name(name)
     read: Any = AutoModelForCausalLM.from_pretrained

@@ -21,6 +21,7 @@ from glmtune.cli.doctor import doctor
 from glmtune.cli.info import info
 from glmtune.cli.inspect import inspect
 from glmtune.cli.lint import lint
+from glmtune.cli.plan import plan
 from glmtune.cli.predict import predict
 from glmtune.cli.pretrain import pretrain
 from glmtune.cli.report import report
@@ -38,6 +39,7 @@ app = typer.Typer(
 # Any `--key value` after the recipe is a key of the recipe, so typer must let it through.
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(pretrain)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(plan)
 app.command()(chat)
 app.command()(predict)
 app.command()(info)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import glmtune.auto  # noqa: F401  # makes ChatGLM known to transformers
 from glmtune import adapter, ptuning, tuning
 from glmtune.errors import CheckpointError, GlmtuneError
-from glmtune.load import load_config, load_tokenizer, weight_files
+from glmtune.load import load_config, load_shapes, load_tokenizer, weight_files
 from glmtune.recipe import LoraSection
 from glmtune.template import template_for
 
@@ -154,7 +154,7 @@ def describe_model(
         RecipeError: the model has no such layers.
     """
     config = load_config(name)
-    model = _on_meta(name, config)
+    model = load_shapes(name)
     stored = stored_tensors(Path(name)) if Path(name).is_dir() else {}
     parameters = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
@@ -177,19 +177,6 @@ def describe_model(
     }
     lora = _describe_lora(model, lora_r, target_modules)  # last, since it changes the model
     return ModelFacts(**facts, lora=lora)
-
-
-def _on_meta(name: str, config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        try:
-            return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-        except ValueError as error:
-            raise CheckpointError(
-                f"{name}: model_type {config.model_type!r} is no causal language model that "
-                f"transformers knows: {error}"
-            ) from error
 
 
 def memory_bytes(model: Any) -> dict[str, int]:

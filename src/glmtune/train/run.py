@@ -376,15 +376,23 @@ def make_accelerator(recipe: RunRecipe) -> Any:
     )
 
 
-def load_base(recipe: RunRecipe, device: torch.device) -> Any:
-    """Load the model to tune; weights that are trained themselves are float32."""
+def load_base(recipe: RunRecipe, device: torch.device, device_map: Any = None) -> Any:
+    """Load the model to tune; weights that are trained themselves are float32.
+
+    Args:
+        recipe: the run.
+        device: where it will run.
+        device_map: where the weights go, as for `load_model`; None is all of them to `device`.
+    """
     section = recipe.model
+    if recipe.training.sharding and device.type != "cpu":  # each process takes its part of it
+        device_map = device_map or "cpu"
     if not isinstance(recipe.adapter, FullSection | FreezeSection):
         return load_frozen_model(
             section.name_or_path,
             dtype=section.dtype,
             device=device,
-            device_map="cpu" if recipe.training.sharding and device.type != "cpu" else None,
+            device_map=device_map,
             compute=section.compute,
             attn_implementation=section.attn_implementation,
             quantization=quantization_of(recipe.adapter),
@@ -392,7 +400,7 @@ def load_base(recipe: RunRecipe, device: torch.device) -> Any:
     return load_model(
         section.name_or_path,
         dtype=torch.float32,
-        device_map=None if device.type == "cpu" or recipe.training.sharding else {"": device},
+        device_map=device_map or (None if device.type == "cpu" else {"": device}),
         attn_implementation=section.attn_implementation,
     )
 

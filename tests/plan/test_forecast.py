@@ -1,0 +1,144 @@
+"""What is predicted is held against a machine, and what would make it fit is told."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from glmtune.errors import DataError, RecipeError
+from glmtune.plan.forecast import (
+    Memory,
+    Place,
+    aim,
+    converted_bytes,
+    knobs,
+    mapped_bytes,
+    parse_size,
+)
+from glmtune.plan.simulation import Simulation
+from glmtune.plan.workload import Rows, describe_workload
+from glmtune.recipe import Recipe, build_recipe
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def recipe_for(model: Path | str, *overrides: str) -> Recipe:
+    tree = {"model": {"name_or_path": str(model)}, "data": {"train": "rows.json"}}
+    return build_recipe(tree | {"output": {"dir": "out"}}, overrides)
+
+
+ROWS = Rows(
+    lengths=[10, 40, 30, 20, 90],
+    learned=[9, 5, 5, 5, 5],
+    chosen=[0, 1, 2, 3],
+    ids=np.array([7], np.int32),
+)
+
+
+def test_the_heaviest_pack_is_the_one_that_training_rehearses() -> None:
+    recipe = recipe_for(
+        "x",
+        *("data.max_length=50", "training.per_device_train_batch_size=1"),
+        *("training.gradient_accumulation_steps=4", "training.num_train_epochs=3"),
+    )
+
+    workload = describe_workload(recipe, ROWS)
+
+    # Packs of 50: 40 + 10, and 30 + 20. Both are full; the first has more to learn.
+    assert (workload.lengths, workload.learned, workload.rows) == ((40, 10), (5, 9), (1, 0))
+    assert (workload.num_rows, workload.num_steps, workload.num_tokens) == (4, 3, 300)
+    batch = workload.micro_batch()
+    assert batch.cu_seq_lens is not None
+    assert batch.cu_seq_lens.tolist() == [0, 40, 50]
+    assert int((batch.labels >= 0).sum()) == 14
+    assert workload.micro_batch(45).input_ids.shape == (1, 45)
+
+
+def test_without_data_packs_are_full_and_nothing_else_is_known() -> None:
+    workload = describe_workload(recipe_for("x", "data.max_length=50"), None)
+
+    assert (workload.lengths, workload.learned) == ((50, 50), (49, 49))
+    assert (workload.num_rows, workload.num_steps, workload.num_tokens) == (None, None, None)
+
+
+def test_a_max_length_that_no_row_meets_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"data.max_length=9; the shortest has 10 tokens"):
+        describe_workload(recipe_for("x", "data.max_length=9"), ROWS)
+
+
+def simulation(**values: int) -> Simulation:
+    zeros = dict.fromkeys(("frozen", "trained", "gradients", "optimizer", "activations"), 0)
+    more = dict.fromkeys(("proof", "embedding", "embedding_row"), 0)
+    return Simulation(**{**zeros, **more, **values}, dtype=torch.float32)
+
+
+def test_of_a_mapped_embedding_only_the_rows_in_use_count() -> None:
+    parts = simulation(embedding=2**29, embedding_row=2**13)  # 8 rows in a window of 64 KiB
+
+    def touched(*ids: int) -> int:
+        return mapped_bytes(parts, Rows([], [], [], np.array(ids, np.int32)))
+
+    assert touched(0, 1, 7) == 2**16
+    assert touched(0, 8, 60_000) == 3 * 2**16
+
+
+def test_what_is_converted_is_in_memory_beside_its_files(tiny_model_dir: Path) -> None:
+    file = (tiny_model_dir / "model.safetensors").stat().st_size
+    parts = simulation()
+
+    assert converted_bytes(recipe_for(tiny_model_dir), parts) is None
+    assert converted_bytes(recipe_for(tiny_model_dir, "model.compute=int8"), parts) == file
+    memory = Memory(100, 400, 10, 10, 20, activations=50, proof=40, loading=600)
+    assert (memory.required, memory.peak) == (590, 700)
+    assert Memory(100, 400, 10, 10, 20, activations=50, proof=80, loading=0).peak == 610
+
+
+def test_the_changes_that_make_it_fit_are_told_with_their_bytes(tiny_model_dir: Path) -> None:
+    recipe = recipe_for(tiny_model_dir, "data.max_length=256")
+    place = Place(None, GPU, base=0)
+    full = place.memory(recipe).required
+
+    assert aim("here", full, place, recipe).fits
+    target = aim("here", full - 1, place, recipe)
+    assert not target.fits
+    assert target.would_fit
+    [change] = target.changes
+    assert change.overrides == (
+        "training.per_device_train_batch_size=1",
+        "training.gradient_accumulation_steps=32",  # 2 x 16 rows a step, as before
+    )
+    assert (
+        change.required
+        == place.memory(build_recipe(recipe.model_dump(mode="json"), change.overrides)).required
+    )
+    hopeless = aim("here", 1000, place, recipe)
+    assert not hopeless.would_fit
+    needed = [full, *(change.required for change in hopeless.changes)]
+    assert needed == sorted(needed, reverse=True)
+    assert len(needed) > 2
+
+
+def test_changes_of_what_is_learned_come_last() -> None:
+    recipe = recipe_for("x", "data.max_length=512")
+
+    assert [overrides[-1] for overrides in knobs(recipe, CPU)] == [
+        "training.gradient_accumulation_steps=32",
+        "training.gradient_checkpointing=true",
+        "model.dtype=bfloat16",
+        "model.compute=int8",
+        "data.max_length=256",
+        "data.max_length=128",
+    ]
+    full = recipe_for("x", "adapter.method=full", "training.per_device_train_batch_size=1")
+    assert [overrides[-1] for overrides in knobs(full, GPU)][:2] == [
+        "training.gradient_checkpointing=true",
+        "adapter.method=lora",
+    ]
+
+
+def test_a_device_is_a_size() -> None:
+    assert parse_size("24GB") == 24 * 10**9
+    assert parse_size("1.5 GiB") == 3 * 2**29
+    with pytest.raises(RecipeError, match="'A100': expected a size of memory, such as 24GB"):
+        parse_size("A100")
