@@ -79,5 +79,5 @@ def check_forgetting(before: float, after: float, limit: float, vocab_size: int)
         FORGETS,
         "failed",
         f"{told}: it rose by more than {limit:g}. Lower training.learning_rate or the number of "
-        "epochs, or mix general rows in with data.replay.",
+        "epochs, or mix general rows in: data.replay={path: general.jsonl, ratio: 0.1}.",
     )

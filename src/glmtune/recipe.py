@@ -67,12 +67,33 @@ class TextSection(Section):
         return (value,) if isinstance(value, str) else value
 
 
+class ReplaySection(Section):
+    """General rows that are mixed in, so that what the base knows is not forgotten."""
+
+    path: tuple[str, ...]  # as data.train; their format is found by their columns
+    ratio: Annotated[float, Field(gt=0, le=10)] = 0.1  # of the number of rows in data.train
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_is_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
 class DataSection(TextSection):
     """Which rows are learned, and how they are read."""
 
     format: str | None = None  # None: found by the columns
     roles: dict[str, str] = {}  # their role: ours
     overlong: Literal["drop", "truncate_prompt", "tutorial"] = "drop"
+    replay: ReplaySection | None = None
+
+    @property
+    def replayed(self) -> "DataSection | None":
+        """The general rows that are mixed in, read like these but for what is their own."""
+        if self.replay is None:
+            return None
+        own = {"eval": (), "eval_fraction": 0.0, "format": None, "columns": {}, "roles": {}}
+        return self.model_copy(update={"train": self.replay.path, "replay": None, **own})
 
 
 class PeftSection(Section):

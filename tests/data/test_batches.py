@@ -60,6 +60,27 @@ def test_each_epoch_learns_each_row_once_over_all_processes(
         assert sorted(seen) == list(range(num_rows))
 
 
+def test_an_epoch_draws_general_rows_anew_and_shuffles_them_among_the_others() -> None:
+    plans = [
+        BatchPlan(range(20), 8, 100, 0, rank, 2, replay=range(20, 60), num_replayed=10)
+        for rank in range(2)
+    ]
+    one = BatchPlan(range(20), 8, 100, 0, replay=range(20, 60), num_replayed=10)
+    assert one.steps_per_epoch == 4  # 30 rows
+
+    drawn = []
+    for epoch in range(2):
+        steps = range(4 * epoch, 4 * epoch + 4)
+        rows = [row for step in steps for row in one.step_rows(step)]
+        assert sorted(row for row in rows if row < 20) == list(range(20))
+        drawn.append({row for row in rows if row >= 20})
+        assert sum(map(one.count_replayed, steps)) == len(drawn[-1]) == 10
+        assert max(one.count_replayed(step) for step in steps) < 8  # not all in one step
+        shared = [[*chain(*plan.micro_batch_rows(4 * epoch, [9] * 60))] for plan in plans]
+        assert sorted(chain(*shared)) == sorted(one.step_rows(4 * epoch))
+    assert drawn[0] != drawn[1]
+
+
 def test_the_order_depends_on_the_seed_and_the_epoch_alone() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         plan = BatchPlan(range(50), 10, 100, seed)

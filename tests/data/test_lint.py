@@ -535,6 +535,24 @@ def test_a_clean_copy_never_overwrites(plant: Callable[..., str], tmp_path: Path
     assert (tmp_path / "there.jsonl").read_text() == "mine"
 
 
+def test_general_rows_are_looked_at_and_are_no_part_of_the_clean_copy(
+    tmp_path: Path, template_of: Callable[[Layout], Template]
+) -> None:
+    path = write(tmp_path / "rows.jsonl", clean_rows())
+    faulty = [chat(("user", "什么是雪？"), ("assistant", "雪是锟斤拷。"))]
+    general = write(
+        tmp_path / "general.jsonl", [chat(("user", "一"), ("assistant", "二")), *faulty]
+    )
+    replay = {"path": general, "ratio": 0.5}
+    data = section(path, replay=replay, eval_fraction=0.9, columns={"query": "input"})
+
+    report = lint_data(data, template_of("official"))
+
+    assert (only(report).check, only(report).file, only(report).line) == ("encoding", general, 2)
+    assert report.num_rows == NUM_CLEAN + 2
+    assert write_clean_copy(data, report, tmp_path / "clean.jsonl") == (NUM_CLEAN, 0)
+
+
 def test_a_clean_copy_of_two_formats_is_refused(tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", clean_rows())
     second = write(tmp_path / "b.jsonl", [chat(("user", "一加一等于几"), ("assistant", "二"))])

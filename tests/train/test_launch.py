@@ -87,7 +87,10 @@ def test_two_processes_learn_what_one_learns(recipe: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_two_processes_resume_where_they_stopped(recipe: Path, tmp_path: Path) -> None:
-    options = [str(recipe), "--nproc", "2", "adapter.lora_dropout=0.3"]
+    general = tmp_path / "general.jsonl"
+    general.write_text('{"prompt": "一加一", "response": "二。"}\n' * 3, encoding="utf-8")
+    replay = f"data.replay={{path: {general}, ratio: 0.1}}"
+    options = [str(recipe), "--nproc", "2", "adapter.lora_dropout=0.3", replay]
     whole = train(*options, f"output.dir={tmp_path / 'whole'}")
     begun = train(*options)
     assert whole.returncode == begun.returncode == 0, whole.stderr + begun.stderr
@@ -102,7 +105,7 @@ def test_two_processes_resume_where_they_stopped(recipe: Path, tmp_path: Path) -
     name = "adapter_model.safetensors"
     assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
-    refused = train(str(recipe), "adapter.lora_dropout=0.3", "--resume")
+    refused = train(str(recipe), "adapter.lora_dropout=0.3", replay, "--resume")
 
     assert refused.returncode == 1
     assert "processes (was 2, now 1)" in refused.stderr

@@ -136,6 +136,56 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bytes(
     ]
 
 
+GENERAL = [{"prompt": f"{n} 加一等于几", "response": f"等于 {n + 1}。"} for n in range(20)]
+
+
+@pytest.fixture
+def replay(tmp_path: Path) -> str:
+    path = tmp_path / "general.jsonl"
+    lines = (json.dumps(row, ensure_ascii=False) for row in GENERAL)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return f"data.replay={{path: {path}, ratio: 0.7}}"
+
+
+def test_general_rows_are_mixed_in_counted_and_resumed_to_the_same_bytes(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, replay: str
+) -> None:
+    whole, stopped, without = (tmp_path / name for name in ("whole", "stopped", "without"))
+    # The order of rows is a matter of the seed, so a held-out row stays one.
+    fine_tune(recipe_for(tiny_model_dir, rows, whole, replay, "data.eval_fraction=0.2"))
+
+    steps = [line["replayed_rows"] for line in metrics(whole) if "replayed_rows" in line]
+    assert steps[-1] == 2 * 6  # 0.7 of 8 rows, in each of two epochs
+    assert len(steps) == 2 * 4  # of 14 rows
+    facts = json.loads((whole / "report.json").read_text(encoding="utf-8"))["facts"]
+    assert (facts["num_train_rows"], facts["num_replayed_rows"]) == (8, 6)
+    assert facts["replay"]["num_examples"] == len(GENERAL)
+    assert "General rows, mixed in" in (whole / "report.html").read_text(encoding="utf-8")
+
+    recipe = recipe_for(tiny_model_dir, rows, stopped, replay, "data.eval_fraction=0.2")
+    assert not fine_tune(recipe, loss=interrupting(8)).is_finished
+    fine_tune(recipe, resume=True)
+
+    assert weights(stopped) == weights(whole)
+    keys = ("step", "loss", "eval_loss", "grad_norm", "replayed_rows")
+    assert [[line.get(key) for key in keys] for line in metrics(stopped)] == [
+        [line.get(key) for key in keys] for line in metrics(whole)
+    ]
+    fine_tune(recipe_for(tiny_model_dir, rows, without, "data.eval_fraction=0.2"))
+    assert weights(without) != weights(whole)
+
+
+def test_fewer_general_rows_than_asked_for_are_told_and_all_taken(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, replay: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    many = replay.replace("0.7", "3")
+
+    fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "out", many, "max_steps=8"))
+
+    assert "asks for 30 general rows an epoch, and there are 20" in caplog.text
+    assert metrics(tmp_path / "out")[-1]["replayed_rows"] == 20  # 30 rows in 8 steps of 4
+
+
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     tiny_model_dir: Path, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -169,7 +169,7 @@ def pad_examples(examples: Sequence[Example], pad_id: int) -> MicroBatch:
     return MicroBatch(input_ids, labels)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def epoch_order(num_rows: int, seed: int, epoch: int) -> Tensor:
     """Shuffle 0 .. num_rows - 1, the same way for the same seed and epoch."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -186,6 +186,8 @@ class BatchPlan:
         max_tokens: of a pack.
         seed: of the order.
         process_index, num_processes: which part of each step is this process's.
+        replay: indices of general rows. Every epoch draws `num_replayed` of them anew, and
+            shuffles them among the others.
     """
 
     rows: Sequence[int]
@@ -194,18 +196,34 @@ class BatchPlan:
     seed: int
     process_index: int = 0
     num_processes: int = 1
+    replay: Sequence[int] = ()
+    num_replayed: int = 0
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows that an epoch learns, general ones among them."""
+        return len(self.rows) + self.num_replayed
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps that see each row once; the last may be smaller."""
-        return math.ceil(len(self.rows) / self.rows_per_step)
+        return math.ceil(self.rows_per_epoch / self.rows_per_step)
 
     def step_rows(self, step: int) -> list[int]:
         """The rows of optimizer step `step`, counted from 0 over all epochs."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        order = epoch_order(len(self.rows), self.seed, epoch)
+        order = epoch_order(self.rows_per_epoch, self.seed, epoch)
         start = step_in_epoch * self.rows_per_step
-        return [self.rows[i] for i in order[start : start + self.rows_per_step].tolist()]
+        chosen: list[int] = order[start : start + self.rows_per_step].tolist()
+        own = len(self.rows)
+        if max(chosen) < own:
+            return [self.rows[i] for i in chosen]
+        drawn = epoch_order(len(self.replay), self.seed, epoch)
+        return [self.rows[i] if i < own else self.replay[int(drawn[i - own])] for i in chosen]
+
+    def count_replayed(self, step: int) -> int:
+        """Count the general rows of a step, over all processes."""
+        return len(set(self.step_rows(step)).intersection(self.replay)) if self.replay else 0
 
     def micro_batch_rows(self, step: int, lengths: Sequence[int]) -> list[list[int]]:
         """The rows of each pack of a step, for this process; `[]` for a turn without rows.

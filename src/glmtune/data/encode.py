@@ -17,6 +17,7 @@ stored:
     labels        .     .     .     .    .   .     .   30910 13 36474 2     learned = [7, 11]
 """
 
+import copy
 import dataclasses
 import gc
 import hashlib
@@ -185,6 +186,19 @@ class EncodedData:
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
+
+    def followed_by(self, others: "EncodedData") -> "EncodedData":
+        """Give these examples with others behind them; `report` goes on telling of these alone."""
+        both = copy.copy(self)
+        both.key = hashlib.sha256(f"{self.key} {others.key}".encode()).hexdigest()
+        moved = [copy.copy(batch) for batch in others._batches]
+        for batch in moved:
+            batch.files = batch.files + len(self._files)
+        both._files = [*self._files, *others._files]
+        both._batches = [*self._batches, *moved]
+        both._starts = [*self._starts, *(len(self) + start for start in others._starts[1:])]
+        both.lengths = np.concatenate([self.lengths, others.lengths])
+        return both
 
     @property
     def num_learned_tokens(self) -> int:

@@ -53,7 +53,9 @@ class ReportFacts(BaseModel):
         template: family and layout.
         template_fingerprint, data_fingerprint, held_out_fingerprint: hex.
         data, held_out: what became of the rows; `held_out` is None when rows were split off.
+        replay: what became of the general rows that were mixed in, if there were to be any.
         num_train_rows, num_held_out_rows: examples to learn, and those held out.
+        num_replayed_rows: general rows in each epoch.
         lint: findings, each with `id`, `severity`, `place`, `excerpt`, `message`; empty when
             nothing was found.
         example: one row as it was learned.
@@ -77,7 +79,9 @@ class ReportFacts(BaseModel):
     held_out_fingerprint: str | None = None
     data: EncodeReport | None = None
     held_out: EncodeReport | None = None
+    replay: EncodeReport | None = None
     num_train_rows: int | None = None
+    num_replayed_rows: int | None = None
     num_held_out_rows: int | None = None
     lint: tuple[Mapping[str, Any], ...] | None = None
     example: ShownRow | None = None

@@ -47,6 +47,7 @@ class TrainerState:
     Attributes:
         identity: what must not change between a run and its resumption, by name.
         loss_sum, learned_tokens: since the last line of metrics.
+        replayed_rows: general rows that were mixed in so far.
     """
 
     step: int = 0
@@ -56,6 +57,7 @@ class TrainerState:
     best_eval_loss: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0
+    replayed_rows: int = 0
 
 
 def random_state() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from glmtune import alive, tuning
 from glmtune.conversation import Conversation
 from glmtune.data.batches import Examples, MicroBatch, pack_examples
-from glmtune.data.encode import EncodedData
+from glmtune.data.encode import EncodedData, EncodeReport
 from glmtune.data.formats import convert, detect
 from glmtune.data.rows import Row, RowError, find_source
 from glmtune.errors import CheckpointError, TemplateError, TrainingError
@@ -241,6 +241,7 @@ def write_run_report(
     findings: tuple[dict[str, Any], ...] | None,
     shown: Finish,
     seconds: float,
+    replay: EncodeReport | None = None,
 ) -> Path:
     """Draw the curves, and write `report.html` with all that the run knows of itself.
 
@@ -251,6 +252,7 @@ def write_run_report(
         findings: of lint; None when it did not look.
         shown: proofs and answers.
         seconds: from the first step to the last.
+        replay: what became of the general rows that were mixed in.
     """
     plot_loss(read_metrics(run.metrics.path), run.output / "loss.png")
     trainable, total = tuning.count_parameters(run.accelerator.unwrap_model(run.model))
@@ -268,7 +270,9 @@ def write_run_report(
         held_out_fingerprint=None if split_off else eval_examples.key,
         data=examples.report,
         held_out=None if split_off else eval_examples.report,
+        replay=replay,
         num_train_rows=len(run.plan.rows),
+        num_replayed_rows=run.plan.num_replayed if replay else None,
         num_held_out_rows=len(run.eval_rows),
         lint=findings,
         example=show_row(examples[row], examples[row], tokenizer, place=run.origin(row)),

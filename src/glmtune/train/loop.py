@@ -335,6 +335,7 @@ class _Window:
 
 def _account(run: Run, result: StepResult, window: _Window, bar: Progress) -> None:
     state = run.state
+    state.replayed_rows += run.plan.count_replayed(state.step)
     state.step += 1
     state.loss_sum += result.loss_sum
     state.learned_tokens += result.learned_tokens
@@ -353,6 +354,8 @@ def _account(run: Run, result: StepResult, window: _Window, bar: Progress) -> No
         "tokens_per_second": round(window.rate(), 1),
         "peak_memory_bytes": peak_memory_bytes(),
     }
+    if run.plan.num_replayed:
+        values["replayed_rows"] = state.replayed_rows
     _report(run, values)
     logger.info(
         "step %d/%d  loss %.4f  lr %.3g  grad norm %.3g  %.0f tokens/s",

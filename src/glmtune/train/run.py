@@ -16,7 +16,12 @@ import torch
 import glmtune.attention  # noqa: F401  # registers attention over packs
 from glmtune import adapter, alive, tuning
 from glmtune.data.batches import BatchPlan, MakeMicroBatch, rows_as_they_are
-from glmtune.data.encode import EncodedData, EncodeOptions, encode_data, split_data
+from glmtune.data.encode import (
+    EncodedData,
+    EncodeOptions,
+    encode_data,
+    split_data,
+)
 from glmtune.data.lint import lint_data
 from glmtune.errors import CheckpointError, DataError, RecipeError, TrainingError
 from glmtune.files import write_atomically
@@ -34,6 +39,7 @@ from glmtune.proofs import Answer, Prompt, Proof, answer_all
 from glmtune.recipe import (
     AdapterSection,
     ChecksSection,
+    DataSection,
     FreezeSection,
     FullSection,
     NoneSection,
@@ -118,6 +124,7 @@ def fine_tune(
     findings = lint(recipe, template) if is_main and not resume else None
     with accelerator.local_main_process_first():  # the others read what it has encoded
         examples, eval_examples, rows, eval_rows = load_data(recipe, template, output)
+        replay = load_replay(recipe, template, output)
     prompts = choose_prompts(
         *((eval_examples, eval_rows) if eval_rows else (examples, rows)),
         recipe.checks,
@@ -144,6 +151,7 @@ def fine_tune(
             prompts,
             base_answers=base_answers,
             base_general_loss=base_general_loss,
+            replay=replay,
         ),
         accelerator,
         resume=resume,
@@ -185,6 +193,7 @@ class Ingredients:
         base_general_loss: of the base on general rows, in nats per token.
         make: what the model sees of rows in a step.
         judges: the ways to see the held-out rows, by name.
+        replay: general rows to mix in.
     """
 
     tokenizer: Any
@@ -200,6 +209,7 @@ class Ingredients:
     base_general_loss: float | None = None
     make: MakeMicroBatch = rows_as_they_are
     judges: Mapping[str, Judge] = field(default_factory=lambda: {"": Judge()})
+    replay: EncodedData | None = None
 
 
 def begin(recipe: RunRecipe, *, resume: bool) -> tuple[Any, Path]:
@@ -238,15 +248,21 @@ def carry_out(
     output, template = Path(recipe.output.dir), given.template
     is_main = accelerator.is_main_process
     model, examples, eval_examples = given.model, given.examples, given.eval_examples
+    mixed_in: Sequence[int] = ()
+    if given.replay is not None:  # behind all others, so that their indices stay
+        mixed_in = range(len(examples), len(examples) + len(given.replay))
+        examples = examples.followed_by(given.replay)
+        if eval_examples is given.examples:
+            eval_examples = examples
     model = tuning.attach(model, recipe.adapter)
     if recipe.training.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     logger.info(describe_parameters(model))
 
-    plan = plan_batches(recipe, given.rows, accelerator)
+    plan = plan_batches(recipe, given.rows, accelerator, mixed_in)
     num_steps = count_steps(recipe, plan)
     is_tuned = not isinstance(recipe.adapter, NoneSection)
-    for warning in proportions(recipe, len(plan.rows), num_steps) if is_tuned else ():
+    for warning in proportions(recipe, plan.rows_per_epoch, num_steps) if is_tuned else ():
         logger.warning("%s", warning)
     start = alive.remember(model)
     identity = identify(recipe, template, examples, eval_examples)
@@ -320,7 +336,14 @@ def carry_out(
 
     shown = finish(run, recipe, given.tokenizer, given.prompts) if is_finished else Finish()
     report = write_run_report(
-        run, given.tokenizer, examples, eval_examples, given.findings, shown, seconds
+        run,
+        given.tokenizer,
+        examples,
+        eval_examples,
+        given.findings,
+        shown,
+        seconds,
+        replay=given.replay.report if given.replay is not None else None,
     )
     logger.info("report: %s", report)
     if shown.failed:
@@ -430,15 +453,7 @@ def load_data(
         the indices of the rows in each.
     """
     section = recipe.data
-    options = EncodeOptions(
-        max_length=section.max_length,
-        overlong=section.overlong,
-        bad_rows=section.bad_rows,
-        format=section.format,
-        columns=section.columns,
-        roles=section.roles,
-        split=section.split,
-    )
+    options = encode_options(section)
     examples = encode_data(section.train, template, options, quarantine=output / "bad_rows.jsonl")
     logger.info("training rows: %s", examples.report)
     if section.eval:
@@ -456,6 +471,30 @@ def load_data(
             "none to learn. Lower it, or give more rows."
         )
     return examples, examples, rows.tolist(), eval_rows.tolist()
+
+
+def encode_options(section: DataSection) -> EncodeOptions:
+    """Say how the rows of a section become examples."""
+    return EncodeOptions(
+        max_length=section.max_length,
+        overlong=section.overlong,
+        bad_rows=section.bad_rows,
+        format=section.format,
+        columns=section.columns,
+        roles=section.roles,
+        split=section.split,
+    )
+
+
+def load_replay(recipe: Recipe, template: Template, output: Path) -> EncodedData | None:
+    """Encode the general rows to mix in, if there are to be any."""
+    section = recipe.data.replayed
+    if section is None:
+        return None
+    quarantine = output / "bad_replay_rows.jsonl"
+    replay = encode_data(section.train, template, encode_options(section), quarantine=quarantine)
+    logger.info("general rows to mix in: %s", replay.report)
+    return replay
 
 
 def lint(recipe: Recipe, template: Template) -> tuple[dict[str, Any], ...] | None:
@@ -484,9 +523,28 @@ def lint(recipe: Recipe, template: Template) -> tuple[dict[str, Any], ...] | Non
     )
 
 
-def plan_batches(recipe: RunRecipe, rows: Sequence[int], accelerator: Any) -> BatchPlan:
-    """Say which rows each step takes."""
+def plan_batches(
+    recipe: RunRecipe, rows: Sequence[int], accelerator: Any, mixed_in: Sequence[int] = ()
+) -> BatchPlan:
+    """Say which rows each step takes.
+
+    Args:
+        recipe: the run.
+        rows: to learn.
+        accelerator: knows of the processes.
+        mixed_in: general rows to draw from; fewer than wanted are all taken.
+    """
     section = recipe.training
+    num_replayed = 0
+    if isinstance(recipe, Recipe) and recipe.data.replay is not None:
+        wanted = max(1, round(recipe.data.replay.ratio * len(rows)))
+        num_replayed = min(wanted, len(mixed_in))
+        if num_replayed < wanted:
+            logger.warning(
+                "data.replay.ratio asks for %d general rows an epoch, and there are %d; each is "
+                "learned once an epoch",
+                *(wanted, num_replayed),
+            )
     return BatchPlan(
         rows,
         rows_per_step=(
@@ -498,6 +556,8 @@ def plan_batches(recipe: RunRecipe, rows: Sequence[int], accelerator: Any) -> Ba
         seed=section.seed,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
+        replay=mixed_in,
+        num_replayed=num_replayed,
     )
 
 

@@ -15,10 +15,10 @@ class LintReport:
 
     Attributes:
         findings: by check, then in the order of the rows; all of them.
-        num_rows: rows of data.train, unreadable ones included.
+        num_rows: rows of data.train and data.replay, unreadable ones included.
         num_eval_rows: rows of data.eval.
         formats: the format of each file.
-        eval_files: those of data.eval.
+        other_files: those of data.eval and data.replay.
         lengths: of the training rows.
         checked: ids of the checks that looked.
         not_checked: ids of the others -> why.
@@ -28,7 +28,7 @@ class LintReport:
     num_rows: int
     num_eval_rows: int
     formats: Mapping[str, str]
-    eval_files: frozenset[str]
+    other_files: frozenset[str]
     lengths: Lengths
     checked: tuple[str, ...]
     not_checked: Mapping[str, str]

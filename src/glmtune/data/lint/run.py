@@ -51,6 +51,8 @@ def lint_data(
     scan = _Scan(data, template, lint or LintSection(), progress or (lambda num_rows: None))
     for source in data.train:
         scan.read(source, is_held_out=False)
+    if data.replayed is not None:
+        scan.mix_in(data.replayed)
     for source in data.eval:
         scan.read(source, is_held_out=True)
     return scan.report(seed)
@@ -76,7 +78,7 @@ def write_clean_copy(data: DataSection, report: LintReport, path: Path) -> tuple
             what JSON cannot.
     """
     check_copy(path)
-    formats = {name for file, name in report.formats.items() if file not in report.eval_files}
+    formats = {name for file, name in report.formats.items() if file not in report.other_files}
     if len(formats) > 1:
         raise DataError(
             f"the files are of formats {', '.join(sorted(formats))}, and one file has one format. "
@@ -175,7 +177,8 @@ class _Scan:
         self._progress = progress
         self._checks = {id: check for id, check in text_checks(lint).items() if id not in lint.off}
         self._formats: dict[str, str] = {}
-        self._eval_files: set[str] = set()
+        self._other_files: set[str] = set()
+        self._num_own: int | None = None  # of the rows that can be used
         self._findings: list[Finding] = []
         self._num_rows = {False: 0, True: 0}
         self._is_held_out = False
@@ -187,7 +190,15 @@ class _Scan:
         self._is_eval: list[bool] = []
         self._is_kept: list[bool] = []  # by training
 
-    def read(self, source: str, *, is_held_out: bool) -> None:
+    def mix_in(self, replayed: DataSection) -> None:
+        """Look at the general rows, which are read in their own way."""
+        own, self._data = self._data, replayed
+        self._num_own = len(self._is_kept)
+        for source in replayed.train:
+            self.read(source, is_held_out=False, is_own=False)
+        self._data = own
+
+    def read(self, source: str, *, is_held_out: bool, is_own: bool = True) -> None:
         """Look at all rows of a source; each of its files has its own format."""
         self._is_held_out = is_held_out
         entries = _entries(source, self._data.split)
@@ -198,8 +209,8 @@ class _Scan:
                 raise RowError(next(entry for entry in head if isinstance(entry, BadRow)))
             format = detect(rows, self._data.format, self._data.columns)
             self._formats.setdefault(file, format.name)
-            if is_held_out:
-                self._eval_files.add(file)
+            if is_held_out or not is_own:
+                self._other_files.add(file)
             for batch in self._batches(itertools.chain(head, entries_of_file), format):
                 self._look(batch)
                 self._progress(sum(self._num_rows.values()))
@@ -220,7 +231,7 @@ class _Scan:
             num_rows=self._num_rows[False],
             num_eval_rows=self._num_rows[True],
             formats=self._formats,
-            eval_files=frozenset(self._eval_files),
+            other_files=frozenset(self._other_files),
             lengths=Lengths(self._lengths, "tokens" if is_tokens else "characters", limit),
             checked=tuple(check for check in CHECKS if check not in not_checked),
             not_checked=not_checked,
@@ -351,7 +362,7 @@ class _Scan:
     def _compare(self, seed: int) -> None:
         is_eval = np.array(self._is_eval, dtype=bool)
         if self._data.eval_fraction:
-            is_kept = np.flatnonzero(self._is_kept)
+            is_kept = np.flatnonzero(self._is_kept[: self._num_own])
             if len(is_kept):
                 _, held_out = split_data(is_kept, self._data.eval_fraction, seed)
                 is_eval[is_kept[held_out]] = True
