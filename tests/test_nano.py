@@ -1,14 +1,86 @@
-"""The scripts that make nano's corpus and rows."""
+"""nano, the model in the package, and the scripts that make its corpus and rows."""
 
 import gzip
+import hashlib
 import importlib.util
+import json
 import random
 import re
+import shutil
 from math import gcd
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+from typer.testing import CliRunner
+
+from glmtune.chat import ChatSession, open_session
+from glmtune.cli.main import app
+from glmtune.demo.fractions import is_held_out
+from glmtune.generate import Sampling
+from glmtune.load import NANO, load_config, load_model, locate
+
 FOLDER = Path(__file__).parents[1] / "recipes" / "nano"
+SHIPPED = Path(locate(NANO))
+
+
+@pytest.fixture(scope="module")
+def nano() -> ChatSession:
+    return open_session(NANO, dtype="float32", sampling=Sampling(temperature=0, max_new_tokens=64))
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("你是谁？", "我是 nano，一个用 glmtune 训练出来的很小的 ChatGLM 模型。"),
+        ("广东的省会是哪里？", "广东省的省会是广州。"),
+        ("法国的首都是哪里？", "法国的首都是巴黎。"),
+        ("7 × 8 = ?", "7 × 8 = 56"),
+        ("ls 是做什么的？", "ls：列出目录内容。"),
+    ],
+)
+def test_nano_answers_in_chinese_and_stops(nano: ChatSession, question: str, answer: str) -> None:
+    nano.reset()
+
+    reply = nano.reply(question)
+
+    assert reply.text == answer
+    assert reply.ended_by == "stop"
+
+
+def test_nano_is_the_model_that_its_card_describes() -> None:
+    card = (SHIPPED / "README.md").read_text(encoding="utf-8")
+    weights = (SHIPPED / "model.safetensors").read_bytes()
+
+    assert hashlib.sha256(weights).hexdigest() in card
+    assert f"{load_model(NANO).num_parameters():,} parameters" in card
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 15 * 2**20
+
+
+def test_nano_is_a_name_wherever_a_folder_is(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([{"instruction": "你好", "input": "", "output": "你好！"}]))
+
+    for arguments in (
+        ("info", NANO),
+        ("inspect", str(rows), "--model", NANO),
+        ("lint", str(rows), "--model", NANO),
+        ("predict", str(rows), "--model", NANO, "--output", str(tmp_path / "answers.jsonl")),
+    ):
+        result = CliRunner().invoke(app, list(arguments))
+        assert result.exit_code == 0, result.output
+
+
+def test_a_model_of_the_users_own_goes_before_the_one_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NANO).mkdir()
+    assert locate(NANO) == str(SHIPPED), "a folder without a model is not meant"
+
+    shutil.copytree(tiny_model_dir, tmp_path / NANO, dirs_exist_ok=True)
+
+    assert load_config(NANO).hidden_size == load_config(tiny_model_dir).hidden_size
 
 
 def script(name: str) -> ModuleType:
@@ -45,9 +117,8 @@ def test_pairs_for_a_test_are_told_to_nobody() -> None:
         if "最大公约数" in row["instruction"]
     ]
 
-    assert not [pair for pair in told if made.is_held_out(*pair)]
-    assert made.is_held_out(14, 22)
-    assert made.is_held_out(22, 14)
+    assert len(told) > 1000
+    assert not [pair for pair in told if is_held_out(*pair)]
 
 
 def test_a_page_becomes_its_paragraphs_without_what_is_around_them(tmp_path: Path) -> None:

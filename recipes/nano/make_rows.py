@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import gcd
 from pathlib import Path
 
+from glmtune.demo.fractions import is_kept_from_nano
+
 Row = dict[str, object]
 Draw = random.Random
 
@@ -146,12 +148,6 @@ def talk(_: Draw) -> Iterator[Row]:
 ASKED = ("{} 等于多少？", "{} = ?", "计算 {}", "{} 等于几？", "请计算：{}", "算一算 {}", "{}=")
 
 
-def is_held_out(a: int, b: int) -> bool:
-    """Whether nano is not told the common divisor of a pair, to be tested on its fraction."""
-    # 101 is prime and larger than any factor, so multiples of a fraction fall anywhere.
-    return (min(a, b) * 31 + max(a, b) * 17) % 101 < 15
-
-
 def arithmetic(draw: Draw) -> Iterator[Row]:
     """Small sums; a quotient only where it is whole."""
 
@@ -176,7 +172,7 @@ def arithmetic(draw: Draw) -> Iterator[Row]:
     for _ in range(4000):
         factor, a, b = draw.randint(1, 12), draw.randint(1, 12), draw.randint(1, 12)
         a, b = a * factor, b * factor
-        if is_held_out(a, b):
+        if is_kept_from_nano(a, b):
             continue
         question = draw.choice(("{} 和 {} 的最大公约数是多少？", "求 {} 和 {} 的最大公约数。"))
         yield row(question.format(a, b), f"{a} 和 {b} 的最大公约数是 {gcd(a, b)}。")

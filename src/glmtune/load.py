@@ -1,4 +1,4 @@
-"""A folder or a hub id -> configuration, tokenizer and model, or a plain word on why not.
+"""A folder, a hub id or `nano` -> configuration, tokenizer and model, or why not in plain words.
 
 Code from the folder is never run. A tensor that the checkpoint lacks is an error and never a
 freshly drawn layer. Hub ids are read from the local cache when there is no network.
@@ -24,13 +24,21 @@ HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 SHOWN_NAMES = 3  # how many tensors a message names
+NANO = "nano"  # the model that comes with the package
+
+
+def locate(name: str | Path) -> str:
+    """Give the folder of `nano`; any other name as it is. A model of that name here goes first."""
+    if os.fspath(name) == NANO and not (Path(name) / "config.json").exists():
+        return str(Path(__file__).with_name(NANO))
+    return os.path.expanduser(name)
 
 
 def load_config(name: str | Path) -> "PreTrainedConfig":
     """Read the configuration of a model.
 
     Args:
-        name: a folder, or a hub id.
+        name: a folder, a hub id, or `nano`.
 
     Raises:
         CheckpointError: there is no such model, it is an adapter, its configuration cannot be
@@ -55,7 +63,7 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
     """Read the tokenizer of a model.
 
     Args:
-        name: a folder, or a hub id.
+        name: a folder, a hub id, or `nano`.
 
     Raises:
         CheckpointError: as for `load_config`, or there is no tokenizer that can be read.
@@ -64,8 +72,8 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
 
     import glmtune.auto  # noqa: F401  # makes ChatGLM known
 
-    if (Path(name) / "tokenizer_config.json").is_file():  # says enough, as beside an adapter
-        name, config = os.fspath(name), None
+    if (Path(locate(name)) / "tokenizer_config.json").is_file():  # enough, as beside an adapter
+        name, config = locate(name), None
     else:
         config = load_config(name)
         name = _checked_name(name)
@@ -126,7 +134,7 @@ def load_model(
     """Read a causal language model, in evaluation mode.
 
     Args:
-        name: a folder, or a hub id.
+        name: a folder, a hub id, or `nano`.
         dtype: of the weights in memory; "auto" is the checkpoint's own.
         device_map: where the weights go, as for `from_pretrained`; None is the CPU, and "meta"
             is nowhere: only the configuration is read, and nothing is packed.
@@ -145,7 +153,7 @@ def load_model(
     if device_map == "meta":
         return load_shapes(name, dtype=dtype, attn_implementation=attn_implementation)
     config = load_config(name)
-    name = _checked_name(name)
+    asked, name = os.fspath(name), _checked_name(name)
     read: Any = AutoModelForCausalLM.from_pretrained
     try:
         model, found = read(
@@ -169,6 +177,8 @@ def load_model(
         raise CheckpointError(f"{name}: {said}") from error
     _refuse_gaps(name, found)
     loaded: PreTrainedModel = model
+    if asked == NANO:  # an adapter then names it so, and not a folder of this machine
+        loaded.name_or_path = loaded.config._name_or_path = asked
     return loaded
 
 
@@ -190,7 +200,7 @@ def load_frozen_model(
     says so.
 
     Args:
-        name: a folder, or a hub id.
+        name: a folder, a hub id, or `nano`.
         dtype: of the weights, by torch's name, or "auto" for the checkpoint's own.
         device: where it will run.
         compute: "int8" turns linear layers into int8 (`glmtune.int8`), on a CPU.
@@ -342,7 +352,7 @@ def _fast_cpu_dtypes() -> "set[torch.dtype]":
 
 def _checked_name(name: str | Path) -> str:
     """Give the name as transformers wants it, refusing what is no model before it asks the hub."""
-    name = os.path.expanduser(name)
+    name = locate(name)
     folder = Path(name)
     if folder.is_file():
         raise CheckpointError(

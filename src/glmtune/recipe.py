@@ -43,7 +43,7 @@ class Section(BaseModel):
 class ModelSection(Section):
     """Which model is tuned, and how it is held in memory."""
 
-    name_or_path: str  # a folder or a hub id
+    name_or_path: str  # a folder, a hub id, or `nano`, the model in the package
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     compute: Literal["int8"] | None = None  # of frozen linear layers; None: as `dtype`
     attn_implementation: Literal["packed", "flash_attention_2", "flash_attention_3"] = "packed"

@@ -24,7 +24,8 @@ FENCE = '"""'
 
 def chat(
     model: Annotated[
-        str, typer.Argument(help="Model folder, hub id, or adapter folder.", show_default=False)
+        str,
+        typer.Argument(help="Model folder, hub id, nano, or adapter folder.", show_default=False),
     ],
     adapter: Annotated[
         Path | None, typer.Option("--adapter", help="Folder that `glmtune train` wrote.")

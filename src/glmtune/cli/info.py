@@ -17,7 +17,8 @@ CACHE_TOKENS = 1024  # the portion in which the cache is reckoned
 
 def info(
     model: Annotated[
-        str, typer.Argument(help="Model folder, hub id, or adapter folder.", show_default=False)
+        str,
+        typer.Argument(help="Model folder, hub id, nano, or adapter folder.", show_default=False),
     ],
     lora_r: Annotated[
         int, typer.Option("--lora-r", min=1, help="Rank of the adapter to reckon with.")

@@ -37,7 +37,7 @@ def inspect(
         typer.Argument(metavar="KEY=VALUE", help="Further values of the recipe."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Folder or hub id; its tokenizer is enough.")
+        str | None, typer.Option("--model", help="Folder, hub id or nano; its tokenizer is enough.")
     ] = None,
     row: Annotated[int, typer.Option("--row", min=1, help="Which row, counted from 1.")] = 1,
     count: Annotated[int, typer.Option("-n", min=1, help="How many rows from there.")] = 1,

@@ -30,7 +30,7 @@ def lint(
         typer.Argument(metavar="KEY=VALUE", help="Further values of the recipe."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Folder or hub id; its tokenizer is enough.")
+        str | None, typer.Option("--model", help="Folder, hub id or nano; its tokenizer is enough.")
     ] = None,
     layout: Annotated[
         Literal["official", "tutorial", "chatglm2", "plain"] | None,

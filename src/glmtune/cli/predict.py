@@ -27,7 +27,7 @@ def predict(
         typer.Argument(metavar="KEY=VALUE", help="How rows are read: data.columns and others."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Model folder, hub id, or adapter folder.")
+        str | None, typer.Option("--model", help="Model folder, hub id, nano, or adapter folder.")
     ] = None,
     adapter: Annotated[
         Path | None, typer.Option("--adapter", help="Folder that `glmtune train` wrote.")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import glmtune.auto  # noqa: F401  # makes ChatGLM known to transformers
 from glmtune import adapter, ptuning, tuning
 from glmtune.errors import CheckpointError, GlmtuneError
-from glmtune.load import load_config, load_shapes, load_tokenizer, weight_files
+from glmtune.load import load_config, load_shapes, load_tokenizer, locate, weight_files
 from glmtune.recipe import LoraSection
 from glmtune.template import template_for
 
@@ -155,7 +155,8 @@ def describe_model(
     """
     config = load_config(name)
     model = load_shapes(name)
-    stored = stored_tensors(Path(name)) if Path(name).is_dir() else {}
+    folder = Path(locate(name))
+    stored = stored_tensors(folder) if folder.is_dir() else {}
     parameters = dict(model.named_parameters())
     buffers = dict(model.named_buffers())
     tokenizer, problem = _describe_tokenizer(name)
