@@ -8,7 +8,7 @@ CPU_TORCH := https://download.pytorch.org/whl/cpu
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    train and chat with a small model, in minutes, on a CPU"
+	@echo "make demo    a small model learns to reduce fractions, in minutes, on a CPU"
 	@echo "make test    the quick tests"
 	@echo "make check   what CI runs besides: ruff, mypy --strict, the quick tests"
 	@echo "make fix     let ruff repair what it can"

@@ -1,20 +1,21 @@
-"""The demo's rows, its checkpoint, and the folder it owns."""
+"""The demo's rows, and the folder it owns."""
 
 import json
+import math
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
 
 from glmtune.chat import open_session
 from glmtune.conversation import Conversation, Message
-from glmtune.demo.facts import HELD_OUT, TRAIN, make_rows, to_json
 from glmtune.demo.folder import prepare
+from glmtune.demo.fractions import HELD_OUT, TRAIN, to_json
+from glmtune.demo.fractions import rows as make_rows
 from glmtune.demo.score import MAX_NEW_TOKENS, Question, answer, count_right
 from glmtune.errors import OutputError
 from glmtune.generate import Sampling
-from glmtune.load import load_model, load_tokenizer
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -34,46 +35,40 @@ def test_the_rows_are_alpaca_rows_with_answers() -> None:
             assert row["output"]
 
 
-def test_the_rows_are_what_the_facts_and_wordings_make() -> None:
-    train, held_out = make_rows()
-
-    assert TRAIN.read_text(encoding="utf-8") == to_json(train)
-    assert HELD_OUT.read_text(encoding="utf-8") == to_json(held_out)
+def test_the_rows_are_what_the_fractions_make() -> None:
+    assert TRAIN.read_text(encoding="utf-8") == to_json(make_rows(held_out=False))
+    assert HELD_OUT.read_text(encoding="utf-8") == to_json(make_rows(held_out=True))
 
 
-def test_no_held_out_question_is_learned() -> None:
-    learned = {asked(row) for row in rows(TRAIN)}
+def test_every_answer_is_right_step_by_step() -> None:
+    for row in [*rows(TRAIN), *rows(HELD_OUT)]:
+        first, *told = row["output"].split("，")
+        a, b = map(int, first.split("/"))
+        assert f"{a}/{b}" in row["instruction"]
+        for step in told:
+            divisor, p, q = map(int, re.fullmatch(r"除以(\d+)得(\d+)/(\d+)", step).groups())  # type: ignore[union-attr]
+            assert divisor > 1
+            assert (p * divisor, q * divisor) == (a, b)
+            a, b = p, q
+        assert told
+        assert math.gcd(a, b) == 1
 
-    assert not learned & {asked(row) for row in rows(HELD_OUT)}
 
+def test_no_held_out_fraction_is_learned_not_even_upside_down_or_on_the_way() -> None:
+    def pairs(text: str) -> set[frozenset[str]]:
+        return {frozenset(pair) for pair in re.findall(r"(\d+)/(\d+)", text)}
 
-def test_every_held_out_answer_is_a_fact_that_is_learned() -> None:
-    learned = {row["output"] for row in rows(TRAIN)}
+    learned = pairs(TRAIN.read_text(encoding="utf-8"))
+    tested = set().union(*(pairs(row["instruction"]) for row in rows(HELD_OUT)))
 
-    assert {row["output"] for row in rows(HELD_OUT)} <= learned
+    assert len(tested) > 50
+    assert not learned & tested
 
 
 def test_no_question_is_asked_twice() -> None:
     counts = Counter(asked(row) for path in (TRAIN, HELD_OUT) for row in rows(path))
 
     assert [question for question, count in counts.items() if count > 1] == []
-
-
-def test_the_checkpoint_has_the_originals_layout_and_is_the_same_every_time(tmp_path: Path) -> None:
-    one, other = (prepare(tmp_path / name).base for name in ("a", "b"))
-
-    assert load_model(one).config.model_type == "chatglm"
-    assert load_tokenizer(one).encode("你好")
-    config = json.loads((one / "config.json").read_text(encoding="utf-8"))
-    assert config.keys() >= {"num_layers", "padded_vocab_size", "ffn_hidden_size", "kv_channels"}
-    assert not config.keys() & {"num_hidden_layers", "vocab_size", "intermediate_size", "head_dim"}
-    assert (one / "tokenizer.model").is_file()
-    with safe_open(one / "model.safetensors", framework="pt") as file:
-        names = set(file.keys())
-    assert "transformer.embedding.word_embeddings.weight" in names
-    assert "transformer.rotary_pos_emb.inv_freq" in names
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (one, other)]
-    assert weights[0] == weights[1]
 
 
 def test_a_folder_that_the_demo_did_not_make_is_left_alone(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ def test_the_demo_shows_every_stage(tmp_path: Path, capsys: pytest.CaptureFixtur
 
     shown = capsys.readouterr().out
     assert [f"{n}/5" in shown for n in range(1, 6)] == [True] * 5
-    assert "exact matches: 0 of 156" in shown
+    assert shown.count("|") > 8  # the curve
+    assert "exact matches: 0 of 102" in shown
     assert "glmtune train recipes/chatglm3-lora.yaml" in shown
     assert (tmp_path / "demo" / "adapter" / "report.html").is_file()
 
@@ -23,8 +24,8 @@ def test_the_demo_learns_what_it_claims(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["demo", "--dir", str(tmp_path / "demo")])
 
     assert result.exit_code == 0, result.output
-    before, after = re.findall(r"exact matches: (\d+) of 156 before, (\d+) of 156", result.output)[
+    before, after = re.findall(r"exact matches: (\d+) of 102 before, (\d+) of 102", result.output)[
         0
     ]
     assert int(before) <= 2
-    assert int(after) >= 0.9 * 156
+    assert int(after) >= 0.9 * 102

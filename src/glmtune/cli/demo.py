@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import exp, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,23 +20,17 @@ if TYPE_CHECKING:
 
 NUM_STAGES = 5
 SHOWN_ROWS = 8
-TALK = (
-    "你好",
-    "请问，你是谁？",
-    "湖南的省会在哪里？",
-    "郑州是哪个省的省会？",
-    "“快”的反义词是什么？",
-    "给下面的名词配上量词。\n马",
-    "“月亮”的英文是什么？",
-)
+HELLO = "你好，你是谁？"
+CURVE_WIDTH, CURVE_HEIGHT = 60, 8  # of the terminal, in characters
+SMALLEST = 1e-6  # loss that the curve shows
 
 
 def demo(
-    dir: Annotated[
-        Path, typer.Option("--dir", help="Where the model, the rows and the adapter go.")
-    ] = Path("glmtune-demo"),
+    dir: Annotated[Path, typer.Option("--dir", help="Where the rows and the adapter go.")] = Path(
+        "glmtune-demo"
+    ),
 ) -> None:
-    """Make a small random ChatGLM3, fine-tune it and talk to it: offline, on a CPU, in minutes.
+    """Teach nano, the model in the package, to reduce fractions: offline, on a CPU, in minutes.
 
     Example: glmtune demo --dir /tmp/demo
     """
@@ -58,10 +53,12 @@ def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of files read in a blink
 
-    with _stage(console, 1, "A checkpoint in ChatGLM3's layout, with random weights"):
+    with _stage(console, 1, "nano, a small ChatGLM that comes with the package"):
         folder = prepare(dir, overrides)
-        base = open_session(str(folder.base))
-        show_base(console, folder, base.model)
+        model = folder.recipe.model.name_or_path
+        base = open_session(model, dtype="float32", sampling=_greedy())
+        show_base(console, base.model)
+        say(console, HELLO, base.stream(HELLO))
     with _stage(console, 2, "The rows, in alpaca format"):
         questions = read_questions(folder.held_out)
         show_rows(console, folder, questions)
@@ -77,12 +74,9 @@ def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
             raise typer.Exit(130)
         show_result(console, folder, result)
     with _stage(console, NUM_STAGES, "The tuned model answers the same questions"):
-        tuned = open_session(str(folder.base), folder.adapter, sampling=_greedy())
+        tuned = open_session(model, folder.adapter, dtype="float32")
         after = answer(tuned.model, tuned.template, questions)
         show_answers(console, questions, before, after)
-        for text in TALK:
-            tuned.reset()  # the rows taught it single questions, so none stands before another
-            say(console, text, tuned.stream(text))
     show_next(console, folder, time.perf_counter() - started)
 
 
@@ -101,13 +95,12 @@ def _greedy() -> "Sampling":
     return Sampling(temperature=0, max_new_tokens=64)
 
 
-def show_base(console: "Console", folder: "DemoFolder", model: "PreTrainedModel") -> None:
+def show_base(console: "Console", model: "PreTrainedModel") -> None:
     """Say how large the base is."""
     config = model.config
     console.print(
-        f"{folder.base}: {config.num_layers} layers, {config.hidden_size} wide, "
-        f"{config.padded_vocab_size:,} tokens, {model.num_parameters():,} parameters. It knows "
-        "nothing; what it will know, it learns through LoRA."
+        f"{config.num_layers} layers, {config.hidden_size} wide, {config.padded_vocab_size:,} "
+        f"tokens, {model.num_parameters():,} parameters: a thousandth of ChatGLM3-6B."
     )
 
 
@@ -125,9 +118,8 @@ def show_rows(console: "Console", folder: "DemoFolder", questions: "Sequence[Que
             console.print(f"  input       {row['input']}", markup=False)
         console.print(f"  output      {row['output']}\n", style="green", markup=False)
     console.print(
-        f"{folder.held_out}: {len(questions)} rows held out. Each asks for a fact that is "
-        "learned, in words that are never put to that fact in training.\n\nOne row as training "
-        "sees it:"
+        f"{folder.held_out}: {len(questions)} fractions to ask. This run never sees them, and the "
+        "rows that nano was tuned on have no fractions.\n\nOne row as training sees it:"
     )
     for seen in see_rows(folder.recipe):
         print_row(seen, console, with_ids=False)
@@ -144,8 +136,25 @@ def show_result(console: "Console", folder: "DemoFolder", result: "Result") -> N
     weights = folder.adapter / "adapter_model.safetensors"
     console.print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {result.num_steps} steps", end="")
     console.print(f", held-out loss {held_out[0]:.3f} -> {held_out[-1]:.3f}" if held_out else "")
+    for line in draw_curve(losses):
+        console.print(line, markup=False)
     console.print(f"curve:   {folder.adapter / 'loss.png'}")
     console.print(f"adapter: {weights}, {weights.stat().st_size / 2**20:.1f} MiB")
+
+
+def draw_curve(values: Sequence[float]) -> Iterator[str]:
+    """Draw a curve on a logarithmic scale, its highest and lowest value beside it."""
+    width = min(CURVE_WIDTH, len(values))
+    chosen = [values[index * (len(values) - 1) // max(width - 1, 1)] for index in range(width)]
+    shown = [log(max(value, SMALLEST)) for value in chosen]
+    low, high = min(shown), max(shown)
+    heights = [
+        round((value - low) / ((high - low) or 1) * (8 * CURVE_HEIGHT - 1)) + 1 for value in shown
+    ]
+    for row in reversed(range(CURVE_HEIGHT)):
+        label = {CURVE_HEIGHT - 1: f"{exp(high):.3f}", 0: f"{exp(low):.3f}"}.get(row, "")
+        bars = "".join(" ▁▂▃▄▅▆▇█"[max(0, min(8, height - 8 * row))] for height in heights)
+        yield f"{label:>8} |{bars}"
 
 
 def show_answers(
@@ -176,8 +185,8 @@ def show_answers(
         table.add_row(
             Text(question.text.replace("\n", " / ")),
             Text(_one_line(before[index]), style="dim"),
-            Text(after[index], style="green" if right else "red"),
-            Text("right" if right else f"expected {question.expected}"),
+            Text(_step_by_step(after[index]), style="green" if right else "red"),
+            Text("right" if right else f"wrong, expected\n{_step_by_step(question.expected)}"),
         )
     console.print(table, soft_wrap=False)
     if wrong:
@@ -189,7 +198,12 @@ def _one_line(text: str) -> str:
     from glmtune.cli.inspect import printable
 
     line = printable(" ".join(text.split()))
-    return line if len(line) <= 8 else f"{line[:7]}…"
+    return line if len(line) <= 16 else f"{line[:15]}…"
+
+
+def _step_by_step(answer: str) -> str:
+    """Put each step on a line of its own."""
+    return answer.replace("，", "，\n")
 
 
 def say(console: "Console", text: str, pieces: Iterator[str]) -> None:
@@ -204,14 +218,16 @@ def show_next(console: "Console", folder: "DemoFolder", seconds: float) -> None:
     """Say what to do next."""
     console.rule(f"[bold]Done in {seconds:.0f} s", align="left")
     for what, command in (
-        # the rows hold single questions, so a second one in the same chat would confuse it
         (
-            "ask it something else (/reset before the next question)",
-            f"glmtune chat {folder.base} --adapter {folder.adapter}",
+            "ask it yourself",
+            f"glmtune chat {folder.recipe.model.name_or_path} --adapter {folder.adapter}",
         ),
-        ("train it again", f"glmtune train {folder.recipe_file} output.dir=another"),
         (
-            "tune ChatGLM3-6B with your own rows",
+            "look at your own rows",
+            "glmtune lint rows.json --model ./chatglm3-6b",
+        ),
+        (
+            "tune ChatGLM3-6B with them",
             "glmtune train recipes/chatglm3-lora.yaml model.name_or_path=./chatglm3-6b "
             "data.train=rows.json output.dir=out",
         ),

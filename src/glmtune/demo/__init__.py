@@ -1,8 +1,7 @@
-"""The whole road on a small scale: a random base, rows, a run, answers, in a minute on a CPU.
+"""The whole road on a small scale: nano, rows, a run, answers, in a few minutes on a CPU.
 
-    facts.py        facts and wordings    -> train.json, held_out.json
-    checkpoint.py   a seed                -> a checkpoint in ChatGLM3's layout
-    folder.py       all of that           -> a folder, and nothing of the user's lost
+    fractions.py    fractions to reduce   -> train.json, held_out.json
+    folder.py       rows and a recipe     -> a folder, and nothing of the user's lost
     score.py        held-out questions    -> answers, right or wrong
 
 The run itself is `glmtune.train.run.fine_tune` with `recipe.yaml`, as for any user.

@@ -2,7 +2,6 @@
 
     glmtune-demo/
         demo.json                   says that the folder is the demo's, with checksums of its files
-        base/                       the random checkpoint
         train.json, held_out.json   the rows
         recipe.yaml                 the run, for `glmtune train`
         adapter/                    what the run leaves
@@ -13,15 +12,14 @@ changed. What else lies in the folder stays.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 import glmtune
-from glmtune.demo.checkpoint import make_checkpoint
-from glmtune.demo.facts import HELD_OUT, TRAIN, phrases
+from glmtune.demo.fractions import HELD_OUT, TRAIN
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, write_atomically
 from glmtune.recipe import Recipe, load_recipe
@@ -30,7 +28,6 @@ from glmtune.train.output import clear_run
 
 MARK = "demo.json"
 RECIPE = Path(__file__).with_name("recipe.yaml")
-SEED = 1  # of the base's weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +35,12 @@ class DemoFolder:
     """What a demo works on.
 
     Attributes:
-        base: the checkpoint.
         train, held_out: the rows.
         recipe_file: the recipe, as a user would write it.
         recipe: the recipe.
         adapter: where its run goes.
     """
 
-    base: Path
     train: Path
     held_out: Path
     recipe_file: Path
@@ -75,9 +70,9 @@ def prepare(folder: Path, overrides: Sequence[str] = ()) -> DemoFolder:
     for path, source in ((demo.train, TRAIN), (demo.held_out, HELD_OUT)):
         write_atomically(path, source.read_text(encoding="utf-8"))
     write_atomically(demo.recipe_file, _in_short(demo.recipe))
-    make_checkpoint(demo.base, phrases(), SEED)
     clear_run(demo.adapter)
-    made = {str(path.relative_to(folder)): _digest(path.read_bytes()) for path in _files(demo)}
+    files = (demo.train, demo.held_out, demo.recipe_file)
+    made = {str(path.relative_to(folder)): _digest(path.read_bytes()) for path in files}
     made[f"{demo.adapter.name}/{RUN_RECIPE}"] = _digest(demo.recipe.to_yaml().encode())
     _mark(folder, made)
     return demo
@@ -86,20 +81,14 @@ def prepare(folder: Path, overrides: Sequence[str] = ()) -> DemoFolder:
 def _plan(folder: Path, overrides: Sequence[str]) -> DemoFolder:
     """Say where everything goes, and write nothing."""
     places = {
-        "model.name_or_path": folder / "base",
         "data.train": folder / "train.json",
         "data.eval": folder / "held_out.json",
         "output.dir": folder / "adapter",
     }
     given = [f"{key}={json.dumps(str(path))}" for key, path in places.items()]
     recipe = load_recipe(RECIPE, [*given, *overrides])
-    base, train, held_out, adapter = places.values()
-    return DemoFolder(base, train, held_out, folder / "recipe.yaml", recipe, adapter)
-
-
-def _files(demo: DemoFolder) -> Iterator[Path]:
-    yield from (demo.train, demo.held_out, demo.recipe_file)
-    yield from sorted(path for path in demo.base.iterdir() if path.is_file())
+    train, held_out, adapter = places.values()
+    return DemoFolder(train, held_out, folder / "recipe.yaml", recipe, adapter)
 
 
 def _in_short(recipe: Recipe) -> str:

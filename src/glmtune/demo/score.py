@@ -15,7 +15,7 @@ from glmtune.data.rows import read_rows
 from glmtune.generate import Request, Sampling, write
 from glmtune.template import Template
 
-MAX_NEW_TOKENS = 32  # more than any answer of the demo has
+MAX_NEW_TOKENS = 64  # more than any answer of the demo has
 
 
 @dataclass(frozen=True, slots=True)
