@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from glmtune.chat import base_of
 from glmtune.cli.demo import run_demo
 from glmtune.cli.main import app
 
@@ -17,6 +18,7 @@ def test_the_demo_shows_every_stage(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "exact matches: 0 of 102" in shown
     assert "glmtune train recipes/chatglm3-lora.yaml" in shown
     assert (tmp_path / "demo" / "adapter" / "report.html").is_file()
+    assert base_of(tmp_path / "demo" / "adapter") == "nano", "no folder of this machine"
 
 
 @pytest.mark.slow

@@ -180,12 +180,11 @@ glmtune chat {base} --adapter THIS_FOLDER
 
 
 _BY_PEFT = """\
-import glmtune.auto  # makes ChatGLM known to transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained("{base}")
-model = PeftModel.from_pretrained(model, "THIS_FOLDER")"""
+from glmtune.load import load_model
+
+model = PeftModel.from_pretrained(load_model("{base}"), "THIS_FOLDER")"""
 _BY_US = """\
 from pathlib import Path
 
