@@ -22,7 +22,7 @@ from glmtune import doctor
 from glmtune.data.batches import MicroBatch
 from glmtune.errors import CheckpointError, DataError, GlmtuneError, RecipeError
 from glmtune.inspection.checkpoint import stored_tensors
-from glmtune.load import load_config, weight_files
+from glmtune.load import load_config, locate, weight_files
 from glmtune.loss import next_token_loss
 from glmtune.plan.simulation import (
     Simulation,
@@ -224,7 +224,7 @@ def converted_bytes(recipe: Recipe, parts: Simulation) -> int | None:
 
     In int8 each file is let go when its last weight has been read.
     """
-    folder = Path(recipe.model.name_or_path)
+    folder = Path(locate(recipe.model.name_or_path))
     stored = stored_tensors(folder) if folder.is_dir() else {}
     expected: Any = load_config(folder).dtype or torch.float32
     dtypes = {tensor.dtype for tensor in stored.values() if tensor.ndim > 1} or {expected}
