@@ -18,10 +18,10 @@ def template(tiny_model_dir: Path) -> Template:
     return template_for(load_tokenizer(tiny_model_dir))
 
 
-def tuned(tiny_model_dir: Path, **keys: Any) -> Any:
+def tuned(tiny_model_dir: Path, dtype: torch.dtype = torch.float32, **keys: Any) -> Any:
     """A tiny model with an adapter that does something."""
     torch.manual_seed(0)
-    model = adapter.attach(load_model(tiny_model_dir), LoraSection(r=2, **keys))
+    model = adapter.attach(load_model(tiny_model_dir, dtype=dtype), LoraSection(r=2, **keys))
     for _, layer in adapter.adapted_layers(model):
         layer.lora_B["default"].weight.data.normal_(0, 0.1)
     return model
@@ -46,10 +46,11 @@ def test_a_layer_that_the_model_lacks_is_refused_by_name(tiny_model_dir: Path) -
         tuned(tiny_model_dir, target_modules=("q_proj", "query_key_value"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_saved_adapter_is_proved_equal_to_the_trained_one(
-    tiny_model_dir: Path, tmp_path: Path, template: Template
+    tiny_model_dir: Path, tmp_path: Path, template: Template, dtype: torch.dtype
 ) -> None:
-    model = tuned(tiny_model_dir)
+    model = tuned(tiny_model_dir, dtype)
     adapter.save(model, tmp_path, template)
 
     assert adapter.check_saved(model, tmp_path, PROBE) == 0.0

@@ -74,7 +74,7 @@ def attach(model: nn.Module, section: PeftSection) -> Any:
 def _keep_inputs_as_they_are(model: Any) -> None:
     """Spare plain LoRA layers the float32 copy of their input, which they keep for the gradient."""
     for _, layer in adapted_layers(model):
-        for name, lora_a in layer.lora_A.items():
+        for name, lora_a in getattr(layer, "lora_A", {}).items():
             is_plain = type(lora_a) is nn.Linear and name not in layer.lora_variant
             if is_plain and isinstance(layer.lora_dropout[name], nn.Identity):
                 layer.lora_A[name] = takes_half_inputs(lora_a)
@@ -538,6 +538,7 @@ def _loaded_beside(model: Any, folder: Path) -> Iterator[None]:
     if hasattr(config, "bias"):
         config.bias = "none"  # trained biases are the base's own, which there is once
     model.add_adapter("saved", config)
+    _keep_inputs_as_they_are(model)  # or the new one would want float32, and get half precision
     try:
         set_peft_model_state_dict(model, read_tensors(folder)[1], adapter_name="saved")
         model.set_adapter("saved")
