@@ -12,6 +12,7 @@ from glmtune.loss import (
     cross_entropy_sum,
     loss_by_chunks,
     next_token_loss,
+    smoothed_cross_entropy_sum,
 )
 from glmtune.template import IGNORE, Example
 
@@ -143,3 +144,15 @@ def test_the_factor_of_a_chunked_loss_is_not_rounded_to_the_precision_of_its_gra
     )
 
     torch.testing.assert_close(scaled, (once.float() / 3).to(torch.bfloat16), atol=0, rtol=0)
+
+
+def test_smoothing_mixes_the_target_with_all_tokens_alike() -> None:
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]])
+    targets = torch.tensor([0, 1])
+    nats = -logits.log_softmax(-1)
+    expected = 0.8 * (nats[0, 0] + nats[1, 1]) + 0.2 * nats.mean(-1).sum()
+
+    loss = smoothed_cross_entropy_sum(logits, targets, label_smoothing=0.2)
+
+    torch.testing.assert_close(loss, expected)
+    assert not torch.isclose(loss, cross_entropy_sum(logits, targets))

@@ -30,6 +30,11 @@ METHODS: dict[str, dict[str, Any]] = {
 LENGTHS = (9, 1, 4)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(params=["chatglm", "llama"])
 def folder(request: pytest.FixtureRequest, tiny_model_dir: Path, tiny_llama_dir: Path) -> Path:
     return tiny_model_dir if request.param == "chatglm" else tiny_llama_dir

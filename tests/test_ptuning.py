@@ -24,6 +24,11 @@ from glmtune.train.run import fine_tune
 KINDS = ["ptuning", "ptuning_projection"]
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param

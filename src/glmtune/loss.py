@@ -42,6 +42,23 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
+def smoothed_cross_entropy_sum(
+    logits: Tensor, targets: Tensor, *, label_smoothing: float
+) -> Tensor:
+    """Sum the cross-entropy with targets that keep a share for all tokens alike.
+
+    Source: https://arxiv.org/abs/1512.00567, section 7.
+
+    Args:
+        logits: (tokens, vocab).
+        targets: int64, (tokens,).
+        label_smoothing: the share, spread evenly over the vocabulary.
+    """
+    return F.cross_entropy(
+        logits.float(), targets, reduction="sum", label_smoothing=label_smoothing
+    )
+
+
 def count_learned_tokens(labels: Tensor) -> int:
     """Count the tokens a loss is taken over; the first of a row is predicted by nothing.
 

@@ -347,8 +347,11 @@ class TrainingSection(Section):
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     adam_epsilon: PositiveFloat = 1e-8
+    optim: Literal["adamw_torch", "adamw_bnb_8bit"] = "adamw_torch"
     max_grad_norm: PositiveFloat | None = 1.0
     average: Literal["tokens", "micro_batches"] = "tokens"  # what a step's loss is a mean over
+    label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0  # only in training
+    neftune_noise_alpha: PositiveFloat | None = None  # noise on the vectors of tokens; 5 is usual
     gradient_checkpointing: bool = False
     bf16: bool = False  # autocast over a float32 base
     sharding: Literal["fsdp2"] | None = None  # deal the weights out among processes
@@ -518,6 +521,16 @@ class RunRecipe(Section):
                 f"{', '.join(kind.model_fields['method'].default for kind in SHARDED)}, and not "
                 f"with {self.adapter.method}. Leave it out"
             )
+        needs_whole = {
+            "neftune_noise_alpha": self.training.neftune_noise_alpha is not None,
+            "optim": self.training.optim != "adamw_torch",
+        }
+        for key in (key for key, is_set in needs_whole.items() if is_set):
+            if self.training.sharding:
+                raise ValueError(
+                    f"training.{key}={getattr(self.training, key)} works on whole weights, and "
+                    "training.sharding=fsdp2 deals them out. Leave one of the two out"
+                )
         if self.training.sharding and self.checks.sample_steps:
             raise ValueError(
                 "checks.sample_steps lets one process answer in the middle of a run, and with "

@@ -1,7 +1,9 @@
 """Whole runs by methods other than LoRA: what they leave behind, and how they stop and go on."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from glmtune.chat import open_session
-from glmtune.errors import OutputError
+from glmtune.errors import OutputError, RecipeError, TrainingError
 from glmtune.generate import Sampling
 from glmtune.load import load_model
 from glmtune.loss import cross_entropy_sum
@@ -211,3 +213,77 @@ def test_none_measures_the_base_and_changes_nothing(tiny_llama_dir: Path, tmp_pa
     assert result.eval_loss > 1
     assert {"report.html", "metrics.jsonl"} <= {path.name for path in output.iterdir()}
     assert not list(output.rglob("*.safetensors"))
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """All of them, however deep bitsandbytes nests them."""
+    if isinstance(tree, dict):
+        return [tensor for value in tree.values() for tensor in tensors_in(value)]
+    return [tree] if torch.is_tensor(tree) else []
+
+
+def test_noise_smoothing_and_means_in_8_bits_resume_to_the_same_bytes(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    keys: dict[str, Any] = {
+        "neftune_noise_alpha": 5, "label_smoothing_factor": 0.1, "optim": "adamw_bnb_8bit",
+    }  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    fine_tune(recipe_for(tiny_model_dir, whole, {"method": "full"}, **keys))
+    cut.mkdir()
+    shutil.copytree(whole / "checkpoint-4", cut / "checkpoint-4")
+
+    fine_tune(recipe_for(tiny_model_dir, cut, {"method": "full"}, **keys), resume=True)
+
+    name = "model.safetensors"
+    assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    optimizer = torch.load(whole / "checkpoint-4" / "optimizer.pt", weights_only=True)
+    assert torch.uint8 in {tensor.dtype for tensor in tensors_in(optimizer["state"])}
+    for key in keys:  # each of them does something
+        rest = {other: value for other, value in keys.items() if other != key}
+        fine_tune(recipe_for(tiny_model_dir, tmp_path / key, {"method": "full"}, **rest))
+        assert (tmp_path / key / name).read_bytes() != (whole / name).read_bytes()
+
+
+def test_held_out_rows_are_judged_without_smoothing(tiny_model_dir: Path, tmp_path: Path) -> None:
+    losses = []
+    for smoothing in (0.0, 0.3):
+        output = tmp_path / str(smoothing)
+        recipe = recipe_for(
+            tiny_model_dir, output, {"method": "lora"}, "data.eval_fraction=0.3",
+            max_steps=1, learning_rate=1e-12, label_smoothing_factor=smoothing,
+            load_best_model_at_end=False,
+        )  # fmt: skip
+        with contextlib.suppress(TrainingError):  # with this learning rate no layer learns
+            fine_tune(recipe)
+        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        losses.append({**lines[0], **lines[-1]})
+
+    assert losses[0]["eval_loss"] == pytest.approx(losses[1]["eval_loss"], abs=1e-6)
+    assert losses[1]["loss"] > losses[0]["loss"] + 0.03
+
+
+def test_a_loss_of_ones_own_is_not_smoothed(tiny_model_dir: Path, tmp_path: Path) -> None:
+    recipe = recipe_for(tiny_model_dir, tmp_path / "x", {}, label_smoothing_factor=0.1)
+
+    with pytest.raises(RecipeError, match="smooths the cross-entropy, and `loss=` gives another"):
+        fine_tune(recipe, loss=lambda logits, targets: logits.sum() + 0 * targets.sum())
+
+
+def test_an_optimizer_that_is_not_installed_is_named_before_anything_is_loaded(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(tmp_path / "no-model", tmp_path / "x", {}, optim="adamw_bnb_8bit")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    with pytest.raises(RecipeError, match="which is not installed"):
+        fine_tune(recipe)
+
+
+@pytest.mark.parametrize("key", ["neftune_noise_alpha=5", "optim=adamw_bnb_8bit"])
+def test_what_needs_whole_weights_is_refused_where_they_are_dealt_out(
+    tmp_path: Path, key: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"training.{key}.* works on whole weights"):
+        recipe_for(tmp_path, tmp_path / "x", {}, f"training.{key}", "training.sharding=fsdp2")

@@ -81,6 +81,7 @@ class Run:
         origin: where a row came from, "file:line".
         num_steps: optimizer steps of the whole run.
         show_samples: answers a few prompts into the log.
+        loss_function, eval_loss_function: what is minimised, and what held-out rows are judged by.
         make: what the model sees of rows in a step.
         judges: the ways to see the held-out rows, by name.
     """
@@ -106,6 +107,7 @@ class Run:
     watch: Watch
     show_samples: Callable[[], None]
     loss_function: LossFunction = cross_entropy_sum
+    eval_loss_function: LossFunction = cross_entropy_sum
     make: MakeMicroBatch = rows_as_they_are
     judges: Mapping[str, Judge] = field(default_factory=lambda: {"": Judge()})
     start: Mapping[str, alive.Start] = field(default_factory=dict)
@@ -442,7 +444,7 @@ def _judge(run: Run, judge: Judge) -> float:
         max_tokens=run.plan.max_tokens,
         device=accelerator.device,
         lengths=run.eval_lengths,
-        loss_function=run.loss_function,
+        loss_function=run.eval_loss_function,
         make=judge.make,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,

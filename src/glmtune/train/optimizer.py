@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from glmtune.errors import RecipeError
 from glmtune.recipe import TrainingSection
 
 
@@ -31,7 +32,7 @@ def make_optimizer(
 
         return create_loraplus_optimizer(
             model,  # type: ignore[arg-type]
-            torch.optim.AdamW,
+            optimizer_class(section),
             loraplus_lr_ratio=loraplus_lr_ratio,
             loraplus_weight_decay=section.weight_decay,
             **settings,
@@ -44,7 +45,30 @@ def make_optimizer(
         },
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], **settings)
+    return optimizer_class(section)([group for group in groups if group["params"]], **settings)
+
+
+def optimizer_class(section: TrainingSection) -> type[torch.optim.Optimizer]:
+    """Choose who keeps AdamW's means: torch in float32, or bitsandbytes in 8 bits.
+
+    bitsandbytes keeps those of tensors below 4,096 numbers in float32 as well.
+
+    Raises:
+        RecipeError: bitsandbytes is not installed.
+    """
+    if section.optim == "adamw_torch":
+        return torch.optim.AdamW
+    from importlib.util import find_spec
+
+    if find_spec("bitsandbytes") is None:
+        raise RecipeError(
+            f"training.optim={section.optim} is bitsandbytes', which is not installed. "
+            "`pip install 'glmtune[qlora]'`, or use adamw_torch."
+        )
+    import bitsandbytes
+
+    chosen: type[torch.optim.Optimizer] = bitsandbytes.optim.AdamW8bit  # type: ignore[attr-defined]
+    return chosen
 
 
 def make_scheduler(

@@ -33,7 +33,7 @@ from glmtune.load import (
     load_model,
     load_tokenizer,
 )
-from glmtune.loss import LossFunction, cross_entropy_sum
+from glmtune.loss import LossFunction, cross_entropy_sum, smoothed_cross_entropy_sum
 from glmtune.metrics import MetricsFile, cut_metrics, read_metrics
 from glmtune.proofs import Answer, Prompt, Proof, answer_all
 from glmtune.recipe import (
@@ -46,6 +46,7 @@ from glmtune.recipe import (
     QloraSection,
     Recipe,
     RunRecipe,
+    TrainingSection,
 )
 from glmtune.template import Template, template_for
 from glmtune.train.checkpoint import (
@@ -64,7 +65,8 @@ from glmtune.train.finish import (
     write_run_report,
 )
 from glmtune.train.loop import Judge, Run, train
-from glmtune.train.optimizer import make_optimizer, make_scheduler
+from glmtune.train.neftune import add_noise
+from glmtune.train.optimizer import make_optimizer, make_scheduler, optimizer_class
 from glmtune.train.output import METRICS, RECIPE, clear_run, prepare_output
 from glmtune.train.rehearsal import rehearse
 from glmtune.train.sharding import check_sharding, gather, is_sharded, shard
@@ -112,6 +114,7 @@ def fine_tune(
             stay as they were.
     """
     check_quantization(quantization_of(recipe.adapter))
+    minimised(recipe.training, loss)
     earlier = getattr(recipe.adapter, "name_or_path", None)
     if earlier is not None:
         adapter.check_folder(Path(earlier))
@@ -216,6 +219,7 @@ def begin(recipe: RunRecipe, *, resume: bool) -> tuple[Any, Path]:
     """Make sure of the output folder, find the devices and seed the generators."""
     output = Path(recipe.output.dir)
     tuning.check_fits(recipe.adapter, recipe.model.name_or_path)
+    optimizer_class(recipe.training)
     accelerator = make_accelerator(recipe)
     if recipe.training.sharding:
         check_sharding(accelerator.num_processes)
@@ -257,6 +261,8 @@ def carry_out(
     model = tuning.attach(model, recipe.adapter)
     if recipe.training.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+    if recipe.training.neftune_noise_alpha is not None:
+        add_noise(model, recipe.training.neftune_noise_alpha)
     logger.info(describe_parameters(model))
 
     plan = plan_batches(recipe, given.rows, accelerator, mixed_in)
@@ -314,7 +320,8 @@ def carry_out(
         metrics=MetricsFile(output / METRICS),
         watch=Watch(recipe.checks),
         show_samples=lambda: None,
-        loss_function=loss,
+        loss_function=minimised(recipe.training, loss),
+        eval_loss_function=loss,
         start=start,
         base_answers=given.base_answers,
         base_general_loss=given.base_general_loss,
@@ -521,6 +528,23 @@ def lint(recipe: Recipe, template: Template) -> tuple[dict[str, Any], ...] | Non
         }
         for finding in report.findings
     )
+
+
+def minimised(section: TrainingSection, loss: LossFunction) -> LossFunction:
+    """Give what training minimises; held-out rows are judged without smoothing.
+
+    Raises:
+        RecipeError: a loss of one's own is to be smoothed.
+    """
+    smoothing = section.label_smoothing_factor
+    if not smoothing:
+        return loss
+    if loss is not cross_entropy_sum:
+        raise RecipeError(
+            f"training.label_smoothing_factor={smoothing} smooths the cross-entropy, and `loss=` "
+            "gives another loss. Leave one of them out."
+        )
+    return partial(smoothed_cross_entropy_sum, label_smoothing=smoothing)
 
 
 def plan_batches(
