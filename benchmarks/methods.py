@@ -26,6 +26,14 @@ METHODS: dict[str, tuple[dict[str, object], float]] = {  # section, learning rat
     "vera": ({"method": "vera", "r": 256, "target_modules": ALL}, 2e-2),
     "oft": ({"method": "oft", "oft_block_size": 64, "target_modules": ALL}, 3e-3),
     "ia3": ({"method": "ia3"}, 2e-2),
+    "prompt_tuning": ({"method": "prompt_tuning", "num_virtual_tokens": 32}, 3e-2),
+    "p_tuning": ({"method": "p_tuning", "num_virtual_tokens": 32}, 3e-3),
+    "prefix_tuning": ({"method": "prefix_tuning", "num_virtual_tokens": 32}, 3e-2),
+    "ptuning_v2": ({"method": "ptuning_v2", "pre_seq_len": 32}, 2e-2),
+    "ptuning_v2, projection": (
+        {"method": "ptuning_v2", "pre_seq_len": 32, "prefix_projection": True},
+        3e-3,
+    ),
     "freeze, 1 layer": ({"method": "freeze", "trainable_layers": 1}, 1e-3),
     "full": ({"method": "full"}, 5e-4),
 }
