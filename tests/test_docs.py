@@ -59,6 +59,14 @@ def test_both_readmes_show_the_same_commands() -> None:
     assert english == chinese
 
 
+def test_the_page_of_checks_names_tests_that_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "proofs.md").read_text("utf-8")))
+    written = "".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+
+    assert len(named) > 40
+    assert [name for name in sorted(named) if f"def {name}(" not in written] == []
+
+
 def test_the_recipe_page_tells_of_every_key() -> None:
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     told = set(re.findall(r"`([a-z0-9_]+)`", page))

@@ -153,7 +153,7 @@ class Difference:
     def __str__(self) -> str:
         return (
             f"{self.num_same} of {self.num_tokens} first choices are the same, and scores differ "
-            f"by {self.largest:.1e} of their spread at most"
+            f"by {_percent(self.largest)} of their spread at most"
         )
 
 
@@ -172,6 +172,10 @@ class Probe:
     answer: tuple[int, ...]
     streamed: Tensor
     trained: Tensor
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"
 
 
 def first_prompt(example: Example, template: Template, tokenizer: Any) -> Prompt:
@@ -293,7 +297,7 @@ def check_streamed(probes: Sequence[Probe], tolerance: float) -> str:
         TrainingError: the scores differ by more than the tolerance, a share of their spread.
     """
     difference = compare([(each.streamed, each.trained) for each in probes])
-    told = f"{difference} (tolerance {tolerance:g}: a cache sums in another order)"
+    told = f"{difference} (tolerance {tolerance:.0%}: a cache sums in another order)"
     if difference.largest <= tolerance:
         return told
     raise TrainingError(
@@ -323,16 +327,16 @@ def check_merged(model: Any, probes: Sequence[Probe], tolerance: float) -> Proof
     effect = compare(base).largest
     noise = compare([(each.streamed, each.trained) for each in probes]).largest
     if not effect > NOISE * noise:
-        told = f"the adapter changes scores by {effect:.1e} of their spread, and rounding by "
-        return Proof(MERGED, "not run", f"{told}{noise:.1e}, so there is nothing to compare")
+        told = f"the adapter changes scores by {_percent(effect)} of their spread, and rounding by "
+        return Proof(MERGED, "not run", f"{told}{_percent(noise)}, so there is nothing to compare")
     try:
         adapter.merge_in_place(model)
     except torch.OutOfMemoryError:
         return Proof(MERGED, "not run", "there is no memory for a second copy of one layer")
     scored = [(score_answer(model, each.prompt, each.answer), each.trained) for each in probes]
     difference = compare(scored)
-    told = f"{difference}, and the adapter changes them by {effect:.1e} (tolerance {tolerance:.0%}"
-    told += f" of that, or {NOISE} times the rounding of {noise:.1e})"
+    told = f"{difference}, and the adapter changes them by {_percent(effect)} (tolerance "
+    told += f"{tolerance:.0%} of that, or {NOISE} times the rounding of {_percent(noise)})"
     if difference.largest <= max(tolerance * effect, NOISE * noise):
         return Proof(MERGED, "passed", told)
     return Proof(

@@ -376,7 +376,8 @@ class ChecksSection(Section):
     """From where on the run speaks up, and how often it shows what it has learned."""
 
     lowest_learning_rate: NonNegativeFloat = 1e-6
-    highest_learning_rate: PositiveFloat = 2e-3
+    highest_learning_rate: PositiveFloat = 2e-3  # of an adapter; a tenth for a model's own weights
+    smallest_batch: PositiveInt = 4  # rows of a step
     most_epochs: PositiveFloat = 20
     exploding_gradient: PositiveFloat = 10.0  # times the median norm of the last 50 steps
     rising_loss: PositiveFloat = 1.5  # times the best mean of 10 steps

@@ -70,6 +70,9 @@ def test_a_held_out_loss_that_turned_up_is_said(caplog: pytest.LogCaptureFixture
     [
         (["learning_rate=0.05"], (10_000, 313), "diverges or forgets"),
         (["learning_rate=1e-8"], (10_000, 313), "barely learns"),
+        (["learning_rate=1e-3", "adapter.method=full"], (10_000, 313), "1e-5 is a good start"),
+        (["gradient_accumulation_steps=1"], (10_000, 5000), "a step learns 2 rows"),
+        (["gradient_accumulation_steps=64"], (100, 15), "asks for 128 rows, and there are 100"),
         ([], (64, 2), "2 optimizer steps"),
         ([], (100, 400), "learned about 128 times"),
     ],
@@ -79,3 +82,8 @@ def test_what_is_out_of_proportion_is_said_before_the_first_step(
 ) -> None:
     [said] = proportions(recipe(*overrides), *sizes)
     assert complaint in said
+
+
+def test_each_method_has_its_own_sane_learning_rates() -> None:
+    adapter, weights = recipe("learning_rate=1e-3"), recipe("learning_rate=1e-5", "method=full")
+    assert proportions(adapter, 10_000, 313) == proportions(weights, 10_000, 313) == []

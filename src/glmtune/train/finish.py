@@ -173,7 +173,9 @@ def take_best(run: Run, recipe: RunRecipe, model: Any) -> int:
 
 def _check_saved(model: Any, folder: Path, rows: MicroBatch) -> str:
     difference = tuning.check_saved(model, folder, rows)
-    return f"the scores of a row differ by {difference:g}"
+    return (
+        f"scores of a row differ by {difference:g}" if difference else "to the last bit of a score"
+    )
 
 
 def _compare_prompts(recipe: Recipe, template: Template) -> Proof | str:

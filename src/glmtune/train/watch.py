@@ -3,7 +3,8 @@
 A loss that is not finite stops a run (`train/loop.py`). What is watched here is finite and
 wrong all the same; the run goes on, since the user may know better.
 
-    learning rate, steps, epochs out of proportion     before the first step
+    learning rate, batch, steps, epochs out of         before the first step
+    proportion
     a gradient far above those before it               at any step
     a loss that rises, and stays up                    at any step
     a held-out loss that has turned up                 at any evaluation
@@ -13,12 +14,13 @@ import logging
 import statistics
 from collections import deque
 
-from glmtune.recipe import ChecksSection, RunRecipe
+from glmtune.recipe import ChecksSection, FreezeSection, FullSection, Recipe, RunRecipe
 
 logger = logging.getLogger(__name__)
 
 MEMORY_STEPS = 50  # gradient norms that a new one is compared with
 FEWEST_STEPS = 10  # before anything is said of a trend
+WHOLE = 0.1  # times the learning rate of an adapter, where a model's own weights are trained
 
 
 def proportions(recipe: RunRecipe, num_rows: int, num_steps: int) -> list[str]:
@@ -31,11 +33,15 @@ def proportions(recipe: RunRecipe, num_rows: int, num_steps: int) -> list[str]:
     """
     training, said = recipe.training, []
     rate, checks = training.learning_rate, recipe.checks
-    if not checks.lowest_learning_rate <= rate <= checks.highest_learning_rate:
-        what = "diverges or forgets" if rate > checks.highest_learning_rate else "barely learns"
+    tunes_weights = isinstance(recipe.adapter, FullSection | FreezeSection)
+    is_whole = tunes_weights and isinstance(recipe, Recipe)  # pre-training takes larger steps
+    highest = checks.highest_learning_rate * (WHOLE if is_whole else 1)
+    if not checks.lowest_learning_rate <= rate <= highest:
+        what = "diverges or forgets" if rate > highest else "barely learns"
+        good = "1e-5" if is_whole else "1e-4"
         said.append(
-            f"learning_rate {rate:g} is unusual for LoRA, which then often {what}; "
-            "1e-4 is a good start"
+            f"learning_rate {rate:g} is unusual for adapter.method={recipe.adapter.method}, which "
+            f"then often {what}; {good} is a good start"
         )
     if num_steps < FEWEST_STEPS:
         said.append(
@@ -43,6 +49,17 @@ def proportions(recipe: RunRecipe, num_rows: int, num_steps: int) -> list[str]:
             f"({training.gradient_accumulation_steps}) or raise num_train_epochs"
         )
     rows_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    if rows_per_step < checks.smallest_batch:
+        said.append(
+            f"a step learns {rows_per_step} rows, and its gradient is mostly chance; raise "
+            f"gradient_accumulation_steps ({training.gradient_accumulation_steps}) to 16 or so"
+        )
+    if rows_per_step > num_rows:
+        said.append(
+            f"a step asks for {rows_per_step} rows, and there are {num_rows}, so every step is a "
+            "whole epoch; lower gradient_accumulation_steps "
+            f"({training.gradient_accumulation_steps})"
+        )
     epochs = num_steps * rows_per_step / max(num_rows, 1)
     if epochs > checks.most_epochs:
         said.append(
