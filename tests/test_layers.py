@@ -20,7 +20,7 @@ LAYERS = [
     ["other_recipes"],
     ["data"],
     ["loss"],
-    ["evaluate", "alive"],
+    ["evaluate", "alive", "preference"],
     ["methods"],
     ["adapter"],
     ["whole", "ptuning", "prompts"],

@@ -8,7 +8,7 @@ import torch
 from glmtune.data.batches import Examples, MakeMicroBatch, idle_micro_batch, rows_as_they_are
 from glmtune.data.packing import group_rows
 from glmtune.errors import TrainingError
-from glmtune.loss import LossFunction, count_learned_tokens, cross_entropy_sum, next_token_loss
+from glmtune.loss import NextToken, Objective
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def held_out_loss(
     max_tokens: int,
     device: torch.device,
     lengths: Sequence[int],
-    loss_function: LossFunction = cross_entropy_sum,
+    objective: Objective | None = None,
     make: MakeMicroBatch = rows_as_they_are,
     process_index: int = 0,
     num_processes: int = 1,
@@ -37,16 +37,18 @@ def held_out_loss(
         max_tokens: of the rows that go through the model together.
         device: where the model is.
         lengths: tokens of every example, by index.
-        loss_function: what to sum.
+        objective: what to sum; None is the next-token loss.
         make: what the model sees of some rows; it is always asked for step 0.
         process_index, num_processes: which part of the packs is this process's.
 
     Returns:
-        The sum in nats and the number of learned tokens it is over, of this process's packs.
+        The sum in nats and the number of learned tokens (or pairs) it is over, of this process's
+        packs.
 
     Raises:
         TrainingError: the loss is not finite.
     """
+    objective = objective or NextToken()
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
@@ -55,7 +57,7 @@ def held_out_loss(
     for chosen in packs[process_index::num_processes]:
         part = make(examples, chosen or rows[:1], 0)
         micro_batch = (part if chosen else idle_micro_batch(part)).to(device)
-        loss = next_token_loss(model, micro_batch, loss_function)
+        loss = objective.loss(model, micro_batch)
         if not loss.isfinite():
             raise TrainingError(
                 f"the evaluation loss is {loss.item()} on held-out rows {chosen}. "
@@ -63,6 +65,6 @@ def held_out_loss(
                 "checkpoint."
             )
         total += loss.item()
-        count += count_learned_tokens(micro_batch.labels)
+        count += objective.count(micro_batch)
     model.train(was_training)
     return total, count

@@ -13,7 +13,8 @@ exists at a time: its gradient is made beside its loss, and the chunk is dropped
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +144,7 @@ def next_token_loss(
     predicts_learned = following != IGNORE  # (batch, seq)
     targets = following[predicts_learned]
     given = {**micro_batch.inputs(), "use_cache": False, "logits_to_keep": predicts_learned}
-    if _takes_score(model):
+    if takes_score(model):
 
         def score(hidden: Tensor, output_layer: nn.Module) -> Tensor:
             return loss_by_chunks(hidden, output_layer, targets, loss_function)
@@ -153,9 +154,47 @@ def next_token_loss(
     return loss_function(logits, targets).to(torch.float32)
 
 
-def _takes_score(model: Any) -> bool:
+class Objective(Protocol):
+    """What a step makes smaller, and what its loss is a mean over."""
+
+    def count(self, part: MicroBatch) -> int:
+        """How many things the loss of a micro-batch is a sum over: learned tokens, pairs."""
+
+    def loss(self, model: Any, part: MicroBatch) -> Tensor:
+        """Sum the loss over a micro-batch: a float32 scalar."""
+
+    def measured(self, *, is_training: bool) -> dict[str, tuple[float, float]]:
+        """Give what else was seen since this was last asked: by name a sum, and what it is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """Every learned token is predicted from those before it."""
+
+    loss_function: LossFunction = cross_entropy_sum
+
+    def count(self, part: MicroBatch) -> int:
+        """Count the learned tokens."""
+        return count_learned_tokens(part.labels)
+
+    def loss(self, model: Any, part: MicroBatch) -> Tensor:
+        """Sum over the learned tokens."""
+        return next_token_loss(model, part, self.loss_function)
+
+    def measured(self, *, is_training: bool) -> dict[str, tuple[float, float]]:
+        """Nothing besides the loss."""
+        return {}
+
+
+def takes_score(model: Any) -> bool:
     """Whether a model, below its wrappers, hands out what its output layer scores."""
-    while isinstance(inner := getattr(model, "module", None), nn.Module):  # of several processes
-        model = inner
+    model = unwrapped(model)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "score" in inspect.signature(base.forward).parameters
+
+
+def unwrapped(model: Any) -> Any:
+    """Give the model below what several processes wrap it in."""
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
+    return model

@@ -427,6 +427,20 @@ class ObjectiveSection(Section):
         return self
 
 
+class PreferenceSection(Section):
+    """Whether answers are learned, or which of two is preferred (https://arxiv.org/abs/2305.18290)."""
+
+    stage: Literal["sft", "dpo"] = "sft"  # dpo: rows with a better and a worse answer
+    loss: Literal["sigmoid", "hinge", "ipo", "simpo", "orpo"] = "sigmoid"
+    beta: PositiveFloat = 0.1  # how soon a margin is enough; of orpo: the weight of preferring
+    simpo_gamma: NonNegativeFloat = 0.5  # the margin that simpo asks for
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the loss compares with the base."""
+        return self.loss in ("sigmoid", "hinge", "ipo")
+
+
 class LintSection(Section):
     """Which checks look at the rows before training, and from where on they speak up."""
 
@@ -516,6 +530,11 @@ class RunRecipe(Section):
                 "training.sharding=fsdp2 deals out plain weights, and model.compute=int8 packs "
                 "them. Leave one of the two out"
             )
+        if self.training.sharding and self.training.optim != "adamw_torch":
+            raise ValueError(
+                f"training.sharding=fsdp2 and training.optim={self.training.optim} do not go "
+                "together; sharding alone divides what AdamW keeps. Leave one of the two out"
+            )
         if self.training.sharding and type(self.adapter) not in SHARDED:
             raise ValueError(
                 "training.sharding=fsdp2 works with adapter.method="
@@ -559,7 +578,53 @@ class Recipe(RunRecipe):
 
     data: DataSection
     adapter: AdapterSection = LoraSection()
+    preference: PreferenceSection = PreferenceSection()
     lint: LintSection = LintSection()
+
+    @model_validator(mode="after")
+    def _prefers(self) -> Self:
+        preference, adapter = self.preference, self.adapter
+        if preference.stage == "sft":
+            return self
+        if self.data.overlong != "drop":
+            raise ValueError(
+                f"data.overlong={self.data.overlong} would give the two answers of a pair "
+                "different prompts. Leave it out with preference.stage=dpo"
+            )
+        if self.training.sharding or self.data.replay is not None:
+            raise ValueError(
+                "training.sharding and data.replay are not there for preference.stage=dpo. "
+                "Leave them out"
+            )
+        if self.training.label_smoothing_factor:
+            raise ValueError(
+                "training.label_smoothing_factor smooths the loss of answers, and "
+                "preference.stage=dpo has another. Leave it out"
+            )
+        if not isinstance(adapter, PeftSection):
+            if preference.has_reference or not isinstance(adapter, FullSection | FreezeSection):
+                raise ValueError(
+                    f"preference.loss={preference.loss} is for an adapter over its base, and "
+                    f"adapter.method={adapter.method} is none of that kind. Use lora; or, with "
+                    "full and freeze, preference.loss=simpo or orpo"
+                )
+            return self
+        changes_base = isinstance(adapter, LoraSection) and (
+            adapter.takes_from_base or adapter.bias != "none"
+        )
+        if preference.has_reference and changes_base:
+            raise ValueError(
+                f"preference.loss={preference.loss} compares with the base, which "
+                "adapter.init_lora_weights=pissa or olora, and adapter.bias, change. Leave them "
+                "out, or use preference.loss=simpo or orpo"
+            )
+        if preference.has_reference and adapter.name_or_path is not None:
+            raise ValueError(
+                f"preference.loss={preference.loss} compares with the base, and not with the "
+                "adapter of adapter.name_or_path. Merge that one first and give the merged model, "
+                "or use preference.loss=simpo or orpo"
+            )
+        return self
 
 
 class PretrainModelSection(ModelSection):
@@ -680,7 +745,13 @@ def build_recipe(
     """Check a tree of plain values and make a recipe of it; `source` names it in errors."""
     sections: dict[str, Any] = {}
     for name, values in tree.items():
-        sections[str(name)] = dict(values) if isinstance(values, Mapping) else values
+        homes = [home for home, known in _known_keys(kind) if known == name]
+        if len(homes) == 1 and name not in kind.model_fields:  # a key without its section
+            sections.setdefault(homes[0], {})[name] = values
+        elif isinstance(values, Mapping):
+            sections[str(name)] = {**sections.get(str(name), {}), **values}
+        else:
+            sections[str(name)] = values
     for override in overrides:
         _apply(override, sections, kind)
     for section, key in list(_keys(sections, kind)):

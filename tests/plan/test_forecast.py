@@ -13,6 +13,7 @@ from glmtune.plan.forecast import (
     aim,
     converted_bytes,
     knobs,
+    make_plan,
     mapped_bytes,
     parse_size,
 )
@@ -135,6 +136,13 @@ def test_changes_of_what_is_learned_come_last() -> None:
         "training.gradient_checkpointing=true",
         "adapter.method=lora",
     ]
+
+
+def test_pairs_and_dealt_out_weights_are_not_reckoned_with(tiny_model_dir: Path) -> None:
+    for change in ("stage=dpo", "training.sharding=fsdp2"):
+        tree = {"model": {"name_or_path": str(tiny_model_dir)}, "data": {"train": "rows.json"}}
+        with pytest.raises(RecipeError, match=r"knows neither preference\.stage=dpo nor"):
+            make_plan(build_recipe(tree | {"output": {"dir": "out"}}, [change]))
 
 
 def test_a_device_is_a_size() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from glmtune import adapter
 from glmtune.data.batches import Batch, MicroBatch
 from glmtune.load import load_model
-from glmtune.loss import cross_entropy_sum
+from glmtune.loss import NextToken, cross_entropy_sum
 from glmtune.recipe import LoraSection, TrainingSection
 from glmtune.train.checkpoint import TrainerState
 from glmtune.train.loop import Run, optimizer_step
@@ -79,7 +79,7 @@ def test_the_reference_run_is_reproduced(golden: Path, name: str) -> None:
         "section": section,
         "lengths": [0] * len(reference["batches"]),
         "state": TrainerState(),
-        "loss_function": record,
+        "objective": NextToken(record),
     }
     run = Run(**{field.name: needed.get(field.name) for field in fields(Run)})
     rates, norms = [], []

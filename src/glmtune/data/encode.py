@@ -161,6 +161,7 @@ class EncodedData:
         for name, digest in about["sha256"].items():
             if _digest(folder / name) != digest:
                 raise ValueError(f"{name} is damaged")
+        self.folder = folder
         self.key = folder.name
         self.report = EncodeReport(**about["report"])
         self._files: list[str] = about["files"]
@@ -221,9 +222,10 @@ class EncodedData:
         return f"{self._files[batch.files[row]]}:{batch.lines[row]}"
 
     def _find(self, index: int) -> tuple["_Batch", int]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"example {index} of {len(self)}")
-        index %= len(self)
+        number = self._starts[-1]
+        if not -number <= index < number:
+            raise IndexError(f"example {index} of {number}")
+        index %= number
         batch_index = bisect_right(self._starts, index) - 1
         return self._batches[batch_index], index - self._starts[batch_index]
 
@@ -275,7 +277,7 @@ def encode_data(
     return encode_sources(
         sources,
         lambda writer, bad_rows: _Encoder(template, options, writer, bad_rows),
-        decides=[template.fingerprint, dataclasses.asdict(options), code_digests(*_CODE)],
+        decides=[template.fingerprint, dataclasses.asdict(options), code_digests(*CODE)],
         split=options.split,
         cache_dir=cache_dir,
         quarantine=quarantine,
@@ -358,7 +360,7 @@ _SCHEMA = pa.schema(
     }
 )
 # A change to any of these may change what a row becomes, so they are part of the key.
-_CODE = (glmtune.conversation, glmtune.data.rows, glmtune.data.formats, glmtune.template)
+CODE = (glmtune.conversation, glmtune.data.rows, glmtune.data.formats, glmtune.template)
 
 
 def _data_cache(cache_dir: str | Path | None) -> Path:
@@ -691,7 +693,7 @@ class _Encoder(Encoder):
                 try:
                     examples.append(self._template.encode(conversation))
                 except TemplateError as error:
-                    self.refuse(_cannot_encode(row, error))
+                    self.refuse(cannot_encode(row, error))
                     examples.append(None)
             return examples
 
@@ -704,7 +706,7 @@ class _Encoder(Encoder):
                 example, conversation, self._template, options.max_length, options.overlong
             )
         except TemplateError as error:
-            self.refuse(_cannot_encode(row, error))
+            self.refuse(cannot_encode(row, error))
             return None
         counts["num_rows"] += 1
         if fate is not Fate.WHOLE:
@@ -712,7 +714,8 @@ class _Encoder(Encoder):
         return fitted
 
 
-def _cannot_encode(row: Row, error: TemplateError) -> BadRow:
+def cannot_encode(row: Row, error: TemplateError) -> BadRow:
+    """Say that a row cannot be rendered by the template."""
     start = excerpt(json.dumps(row, ensure_ascii=False, default=str))
     return BadRow(row.file, row.line, "", str(error), start)
 

@@ -6,6 +6,8 @@
     sharegpt         {"conversations": [{"from": "human", "value": ...}], "tools": ...}
     openai           {"messages": [{"role": "user", "content": ...}], "tools": ...}
     chatglm3         {"conversations": [{"role": "user", "content": ...}], "tools": ...}
+    chosen_rejected  any of these with a better answer and a worse one: {"prompt": ...,
+    ...              "chosen": ..., "rejected": ...}; or with a column rejected_response
 
 The format of a file is found by its columns, or given by name; `columns` says which of their
 columns is our field, `roles` which of their roles is ours. Nothing else is guessed: a number
@@ -85,6 +87,7 @@ def detect(
     if not fitting and not needs_answer:
         known = (*FORMATS.values(), TEXTS)
         fitting = [each for each in known if (fields | {each.answer}).issuperset(each.required)]
+    fitting = [format for format in fitting if format.name in PAIR_FORMATS] or fitting
     if len(fitting) > 1 and all(format.required == ("conversations",) for format in fitting):
         return _conversation_style([_rename(row, columns) for row in rows])
     if len(fitting) == 1:
@@ -122,6 +125,39 @@ def convert(
     if not any(message.role == "assistant" for message in messages):
         raise _bad(row, format.required[-1], "no turn is an answer, so there is nothing to learn.")
     return Conversation(messages)
+
+
+def convert_pair(
+    row: Row,
+    format: Format,
+    columns: Mapping[str, str] | None = None,
+    roles: Roles | None = None,
+) -> tuple[Conversation, Conversation]:
+    """Read one row with a better answer and a worse one; in both, the last answer is learned alone.
+
+    Args:
+        row, format, columns, roles: as for `convert`.
+
+    Raises:
+        DataError: the format has no two answers.
+        RowError: as for `convert`; or the two have other questions, or are the same.
+    """
+    if format.name not in PAIR_FORMATS:
+        raise DataError(
+            f"{row.file}:{row.line}: format {format.name} has one answer, and preference.stage=dpo "
+            "needs a better and a worse one: columns chosen and rejected, or rejected_response."
+        )
+    better, worse = (
+        convert(side, detect([side]), None, roles).messages
+        for side in sides(_rename(row, columns or {}))
+    )
+    asked = max(i for i, message in enumerate(better) if message.role != "assistant") + 1
+    if worse[:asked] != better[:asked] or any(m.role != "assistant" for m in worse[asked:]):
+        raise _bad(row, "rejected", "its question is not that of the chosen answer.")
+    if better == worse:
+        raise _bad(row, "rejected", "it is the chosen answer again. Take the row out.")
+    question = tuple(replace(message, is_learned=False) for message in better[:asked])
+    return Conversation(question + better[asked:]), Conversation(question + worse[asked:])
 
 
 def split_answer(
@@ -378,6 +414,64 @@ def _tool_turns(row: Row, where: str, item: Mapping[str, Any], loss: bool | None
     ]
 
 
+# --- A better answer and a worse one ------------------------------------------------------
+
+
+def sides(row: Row) -> tuple[Row, Row]:
+    """Part a row in two that other formats read: the better answer's, and the worse one's."""
+    names = ("chosen", "rejected", "rejected_response")
+    rest = {name: value for name, value in row.items() if name not in names}
+    if "rejected_response" in row:
+        return Row(rest, row.file, row.line), _with_answer(row, rest, row["rejected_response"])
+    better, worse = (_side(row, rest, name) for name in ("chosen", "rejected"))
+    return better, worse
+
+
+def _side(row: Row, rest: Mapping[str, Any], name: str) -> Row:
+    """Put the answer that a column holds into the row: a text, a message, or several."""
+    answer = row[name]
+    if isinstance(answer, str):
+        return _with_answer(row, rest, answer)
+    fields = dict(rest)
+    if isinstance(answer, dict):
+        field = "conversations" if "conversations" in fields else "messages"
+        return Row({**fields, field: [*(fields.get(field) or []), answer]}, row.file, row.line)
+    if not isinstance(answer, list | tuple) or not all(isinstance(m, dict) for m in answer):
+        raise _bad(row, name, f"{_kind(answer)} stands here, expected an answer or messages.")
+    prompt = fields.pop("prompt", None)
+    if isinstance(prompt, str):  # which stands in the messages, too, unless they are answers alone
+        is_answer = bool(answer) and answer[0].get("role") == "assistant"
+        prompt = [{"role": "user", "content": prompt}] if is_answer else None
+    field = "conversations" if answer and "from" in answer[0] else "messages"
+    return Row({**fields, field: [*(prompt or []), *answer]}, row.file, row.line)
+
+
+def _with_answer(row: Row, rest: Mapping[str, Any], answer: Any) -> Row:
+    """Let a text be the answer of a row, whatever its other columns are."""
+    if isinstance(rest.get("messages"), list | tuple):
+        turns = [turn for turn in rest["messages"] if isinstance(turn, dict)]
+        if turns and turns[-1].get("role") == "assistant":
+            turns.pop()
+        said = {"role": "assistant", "content": answer}
+        return Row({**rest, "messages": [*turns, said]}, row.file, row.line)
+    asking = {"instruction": "output", "prompt": "response", "query": "response"}
+    for question, field in {**asking, "question": "answer", "content": "summary"}.items():
+        if question in rest:
+            return Row({**rest, field: answer}, row.file, row.line)
+    raise _bad(
+        row,
+        "chosen",
+        "there is no question beside it: expected instruction, prompt, query or question, or "
+        "messages in chosen and rejected.",
+    )
+
+
+def read_better(row: Row, roles: Roles) -> Sequence[Message]:
+    """The better of two answers, as any row with one answer."""
+    better, _ = sides(row)
+    return detect([better]).read(better, roles)
+
+
 def _items(row: Row, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The messages of a row, each with its place, as in `messages[3]`."""
     items = _maybe_json(row, field, row.get(field), must_parse=True)
@@ -620,7 +714,10 @@ FORMATS: dict[str, Format] = {
         Format("sharegpt", ("conversations",), ("tools", "system"), read_sharegpt),
         Format("openai", ("messages",), ("tools", "functions"), read_openai),
         Format("chatglm3", ("conversations",), ("tools",), read_chatglm3),
+        Format("chosen_rejected", ("chosen", "rejected"), (), read_better),
+        Format("rejected_response", ("rejected_response",), (), read_better),
     )
 }
+PAIR_FORMATS = ("chosen_rejected", "rejected_response")
 _ANSWERS = {format.answer for format in FORMATS.values()}
 TEXTS = Format("texts", ("text",), (), lambda row, roles: [Message("user", _text(row, "text"))])

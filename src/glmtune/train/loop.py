@@ -37,7 +37,7 @@ from glmtune.data.batches import (
 )
 from glmtune.errors import TrainingError
 from glmtune.evaluate import held_out_loss
-from glmtune.loss import LossFunction, count_learned_tokens, cross_entropy_sum, next_token_loss
+from glmtune.loss import NextToken, Objective
 from glmtune.metrics import MetricsFile, peak_memory_bytes
 from glmtune.proofs import Answer
 from glmtune.recipe import ChecksSection, TrainingSection
@@ -81,7 +81,8 @@ class Run:
         origin: where a row came from, "file:line".
         num_steps: optimizer steps of the whole run.
         show_samples: answers a few prompts into the log.
-        loss_function, eval_loss_function: what is minimised, and what held-out rows are judged by.
+        objective, eval_objective: what each step makes smaller, and what held-out rows are judged
+            by.
         make: what the model sees of rows in a step.
         judges: the ways to see the held-out rows, by name.
     """
@@ -106,8 +107,8 @@ class Run:
     metrics: MetricsFile
     watch: Watch
     show_samples: Callable[[], None]
-    loss_function: LossFunction = cross_entropy_sum
-    eval_loss_function: LossFunction = cross_entropy_sum
+    objective: Objective = field(default_factory=NextToken)
+    eval_objective: Objective = field(default_factory=NextToken)
     make: MakeMicroBatch = rows_as_they_are
     judges: Mapping[str, Judge] = field(default_factory=lambda: {"": Judge()})
     start: Mapping[str, alive.Start] = field(default_factory=dict)
@@ -146,7 +147,7 @@ def optimizer_step(
     model, accelerator = run.model, run.accelerator
     model.train()
     run.optimizer.zero_grad(set_to_none=True)
-    counts = [count_learned_tokens(part.labels) for part in batch.micro_batches]
+    counts = [run.objective.count(part) for part in batch.micro_batches]
     learned = _sum_over_processes(accelerator, sum(counts))
     num_parts = _sum_over_processes(accelerator, sum(bool(p.rows) for p in batch.micro_batches))
     loss_sum = 0.0
@@ -157,7 +158,7 @@ def optimizer_step(
         on_device = part.to(accelerator.device)
         is_last = index + 1 == len(batch.micro_batches)
         with _sync_gradients(accelerator, model, is_last):
-            loss = next_token_loss(model, on_device, run.loss_function)
+            loss = run.objective.loss(model, on_device)
             if not loss.isfinite():
                 _explain_loss(run, on_device, loss.item())
             share = _share(run.section, count, learned, num_parts)
@@ -355,6 +356,7 @@ def _account(run: Run, result: StepResult, window: _Window, bar: Progress) -> No
         "grad_norm": result.grad_norm,
         "tokens_per_second": round(window.rate(), 1),
         "peak_memory_bytes": peak_memory_bytes(),
+        **_measured(run, is_training=True),
     }
     if run.plan.num_replayed:
         values["replayed_rows"] = state.replayed_rows
@@ -419,6 +421,7 @@ def _evaluate(run: Run) -> float:
     best = state.best_eval_loss
     named = {name: value for name, value in losses.items() if name}
     each = {f"eval_loss_{name}": value for name, value in named.items()}
+    each |= {f"eval_{name}": v for name, v in _measured(run, is_training=False).items()}
     each |= {f"perplexity_{name}": math.exp(value) for name, value in named.items()}
     _report(run, {"step": state.step, "eval_loss": loss, **each})
     run.watch.evaluation(state.step, loss)
@@ -435,6 +438,17 @@ def _evaluate(run: Run) -> float:
     return loss
 
 
+def _measured(run: Run, *, is_training: bool) -> dict[str, float]:
+    """Give what the objective has seen besides its loss, on all processes, as means."""
+    objective = run.objective if is_training else run.eval_objective
+    seen = objective.measured(is_training=is_training)
+    totals = {
+        name: [_sum_over_processes(run.accelerator, value) for value in values]
+        for name, values in seen.items()
+    }
+    return {name: total / max(over, 1) for name, (total, over) in totals.items()}
+
+
 def _judge(run: Run, judge: Judge) -> float:
     accelerator = run.accelerator
     total, count = held_out_loss(
@@ -444,7 +458,7 @@ def _judge(run: Run, judge: Judge) -> float:
         max_tokens=run.plan.max_tokens,
         device=accelerator.device,
         lengths=run.eval_lengths,
-        loss_function=run.eval_loss_function,
+        objective=run.eval_objective,
         make=judge.make,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,

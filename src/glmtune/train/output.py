@@ -20,7 +20,7 @@ import glmtune
 from glmtune import adapter, prompts, ptuning, tuning
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, written_folder
-from glmtune.recipe import RunRecipe
+from glmtune.recipe import Recipe, RunRecipe
 from glmtune.template import Template
 from glmtune.train.checkpoint import checkpoints
 
@@ -127,7 +127,9 @@ def _facts(recipe: RunRecipe, lines: Sequence[Mapping[str, Any]]) -> str:
     """Say in a paragraph how a run went."""
     losses = [line["loss"] for line in lines if line.get("loss") is not None]
     held_out = [line["eval_loss"] for line in lines if line.get("eval_loss") is not None]
-    facts = [f"Loss: {losses[0]:.4f} at first, {losses[-1]:.4f} at the end (nats per token)."]
+    prefers = isinstance(recipe, Recipe) and recipe.preference.stage == "dpo"
+    unit = "per pair" if prefers else "nats per token"
+    facts = [f"Loss: {losses[0]:.4f} at first, {losses[-1]:.4f} at the end ({unit})."]
     facts += [f"Held-out loss: {held_out[-1]:.4f}, best {min(held_out):.4f}."] if held_out else []
     return (
         f"Made by glmtune {glmtune.__version__} from {', '.join(recipe.data.train)}.\n"

@@ -17,7 +17,6 @@ import torch
 from glmtune.data.batches import Examples, heaviest
 from glmtune.data.packing import group_rows
 from glmtune.errors import TrainingError
-from glmtune.loss import next_token_loss
 from glmtune.metrics import peak_memory_bytes
 from glmtune.report.page import duration
 from glmtune.train.checkpoint import random_state, restore_random_state
@@ -67,6 +66,8 @@ def rehearse(run: Run, learned: Sequence[int], eval_learned: Sequence[int]) -> N
             *(len(pack), f"{tokens:,}", seconds, peak_memory_bytes() / 2**30),
             *(run.num_steps - run.state.step, duration(seconds * left / tokens)),
         )
+    for is_training in (True, False):
+        run.objective.measured(is_training=is_training)  # and forget it
     restore_random_state(rng)
 
 
@@ -76,7 +77,7 @@ def _take(run: Run, examples: Examples, rows: Sequence[int]) -> None:
     model = run.model.train(is_training)
     batch = run.make(examples, rows, 0).to(run.accelerator.device)
     with run.accelerator.no_sync(model):  # other processes have other packs
-        loss = next_token_loss(model, batch, run.loss_function)
+        loss = run.objective.loss(model, batch)
         if is_training:
             run.accelerator.backward(loss)
     loss.item()  # waits for a GPU

@@ -23,6 +23,7 @@ from glmtune.data.encode import (
     split_data,
 )
 from glmtune.data.lint import lint_data
+from glmtune.data.pairs import encode_pairs, pack_pairs
 from glmtune.errors import CheckpointError, DataError, RecipeError, TrainingError
 from glmtune.files import write_atomically
 from glmtune.forgetting import METRIC, general_loss
@@ -33,8 +34,15 @@ from glmtune.load import (
     load_model,
     load_tokenizer,
 )
-from glmtune.loss import LossFunction, cross_entropy_sum, smoothed_cross_entropy_sum
+from glmtune.loss import (
+    LossFunction,
+    NextToken,
+    Objective,
+    cross_entropy_sum,
+    smoothed_cross_entropy_sum,
+)
 from glmtune.metrics import MetricsFile, cut_metrics, read_metrics
+from glmtune.preference import Preference
 from glmtune.proofs import Answer, Prompt, Proof, answer_all
 from glmtune.recipe import (
     AdapterSection,
@@ -135,6 +143,8 @@ def fine_tune(
         tokenizer,
     )
     model = load_base(recipe, accelerator.device)
+    is_preference = recipe.preference.stage == "dpo"
+    make = pack_pairs if is_preference else rows_as_they_are
     is_asked = is_main and not isinstance(recipe.adapter, NoneSection)
     if recipe.training.sharding and accelerator.device.type != "cpu":
         is_asked = False  # it lies in main memory, and would take long
@@ -155,6 +165,9 @@ def fine_tune(
             base_answers=base_answers,
             base_general_loss=base_general_loss,
             replay=replay,
+            make=make,
+            judges={"": Judge(make)},
+            objective=Preference(recipe.preference) if is_preference else None,
         ),
         accelerator,
         resume=resume,
@@ -197,6 +210,7 @@ class Ingredients:
         make: what the model sees of rows in a step.
         judges: the ways to see the held-out rows, by name.
         replay: general rows to mix in.
+        objective: what each step makes smaller; None is the next-token loss.
     """
 
     tokenizer: Any
@@ -213,6 +227,7 @@ class Ingredients:
     make: MakeMicroBatch = rows_as_they_are
     judges: Mapping[str, Judge] = field(default_factory=lambda: {"": Judge()})
     replay: EncodedData | None = None
+    objective: Objective | None = None
 
 
 def begin(recipe: RunRecipe, *, resume: bool) -> tuple[Any, Path]:
@@ -320,8 +335,8 @@ def carry_out(
         metrics=MetricsFile(output / METRICS),
         watch=Watch(recipe.checks),
         show_samples=lambda: None,
-        loss_function=minimised(recipe.training, loss),
-        eval_loss_function=loss,
+        objective=given.objective or NextToken(minimised(recipe.training, loss)),
+        eval_objective=given.objective or NextToken(loss),
         start=start,
         base_answers=given.base_answers,
         base_general_loss=given.base_general_loss,
@@ -461,10 +476,11 @@ def load_data(
     """
     section = recipe.data
     options = encode_options(section)
-    examples = encode_data(section.train, template, options, quarantine=output / "bad_rows.jsonl")
+    encode = encode_pairs if recipe.preference.stage == "dpo" else encode_data
+    examples = encode(section.train, template, options, quarantine=output / "bad_rows.jsonl")
     logger.info("training rows: %s", examples.report)
     if section.eval:
-        held_out = encode_data(
+        held_out = encode(
             section.eval, template, options, quarantine=output / "bad_eval_rows.jsonl"
         )
         logger.info("held-out rows: %s", held_out.report)
@@ -569,6 +585,8 @@ def plan_batches(
                 "learned once an epoch",
                 *(wanted, num_replayed),
             )
+    is_preference = isinstance(recipe, Recipe) and recipe.preference.stage == "dpo"
+    sides = 2 if is_preference else 1  # both answers of a pair go through the model
     return BatchPlan(
         rows,
         rows_per_step=(
@@ -576,7 +594,7 @@ def plan_batches(
             * section.gradient_accumulation_steps
             * accelerator.num_processes
         ),
-        max_tokens=section.per_device_train_batch_size * recipe.data.max_length,
+        max_tokens=section.per_device_train_batch_size * recipe.data.max_length * sides,
         seed=section.seed,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
