@@ -163,3 +163,8 @@ def test_an_attention_that_would_change_the_objective_is_refused() -> None:
 
     causal = ["objective.token=0", "objective.document=0", "objective.causal=1"]
     assert build_recipe(SMALLEST, [*flash, *causal], kind=PretrainRecipe).objective.causal == 1
+
+
+def test_adalora_is_refused_with_the_reason() -> None:
+    with pytest.raises(RecipeError, match=r"'adalora'\. It is not offered: peft does not save"):
+        build_recipe({**SMALLEST, "adapter": {"method": "adalora"}})

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import glmtune.attention  # noqa: F401
 from glmtune import adapter, alive, load, prompts, recipe, tuning
@@ -185,6 +186,37 @@ def test_weights_that_the_model_lacks_are_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=complaint):
         tuning.attach(base(tiny_model_dir), section_of("freeze", **keys))
+
+
+@every_method
+def test_gradient_checkpointing_leaves_every_gradient_as_it_is(folder: Path, method: str) -> None:
+    torch.manual_seed(0)
+    model = tuning.attach(base(folder), section_of(method, **METHODS[method]))
+    learn(model, steps=1)  # or A would have no gradient
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        model.train()
+        next_token_loss(model, probe()).backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    runs: list[nn.Module] = []
+    for layer in layers:
+        first = next(m for m in layer.modules() if not list(m.children()))
+        first.register_forward_hook(lambda module, *_: runs.append(module))
+    model.activation_checkpointing_enable({"use_reentrant": False})
+
+    checkpointed = gradients()
+
+    assert len(runs) >= 2 * len(layers) == 4  # each layer was computed once more
+    assert plain.keys() == checkpointed.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, atol=1e-6, rtol=1e-5)
 
 
 @every_method

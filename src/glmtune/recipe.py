@@ -333,6 +333,16 @@ METHODS: tuple[str, ...] = tuple(
 )
 
 
+NOT_OFFERED: Mapping[str, str] = {
+    "adalora": (
+        " It is not offered: peft does not save what AdaLoRA remembers of the importance of each "
+        "rank, so a run could not be resumed exactly, and adds its penalty to a mean loss inside "
+        "the model, where ours is a sum outside of it. Use lora with adapter.rank_pattern, or "
+        "adapter.use_rslora=true with a larger r."
+    ),
+}
+
+
 class TrainingSection(Section):
     """How long, how fast and in what portions."""
 
@@ -864,7 +874,8 @@ def _explain(error: ValidationError, source: str, kind: type[RunRecipe]) -> Iter
             yield f"{source}: {where} is missing. Give it in the file or as {where}=VALUE."
         elif problem["type"] == "union_tag_invalid":
             given = str(problem["ctx"]["tag"])
-            yield f"{source}: adapter.method is {given!r}.{_did_you_mean(given, METHODS)}"
+            why = NOT_OFFERED.get(given) or _did_you_mean(given, METHODS)
+            yield f"{source}: adapter.method is {given!r}.{why}"
         elif problem["type"] == "value_error" and len(path) < 2:
             yield f"{source}: {problem['ctx']['error']}."
         else:
