@@ -1,6 +1,6 @@
 """How fast a file of rows becomes encoded examples, beside the usual `datasets.map`.
 
-    python benchmarks/data.py TOKENIZER_FOLDER ROWS.json [--rows 26858] [--rows 100000] ...
+    python -m benchmarks.data TOKENIZER_FOLDER ROWS.json [--rows 26858] [--rows 100000] ...
 
 The rows of the file are repeated, each with its number in front, so that no text comes twice.
 Each measurement is a fresh process, and its clock starts after the imports; peak memory is that
@@ -20,7 +20,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import Figure
+
 MAX_LENGTH = 256
+TUTORIAL_ROWS, MANY_ROWS = 26_858, 1_000_000
 
 
 def main() -> None:
@@ -32,10 +35,10 @@ def main() -> None:
     parser.add_argument("--measure", help=argparse.SUPPRESS)  # what the fresh process does
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(arguments.measure, arguments.tokenizer, arguments.source)))
+        print(json.dumps(take(arguments.measure, arguments.tokenizer, arguments.source)))
         return
     print(f"{'rows':>9}  {'':<14}{'seconds':>8}  {'CPU s':>8}  {'rows/s':>8}  {'peak MiB':>8}")
-    for num_rows in arguments.rows or [26_858]:
+    for num_rows in arguments.rows or [TUTORIAL_ROWS]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rows.json"
             write_rows(arguments.source, num_rows, path)
@@ -51,6 +54,40 @@ def main() -> None:
                 )
 
 
+def measure(quick: bool, tokenizer: Path, source: Path) -> list[Figure]:
+    """Encode as many rows as the tutorials have, and again, and a million."""
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.json"
+        for num_rows in [TUTORIAL_ROWS] if quick else [TUTORIAL_ROWS, MANY_ROWS]:
+            write_rows(source, num_rows, path)
+            kinds = ["encode", "encode again"] + ["datasets.map"] * (num_rows == TUTORIAL_ROWS)
+            for kind in kinds:
+                found[num_rows, kind] = run_fresh(kind, tokenizer, path)
+    first, again = (found[TUTORIAL_ROWS, kind]["seconds"] for kind in ("encode", "encode again"))
+    peer = found[TUTORIAL_ROWS, "datasets.map"]["seconds"]
+    what = f"{TUTORIAL_ROWS:,} rows"
+    figures = [
+        Figure(
+            "preparation", what, "s", first, peer, "datasets.map", limit=2.0, less_is_better=True
+        ),
+        Figure("preparation", f"{what}, again", "s", again, limit=0.5, less_is_better=True),
+    ]
+    if (MANY_ROWS, "encode") in found:
+        many = found[MANY_ROWS, "encode"]
+        figures += [
+            Figure(
+                "preparation", f"{MANY_ROWS:,} rows", "rows/s", MANY_ROWS / many["seconds"],
+                TUTORIAL_ROWS / first, f"ours, {what}",
+            ),
+            Figure(
+                "preparation", f"{MANY_ROWS:,} rows, peak memory", "MiB", many["peak_mib"],
+                found[TUTORIAL_ROWS, "encode"]["peak_mib"], f"ours, {what}", less_is_better=True,
+            ),
+        ]  # fmt: skip
+    return figures
+
+
 def write_rows(source: Path, num_rows: int, path: Path) -> None:
     """Repeat the rows as often as needed, one at a time so that memory stays out of it."""
     rows = json.loads(source.read_text(encoding="utf-8"))
@@ -64,13 +101,14 @@ def write_rows(source: Path, num_rows: int, path: Path) -> None:
 
 
 def run_fresh(kind: str, tokenizer: Path, path: Path) -> dict[str, Any]:
-    command = [sys.executable, __file__, str(tokenizer), str(path), "--measure", kind]
+    module = [sys.executable, "-m", "benchmarks.data"]
+    command = [*module, str(tokenizer), str(path), "--measure", kind]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
 
-def measure(kind: str, tokenizer_folder: Path, path: Path) -> dict[str, float]:
+def take(kind: str, tokenizer_folder: Path, path: Path) -> dict[str, float]:
     start, cpu_start = time.perf_counter(), time.process_time()
     import datasets  # noqa: F401
     import torch  # noqa: F401
