@@ -146,6 +146,17 @@ def test_a_recipe_of_llama_factory_means_the_same(tmp_path: Path) -> None:
     assert [line for line in converted.left_out if not line.startswith("cutting")] == []
 
 
+def test_preferences_of_llama_factory_come_along(tmp_path: Path) -> None:
+    register = {"identity": {"file_name": "pairs.json", "ranking": True}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(register), encoding="utf-8")
+    tree = LLAMA_FACTORY | {"dataset": "identity", "stage": "dpo", "pref_loss": "orpo"}
+
+    converted = convert_recipe(write(tmp_path, tree | {"pref_beta": 0.2}), data_dir=tmp_path)
+
+    assert converted.sections["preference"] == {"stage": "dpo", "loss": "orpo", "beta": 0.2}
+    assert [line for line in converted.left_out if not line.startswith("cutting")] == []
+
+
 def test_columns_and_roles_of_a_data_set_come_along(tmp_path: Path) -> None:
     register = {
         "identity": {

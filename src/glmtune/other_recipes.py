@@ -255,8 +255,11 @@ def _from_llama_factory(
     stage = given.pop("stage", "sft")
     if stage == "pt":
         raise RecipeError("stage: pt is pre-training; see docs/pretraining.md for its recipe.")
-    if stage != "sft":
-        raise RecipeError(f"stage: {stage} cannot be trained here; sft can.")
+    if stage not in ("sft", "dpo"):
+        raise RecipeError(f"stage: {stage} cannot be trained here; sft and dpo can.")
+    if stage == "dpo":
+        preference = result.sections["preference"] = {"stage": "dpo"}
+        _move(given, preference, pref_loss="loss", pref_beta="beta", simpo_gamma="simpo_gamma")
     named = given.pop("model_name_or_path", None)
     if not (model or named):
         raise RecipeError("the recipe names no model. Give it: --model MODEL.")
@@ -381,7 +384,7 @@ def _find_data_set(result: Converted, folder: Path, name: str) -> tuple[str, dic
             f"where the data set {name} is: it is not in {register}. Set data.train, data.eval"
         )
         return f"{folder / name}.json", {}
-    for key in ("ranking", "subset", "folder", "script_url"):
+    for key in ("subset", "folder", "script_url"):
         if entry.get(key):
             result.left_out.append(f"{name}: {key}: {entry[key]} of {register}")
     if file := entry.get("file_name"):
