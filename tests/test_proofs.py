@@ -20,6 +20,7 @@ from glmtune.proofs import (
     Proof,
     StopRate,
     answer_all,
+    answer_limit,
     check_merged,
     check_streamed,
     check_template_agrees,
@@ -28,7 +29,7 @@ from glmtune.proofs import (
     stop_rate,
 )
 from glmtune.recipe import LoraSection
-from glmtune.template import LAYOUTS, ChatGLMTemplate, Template, template_for
+from glmtune.template import IGNORE, LAYOUTS, ChatGLMTemplate, Template, template_for
 
 NAME = Conversation(
     (
@@ -130,6 +131,18 @@ def test_a_model_that_never_learned_to_stop_fails_the_proof(
     assert proof.verdict == "failed"
     assert "0 of 2 held-out prompts" in proof.detail
     assert "expected 90%" in proof.detail
+
+
+def test_an_answer_is_given_twice_the_time_of_those_in_the_data(
+    prompts: Sequence[Prompt], template: Template
+) -> None:
+    lengths = [prompt.num_expected for prompt in prompts]
+    answer = template.encode(Conversation(NAME.messages[:2]))
+    assert lengths[1] == sum(label != IGNORE for label in answer.labels)
+
+    assert answer_limit(prompts, 128) == 2 * max(lengths) + 16
+    assert answer_limit(prompts, 20) == 20
+    assert answer_limit([*prompts, Prompt((1,), "")], 128) == 128  # nobody knows its answer
 
 
 def test_the_verdict_depends_on_the_share_that_is_asked_for() -> None:

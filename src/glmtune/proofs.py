@@ -39,7 +39,8 @@ FORGETS = "what the base knew is still there"
 # What a report says "not run" of when it is missing.
 PROOFS = (ALIVE, SAVED, STREAMED, MERGED, TEMPLATE, STOPS, FORGETS)
 
-PROBE_TOKENS = 32  # of an answer that is streamed, and then scored in one pass
+PROBE_TOKENS = 16  # of an answer that is streamed, and then scored in one pass
+PATIENCE = 16  # tokens that an answer may take beyond twice the data's
 NOISE = 3  # times what rounding does to the same weights, merged ones may differ
 
 
@@ -66,11 +67,13 @@ class Prompt:
         ids: up to the first token that the model writes.
         text: the ids as text, special tokens and all.
         expected: the answer in the data, "" when there is none.
+        num_expected: its tokens, with the one that ends it; 0 when it is not known.
     """
 
     ids: tuple[int, ...]
     text: str
     expected: str = ""
+    num_expected: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +193,21 @@ def first_prompt(example: Example, template: Template, tokenizer: Any) -> Prompt
     learned = example.labels[start:]
     end = learned.index(IGNORE) if IGNORE in learned else len(learned)
     ids = tuple(example.input_ids[:start])
-    return Prompt(ids, tokenizer.decode(list(ids)), reply_text(template.parse(learned[:end])))
+    expected = reply_text(template.parse(learned[:end]))
+    return Prompt(ids, tokenizer.decode(list(ids)), expected, end)
+
+
+def answer_limit(prompts: Sequence[Prompt], max_new_tokens: int) -> int:
+    """Say how long to wait for answers: twice as long as the data's, and a little more.
+
+    Args:
+        prompts: to ask.
+        max_new_tokens: the most, and what holds where an answer is not known.
+    """
+    if not all(prompt.num_expected for prompt in prompts):
+        return max_new_tokens
+    longest = max((prompt.num_expected for prompt in prompts), default=0)
+    return min(max_new_tokens, 2 * longest + PATIENCE)
 
 
 def stop_rate(

@@ -148,11 +148,14 @@ def replay(tmp_path: Path) -> str:
 
 
 def test_general_rows_are_mixed_in_counted_and_resumed_to_the_same_bytes(
-    tiny_model_dir: Path, rows: Path, tmp_path: Path, replay: str
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, replay: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole, stopped, without = (tmp_path / name for name in ("whole", "stopped", "without"))
-    # The order of rows is a matter of the seed, so a held-out row stays one.
-    fine_tune(recipe_for(tiny_model_dir, rows, whole, replay, "data.eval_fraction=0.2"))
+    with caplog.at_level("INFO"):
+        fine_tune(recipe_for(tiny_model_dir, rows, whole, replay, "data.eval_fraction=0.2"))
+
+    assert caplog.text.count("step 4: asked '[gMASK]sop<|user|>") == 2  # at the evaluation
+    assert "step 8: asked" not in caplog.text  # those of the end are in the report
 
     steps = [line["replayed_rows"] for line in metrics(whole) if "replayed_rows" in line]
     assert steps[-1] == 2 * 6  # 0.7 of 8 rows, in each of two epochs

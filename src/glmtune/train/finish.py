@@ -37,6 +37,7 @@ from glmtune.proofs import (
     Proof,
     Sample,
     answer_all,
+    answer_limit,
     check_merged,
     check_streamed,
     check_template_agrees,
@@ -108,13 +109,14 @@ def finish(run: Run, recipe: RunRecipe, tokenizer: Any, prompts: Sequence[Prompt
                 prove(STREAMED, lambda: check_streamed(probes, checks.streamed_tolerance))
             )
     asked = prompts[: max(checks.stop_prompts, len(run.base_answers))]
-    tuned = answer_all(model, run.template, asked, checks.max_new_tokens)
+    limit = answer_limit(prompts, checks.max_new_tokens)
+    tuned = answer_all(model, run.template, asked, limit)
     if isinstance(recipe, Recipe):  # and not a pre-training, which has no prompts
         proofs.append(prove(TEMPLATE, lambda: _compare_prompts(recipe, run.template)))
-        proofs.append(_check_stops(run, checks, tuned))
+        proofs.append(_check_stops(run, checks, tuned, limit))
     if run.base_general_loss is not None and checks.forgetting is not None:
-        limit = checks.forgetting
-        proofs.append(prove(FORGETS, lambda: _check_forgetting(run, limit, model, step)))
+        rise = checks.forgetting
+        proofs.append(prove(FORGETS, lambda: _check_forgetting(run, rise, model, step)))
     samples = pair_answers(run, asked, tuned)
     if probes:
         proofs.append(prove(MERGED, lambda: check_merged(model, probes, checks.merged_tolerance)))
@@ -133,7 +135,7 @@ def pair_answers(run: Run, prompts: Sequence[Prompt], tuned: Sequence[Answer]) -
 def log_samples(run: Run, recipe: RunRecipe, prompts: Sequence[Prompt]) -> None:
     """Answer a few prompts in the middle of a run, base and tuned, into the log."""
     asked = prompts[: len(run.base_answers)]
-    limit = min(SAMPLE_TOKENS, recipe.checks.max_new_tokens)
+    limit = min(SAMPLE_TOKENS, answer_limit(prompts, recipe.checks.max_new_tokens))
     tuned = answer_all(run.accelerator.unwrap_model(run.model), run.template, asked, limit)
     for sample in pair_answers(run, asked, tuned):
         logger.info(
@@ -218,10 +220,10 @@ def _answer_length(example: Example) -> int:
     return sum(label != IGNORE for label in example.labels)
 
 
-def _check_stops(run: Run, checks: ChecksSection, answers: Sequence[Answer]) -> Proof:
+def _check_stops(run: Run, checks: ChecksSection, answers: Sequence[Answer], limit: int) -> Proof:
     if not checks.stop_prompts:
         return Proof(STOPS, "not run", "checks.stop_prompts is 0")
-    rate = count_ended(answers[: checks.stop_prompts], checks.max_new_tokens)
+    rate = count_ended(answers[: checks.stop_prompts], limit)
     return rate.proof(checks.least_stop_rate, "held-out" if run.eval_rows else "learned")
 
 

@@ -43,7 +43,7 @@ from glmtune.loss import (
 )
 from glmtune.metrics import MetricsFile, cut_metrics, read_metrics
 from glmtune.preference import Preference
-from glmtune.proofs import Answer, Prompt, Proof, answer_all
+from glmtune.proofs import Answer, Prompt, Proof, answer_all, answer_limit
 from glmtune.recipe import (
     AdapterSection,
     ChecksSection,
@@ -149,7 +149,8 @@ def fine_tune(
     if recipe.training.sharding and accelerator.device.type != "cpu":
         is_asked = False  # it lies in main memory, and would take long
     asked = prompts[: SAMPLED_PROMPTS * is_asked]
-    base_answers, base_general_loss = ask_base(model, template, asked, recipe.checks)
+    limit = answer_limit(prompts, recipe.checks.max_new_tokens)
+    base_answers, base_general_loss = ask_base(model, template, asked, limit, recipe.checks)
     return carry_out(
         recipe,
         Ingredients(
@@ -176,7 +177,7 @@ def fine_tune(
 
 
 def ask_base(
-    model: Any, template: Template, prompts: Sequence[Prompt], checks: ChecksSection
+    model: Any, template: Template, prompts: Sequence[Prompt], limit: int, checks: ChecksSection
 ) -> tuple[Sequence[Answer], float | None]:
     """Let the base answer, and measure it on general rows, before anything changes.
 
@@ -186,7 +187,7 @@ def ask_base(
     if not prompts:
         return (), None
     try:
-        answers = answer_all(model, template, prompts, checks.max_new_tokens)
+        answers = answer_all(model, template, prompts, limit)
         if checks.forgetting is None:
             return answers, None
         return answers, general_loss(model, template, model.device)
