@@ -57,6 +57,14 @@ def test_one_hard_step_is_no_rising_loss(caplog: pytest.LogCaptureFixture) -> No
     assert "the loss rises" not in caplog.text
 
 
+def test_what_is_known_by_heart_may_tremble(caplog: pytest.LogCaptureFixture) -> None:
+    watch = Watch(ChecksSection())
+    for step in range(1, 60):
+        watch.step(step, 0.007 if step < 40 else 0.011, 1.0)
+
+    assert caplog.text == ""
+
+
 def test_a_held_out_loss_that_turned_up_is_said(caplog: pytest.LogCaptureFixture) -> None:
     watch = Watch(ChecksSection(worse_evaluations=2))
     for step, loss in enumerate([2.0, 1.5, 1.6, 1.7]):

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 MEMORY_STEPS = 50  # gradient norms that a new one is compared with
 FEWEST_STEPS = 10  # before anything is said of a trend
+NEGLIGIBLE = 0.05  # nats per token: what is known by heart trembles by as much
 WHOLE = 0.1  # times the learning rate of an adapter, where a model's own weights are trained
 
 
@@ -100,7 +101,7 @@ class Watch:
         self._losses.append(loss)
         if len(self._losses) == FEWEST_STEPS:
             mean = statistics.fmean(self._losses)
-            if mean > self._checks.rising_loss * self._best_mean:
+            if mean > self._checks.rising_loss * max(self._best_mean, NEGLIGIBLE):
                 self._say_once(
                     "rising loss",
                     f"step {step}: the loss rises: {mean:.3f} over the last {FEWEST_STEPS} steps, "
