@@ -178,7 +178,7 @@ class Probe:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.3g}%"
+    return f"{100 * share:,.0f}%" if share >= 1 else f"{100 * share:.3g}%"
 
 
 def first_prompt(example: Example, template: Template, tokenizer: Any) -> Prompt:
