@@ -129,6 +129,20 @@ def test_an_output_layer_that_is_trained_gets_its_gradient() -> None:
     assert output_layer.weight.grad.any()
 
 
+def test_without_gradients_logits_exist_by_chunks_even_of_a_layer_that_could_learn() -> None:
+    output_layer = torch.nn.Linear(4, 2**15)
+    hidden, seen = torch.randn(2 * chunk_rows(output_layer) + 1, 4), []
+
+    def record(logits: Tensor, targets: Tensor) -> Tensor:
+        seen.append(len(logits))
+        return cross_entropy_sum(logits, targets)
+
+    with torch.no_grad():
+        loss_by_chunks(hidden, output_layer, torch.zeros(len(hidden), dtype=torch.long), record)
+
+    assert seen == [chunk_rows(output_layer), chunk_rows(output_layer), 1]
+
+
 def test_the_factor_of_a_chunked_loss_is_not_rounded_to_the_precision_of_its_gradient() -> None:
     torch.manual_seed(0)
     output_layer = nn.Linear(8, 16, bias=False, dtype=torch.bfloat16).requires_grad_(False)

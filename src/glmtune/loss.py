@@ -113,9 +113,10 @@ def loss_by_chunks(
         targets: int64, (tokens,).
         loss: what to sum.
     """
-    if not len(hidden) or any(p.requires_grad for p in output_layer.parameters()):
+    learns = torch.is_grad_enabled()
+    if not len(hidden) or (learns and any(p.requires_grad for p in output_layer.parameters())):
         return loss(output_layer(hidden), targets)
-    if hidden.requires_grad and torch.is_grad_enabled():
+    if learns and hidden.requires_grad:
         total: Tensor = _ChunkedLoss.apply(hidden, targets, output_layer, loss)  # type: ignore[no-untyped-call]
         return total
     rows = chunk_rows(output_layer)

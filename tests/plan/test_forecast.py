@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,7 +13,6 @@ from glmtune.plan.forecast import (
     converted_bytes,
     knobs,
     make_plan,
-    mapped_bytes,
     parse_size,
 )
 from glmtune.plan.simulation import Simulation
@@ -33,7 +31,6 @@ ROWS = Rows(
     lengths=[10, 40, 30, 20, 90],
     learned=[9, 5, 5, 5, 5],
     chosen=[0, 1, 2, 3],
-    ids=np.array([7], np.int32),
 )
 
 
@@ -68,25 +65,9 @@ def test_a_max_length_that_no_row_meets_is_an_error() -> None:
         describe_workload(recipe_for("x", "data.max_length=9"), ROWS)
 
 
-def simulation(**values: int) -> Simulation:
-    zeros = dict.fromkeys(("frozen", "trained", "gradients", "optimizer", "activations"), 0)
-    more = dict.fromkeys(("proof", "embedding", "embedding_row"), 0)
-    return Simulation(**{**zeros, **more, **values}, dtype=torch.float32)
-
-
-def test_of_a_mapped_embedding_only_the_rows_in_use_count() -> None:
-    parts = simulation(embedding=2**29, embedding_row=2**13)  # 8 rows in a window of 64 KiB
-
-    def touched(*ids: int) -> int:
-        return mapped_bytes(parts, Rows([], [], [], np.array(ids, np.int32)))
-
-    assert touched(0, 1, 7) == 2**16
-    assert touched(0, 8, 60_000) == 3 * 2**16
-
-
 def test_what_is_converted_is_in_memory_beside_its_files(tiny_model_dir: Path) -> None:
     file = (tiny_model_dir / "model.safetensors").stat().st_size
-    parts = simulation()
+    parts = Simulation(*(0,) * 6, dtype=torch.float32)
 
     assert converted_bytes(recipe_for(tiny_model_dir), parts) is None
     assert converted_bytes(recipe_for(tiny_model_dir, "model.compute=int8"), parts) == file

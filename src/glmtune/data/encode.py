@@ -211,11 +211,6 @@ class EncodedData:
         """Labels of each example, int64, (examples,)."""
         return np.concatenate([batch.learned_lengths() for batch in self._batches])
 
-    @property
-    def distinct_ids(self) -> npt.NDArray[np.int32]:
-        """Every id that occurs, sorted."""
-        return np.unique(np.concatenate([np.unique(batch.ids) for batch in self._batches]))
-
     def origin(self, index: int) -> str:
         """Where an example comes from, as `file:line`."""
         batch, row = self._find(index)

@@ -1,8 +1,7 @@
 """Memory and time of a run, held against a machine; and what would make it fit.
 
-Two things are true of a CPU alone. Weights that are used as they are stored stay in the file,
-which is mapped into memory, and of the embedding only the rows in use are ever read. Weights
-that are converted are in memory beside their files while they are loaded.
+On a CPU, weights that are used as they are stored stay in the file, which is mapped into memory.
+Weights that are converted are in memory beside their files while they are loaded.
 
 Not counted are gaps in the heap and the scratch memory of single products.
 """
@@ -15,7 +14,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from glmtune import doctor
@@ -45,7 +43,6 @@ from glmtune.recipe import (
 from glmtune.whole import decoder_layers
 
 CUDA_BYTES = 2**29  # what CUDA itself takes of a GPU; a usual figure, not measured here
-MAPPED_WINDOW = 2**16  # bytes: Linux maps 16 pages at a time from a file that is in its cache
 SAMPLE_TOKENS = 256  # to time
 TIMING_SECONDS = 1.0  # to repeat it for
 SHORTEST = 128  # tokens; a max_length below it is not suggested
@@ -58,7 +55,7 @@ class Memory:
 
     Attributes:
         base: the process with its libraries, or CUDA itself.
-        weights: that stay as they are, as far as they are in memory.
+        weights: that stay as they are.
         trained, gradients, optimizer: of what is learned.
         activations: of the heaviest pack at its peak, the logits and their gradient included.
         proof: the same when what was saved is proved at the end.
@@ -210,8 +207,6 @@ class Place:
             beside = converted_bytes(recipe, parts)
             if beside is not None:
                 loading = weights + parts.trained + beside
-            elif self.rows is not None:
-                weights -= parts.embedding - mapped_bytes(parts, self.rows)
         return Memory(
             base=self.base,
             weights=weights,
@@ -241,13 +236,6 @@ def converted_bytes(recipe: Recipe, parts: Simulation) -> int | None:
         return int(numbers * expected.itemsize)
     sizes = [file.stat().st_size for file in weight_files(folder)]
     return max(sizes) if recipe.model.compute == "int8" else sum(sizes)
-
-
-def mapped_bytes(parts: Simulation, rows: Rows) -> int:
-    """Give how much of a mapped embedding is read for the ids that occur."""
-    starts = rows.ids.astype(np.int64) * parts.embedding_row
-    windows = np.unique(starts // MAPPED_WINDOW).size
-    return min(windows * max(MAPPED_WINDOW, parts.embedding_row), parts.embedding)
 
 
 def resident_bytes() -> int:

@@ -51,8 +51,6 @@ class Simulation:
         gradients, optimizer: of those.
         activations: the most that is alive at once in a step besides all these.
         proof: the same when the saved files are proved at the end.
-        embedding: of the frozen ones the input embedding, 0 where the output layer shares it.
-        embedding_row: of one token of it.
         dtype: of the embedding in memory.
     """
 
@@ -62,8 +60,6 @@ class Simulation:
     optimizer: int
     activations: int
     proof: int
-    embedding: int
-    embedding_row: int
     dtype: torch.dtype
 
 
@@ -170,8 +166,6 @@ def _simulate(base: Any, recipe: Recipe, batch: MicroBatch, proof: MicroBatch) -
     shown = tally.peak - sum(held)
     if not tuning.is_adapted(model):  # a second model is read beside the trained one
         shown += held[0] + held[1]
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    is_apart = head is not embedding and not embedding.requires_grad
     return Simulation(
         frozen=held[0] - packed,
         trained=held[1],
@@ -179,9 +173,7 @@ def _simulate(base: Any, recipe: Recipe, batch: MicroBatch, proof: MicroBatch) -
         optimizer=held[3],
         activations=max(step, 0) + widest,
         proof=max(shown, 0) + widest,
-        embedding=embedding.nbytes * is_apart,
-        embedding_row=embedding[0].nbytes,
-        dtype=embedding.dtype,
+        dtype=model.get_input_embeddings().weight.dtype,
     )
 
 

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-import numpy.typing as npt
-
 from glmtune.data.batches import MicroBatch, heaviest, micro_batch_of
 from glmtune.data.encode import EncodedData
 from glmtune.data.packing import pack
@@ -30,13 +27,11 @@ class Rows:
     Attributes:
         lengths, learned: tokens of each example, and how many of them are learned.
         chosen: the indices of the rows to learn.
-        ids: every token id that occurs, sorted.
     """
 
     lengths: Sequence[int]
     learned: Sequence[int]
     chosen: Sequence[int]
-    ids: npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +96,7 @@ def encode_rows(recipe: Recipe) -> tuple[Rows | None, str]:
 def rows_of(examples: EncodedData, chosen: Sequence[int]) -> Rows:
     """Keep what decides the cost."""
     lengths, learned = examples.lengths.tolist(), examples.learned_lengths.tolist()
-    return Rows(lengths, learned, chosen, examples.distinct_ids)
+    return Rows(lengths, learned, chosen)
 
 
 def describe_workload(recipe: Recipe, rows: Rows | None) -> Workload:
