@@ -551,16 +551,11 @@ class RunRecipe(Section):
                 f"{', '.join(kind.model_fields['method'].default for kind in SHARDED)}, and not "
                 f"with {self.adapter.method}. Leave it out"
             )
-        needs_whole = {
-            "neftune_noise_alpha": self.training.neftune_noise_alpha is not None,
-            "optim": self.training.optim != "adamw_torch",
-        }
-        for key in (key for key, is_set in needs_whole.items() if is_set):
-            if self.training.sharding:
-                raise ValueError(
-                    f"training.{key}={getattr(self.training, key)} works on whole weights, and "
-                    "training.sharding=fsdp2 deals them out. Leave one of the two out"
-                )
+        if self.training.sharding and self.training.neftune_noise_alpha is not None:
+            raise ValueError(
+                "training.neftune_noise_alpha reads the vectors of tokens whole, and "
+                "training.sharding=fsdp2 deals them out. Leave one of the two out"
+            )
         if self.training.sharding and self.checks.sample_steps:
             raise ValueError(
                 "checks.sample_steps lets one process answer in the middle of a run, and with "
