@@ -203,7 +203,7 @@ def test_dealt_out_weights_learn_what_one_process_learns(
     assert others.keys() == weights.keys()
     for key, weight in weights.items():
         torch.testing.assert_close(others[key], weight, rtol=0, atol=2e-4)
-    assert "proof: every" in two.stderr
+    assert "proof: all that is trained has learned: passed" in two.stderr
     assert "proof: reloaded from disk it is the same: passed" in two.stderr
 
 
