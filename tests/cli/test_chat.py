@@ -207,6 +207,12 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_session(tiny_model_dir: Path, tmp_
     config["seq_length"] = 20_000
     (talkative / "config.json").write_text(json.dumps(config), encoding="utf-8")
     command = ["-m", "glmtune", "chat", str(talkative), "--greedy", "--max-new-tokens", "19000"]
+    # It may say its stop token by chance before the signal comes: then it is asked anew.
+    assert any(stops_when_interrupted(command) for _ in range(5))
+
+
+def stops_when_interrupted(command: list[str]) -> bool:
+    """Press Ctrl-C in an answer; False where the answer had ended already."""
     terminal, inside = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, *command], stdin=inside, stdout=inside, stderr=inside, close_fds=True
@@ -217,10 +223,12 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_session(tiny_model_dir: Path, tmp_
         os.write(terminal, "你好\n".encode())
         read_until(terminal, "你好\r\n", more=3)
         process.send_signal(signal.SIGINT)
-        assert "[stopped]" in read_until(terminal, "> ")
+        if "[stopped]" not in read_until(terminal, "> "):
+            return False
         os.write(terminal, b"/undo\n")
         assert "[taken back]" in read_until(terminal, "> ")
         assert interrupt_until_it_leaves(process) == 0
+        return True
     finally:
         process.kill()
         os.close(terminal)
