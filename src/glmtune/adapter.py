@@ -512,13 +512,32 @@ def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
             tolerance = learned / 20
         with _loaded_beside(model, folder):
             saved = logits(model, probe)
+    difference = compare_logits(folder, "the adapter gives", trained, saved, tolerance)
+    _check_tensors(model, folder)
+    return difference
+
+
+def compare_logits(
+    folder: Path, gives: str, trained: Tensor, saved: Tensor, tolerance: float = 0.0
+) -> float:
+    """Give the largest difference between two logits.
+
+    Args:
+        folder: that was read.
+        gives: what it holds, and a verb.
+        trained: logits of the trained model.
+        saved: logits of what was read, of the same shape.
+        tolerance: the largest difference that is still rounding.
+
+    Raises:
+        TrainingError: the logits differ.
+    """
     difference = (trained - saved).abs().max().item()
     if not difference <= tolerance:  # NaN is no proof either
         raise TrainingError(
-            f"{folder}: reloaded from disk the adapter gives other logits (by {difference:.3g}). "
+            f"{folder}: reloaded from disk {gives} other logits (by {difference:.3g}). "
             "The file is not what was trained; keep the last checkpoint and report this."
         )
-    _check_tensors(model, folder)
     return difference
 
 

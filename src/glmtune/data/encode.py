@@ -630,8 +630,8 @@ class Encoder(ABC):
         self.counts["num_learned_tokens"] += int(learned.sum())
 
 
-class _Encoder(Encoder):
-    """Encodes conversations, by a template."""
+class RowEncoder(Encoder):
+    """Encodes rows by a template, file by file; what a row becomes is for those derived to say."""
 
     def __init__(
         self, template: Template, options: EncodeOptions, writer: Any, bad_rows: TextIO
@@ -649,6 +649,18 @@ class _Encoder(Encoder):
             for batch in self._batches(itertools.chain(first, rows), format):
                 self._encode_batch(batch)
                 progress(self.counts["num_rows"])
+
+    @abstractmethod
+    def _batches(self, rows: Iterable[Row], format: Format) -> Iterator[list[Any]]:
+        """Read rows, some at a time, and refuse those that cannot be read."""
+
+    @abstractmethod
+    def _encode_batch(self, batch: Sequence[Any]) -> None:
+        """Write the examples of some rows."""
+
+
+class _Encoder(RowEncoder):
+    """Encodes conversations."""
 
     def _batches(self, rows: Iterable[Row], format: Format) -> Iterator[list[_Read]]:
         batch: list[_Read] = []

@@ -8,11 +8,9 @@ A pair is left out as a whole: when one of the two is too long, or cannot be use
 """
 
 import dataclasses
-import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,20 +19,19 @@ from glmtune.data.batches import Examples, MicroBatch, micro_batch_of
 from glmtune.data.encode import (
     BATCH_ROWS,
     CODE,
-    DETECT_ROWS,
     EncodedData,
     EncodeOptions,
-    Encoder,
     Fate,
     Progress,
+    RowEncoder,
     cannot_encode,
     code_digests,
     encode_sources,
     fit,
 )
-from glmtune.data.formats import Format, check_roles, convert_pair, detect
+from glmtune.data.formats import Format, check_roles, convert_pair
 from glmtune.data.packing import pack
-from glmtune.data.rows import Row, RowError, Source
+from glmtune.data.rows import Row, RowError
 from glmtune.errors import TemplateError
 from glmtune.template import Example, Template
 
@@ -117,28 +114,8 @@ def encode_pairs(
     return pairs
 
 
-class _PairEncoder(Encoder):
-    """Encodes pairs, by a template."""
-
-    def __init__(
-        self, template: Template, options: EncodeOptions, writer: Any, bad_rows: TextIO
-    ) -> None:
-        super().__init__(options.max_length, options.bad_rows, writer, bad_rows)
-        self._template = template
-        self._options = options
-
-    def encode(self, source: Source, progress: Progress) -> None:
-        """Encode all rows of a source; each of its files has its own format."""
-        for name, rows in itertools.groupby(source.rows(self.refuse), key=lambda row: row.file):
-            first = list(itertools.islice(rows, DETECT_ROWS))
-            format = detect(first, self._options.format, self._options.columns)
-            self.files.setdefault(name, format.name)
-            for batch in self._batches(itertools.chain(first, rows), format):
-                self.write(
-                    [row for row, _ in batch for _ in range(2)],
-                    [side for _, pair in batch for side in pair],
-                )
-                progress(self.counts["num_rows"])
+class _PairEncoder(RowEncoder):
+    """Encodes pairs."""
 
     def _batches(self, rows: Iterable[Row], format: Format) -> Iterator[list[_Read]]:
         batch: list[_Read] = []
@@ -150,6 +127,12 @@ class _PairEncoder(Encoder):
                 batch = []
         if batch:
             yield batch
+
+    def _encode_batch(self, batch: Sequence[_Read]) -> None:
+        self.write(
+            [row for row, _ in batch for _ in range(2)],
+            [side for _, pair in batch for side in pair],
+        )
 
     def _pair(self, row: Row, format: Format) -> tuple[Example, Example] | None:
         """Encode both sides of a row; None where it is left out."""
