@@ -124,6 +124,13 @@ def loss_by_chunks(
     return torch.stack([loss(output_layer(chunk), of_it) for chunk, of_it in parts]).sum()
 
 
+def labels_of_next(labels: Tensor) -> Tensor:
+    """Give each position the label of the one after it; the last has none. Shape (batch, seq)."""
+    following = labels.new_full(labels.shape, IGNORE)
+    following[:, :-1] = labels[:, 1:]
+    return following
+
+
 def next_token_loss(
     model: Callable[..., Any],
     micro_batch: MicroBatch,
@@ -140,8 +147,7 @@ def next_token_loss(
     Returns:
         A float32 scalar in nats. Divide it by the learned tokens of the whole step.
     """
-    following = micro_batch.labels.new_full(micro_batch.labels.shape, IGNORE)
-    following[:, :-1] = micro_batch.labels[:, 1:]
+    following = labels_of_next(micro_batch.labels)
     predicts_learned = following != IGNORE  # (batch, seq)
     targets = following[predicts_learned]
     given = {**micro_batch.inputs(), "use_cache": False, "logits_to_keep": predicts_learned}

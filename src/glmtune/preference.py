@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from glmtune.data.batches import MicroBatch
-from glmtune.loss import chunk_rows, takes_score, unwrapped
+from glmtune.loss import chunk_rows, labels_of_next, takes_score, unwrapped
 from glmtune.recipe import PreferenceSection
 from glmtune.template import IGNORE
 
@@ -112,7 +112,7 @@ def _log_not(log_p: Tensor) -> Tensor:
 def sequence_logps(model: Any, part: MicroBatch) -> Tensor:
     """Sum the log-probabilities of the learned tokens of each sequence: float32, (sequences,)."""
     predicts, _ = _learned(part)
-    following = _following(part)
+    following = labels_of_next(part.labels)
     targets = following[predicts]
     given = {**part.inputs(), "use_cache": False, "logits_to_keep": predicts}
     if takes_score(model):
@@ -159,15 +159,9 @@ def _reference_logps(model: Any, part: MicroBatch) -> Tensor:
     return found
 
 
-def _following(part: MicroBatch) -> Tensor:
-    following = part.labels.new_full(part.labels.shape, IGNORE)
-    following[:, :-1] = part.labels[:, 1:]
-    return following
-
-
 def _learned(part: MicroBatch) -> tuple[Tensor, Tensor]:
     """Say which positions predict something learned, (1, seq), and how many of each sequence."""
     assert part.cu_seq_lens is not None  # pairs come in packs
-    predicts = _following(part) != IGNORE
+    predicts = labels_of_next(part.labels) != IGNORE
     before = F.pad(predicts[0].long().cumsum(0), (1, 0))  # (seq + 1,)
     return predicts, before[part.cu_seq_lens.long()].diff()

@@ -74,6 +74,8 @@ def options(
         logger.setLevel(logging.ERROR)
     if not logger.handlers:
         logger.addHandler(_CurrentStderr())
+    # It misses a kernel that it would fetch from the hub, whether or not anything is in 4 bits.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # What libraries deprecate among themselves is not the user's to mend.
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -379,7 +379,8 @@ def carry_out(
 def whole_again(recipe: RunRecipe, trained: Mapping[str, torch.Tensor]) -> Any:
     """Load the model anew into main memory, and give it what was trained in parts."""
     model = tuning.attach(load_base(recipe, torch.device("cpu")), recipe.adapter)
-    model.load_state_dict(trained, strict=False)
+    unexpected = model.load_state_dict(trained, strict=False).unexpected_keys
+    assert not unexpected, unexpected  # or what was trained would be left out in silence
     return model
 
 
