@@ -233,3 +233,23 @@ def test_a_file_of_no_tool_is_refused(tmp_path: Path) -> None:
         convert_recipe(write(tmp_path, []))  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="cannot be read"):
         convert_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "there is no such file"),
+        ("", "the file is empty"),
+        ("- a\n", "the file is a list"),
+        ("a: 1\nb: [\n", r"theirs.yaml:3: not valid YAML: .*\. Mend the file\.$"),
+    ],
+)
+def test_what_is_no_recipe_is_refused_in_a_sentence(
+    tmp_path: Path, text: str | None, message: str
+) -> None:
+    path = tmp_path / "theirs.yaml"
+    if text is not None:
+        path.write_text(text, encoding="utf-8")
+
+    with pytest.raises(RecipeError, match=message):
+        convert_recipe(path)

@@ -20,7 +20,7 @@ import yaml
 from pydantic import ValidationError
 
 from glmtune.errors import RecipeError
-from glmtune.recipe import RENAMED, Recipe, build_recipe, keys_of
+from glmtune.recipe import RENAMED, Recipe, build_recipe, keys_of, read_yaml
 
 OFFICIAL, LLAMA_FACTORY = "ChatGLM3's finetune_demo", "LLaMA-Factory"
 
@@ -117,12 +117,12 @@ def convert_recipe(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path}: cannot be read as YAML: {error}") from None
+    tree = read_yaml(path, "cannot be read, since there is no such file.")
     if not isinstance(tree, dict):
-        raise RecipeError(f"{path}: expected keys and values, got {type(tree).__name__}.")
+        found = "empty" if tree is None else f"a {type(tree).__name__}"
+        raise RecipeError(
+            f"{path}: the file is {found}, expected keys and values of another tool's recipe."
+        )
     return {str(key): value for key, value in tree.items()}
 
 

@@ -705,16 +705,7 @@ def load_recipe(
         RecipeError: the file cannot be read, a key is unknown or a value does not fit.
     """
     path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(
-            f"{path}: there is no such recipe. Recipes that work are in recipes/."
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    tree = read_yaml(path, "there is no such recipe. Recipes that work are in recipes/.")
     if not isinstance(tree, dict):
         found = "empty" if tree is None else f"a {type(tree).__name__}"
         raise RecipeError(
@@ -766,6 +757,29 @@ def build_recipe(
         return kind.model_validate(sections)
     except ValidationError as error:
         raise RecipeError("\n".join(_explain(error, source, kind))) from None
+
+
+def read_yaml(path: Path, if_missing: str) -> Any:
+    """Read a YAML file.
+
+    Args:
+        path: of the file.
+        if_missing: what to say when it is not there.
+
+    Raises:
+        RecipeError: it is not there, or no YAML; says the line.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: {if_missing}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise RecipeError(f"{path}{line}: not valid YAML: {problem}. Mend the file.") from None
 
 
 def _apply(override: str, sections: dict[str, Any], kind: type[RunRecipe]) -> None:
