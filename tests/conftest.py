@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices only wait for a second thread
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job behind `&`, which hands it on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 SENTENCES = """
