@@ -54,7 +54,14 @@ def plan(
     if probe:
         _print(probe_lines(made, take_probe(resolved)))
     elif made.pack_seconds is not None:
-        _print([("", "estimated from two layers; --probe takes 3 real steps")])
+        _print([("", "time is estimated from two layers; --probe takes 3 real steps")])
+    typer.echo(LOWER_BOUND)
+
+
+LOWER_BOUND = (
+    "Memory is a lower bound: runs on a CPU have taken up to half as much again. Near the limit, "
+    "use --probe."
+)
 
 
 def _print(lines: Iterable[tuple[str, str]]) -> None:
@@ -95,8 +102,8 @@ def memory_table(made: "Plan") -> "Table":
     }
     for part, label in parts.items():
         sizes = [getattr(target.memory, part) for target in made.targets]
-        if any(sizes):
-            table.add_row(label, *(readable(size) if size else "-" for size in sizes))
+        if any(size > 0 for size in sizes):  # the proof may need less than a step
+            table.add_row(label, *(readable(size) if size > 0 else "-" for size in sizes))
     return table
 
 
