@@ -11,7 +11,7 @@ import pytest
 from glmtune.chat import open_session
 from glmtune.conversation import Conversation, Message
 from glmtune.demo.folder import prepare
-from glmtune.demo.fractions import HELD_OUT, TRAIN, to_json
+from glmtune.demo.fractions import GAUGE, GENERAL, HELD_OUT, TRAIN, to_json
 from glmtune.demo.fractions import rows as make_rows
 from glmtune.demo.score import MAX_NEW_TOKENS, Question, answer, count_right
 from glmtune.errors import OutputError
@@ -28,7 +28,7 @@ def asked(row: dict[str, str]) -> tuple[str, str]:
 
 
 def test_the_rows_are_alpaca_rows_with_answers() -> None:
-    for path in (TRAIN, HELD_OUT):
+    for path in (TRAIN, HELD_OUT, GENERAL, GAUGE):
         for row in rows(path):
             assert set(row) == {"instruction", "input", "output"}
             assert row["instruction"]
@@ -69,6 +69,15 @@ def test_no_question_is_asked_twice() -> None:
     counts = Counter(asked(row) for path in (TRAIN, HELD_OUT) for row in rows(path))
 
     assert [question for question, count in counts.items() if count > 1] == []
+
+
+def test_what_shows_forgetting_is_not_repeated_and_no_general_row_is_about_fractions() -> None:
+    learned, asked_of_it = rows(GENERAL), rows(GAUGE)
+
+    for key in ("instruction", "output"):
+        assert not {row[key] for row in learned} & {row[key] for row in asked_of_it}
+    said = json.dumps([learned, asked_of_it], ensure_ascii=False)
+    assert not re.search(r"\d/\d|约分|分数|分子|分母", said)
 
 
 def test_a_folder_that_the_demo_did_not_make_is_left_alone(tmp_path: Path) -> None:

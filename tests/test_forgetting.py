@@ -32,10 +32,10 @@ def test_the_loss_on_general_rows_is_a_mean_over_all_their_answers(
     template = template_for(load_tokenizer(str(tiny_model_dir)), layout)
     model = load_model(str(tiny_model_dir), attn_implementation="packed").train()
 
-    loss = general_loss(model, template, CPU)
+    examples = template.encode_batch(list(general_conversations()))
+    loss = general_loss(model, examples, CPU)
 
     assert model.training  # as it was
-    examples = template.encode_batch(list(general_conversations()))
     with torch.no_grad():
         losses = [
             model(torch.tensor([each.input_ids]), labels=torch.tensor([each.labels])).loss.item()
@@ -59,7 +59,7 @@ def test_the_loss_on_general_rows_is_a_mean_over_all_their_answers(
 def test_the_verdict_is_about_the_rise(
     before: float, after: float, verdict: str, told: str
 ) -> None:
-    proof = check_forgetting(before, after, limit=0.5, vocab_size=1000)
+    proof = check_forgetting(before, after, 0.5, num_rows=48, vocab_size=1000)
 
     assert (proof.name, proof.verdict) == (FORGETS, verdict)
     assert told in proof.detail

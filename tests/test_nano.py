@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from glmtune.chat import ChatSession, open_session
 from glmtune.cli.main import app
-from glmtune.demo.fractions import is_held_out
+from glmtune.demo.fractions import GAUGE, GENERAL, is_held_out
 from glmtune.generate import Sampling
 from glmtune.load import NANO, load_config, load_model, locate
 
@@ -119,6 +119,16 @@ def test_pairs_for_a_test_are_told_to_nobody() -> None:
 
     assert len(told) > 1000
     assert not [pair for pair in told if is_held_out(*pair)]
+
+
+def test_the_demos_general_rows_are_some_of_those_that_taught_nano(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    made = script("demo_rows")
+
+    for path, rows in zip((GENERAL, GAUGE), made.choose(), strict=True):
+        assert path.read_text(encoding="utf-8") == made.to_json(rows)
 
 
 def test_a_page_becomes_its_paragraphs_without_what_is_around_them(tmp_path: Path) -> None:

@@ -89,11 +89,13 @@ class DataSection(TextSection):
 
     @property
     def replayed(self) -> "DataSection | None":
-        """The general rows that are mixed in, read like these but for what is their own."""
-        if self.replay is None:
-            return None
+        """The general rows that are mixed in."""
+        return None if self.replay is None else self.with_rows(self.replay.path)
+
+    def with_rows(self, paths: tuple[str, ...]) -> "DataSection":
+        """Other rows, read like these but for what is their own."""
         own = {"eval": (), "eval_fraction": 0.0, "format": None, "columns": {}, "roles": {}}
-        return self.model_copy(update={"train": self.replay.path, "replay": None, **own})
+        return self.model_copy(update={"train": paths, "replay": None, **own})
 
 
 class PeftSection(Section):
@@ -401,6 +403,12 @@ class ChecksSection(Section):
     merged_tolerance: PositiveFloat = 0.05  # of what the adapter changes
     # Nats per token that general rows may become worse; None: they are not looked at.
     forgetting: PositiveFloat | None = 0.5
+    general_rows: tuple[str, ...] = ()  # as data.train; none: the 48 that come with the package
+
+    @field_validator("general_rows", mode="before")
+    @classmethod
+    def _one_is_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 class ObjectiveSection(Section):

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from glmtune.errors import CheckpointError, OutputError, RecipeError, TrainingError
+from glmtune.errors import CheckpointError, DataError, OutputError, RecipeError, TrainingError
 from glmtune.loss import cross_entropy_sum
-from glmtune.proofs import PROOFS, STOPS
+from glmtune.proofs import FORGETS, PROOFS, STOPS
 from glmtune.recipe import Recipe, build_recipe
 from glmtune.train.run import Result, fine_tune
 
@@ -176,6 +176,33 @@ def test_general_rows_are_mixed_in_counted_and_resumed_to_the_same_bytes(
     ]
     fine_tune(recipe_for(tiny_model_dir, rows, without, "data.eval_fraction=0.2"))
     assert weights(without) != weights(whole)
+
+
+def test_forgetting_is_measured_on_rows_of_the_users_own(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, replay: str
+) -> None:
+    own = f"checks.general_rows={tmp_path / 'general.jsonl'}"
+    results = [
+        fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / name, "max_steps=1", *more))
+        for name, more in (("ours", ()), ("own", (own,)))
+    ]
+
+    details = [next(p.detail for p in each.proofs if p.name == FORGETS) for each in results]
+    assert [detail.partition(" after, on ")[2][:15] for detail in details] == [
+        "48 general rows",
+        "20 general rows",
+    ]
+    ours, theirs = (each.base_general_loss for each in results)
+    assert ours is not None
+    assert theirs is not None
+    assert ours != theirs
+    with pytest.raises(DataError, match=r"none\.jsonl"):
+        fine_tune(
+            recipe_for(
+                tiny_model_dir, rows, tmp_path / "no", f"checks.general_rows={tmp_path}/none.jsonl"
+            )
+        )
+    assert not list(tmp_path.glob("no/*.safetensors"))
 
 
 def test_fewer_general_rows_than_asked_for_are_told_and_all_taken(

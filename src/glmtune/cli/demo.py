@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from glmtune.demo.folder import DemoFolder
     from glmtune.demo.score import Question
     from glmtune.generate import Sampling
+    from glmtune.proofs import Proof
     from glmtune.train.run import Result
 
 NUM_STAGES = 5
@@ -74,9 +75,10 @@ def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
             raise typer.Exit(130)
         show_result(console, folder, result)
     with _stage(console, NUM_STAGES, "The tuned model answers the same questions"):
-        tuned = open_session(model, folder.adapter, dtype="float32")
+        tuned = open_session(model, folder.adapter, dtype="float32", sampling=_greedy())
         after = answer(tuned.model, tuned.template, questions)
         show_answers(console, questions, before, after)
+        say(console, HELLO, tuned.stream(HELLO))
     show_next(console, folder, time.perf_counter() - started)
 
 
@@ -119,8 +121,15 @@ def show_rows(console: "Console", folder: "DemoFolder", questions: "Sequence[Que
         console.print(f"  output      {row['output']}\n", style="green", markup=False)
     console.print(
         f"{folder.held_out}: {len(questions)} fractions to ask. This run never sees them, and the "
-        "rows that nano was tuned on have no fractions.\n\nOne row as training sees it:"
+        "rows that nano was tuned on have no fractions."
     )
+    replay, asked = folder.recipe.data.replayed, folder.recipe.checks.general_rows
+    if replay is not None:
+        console.print(
+            f"{', '.join(replay.train)}: what nano knew before, some of it repeated in each epoch. "
+            f"{', '.join(asked)}: other such rows, to see that it is not forgotten."
+        )
+    console.print("\nOne row as training sees it:")
     for seen in see_rows(folder.recipe):
         print_row(seen, console, with_ids=False)
 
@@ -140,6 +149,18 @@ def show_result(console: "Console", folder: "DemoFolder", result: "Result") -> N
         console.print(line, markup=False)
     console.print(f"curve:   {folder.adapter / 'loss.png'}")
     console.print(f"adapter: {weights}, {weights.stat().st_size / 2**20:.1f} MiB")
+    show_proofs(console, folder, result.proofs)
+
+
+def show_proofs(console: "Console", folder: "DemoFolder", proofs: "Sequence[Proof]") -> None:
+    """Say what the run has shown of itself."""
+    passed = sum(proof.verdict == "passed" for proof in proofs)
+    report = folder.adapter / "report.html"
+    console.print(f"proofs:  {passed} of {len(proofs)} passed, {report}")
+    for proof in proofs:
+        if proof.verdict != "passed":
+            told = f"  {proof.verdict}: {proof.name}: {proof.detail}"
+            console.print(told, style="red", markup=False)
 
 
 def draw_curve(values: Sequence[float]) -> Iterator[str]:

@@ -3,6 +3,7 @@
     glmtune-demo/
         demo.json                   says that the folder is the demo's, with checksums of its files
         train.json, held_out.json   the rows
+        general.json, gauge.json    what nano knew before: some is repeated, some only asked
         recipe.yaml                 the run, for `glmtune train`
         adapter/                    what the run leaves
 
@@ -19,7 +20,7 @@ from pathlib import Path
 import yaml
 
 import glmtune
-from glmtune.demo.fractions import HELD_OUT, TRAIN
+from glmtune.demo.fractions import GAUGE, GENERAL, HELD_OUT, TRAIN
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, write_atomically
 from glmtune.recipe import Recipe, load_recipe
@@ -28,6 +29,12 @@ from glmtune.train.output import clear_run
 
 MARK = "demo.json"
 RECIPE = Path(__file__).with_name("recipe.yaml")
+ROWS = {  # by the key of the recipe that names them
+    "data.train": TRAIN,
+    "data.eval": HELD_OUT,
+    "data.replay.path": GENERAL,
+    "checks.general_rows": GAUGE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +74,12 @@ def prepare(folder: Path, overrides: Sequence[str] = ()) -> DemoFolder:
         raise OutputError(explain_write_error(folder, error)) from error
     _mark(folder, {})  # while files change, none is vouched for
     write_atomically(folder / ".gitignore", "*\n")
-    for path, source in ((demo.train, TRAIN), (demo.held_out, HELD_OUT)):
+    rows = [folder / source.name for source in ROWS.values()]
+    for path, source in zip(rows, ROWS.values(), strict=True):
         write_atomically(path, source.read_text(encoding="utf-8"))
     write_atomically(demo.recipe_file, _in_short(demo.recipe))
     clear_run(demo.adapter)
-    files = (demo.train, demo.held_out, demo.recipe_file)
+    files = (*rows, demo.recipe_file)
     made = {str(path.relative_to(folder)): _digest(path.read_bytes()) for path in files}
     made[f"{demo.adapter.name}/{RUN_RECIPE}"] = _digest(demo.recipe.to_yaml().encode())
     _mark(folder, made)
@@ -80,15 +88,13 @@ def prepare(folder: Path, overrides: Sequence[str] = ()) -> DemoFolder:
 
 def _plan(folder: Path, overrides: Sequence[str]) -> DemoFolder:
     """Say where everything goes, and write nothing."""
-    places = {
-        "data.train": folder / "train.json",
-        "data.eval": folder / "held_out.json",
-        "output.dir": folder / "adapter",
-    }
+    adapter = folder / "adapter"
+    places = {key: folder / source.name for key, source in ROWS.items()} | {"output.dir": adapter}
     given = [f"{key}={json.dumps(str(path))}" for key, path in places.items()]
     recipe = load_recipe(RECIPE, [*given, *overrides])
-    train, held_out, adapter = places.values()
-    return DemoFolder(train, held_out, folder / "recipe.yaml", recipe, adapter)
+    return DemoFolder(
+        places["data.train"], places["data.eval"], folder / "recipe.yaml", recipe, adapter
+    )
 
 
 def _in_short(recipe: Recipe) -> str:

@@ -23,6 +23,9 @@ from zlib import crc32
 
 TRAIN = Path(__file__).with_name("train.json")
 HELD_OUT = Path(__file__).with_name("held_out.json")
+# What nano was taught before, by recipes/nano/demo_rows.py: to repeat, and to ask.
+GENERAL = Path(__file__).with_name("general.json")
+GAUGE = Path(__file__).with_name("gauge.json")
 
 LARGEST = 99  # numerator and denominator,
 LARGEST_RESULT = 20  # and those of the result,

@@ -231,10 +231,11 @@ def _check_forgetting(run: Run, limit: float, model: Any, step: int) -> Proof:
     """Score the general rows again, and note it in the metrics once."""
     before = run.base_general_loss
     assert before is not None
-    after = general_loss(model, run.template, model.device)
+    after = general_loss(model, run.general, model.device)
     if not any(METRIC in line for line in read_metrics(run.metrics.path)):
         run.metrics.write({"step": step, METRIC: after, f"base_{METRIC}": before})
-    return check_forgetting(before, after, limit, model.config.vocab_size)
+    sizes = {"num_rows": len(run.general), "vocab_size": model.config.vocab_size}
+    return check_forgetting(before, after, limit, **sizes)
 
 
 def write_run_report(

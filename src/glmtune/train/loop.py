@@ -41,7 +41,7 @@ from glmtune.loss import NextToken, Objective
 from glmtune.metrics import MetricsFile, peak_memory_bytes
 from glmtune.proofs import Answer
 from glmtune.recipe import ChecksSection, TrainingSection
-from glmtune.template import Template
+from glmtune.template import Example, Template
 from glmtune.train.checkpoint import (
     TrainerState,
     prune_checkpoints,
@@ -75,7 +75,8 @@ class Run:
         model: what is tuned, as accelerate prepared it.
         start: its trained tensors as they were before the first step.
         base_answers: what the base answered to the sample prompts, before anything changed.
-        base_general_loss: of the base on general rows; None where nobody measured it.
+        general: rows that show what is forgotten, encoded.
+        base_general_loss: of the base on them; None where nobody measured it.
         examples, lengths: encoded rows and their numbers of tokens.
         eval_rows: held-out rows among `examples`, or of `eval_examples` when that is given.
         origin: where a row came from, "file:line".
@@ -113,6 +114,7 @@ class Run:
     judges: Mapping[str, Judge] = field(default_factory=lambda: {"": Judge()})
     start: Mapping[str, alive.Start] = field(default_factory=dict)
     base_answers: Sequence[Answer] = ()
+    general: Sequence[Example] = ()
     base_general_loss: float | None = None
 
 

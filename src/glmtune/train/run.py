@@ -26,7 +26,7 @@ from glmtune.data.lint import lint_data
 from glmtune.data.pairs import encode_pairs, pack_pairs
 from glmtune.errors import CheckpointError, DataError, RecipeError, TrainingError
 from glmtune.files import write_atomically
-from glmtune.forgetting import METRIC, general_loss
+from glmtune.forgetting import METRIC, general_conversations, general_loss
 from glmtune.load import (
     Quantization,
     check_quantization,
@@ -46,7 +46,6 @@ from glmtune.preference import Preference
 from glmtune.proofs import Answer, Prompt, Proof, answer_all, answer_limit
 from glmtune.recipe import (
     AdapterSection,
-    ChecksSection,
     DataSection,
     FreezeSection,
     FullSection,
@@ -56,7 +55,7 @@ from glmtune.recipe import (
     RunRecipe,
     TrainingSection,
 )
-from glmtune.template import Template, template_for
+from glmtune.template import Example, Template, template_for
 from glmtune.train.checkpoint import (
     TrainerState,
     check_identity,
@@ -136,6 +135,7 @@ def fine_tune(
     with accelerator.local_main_process_first():  # the others read what it has encoded
         examples, eval_examples, rows, eval_rows = load_data(recipe, template, output)
         replay = load_replay(recipe, template, output)
+        general = load_general(recipe, template, output)
     prompts = choose_prompts(
         *((eval_examples, eval_rows) if eval_rows else (examples, rows)),
         recipe.checks,
@@ -150,7 +150,7 @@ def fine_tune(
         is_asked = False  # it lies in main memory, and would take long
     asked = prompts[: SAMPLED_PROMPTS * is_asked]
     limit = answer_limit(prompts, recipe.checks.max_new_tokens)
-    base_answers, base_general_loss = ask_base(model, template, asked, limit, recipe.checks)
+    base_answers, base_general_loss = ask_base(model, template, asked, limit, general)
     return carry_out(
         recipe,
         Ingredients(
@@ -164,6 +164,7 @@ def fine_tune(
             findings,
             prompts,
             base_answers=base_answers,
+            general=general,
             base_general_loss=base_general_loss,
             replay=replay,
             make=make,
@@ -177,7 +178,11 @@ def fine_tune(
 
 
 def ask_base(
-    model: Any, template: Template, prompts: Sequence[Prompt], limit: int, checks: ChecksSection
+    model: Any,
+    template: Template,
+    prompts: Sequence[Prompt],
+    limit: int,
+    general: Sequence[Example],
 ) -> tuple[Sequence[Answer], float | None]:
     """Let the base answer, and measure it on general rows, before anything changes.
 
@@ -188,9 +193,7 @@ def ask_base(
         return (), None
     try:
         answers = answer_all(model, template, prompts, limit)
-        if checks.forgetting is None:
-            return answers, None
-        return answers, general_loss(model, template, model.device)
+        return answers, general_loss(model, general, model.device) if general else None
     except (CheckpointError, TrainingError) as error:
         logger.warning("the base cannot answer: %s", error)
         return (), None
@@ -207,7 +210,8 @@ class Ingredients:
         findings: of lint; None when it did not look.
         prompts: to ask at the end; none where nothing is learned that answers.
         base_answers: to the first of them.
-        base_general_loss: of the base on general rows, in nats per token.
+        general: rows that show what is forgotten, encoded.
+        base_general_loss: of the base on them, in nats per token.
         make: what the model sees of rows in a step.
         judges: the ways to see the held-out rows, by name.
         replay: general rows to mix in.
@@ -224,6 +228,7 @@ class Ingredients:
     findings: tuple[dict[str, Any], ...] | None = None
     prompts: Sequence[Prompt] = ()
     base_answers: Sequence[Answer] = ()
+    general: Sequence[Example] = ()
     base_general_loss: float | None = None
     make: MakeMicroBatch = rows_as_they_are
     judges: Mapping[str, Judge] = field(default_factory=lambda: {"": Judge()})
@@ -340,6 +345,7 @@ def carry_out(
         eval_objective=given.objective or NextToken(loss),
         start=start,
         base_answers=given.base_answers,
+        general=given.general,
         base_general_loss=given.base_general_loss,
         make=given.make,
         judges=given.judges,
@@ -520,6 +526,19 @@ def load_replay(recipe: Recipe, template: Template, output: Path) -> EncodedData
     replay = encode_data(section.train, template, encode_options(section), quarantine=quarantine)
     logger.info("general rows to mix in: %s", replay.report)
     return replay
+
+
+def load_general(recipe: Recipe, template: Template, output: Path) -> Sequence[Example]:
+    """Encode the rows that show what is forgotten; none where nobody asks."""
+    if recipe.checks.forgetting is None:
+        return ()
+    if not recipe.checks.general_rows:
+        return template.encode_batch(list(general_conversations()))
+    section = recipe.data.with_rows(recipe.checks.general_rows)
+    quarantine = output / "bad_general_rows.jsonl"
+    rows = encode_data(section.train, template, encode_options(section), quarantine=quarantine)
+    logger.info("general rows to show what is forgotten: %s", rows.report)
+    return list(rows)
 
 
 def lint(recipe: Recipe, template: Template) -> tuple[dict[str, Any], ...] | None:
