@@ -202,13 +202,14 @@ def measure(quick: bool) -> list[Figure]:
     if importlib.util.find_spec("trl"):
         steps["TRL, packed"] = (tuned, by_trl(tuned))
     blocks = {id(model): blocks_of(model) for model in (tuned, mine)}
-    rate = product_rates(["bfloat16"])["bfloat16"]
+    rates: list[float] = []
     num_rows, turns = (8, 1) if quick else (16, 3)
     taken: dict[tuple[str, int], list[float]] = {}
     for turn in range(-1, turns):  # the first one warms up
         rows = rows_of(2 if turn < 0 else num_rows, seed=turn + 1)
         tokens = sum(len(row.input_ids) for row in rows)
         for layers in SLICES:
+            rates.append(product_rates(["bfloat16"])["bfloat16"])
             for name, (model, step) in steps.items():
                 show_layers(model, blocks[id(model)], layers)
                 per_token = step(rows) / tokens
@@ -221,7 +222,7 @@ def measure(quick: bool) -> list[Figure]:
         Figure(
             "bf16 step", f"{layers} layers" + ", extrapolated" * (layers == WHOLE), "tokens/s",
             1 / medians["ours", layers], 1 / medians[peer, layers], peer,
-            floor=rate * 1e9 / work_per_token(layers),
+            floor=statistics.median(rates) * 1e9 / work_per_token(layers),
             goal=1.6 if (layers, peer) == (WHOLE, "Trainer, padded") else None,
         )
         for peer in list(steps)[1:]

@@ -8,11 +8,13 @@ was split into micro-batches: an answer of one token weighs a quarter of an answ
     predicts    .  C  D           logits, (2, vocab), are ever computed
 
 Where a model hands out what its output layer scores, as ChatGLM does, only a chunk of the logits
-exists at a time: its gradient is made beside its loss, and the chunk is dropped.
+exists at a time: its gradient is made beside its loss, and the chunk is dropped. A chunk has the
+rows that make a product fast; its loss is summed in float32 a few rows at a time, which stay in the
+cache of the processor.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,7 +26,8 @@ from torch.nn import functional as F
 from glmtune.data.batches import MicroBatch
 from glmtune.template import IGNORE
 
-CHUNK_LOGITS = 2**22  # that exist at a time: 64 positions of ChatGLM's vocabulary
+CHUNK_LOGITS = 2**24  # that exist at a time: 258 positions of ChatGLM's vocabulary
+PIECE_LOGITS = 2**20  # of them in float32
 CHUNK_ROWS = 128  # where the width of the output layer is not known
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -76,16 +79,15 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, targets: Tensor, output_layer: nn.Module, loss: LossFunction
     ) -> Tensor:
-        rows = chunk_rows(output_layer)
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden)
-        for start in range(0, len(hidden), rows):
-            part = slice(start, start + rows)
+        for part in _chunks(len(hidden), output_layer):
             with torch.enable_grad():
                 chunk = hidden[part].detach().requires_grad_()
-                nats = loss(output_layer(chunk), targets[part])
-                (gradient[part],) = torch.autograd.grad(nats, chunk)
-            total += nats.detach()
+                logits = output_layer(chunk)
+            of_logits = torch.empty_like(logits)
+            total += _sum_by_pieces(logits.detach(), targets[part], loss, of_logits)
+            (gradient[part],) = torch.autograd.grad(logits, chunk, of_logits)
         ctx.save_for_backward(gradient)
         return total
 
@@ -96,8 +98,34 @@ class _ChunkedLoss(torch.autograd.Function):
         return gradient * grads[0], None, None, None  # a float32 factor, rounded once
 
 
+def _chunks(number: int, output_layer: nn.Module) -> Iterator[slice]:
+    """Cut so many positions into as few chunks as may be, all of about one length.
+
+    A rest of a few rows would cost a product nearly what a whole chunk does.
+    """
+    count = -(-number // chunk_rows(output_layer))
+    return (slice(number * i // count, number * (i + 1) // count) for i in range(count))
+
+
+def _sum_by_pieces(
+    logits: Tensor, targets: Tensor, loss: LossFunction, gradient: Tensor | None = None
+) -> Tensor:
+    """Sum the loss a few rows at a time, and fill in its gradient with respect to the logits."""
+    rows = max(1, PIECE_LOGITS // max(logits.size(-1), 1))
+    total = logits.new_zeros((), dtype=torch.float32)
+    for start in range(0, len(logits), rows):
+        piece = slice(start, start + rows)
+        with torch.set_grad_enabled(gradient is not None):
+            scores = logits[piece].requires_grad_(gradient is not None)
+            nats = loss(scores, targets[piece])
+        if gradient is not None:
+            (gradient[piece],) = torch.autograd.grad(nats, scores)
+        total += nats.detach()
+    return total
+
+
 def chunk_rows(output_layer: nn.Module) -> int:
-    """How many positions are scored at a time."""
+    """How many positions are scored at a time, at most."""
     vocab = getattr(output_layer, "out_features", None)  # every kind of linear layer says it
     return max(1, CHUNK_LOGITS // vocab) if isinstance(vocab, int) else CHUNK_ROWS
 
@@ -119,9 +147,11 @@ def loss_by_chunks(
     if learns and hidden.requires_grad:
         total: Tensor = _ChunkedLoss.apply(hidden, targets, output_layer, loss)  # type: ignore[no-untyped-call]
         return total
-    rows = chunk_rows(output_layer)
-    parts = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
-    return torch.stack([loss(output_layer(chunk), of_it) for chunk, of_it in parts]).sum()
+    sums = [
+        _sum_by_pieces(output_layer(hidden[part]), targets[part], loss)
+        for part in _chunks(len(hidden), output_layer)
+    ]
+    return torch.stack(sums).sum()
 
 
 def labels_of_next(labels: Tensor) -> Tensor:

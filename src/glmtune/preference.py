@@ -133,7 +133,7 @@ def sequence_logps(model: Any, part: MicroBatch) -> Tensor:
 
 def _logps_by_chunks(hidden: Tensor, output_layer: nn.Module, targets: Tensor) -> Tensor:
     """Score a chunk at a time; in the backward pass each is scored again."""
-    rows = chunk_rows(output_layer)
+    rows = max(1, chunk_rows(output_layer) // 4)  # all of a chunk's logits become float32 here
 
     def logps(chunk: Tensor, of_it: Tensor) -> Tensor:
         return _logps(output_layer(chunk), of_it)

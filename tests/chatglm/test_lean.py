@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from glmtune.chatglm import lean
 from glmtune.chatglm.lean import rms_norm, swiglu
 
 
@@ -14,34 +15,38 @@ def test_swiglu_has_the_values_and_gradients_of_the_plain_expression_bit_for_bit
     plain = fused.detach().clone().requires_grad_()
     grad = torch.randn(2, 5, 6, dtype=dtype)
 
-    lean = swiglu(fused)
-    lean.backward(grad)
+    found = swiglu(fused)
+    found.backward(grad)
     gate, up = plain.chunk(2, dim=-1)
     expected = F.silu(gate) * up
     expected.backward(grad)
 
-    torch.testing.assert_close(lean, expected, atol=0, rtol=0)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
     torch.testing.assert_close(fused.grad, plain.grad, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("is_trained", [False, True])
-def test_the_norm_has_the_values_and_gradients_of_torchs_bit_for_bit(is_trained: bool) -> None:
+def test_the_norm_has_the_values_of_torchs_bit_for_bit_and_its_gradients_rounded_once(
+    is_trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lean, "PIECE", 36)  # 3 rows of 12 at a time, and one left over
     torch.manual_seed(0)
     x = torch.randn(2, 5, 12, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.rand(12, dtype=torch.bfloat16).requires_grad_(is_trained)
     grad = torch.randn(2, 5, 12, dtype=torch.bfloat16)
     wanted = (x, weight) if is_trained else (x,)
 
-    lean = rms_norm(x, weight, 1e-5)
-    plain = torch.nn.functional.rms_norm(x, weight.shape, weight, 1e-5)
+    found = lean.rms_norm(x, weight, 1e-5)
+    plain = F.rms_norm(x, weight.shape, weight, 1e-5)
+    exact = F.rms_norm(x.double(), weight.shape, weight.double(), 1e-5)
 
-    torch.testing.assert_close(lean, plain, atol=0, rtol=0)
-    for found, expected in zip(
-        torch.autograd.grad(lean, wanted, grad),
-        torch.autograd.grad(plain, wanted, grad),
+    torch.testing.assert_close(found, plain, atol=0, rtol=0)
+    for of_it, expected in zip(
+        torch.autograd.grad(found, wanted, grad),
+        torch.autograd.grad(exact, wanted, grad.double()),
         strict=True,
     ):
-        torch.testing.assert_close(found, expected, atol=0, rtol=0)
+        torch.testing.assert_close(of_it, expected, atol=1e-6, rtol=2**-8)
 
 
 def test_the_norm_keeps_no_copy_of_its_input() -> None:
