@@ -291,7 +291,8 @@ def _stream(
 def score_answer(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
     """Score the tokens of an answer in one pass without a cache; float32, (answer, vocab)."""
     input_ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
-    output = model(input_ids=input_ids, use_cache=False, logits_to_keep=len(answer))
+    last = torch.arange(-len(answer), 0, device=model.device)  # of a slice torch copies the weight
+    output = model(input_ids=input_ids, use_cache=False, logits_to_keep=last)
     return output.logits[0].float()  # type: ignore[no-any-return]
 
 

@@ -665,8 +665,9 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         if score is not None:
             return CausalLMOutputWithPast(loss=score(hidden_states, self.transformer.output_layer))
-        # For a slice of several rows torch would copy a half-precision weight once per row.
-        logits = self.transformer.output_layer(hidden_states.contiguous())
+        # For a slice, even of one row, torch would copy a half-precision weight once per row.
+        flat = hidden_states.flatten(0, -2)  # (positions, hidden)
+        logits = self.transformer.output_layer(flat).unflatten(0, hidden_states.shape[:-1])
         loss = None
         if labels is not None:
             loss = self.loss_function(
