@@ -50,6 +50,7 @@ from glmtune.report.facts import ReportFacts
 from glmtune.report.page import write_report
 from glmtune.report.tokens import show_row
 from glmtune.template import IGNORE, Example, Template
+from glmtune.train import heap
 from glmtune.train.loop import Run
 from glmtune.train.output import publish
 
@@ -90,6 +91,8 @@ def finish(run: Run, recipe: RunRecipe, tokenizer: Any, prompts: Sequence[Prompt
         CheckpointError: the best checkpoint is gone.
         OutputError: something could not be written.
     """
+    run.optimizer.zero_grad(set_to_none=True)
+    heap.give_back()
     # Without autocast, as everybody will use what is published.
     model = run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
     checks = recipe.checks

@@ -42,6 +42,7 @@ from glmtune.metrics import MetricsFile, peak_memory_bytes
 from glmtune.proofs import Answer
 from glmtune.recipe import ChecksSection, TrainingSection
 from glmtune.template import Example, Template
+from glmtune.train import heap
 from glmtune.train.checkpoint import (
     TrainerState,
     prune_checkpoints,
@@ -157,6 +158,7 @@ def optimizer_step(
         if _any_process(accelerator, should_stop()):
             run.optimizer.zero_grad(set_to_none=True)
             raise Interrupted
+        began = time.perf_counter()
         on_device = part.to(accelerator.device)
         is_last = index + 1 == len(batch.micro_batches)
         with _sync_gradients(accelerator, model, is_last):
@@ -167,6 +169,9 @@ def optimizer_step(
             # Gradients are averaged over processes, but this loss is to be summed over them.
             accelerator.backward(loss * (share * accelerator.num_processes))
         loss_sum += loss.item()
+        del loss
+        if time.perf_counter() - began > heap.SLOW:
+            heap.give_back()
     if run.state.step == 0:
         alive.check_gradients(run.accelerator.unwrap_model(model))
     grad_norm = _clip(run, batch)

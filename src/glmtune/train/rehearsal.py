@@ -19,6 +19,7 @@ from glmtune.data.packing import group_rows
 from glmtune.errors import TrainingError
 from glmtune.metrics import peak_memory_bytes
 from glmtune.report.page import duration
+from glmtune.train import heap
 from glmtune.train.checkpoint import random_state, restore_random_state
 from glmtune.train.loop import Run
 
@@ -36,6 +37,7 @@ def rehearse(run: Run, learned: Sequence[int], eval_learned: Sequence[int]) -> N
         TrainingError: there is not enough memory; says for how many tokens.
     """
     rng = random_state()
+    heap.give_back()  # what loading and the answers of the base have left
     packs = [
         pack
         for step in range(run.state.step, run.num_steps)
@@ -68,6 +70,7 @@ def rehearse(run: Run, learned: Sequence[int], eval_learned: Sequence[int]) -> N
         )
     for is_training in (True, False):
         run.objective.measured(is_training=is_training)  # and forget it
+    heap.give_back()
     restore_random_state(rng)
 
 
