@@ -62,6 +62,8 @@ def test_a_value_that_does_not_fit_is_named_with_its_key() -> None:
         build_recipe(SMALLEST, ["adapter.r=0"])
     with pytest.raises(RecipeError, match=r"data\.overlong is 'cut'"):
         build_recipe(SMALLEST, ["data.overlong=cut"])
+    with pytest.raises(RecipeError, match=r"data\.eval is null.* Leave the key out"):
+        build_recipe(SMALLEST, ["data.eval=null"])
 
 
 def test_a_missing_key_says_how_to_give_it() -> None:

@@ -895,5 +895,7 @@ def _explain(error: ValidationError, source: str, kind: type[RunRecipe]) -> Iter
             yield f"{source}: adapter.method is {given!r}.{why}"
         elif problem["type"] == "value_error" and len(path) < 2:
             yield f"{source}: {problem['ctx']['error']}."
+        elif problem["input"] is None:
+            yield f"{source}: {where} is null, which is no value of it. Leave the key out."
         else:
             yield f"{source}: {where} is {problem['input']!r}: {problem['msg'].lower()}."
