@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import glmtune.attention  # noqa: F401
 from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
@@ -101,3 +108,65 @@ def test_it_generates_as_sdpa_does(family: str) -> None:
     model.set_attn_implementation("packed")
 
     assert packed.tolist() == plain.tolist()
+
+
+# ---- a window -------------------------------------------------------------------------------
+
+
+def windowed(family: str, attention: str) -> Any:
+    """A model whose tokens see four, themselves included: in every layer, or in one of two."""
+    shape: dict[str, Any] = {
+        "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 4,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    if family == "mistral":
+        model: Any = MistralForCausalLM._from_config(
+            MistralConfig(**shape), attn_implementation=attention
+        )
+    else:
+        config = Qwen2Config(
+            **shape, use_sliding_window=True, layer_types=["full_attention", "sliding_attention"]
+        )
+        model = Qwen2ForCausalLM._from_config(config, attn_implementation=attention)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2)
+    return model.train()
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2"])
+def test_a_window_shorter_than_a_row_is_kept_in_a_pack(family: str) -> None:
+    examples = examples_of([9, 3, 12], seed=2)
+    alone = [pad_examples([example], pad_id=0) for example in examples]
+    ours, theirs = windowed(family, "packed"), windowed(family, "eager")
+
+    packed = loss_and_gradients(ours, pack_examples(examples, range(3)))
+    expected = sum(next_token_loss(theirs, row) for row in alone)
+    expected.backward()  # type: ignore[union-attr]
+
+    torch.testing.assert_close(packed[0], expected, atol=1e-4, rtol=1e-5)
+    for found, parameter in zip(packed[1], theirs.parameters(), strict=True):
+        torch.testing.assert_close(found, parameter.grad, atol=1e-4, rtol=1e-4)
+    ours.config.sliding_window = theirs.config.sliding_window = 400
+    wide = loss_and_gradients(ours, pack_examples(examples, range(3)))
+    assert (wide[0] - packed[0]).abs() > 1e-3  # the window decides something here
+
+
+def test_a_window_is_kept_while_an_answer_is_written() -> None:
+    prompt = torch.arange(1, 15)[None]
+    ours, theirs = windowed("mistral", "packed").eval(), windowed("mistral", "eager").eval()
+
+    with torch.no_grad():
+        torch.testing.assert_close(
+            ours(input_ids=prompt).logits, theirs(input_ids=prompt).logits, atol=1e-4, rtol=1e-4
+        )
+
+
+def test_a_window_and_virtual_tokens_are_refused_together() -> None:
+    model = windowed("mistral", "packed")
+    pack_of_two = pack_examples(examples_of([9, 7], seed=1), range(2))
+    virtual = [(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8))] * 2
+
+    with pytest.raises(ValueError, match="a sliding window has no place"):
+        model(**pack_of_two.inputs(), virtual_tokens=virtual)

@@ -252,6 +252,15 @@ def test_another_family_of_transformers_loads_too(tmp_path: Path) -> None:
     assert type(load_model(tmp_path)) is LlamaForCausalLM
 
 
+def test_a_family_that_caps_its_scores_is_refused_before_weights_are_read(tmp_path: Path) -> None:
+    from transformers import Gemma2Config
+
+    Gemma2Config().save_pretrained(tmp_path)  # there are no weights to read
+
+    with pytest.raises(CheckpointError, match="'gemma2' does more to its attention scores"):
+        load_model(tmp_path, attn_implementation="packed")
+
+
 def test_a_hub_id_loads_without_network_when_it_is_cached(folder: Path, tmp_path: Path) -> None:
     revision = "0123456789012345678901234567890123456789"
     repository = tmp_path / "hub" / "models--someone--tiny-chatglm"

@@ -28,6 +28,10 @@ each example, and all of its tokens see them:
        v v         x
        v v         x x
 
+Where a family lets a token see only so many before it (a sliding window, chunks), transformers
+makes the mask of the whole pack as soon as that is longer, and each example attends by its own
+block of it.
+
 Registered with transformers as `packed`, so a model of any family takes it by
 `attn_implementation="packed"`. Without `cu_seq_lens_q` (in generation, or for padded batches)
 it is transformers' own `sdpa`. On a GPU `flash_attention_2` reads the same argument.
@@ -65,7 +69,8 @@ def packed_attention(
         module: the attention layer.
         query: (1, heads, seq, head_dim) for a pack.
         key, value: (1, kv_heads, seq, head_dim); each serves heads / kv_heads query heads.
-        attention_mask: None for a pack.
+        attention_mask: None for a pack, or (1, 1, seq, seq), whether a token may attend to another,
+            where a token does not see all that is before it.
         dropout: probability of dropping an attention weight.
         scaling: multiplies the scores.
         cu_seq_lens_q: int32, (examples + 1,): where examples begin, and the end.
@@ -87,6 +92,10 @@ def packed_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return output, None
+    if attention_mask is not None and (prefix_lengths is not None or virtual_tokens is not None):
+        raise ValueError("a sliding window has no place for prefix_lengths and virtual_tokens")
+    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+        raise ValueError("scores that are capped, and sinks, are not there for packs")
     lengths = cu_seq_lens_q.diff().tolist()
     prefixes = [0] * len(lengths) if prefix_lengths is None else prefix_lengths.tolist()
     parts = [torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)]
@@ -106,6 +115,11 @@ def packed_attention(
             may_attend[:, : number + prefix] = True
             keys, values = (torch.cat(both, dim=2) for both in zip(first, (k, v), strict=True))
             outputs.append(attend(q, keys, values, attn_mask=may_attend))
+            continue
+        if attention_mask is not None:
+            start = sum(output.shape[1] for output in outputs)
+            block = slice(start, start + q.shape[2])
+            outputs.append(attend(q, k, v, attn_mask=attention_mask[:, :, block, block]))
             continue
         if prefix <= 1:  # one token sees itself, either way
             outputs.append(attend(q, k, v, is_causal=True))
@@ -136,13 +150,26 @@ def spell_out(cu_seq_lens: Tensor, prefix_lengths: Tensor) -> Tensor:
 
 
 def packed_mask(
-    *, attention_mask: Tensor | None = None, q_length: int, kv_length: int, **kwargs: Any
+    *,
+    attention_mask: Tensor | None = None,
+    q_length: int,
+    kv_length: int,
+    local_size: int | None = None,
+    **kwargs: Any,
 ) -> Tensor | None:
-    """No mask for what is causal by itself; else what `sdpa` would get."""
-    if attention_mask is None and q_length == kv_length:
+    """No mask for what is causal by itself; else what `sdpa` would get.
+
+    `local_size` is how many tokens one sees at most, itself included; None is all before it.
+    """
+    sees_all = local_size is None or q_length <= local_size
+    if attention_mask is None and q_length == kv_length and sees_all:
         return None
     return sdpa_mask(
-        attention_mask=attention_mask, q_length=q_length, kv_length=kv_length, **kwargs
+        attention_mask=attention_mask,
+        q_length=q_length,
+        kv_length=kv_length,
+        local_size=local_size,
+        **kwargs,
     )
 
 

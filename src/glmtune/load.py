@@ -153,6 +153,7 @@ def load_model(
     if device_map == "meta":
         return load_shapes(name, dtype=dtype, attn_implementation=attn_implementation)
     config = load_config(name)
+    _check_attention(name, config, attn_implementation)
     asked, name = os.fspath(name), _checked_name(name)
     read: Any = AutoModelForCausalLM.from_pretrained
     try:
@@ -439,6 +440,26 @@ def weight_files(folder: Path) -> list[Path]:
             content = loads((folder / index).read_text(encoding="utf-8"))
             return [folder / name for name in sorted(set(content.get("weight_map", {}).values()))]
     return []
+
+
+def _check_attention(name: str | Path, config: Any, attn_implementation: str) -> None:
+    """Refuse attention over packs for a family whose scores are more than products.
+
+    It is torch's product, example by example, so it fits wherever transformers' sdpa does.
+
+    Raises:
+        CheckpointError: the family caps its scores (Gemma 2), or has sinks (gpt-oss).
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    known: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+    family = known.get(type(config), None)
+    if attn_implementation == "packed" and not getattr(family, "_supports_sdpa", True):
+        raise CheckpointError(
+            f"{name}: a model of type {config.model_type!r} does more to its attention scores than "
+            "sdpa can (it caps them, or has sinks), so it cannot be tuned here by packs. On a GPU, "
+            "model.attn_implementation=flash_attention_2 may know of it."
+        )
 
 
 def _damaged_file(folder: Path) -> str | None:

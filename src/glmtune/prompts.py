@@ -94,7 +94,10 @@ def check_fits(section: PromptSection, config: Any) -> None:
             f"{section.method} would put others. Use adapter.method=ptuning_v2 to go on with it."
         )
     layers = getattr(config, "layer_types", None) or ()
-    if not keeps_rows(config) or "sliding_attention" in layers:
+    has_window = (
+        getattr(config, "sliding_window", None) is not None or "sliding_attention" in layers
+    )
+    if not keeps_rows(config) or has_window:
         raise RecipeError(
             f"adapter.method={section.method} puts virtual tokens before every text, and layers of "
             f"a model of type {config.model_type!r} would not see them. Use adapter.method=lora."
