@@ -85,8 +85,10 @@ class _ChunkedLoss(torch.autograd.Function):
             with torch.enable_grad():
                 chunk = hidden[part].detach().requires_grad_()
                 logits = output_layer(chunk)
-            of_logits = torch.empty_like(logits)
-            total += _sum_by_pieces(logits.detach(), targets[part], loss, of_logits)
+            of_logits = (
+                logits.detach()
+            )  # in the same place; a linear layer does not look at it again
+            total += _sum_by_pieces(of_logits, targets[part], loss, becomes_gradient=True)
             (gradient[part],) = torch.autograd.grad(logits, chunk, of_logits)
         ctx.save_for_backward(gradient)
         return total
@@ -108,18 +110,18 @@ def _chunks(number: int, output_layer: nn.Module) -> Iterator[slice]:
 
 
 def _sum_by_pieces(
-    logits: Tensor, targets: Tensor, loss: LossFunction, gradient: Tensor | None = None
+    logits: Tensor, targets: Tensor, loss: LossFunction, *, becomes_gradient: bool = False
 ) -> Tensor:
-    """Sum the loss a few rows at a time, and fill in its gradient with respect to the logits."""
+    """Sum the loss a few rows at a time, and write its gradient over the logits if asked."""
     rows = max(1, PIECE_LOGITS // max(logits.size(-1), 1))
     total = logits.new_zeros((), dtype=torch.float32)
     for start in range(0, len(logits), rows):
         piece = slice(start, start + rows)
-        with torch.set_grad_enabled(gradient is not None):
-            scores = logits[piece].requires_grad_(gradient is not None)
+        with torch.set_grad_enabled(becomes_gradient):
+            scores = logits[piece].requires_grad_(becomes_gradient)
             nats = loss(scores, targets[piece])
-        if gradient is not None:
-            (gradient[piece],) = torch.autograd.grad(nats, scores)
+        if becomes_gradient:
+            (logits[piece],) = torch.autograd.grad(nats, scores)
         total += nats.detach()
     return total
 
