@@ -1,17 +1,21 @@
 """Every way of tuning on the demo's model and rows, as one table: what each costs and gives.
 
-    python -m benchmarks.methods                 all of them
-    python -m benchmarks.methods lora full       some
+    python -m benchmarks.methods                     what an epoch of each gives
+    python -m benchmarks.methods --speed             what each takes, over 12 steps
+    python -m benchmarks.methods [--speed] lora full     some
 
-Each is a run of `glmtune train` in a process of its own. The base is nano, a thousandth of
-ChatGLM3-6B: the order is that of this task and this base, not of every one.
+Each is a run of `glmtune train` in a process of its own. Only the second needs a machine that does
+nothing else. The base is nano, a thousandth of ChatGLM3-6B: the order is that of this task, this
+base and one epoch, not of every one.
 """
 
+import argparse
 import json
 import re
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 ALL = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 LORA = {"r": 64, "lora_alpha": 64, "use_rslora": True, "target_modules": ALL}
@@ -46,13 +50,13 @@ from glmtune.demo.score import answer, count_right, read_questions
 from glmtune.metrics import read_metrics
 from glmtune.train.run import fine_tune
 
-section, rate, folder = json.loads(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+section, folder, changes = json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
 demo = prepare(folder)
 from glmtune.recipe import build_recipe
 tree = demo.recipe.model_dump(mode="json") | {"adapter": section}
 recipe = build_recipe(tree, [
-    f"learning_rate={rate}", "num_train_epochs=8", "eval_strategy=epoch", "logging_steps=1",
-    "checks.stop_prompts=0", "checks.max_new_tokens=1", "lint.before_training=false",
+    "logging_steps=1", "checks.stop_prompts=0", "checks.max_new_tokens=1",
+    "checks.forgetting=null", "lint.before_training=false", *changes,
 ])
 try:
     fine_tune(recipe)
@@ -60,11 +64,15 @@ try:
 except Exception as error:
     failed = str(error)
 lines = read_metrics(demo.adapter / "metrics.jsonl")
+evaluated = [line["eval_loss"] for line in lines if "eval_loss" in line]
+right = None
+if evaluated:
+    is_whole = (demo.adapter / "config.json").exists()
+    session = open_session(*((str(demo.adapter),) if is_whole else ("nano", demo.adapter)))
+    questions = read_questions(demo.held_out)
+    answers = answer(session.model, session.template, questions)
+    right = count_right(questions, answers) / len(questions)
 report = json.loads((demo.adapter / "report.json").read_text())["facts"]
-is_whole = (demo.adapter / "config.json").exists()
-session = open_session(*((str(demo.adapter),) if is_whole else ("nano", demo.adapter)))
-questions = read_questions(demo.held_out)
-answers = answer(session.model, session.template, questions)
 speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
 print("RESULT" + json.dumps({
     "failed": failed,
@@ -72,18 +80,25 @@ print("RESULT" + json.dumps({
     "bytes": sum(f.stat().st_size for f in demo.adapter.glob("*model*.*")),
     "peak": max(line.get("peak_memory_bytes", 0) for line in lines),
     "speed": statistics.median(speeds),
-    "eval_loss": [line["eval_loss"] for line in lines if "eval_loss" in line][-1],
-    "right": count_right(questions, answers) / len(questions),
+    "eval_loss": evaluated[-1] if evaluated else None,
+    "right": right,
 }))
 """
 
 
-def run(name: str) -> dict[str, object]:
+WHAT = {  # what is to be seen -> changes of the recipe
+    "speed": ["max_steps=12", "eval_strategy=no"],
+    "result": ["num_train_epochs=1", "eval_strategy=epoch"],
+}
+
+
+def run(name: str, what: str) -> dict[str, float]:
     """Train by one method in a process of its own, and give what came of it."""
     section, rate = METHODS[name]
+    changes = [f"learning_rate={rate}", *WHAT[what]]
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
-            [sys.executable, "-c", RUN, json.dumps(section), str(rate), f"{folder}/demo"],
+            [sys.executable, "-c", RUN, json.dumps(section), f"{folder}/demo", *changes],
             capture_output=True,
             text=True,
             check=False,
@@ -91,34 +106,41 @@ def run(name: str) -> dict[str, object]:
     found = re.search(r"^RESULT(.*)$", done.stdout, re.MULTILINE)
     if found is None:
         raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
-    result: dict[str, object] = json.loads(found[1])
-    if result["failed"]:
-        raise RuntimeError(f"{name}: {result['failed']}")
+    result: dict[str, Any] = json.loads(found[1])
+    if failed := result.pop("failed"):
+        raise RuntimeError(f"{name}: {failed}")
     return result
-
-
-def row(name: str, r: dict[str, object]) -> str:
-    """Write one line of the table."""
-    numbers = {key: float(str(value)) for key, value in r.items() if key != "failed"}
-    return (
-        f"| {name} | {METHODS[name][1]:g} | {numbers['trainable']:,.0f} "
-        f"| {numbers['bytes'] / 2**20:.2f} MiB | {numbers['peak'] / 2**20:,.0f} MiB "
-        f"| {numbers['speed']:,.0f} | {numbers['eval_loss']:.3f} | {numbers['right']:.0%} |"
-    )
-
-
-HEADER = (
-    "| method | learning rate | trained numbers | file | peak memory | tokens/s | held-out loss "
-    "| right answers |\n| --- | --- | --- | --- | --- | --- | --- | --- |"
-)
 
 
 def main() -> None:
     """Run all methods, or those named, and print the table."""
-    chosen = sys.argv[1:] or list(METHODS)
-    print(HEADER)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--speed", action="store_true", help="tokens/s and memory, by 12 steps")
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=", ".join(METHODS))
+    arguments = parser.parse_args()
+    for name in arguments.methods:
+        if name not in METHODS:
+            parser.error(f"{name!r} is none of {', '.join(METHODS)}")
+    chosen = arguments.methods or list(METHODS)
+    if arguments.speed:
+        print("| method | tokens/s | peak memory |\n| --- | --- | --- |")
+    else:
+        print(
+            "| method | learning rate | trained numbers | file | held-out loss | right answers |\n"
+            "| --- | --- | --- | --- | --- | --- |"
+        )
     for name in chosen:
-        print(row(name, run(name)), flush=True)
+        r = run(name, "speed" if arguments.speed else "result")
+        if arguments.speed:
+            cells = [f"{r['speed']:,.0f}", f"{r['peak'] / 2**20:,.0f} MiB"]
+        else:
+            cells = [
+                f"{METHODS[name][1]:g}",
+                f"{r['trainable']:,}",
+                f"{r['bytes'] / 2**20:.2f} MiB",
+            ]
+            cells += [f"{r['eval_loss']:.3f}", f"{r['right']:.0%}"]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
