@@ -4,9 +4,12 @@ import gzip
 import hashlib
 import importlib.util
 import json
+import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 from math import gcd
 from pathlib import Path
 from types import ModuleType
@@ -69,6 +72,21 @@ def test_nano_is_a_name_wherever_a_folder_is(tmp_path: Path) -> None:
     ):
         result = CliRunner().invoke(app, list(arguments))
         assert result.exit_code == 0, result.output
+
+
+def test_a_log_has_no_progress_bars(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([{"instruction": "你好", "input": "", "output": "你好！"}]))
+    command = ("predict", str(rows), "--model", NANO, "--output", str(tmp_path / "answers.jsonl"))
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_DISABLE_PROGRESS_BARS"}
+
+    result = subprocess.run(
+        [sys.executable, "-m", "glmtune", *command],
+        capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+
+    assert (tmp_path / "answers.jsonl").is_file()
+    assert "%|" not in result.stderr
 
 
 def test_a_model_of_the_users_own_goes_before_the_one_of_its_name(

@@ -96,6 +96,8 @@ def _format_warning(message: Warning | str, *_: object, **__: object) -> str:
 
 def run() -> None:
     """Run the command line and leave the process."""
+    if not sys.stderr.isatty():  # progress bars are noise in a log
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except GlmtuneError as error:
