@@ -86,6 +86,23 @@ def test_two_processes_learn_what_one_learns(recipe: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["null", "fsdp2"])
+def test_a_process_that_never_gets_a_row_keeps_the_others_company(
+    recipe: Path, tmp_path: Path, sharding: str
+) -> None:
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps(ROWS[:1], ensure_ascii=False), encoding="utf-8")  # held out too
+
+    one = train(str(recipe), f"output.dir={tmp_path / 'one'}")
+    two = train(str(recipe), "--nproc", "2", f"training.sharding={sharding}")
+
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    for mine, theirs in zip(measured(tmp_path / "one"), measured(tmp_path / "two"), strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-4)
+
+
+@pytest.mark.slow
 def test_two_processes_resume_where_they_stopped(recipe: Path, tmp_path: Path) -> None:
     general = tmp_path / "general.jsonl"
     general.write_text('{"prompt": "一加一", "response": "二。"}\n' * 3, encoding="utf-8")

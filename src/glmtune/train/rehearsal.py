@@ -44,6 +44,8 @@ def rehearse(run: Run, learned: Sequence[int], eval_learned: Sequence[int]) -> N
         for pack in run.plan.micro_batch_rows(step, run.lengths)
         if pack
     ]
+    if not packs and run.state.step < run.num_steps:  # the others have some, and all must meet
+        packs = [run.plan.step_rows(run.state.step)[:1]]
     eval_packs = group_rows(run.eval_rows, run.eval_lengths, run.plan.max_tokens)
     if eval_packs:
         pack = heaviest(eval_packs, run.eval_lengths, eval_learned)
