@@ -330,3 +330,35 @@ def test_losses_without_a_reference_train_every_weight(
     losses = [line.get("loss") for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     measured = [loss for loss in losses if loss is not None]
     assert measured[-1] < measured[0]
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"method": "ia3"},
+        {"method": "vera", "r": 16},
+        {"method": "oft", "oft_block_size": 16},
+        {"use_dora": True, "r": 4},
+        {"method": "qlora", "r": 4},
+    ],
+    ids=lambda section: "-".join(str(value) for value in section.values()),
+)
+@pytest.mark.slow
+def test_other_methods_learn_to_prefer_and_come_back_the_same(
+    tree: dict[str, Any], caplog: pytest.LogCaptureFixture, section: dict[str, Any]
+) -> None:
+    if section.get("method") == "qlora":
+        pytest.importorskip("bitsandbytes")
+    caplog.set_level(logging.INFO, logger="glmtune")
+    tree["adapter"] = section
+
+    fine_tune(build_recipe(tree, ["learning_rate=2e-2", "max_steps=4", "save_strategy=no"]))
+
+    losses = [
+        line["loss"]
+        for line in read_metrics(Path(tree["output"]["dir"]) / "metrics.jsonl")
+        if "loss" in line
+    ]
+    assert losses[0] == pytest.approx(0.6931, abs=1e-2)  # a new adapter is its base
+    assert losses[-1] < losses[0]
+    assert "proof: reloaded from disk it is the same: passed" in caplog.text
