@@ -6,7 +6,7 @@ keeps the C library from shrinking its heap:
     pack 1    [aaaa][bbbb]g                     g: a gradient, which stays
     pack 2     ..........g[aaaaa][bbbbb]        too long for what is free before it
 
-Without this a run holds, after some packs, half as much again as its heaviest pack needs.
+Without this a run holds more after every few packs; docs/performance.md has what was measured.
 """
 
 import ctypes
