@@ -91,7 +91,7 @@ def finish(run: Run, recipe: RunRecipe, tokenizer: Any, prompts: Sequence[Prompt
         CheckpointError: the best checkpoint is gone.
         OutputError: something could not be written.
     """
-    run.optimizer.zero_grad(set_to_none=True)
+    run.model.zero_grad(set_to_none=True)
     heap.give_back()
     # Without autocast, as everybody will use what is published.
     model = run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
