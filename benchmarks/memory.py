@@ -5,8 +5,9 @@
 Forward and backward in bfloat16, LoRA r 8 on query_key_value, random weights at full width.
 
 Memory is the most that tensors hold beyond what was there before, added up from the allocations
-that torch's profiler sees: exact, and the same in every run. 28 layers are extrapolated. The peer
-is the padded batch of 2 rows that a Trainer would take, per real token, all logits at once.
+that torch's profiler sees: nothing is sampled, and runs differ by 2 %. 28 layers are extrapolated.
+The peer is the padded batch of 2 rows that a Trainer would take, per real token, all logits at
+once.
 
 Growth is one row of so many tokens (short ones are packed to 512) through 2 layers. Its floor is
 the products and the causal attention alone, at the product rate of this run, so that a share that
