@@ -19,7 +19,7 @@ from glmtune.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
 from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.errors import CheckpointError
 from glmtune.load import (
-    _fast_cpu_dtypes,
+    fast_cpu_dtypes,
     load_config,
     load_frozen_model,
     load_model,
@@ -290,7 +290,7 @@ def test_a_dtype_that_the_cpu_lacks_is_kept_in_memory_and_computed_in_float32(
     folder: Path, dtype: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     stored = getattr(torch, dtype)
-    able = _fast_cpu_dtypes()
+    able = fast_cpu_dtypes()
     if stored in able or torch.bfloat16 in able:
         pytest.skip(f"this CPU has arithmetic for {dtype}, or for bfloat16 in its place")
 
@@ -305,7 +305,7 @@ def test_a_dtype_that_the_cpu_lacks_is_kept_in_memory_and_computed_in_float32(
 def test_float16_becomes_bfloat16_where_the_cpu_has_only_that(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    able = _fast_cpu_dtypes()
+    able = fast_cpu_dtypes()
     if torch.bfloat16 not in able or torch.float16 in able:
         pytest.skip("this CPU has no arithmetic for bfloat16, or has it for float16 too")
 

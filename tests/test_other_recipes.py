@@ -146,6 +146,20 @@ def test_a_recipe_of_llama_factory_means_the_same(tmp_path: Path) -> None:
     assert [line for line in converted.left_out if not line.startswith("cutting")] == []
 
 
+def test_float16_is_of_the_frozen_base_or_of_the_arithmetic(tmp_path: Path) -> None:
+    register = {"identity": {"file_name": "identity.json"}, "wiki": {"file_name": "wiki.json"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(register), encoding="utf-8")
+    tree = {key: value for key, value in LLAMA_FACTORY.items() if key != "bf16"} | {"fp16": True}
+
+    lora = convert_recipe(write(tmp_path, tree), data_dir=tmp_path)
+    full = convert_recipe(write(tmp_path, tree | {"finetuning_type": "full"}), data_dir=tmp_path)
+
+    assert lora.sections["model"]["dtype"] == "float16"
+    assert "fp16" not in lora.sections["training"]
+    assert full.sections["training"]["fp16"] is True
+    assert "dtype" not in full.sections["model"]
+
+
 def test_preferences_of_llama_factory_come_along(tmp_path: Path) -> None:
     register = {"identity": {"file_name": "pairs.json", "ranking": True}}
     (tmp_path / "dataset_info.json").write_text(json.dumps(register), encoding="utf-8")

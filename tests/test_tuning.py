@@ -388,7 +388,7 @@ def packed_base(
     folder: Path, quantization: Quantization, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> Any:
     """A packed model on a CPU that computes in `dtype`, whatever this one can do."""
-    monkeypatch.setattr(load, "_fast_cpu_dtypes", lambda: {torch.float32, dtype})
+    monkeypatch.setattr(load, "fast_cpu_dtypes", lambda: {torch.float32, dtype})
     return load.load_frozen_model(
         folder,
         dtype="bfloat16",

@@ -133,6 +133,13 @@ def widen(model: nn.Module) -> None:
     model.requires_grad_(False)
 
 
+def computes_in(model: Any) -> torch.dtype:
+    """Give the dtype of a model's activations where no autocast changes it."""
+    embeddings = model.get_input_embeddings()
+    dtype: torch.dtype = embeddings.weight.dtype
+    return torch.float32 if isinstance(embeddings, WideEmbedding) else dtype
+
+
 def _wide_twin(module: nn.Module) -> nn.Module | None:
     """The layer that takes the place of `module` and shares its tensors."""
     wide: nn.Module

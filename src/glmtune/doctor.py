@@ -742,9 +742,9 @@ def _num_cores() -> int:
 
 
 def _native_dtypes() -> tuple[str, ...]:
-    from glmtune.load import _fast_cpu_dtypes
+    from glmtune.load import fast_cpu_dtypes
 
-    return tuple(sorted(str(dtype).removeprefix("torch.") for dtype in _fast_cpu_dtypes()))
+    return tuple(sorted(str(dtype).removeprefix("torch.") for dtype in fast_cpu_dtypes()))
 
 
 def _gpus() -> tuple[Gpu, ...]:
@@ -918,7 +918,7 @@ def _about_speed(machine: Machine) -> Iterator[Advice]:
         if not gpu.has_bfloat16:
             yield Advice(
                 f"{gpu.name} has no bfloat16.",
-                "Set model.dtype=float16 and training.bf16=false.",
+                "Set model.dtype=float16; to train the weights themselves, training.fp16=true.",
                 stops=False,
             )
     threads = machine.environment.get("OMP_NUM_THREADS", "")

@@ -192,6 +192,7 @@ def load_frozen_model(
     device_map: Any = None,
     attn_implementation: str = "sdpa",
     quantization: "Quantization | None" = None,
+    may_emulate: bool = False,
 ) -> "PreTrainedModel":
     """Read a model to use as it is or under an adapter, so that it computes at full speed.
 
@@ -209,6 +210,7 @@ def load_frozen_model(
         attn_implementation: a name that transformers knows.
         quantization: how linear layers are packed; embeddings, norms and the output layer are
             left as they are.
+        may_emulate: keep to a dtype that this CPU emulates all the same.
 
     Raises:
         CheckpointError: as for `load_model`.
@@ -222,8 +224,10 @@ def load_frozen_model(
     wanted: Any = (
         getattr(torch, dtype) if dtype != "auto" else load_config(name).dtype or torch.float32
     )
-    slow = wanted if device.type == "cpu" and wanted not in _fast_cpu_dtypes() else None
-    if slow == torch.float16 and torch.bfloat16 in _fast_cpu_dtypes():
+    slow = wanted if device.type == "cpu" and wanted not in fast_cpu_dtypes() else None
+    if may_emulate:
+        slow = None
+    if slow == torch.float16 and torch.bfloat16 in fast_cpu_dtypes():
         logger.warning("this CPU has no arithmetic for float16: using bfloat16 instead")
         wanted, slow = torch.bfloat16, None
     compute_dtype = torch.float32 if slow else wanted
@@ -338,7 +342,7 @@ def _let_go_of_files(model: "PreTrainedModel") -> None:
             tensor.data = tensor.data.clone()
 
 
-def _fast_cpu_dtypes() -> "set[torch.dtype]":
+def fast_cpu_dtypes() -> "set[torch.dtype]":
     """Give the dtypes that this CPU multiplies natively; only x86 is known to lack some."""
     import torch
 

@@ -3,9 +3,9 @@
 Every line of `metrics.jsonl` has `step` (optimizer steps done) and some of: `loss` (nats per
 learned token, the mean since the line before), `eval_loss` (nats per learned token),
 `learning_rate`, `grad_norm` (before clipping), `tokens_per_second` (real tokens, padding not
-counted), `epoch`, `peak_memory_bytes`, `replayed_rows` (general rows so far). The last has
-`general_loss` and `base_general_loss`, nats per token of general rows after and before. A value
-that is not finite is never written as a number.
+counted), `epoch`, `peak_memory_bytes`, `replayed_rows` (general rows so far), and in float16
+`loss_scale` and `skipped_steps` (so far). The last has `general_loss` and `base_general_loss`, nats
+per token of general rows after and before. A value that is not finite is never written as a number.
 """
 
 import json

@@ -331,7 +331,7 @@ def _take_precision(result: Converted, given: dict[str, Any]) -> None:
             result.sections["model"]["dtype"] = "bfloat16"
     if given.pop("fp16", False):
         if trains_weights:
-            result.left_out.append("fp16: training.bf16=true is what there is, or float32")
+            result.sections["training"]["fp16"] = True
         else:
             result.sections["model"]["dtype"] = "float16"
 

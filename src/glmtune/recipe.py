@@ -366,6 +366,7 @@ class TrainingSection(Section):
     neftune_noise_alpha: PositiveFloat | None = None  # noise on the vectors of tokens; 5 is usual
     gradient_checkpointing: bool = False
     bf16: bool = False  # autocast over a float32 base
+    fp16: bool = False  # the same in float16, with a scaled loss
     sharding: Literal["fsdp2"] | None = None  # deal the weights out among processes
     seed: NonNegativeInt = 42
     logging_steps: PositiveInt = 10
@@ -377,6 +378,20 @@ class TrainingSection(Section):
     load_best_model_at_end: bool = True  # where there is an evaluation
     early_stopping_patience: PositiveInt | None = None  # evaluations without a better loss
     use_cpu: bool = False
+
+    @property
+    def autocast(self) -> Literal["bfloat16", "float16"] | None:
+        """Which half precision products are computed in; None is that of the weights."""
+        return "bfloat16" if self.bf16 else "float16" if self.fp16 else None
+
+    @model_validator(mode="after")
+    def _one_precision(self) -> "TrainingSection":
+        if self.bf16 and self.fp16:
+            raise ValueError(
+                "training.bf16 and training.fp16 are both true. Keep bf16 where the device has "
+                "bfloat16, and fp16 elsewhere"
+            )
+        return self
 
     @field_validator("eval_strategy", "save_strategy", mode="before")
     @classmethod
@@ -392,6 +407,7 @@ class ChecksSection(Section):
     smallest_batch: PositiveInt = 4  # rows of a step
     most_epochs: PositiveFloat = 20
     exploding_gradient: PositiveFloat = 10.0  # times the median norm of the last 50 steps
+    smallest_loss_scale: PositiveFloat = 1.0  # in float16; below it the run stops
     rising_loss: PositiveFloat = 1.5  # times the best mean of 10 steps
     worse_evaluations: PositiveInt = 2  # since the best one
     # Answer two prompts every so many steps; None: at evaluations, 0: never.

@@ -40,6 +40,7 @@ from glmtune.recipe import (
     Recipe,
     build_recipe,
 )
+from glmtune.train.precision import autocast
 from glmtune.whole import decoder_layers
 
 CUDA_BYTES = 2**29  # what CUDA itself takes of a GPU; a usual figure, not measured here
@@ -329,7 +330,7 @@ def _seconds(model: Any, recipe: Recipe, batch: MicroBatch, seconds: float) -> f
     started, best = time.perf_counter(), float("inf")
     while best == float("inf") or time.perf_counter() - started < seconds:
         begun = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.training.bf16):
+        with autocast(recipe.training, device):
             loss = next_token_loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         loss.item()  # waits for a GPU

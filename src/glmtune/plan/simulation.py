@@ -35,6 +35,7 @@ from glmtune.recipe import (
     Recipe,
 )
 from glmtune.train.optimizer import make_optimizer
+from glmtune.train.precision import autocast
 from glmtune.train.run import load_base
 from glmtune.whole import decoder_layers
 
@@ -151,7 +152,7 @@ def _simulate(base: Any, recipe: Recipe, batch: MicroBatch, proof: MicroBatch) -
         optimizer.zero_grad()  # each pack begins without
     del gradients
     with tally:
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.training.bf16):
+        with autocast(recipe.training, torch.device("cpu")):
             loss = next_token_loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         del loss

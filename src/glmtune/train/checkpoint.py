@@ -4,6 +4,7 @@
         adapter_config.json, adapter_model.safetensors, ...   usable as an adapter, or as a
                                                               model where that is what is trained
         optimizer.pt, scheduler.pt, rng_state.pth             the last for every process
+        scaler.pt                                             where the loss is scaled
         trainer_state.json                                    steps done, best evaluation
         checksums.json                                        sha256 of every other file
 
@@ -48,6 +49,7 @@ class TrainerState:
         identity: what must not change between a run and its resumption, by name.
         loss_sum, learned_tokens: since the last line of metrics.
         replayed_rows: general rows that were mixed in so far.
+        skipped_steps: that changed nothing, since a gradient did not fit float16.
     """
 
     step: int = 0
@@ -58,6 +60,7 @@ class TrainerState:
     best_step: int | None = None
     evaluations_without_gain: int = 0
     replayed_rows: int = 0
+    skipped_steps: int = 0
 
 
 def random_state() -> dict[str, Any]:
@@ -82,6 +85,7 @@ def save_checkpoint(
     model: Any,
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
+    scaler: torch.amp.GradScaler,
     state: TrainerState,
     rng: Sequence[Mapping[str, Any]],
     template: Template,
@@ -91,7 +95,7 @@ def save_checkpoint(
 
     Args:
         output: where the run writes.
-        model, optimizer, scheduler, state: of the run.
+        model, optimizer, scheduler, scaler, state: of the run.
         rng: the random state of every process.
         template: of the prompts.
         gathered: the tensors of model and optimizer, where they are dealt out.
@@ -105,6 +109,8 @@ def save_checkpoint(
         tuning.save(model, partial, template, tensors)
         torch.save(adam, partial / "optimizer.pt")
         torch.save(scheduler.state_dict(), partial / "scheduler.pt")
+        if scaler.is_enabled():
+            torch.save(scaler.state_dict(), partial / "scaler.pt")
         torch.save([dict(state) for state in rng], partial / "rng_state.pth")
         (partial / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
         (partial / CHECKSUMS).write_text(json.dumps(_checksums(partial), indent=2), "utf-8")
@@ -193,14 +199,20 @@ def check_identity(state: TrainerState, identity: Mapping[str, str], folder: Pat
 
 
 def restore_checkpoint(
-    folder: Path, optimizer: torch.optim.Optimizer, scheduler: Any, process_index: int = 0
+    folder: Path,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    scaler: torch.amp.GradScaler,
+    process_index: int = 0,
 ) -> None:
-    """Put optimizer, learning rate and random generators back as they were.
+    """Put optimizer, learning rate, loss scale and random generators back as they were.
 
     The weights are put back before, by `tuning.restore`, while the model is still whole.
     """
     load_optimizer(optimizer, torch.load(folder / "optimizer.pt", weights_only=True))
     scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
+    if scaler.is_enabled():
+        scaler.load_state_dict(torch.load(folder / "scaler.pt", weights_only=True))
     states = torch.load(folder / "rng_state.pth", weights_only=True)
     restore_random_state(states[process_index])
 

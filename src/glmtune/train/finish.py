@@ -93,8 +93,7 @@ def finish(run: Run, recipe: RunRecipe, tokenizer: Any, prompts: Sequence[Prompt
     """
     run.model.zero_grad(set_to_none=True)
     heap.give_back()
-    # Without autocast, as everybody will use what is published.
-    model = run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
+    model = run.accelerator.unwrap_model(run.model)
     checks = recipe.checks
     step = take_best(run, recipe, model)
     proofs: list[Proof] = []

@@ -7,7 +7,8 @@ A step learns a fixed set of rows, split into micro-batches that fit in memory:
     clip the gradient's norm, step the optimizer, step the learning rate
 
 A loss or a gradient that is not finite stops the run before it touches a weight, with the
-rows and the first module at fault. An interrupt (Ctrl-C, SIGTERM) gives the unfinished step
+rows and the first module at fault; in float16 a gradient may overflow, and the step is skipped
+(`train/precision.py`). An interrupt (Ctrl-C, SIGTERM) gives the unfinished step
 up, saves a checkpoint of the last finished one and leaves.
 """
 
@@ -16,7 +17,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -82,6 +83,8 @@ class Run:
         eval_rows: held-out rows among `examples`, or of `eval_examples` when that is given.
         origin: where a row came from, "file:line".
         num_steps: optimizer steps of the whole run.
+        scaler: of the loss, where it goes back through float16.
+        autocast: in which the model goes forward.
         show_samples: answers a few prompts into the log.
         objective, eval_objective: what each step makes smaller, and what held-out rows are judged
             by.
@@ -109,6 +112,8 @@ class Run:
     metrics: MetricsFile
     watch: Watch
     show_samples: Callable[[], None]
+    scaler: torch.amp.GradScaler
+    autocast: Callable[[], AbstractContextManager[Any]]
     objective: Objective = field(default_factory=NextToken)
     eval_objective: Objective = field(default_factory=NextToken)
     make: MakeMicroBatch = rows_as_they_are
@@ -127,7 +132,7 @@ class StepResult:
         loss_sum: in nats, over this step's learned tokens, on all processes.
         learned_tokens: their number.
         tokens: real tokens, padding not counted.
-        grad_norm: the gradient's 2-norm before clipping.
+        grad_norm: the gradient's 2-norm before clipping; not finite where the step was skipped.
         learning_rate: of this step.
     """
 
@@ -162,22 +167,23 @@ def optimizer_step(
         on_device = part.to(accelerator.device)
         is_last = index + 1 == len(batch.micro_batches)
         with _sync_gradients(accelerator, model, is_last):
-            loss = run.objective.loss(model, on_device)
+            with run.autocast():
+                loss = run.objective.loss(model, on_device)
             if not loss.isfinite():
                 _explain_loss(run, on_device, loss.item())
             share = _share(run.section, count, learned, num_parts)
             # Gradients are averaged over processes, but this loss is to be summed over them.
-            accelerator.backward(loss * (share * accelerator.num_processes))
+            summed = loss * (share * accelerator.num_processes)
+            accelerator.backward(run.scaler.scale(summed))
         loss_sum += loss.item()
-        del loss
+        del loss, summed
         if time.perf_counter() - began > heap.SLOW:
             heap.give_back()
     if run.state.step == 0:
         alive.check_gradients(run.accelerator.unwrap_model(model))
     grad_norm = _clip(run, batch)
     learning_rate = float(run.scheduler.get_last_lr()[0])
-    run.optimizer.step()
-    run.scheduler.step()
+    _change_weights(run, batch)
     return StepResult(
         loss_sum=_sum_over_processes(accelerator, loss_sum),
         learned_tokens=int(learned),
@@ -217,11 +223,12 @@ def _any_process(accelerator: Any, said: bool) -> bool:
 
 
 def _clip(run: Run, batch: Batch) -> float:
+    run.scaler.unscale_(run.optimizer)
     parameters = [p for p in run.model.parameters() if p.requires_grad]
     limit = run.section.max_grad_norm
     norm = run.accelerator.clip_grad_norm_(parameters, limit if limit is not None else math.inf)
     value = float(norm)
-    if not math.isfinite(value):
+    if not math.isfinite(value) and not run.scaler.is_enabled():
         names = [
             name
             for name, p in run.model.named_parameters()
@@ -236,6 +243,32 @@ def _clip(run: Run, batch: Batch) -> float:
     return value
 
 
+def _change_weights(run: Run, batch: Batch) -> None:
+    """Step the optimizer and the learning rate; neither where a scaled gradient overflowed."""
+    before = run.scaler.get_scale()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    scale = run.scaler.get_scale()
+    if scale >= before:
+        run.scheduler.step()
+        return
+    state = run.state
+    state.skipped_steps += 1
+    step = state.step + 1
+    if scale < run.checks.smallest_loss_scale:
+        raise TrainingError(
+            f"step {step}: a gradient is not finite in float16, though the loss is scaled by no "
+            f"more than {before:g} after {state.skipped_steps} skipped steps. "
+            f"Rows: {_origins(run, batch.rows)}. This step changed no weight. "
+            "Use bfloat16 or float32 in place of float16, or lower training.learning_rate."
+        )
+    logger.info(
+        "step %d: a gradient did not fit float16, so no weight was changed and the loss is "
+        "scaled by %g from now on (skipped steps so far: %d)",
+        *(step, scale, state.skipped_steps),
+    )
+
+
 def _origins(run: Run, rows: Sequence[int]) -> str:
     shown = ", ".join(run.origin(row) for row in rows[:8])
     return shown + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
@@ -245,7 +278,8 @@ def _explain_loss(run: Run, micro_batch: MicroBatch, loss: float) -> None:
     if is_sharded(run.model):  # and the others are not here to go forward again
         culprit = "not looked for, since training.sharding is on"
     else:
-        culprit = first_nonfinite_module(run.accelerator.unwrap_model(run.model), micro_batch)
+        model = run.accelerator.unwrap_model(run.model)
+        culprit = first_nonfinite_module(model, micro_batch, run.autocast)
     raise TrainingError(
         f"step {run.state.step + 1}: the loss is {loss}. "
         f"First module with an output that is not finite: {culprit}. "
@@ -256,7 +290,11 @@ def _explain_loss(run: Run, micro_batch: MicroBatch, loss: float) -> None:
 
 
 @torch.no_grad()
-def first_nonfinite_module(model: nn.Module, micro_batch: MicroBatch) -> str:
+def first_nonfinite_module(
+    model: nn.Module,
+    micro_batch: MicroBatch,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> str:
     """Run a micro-batch again and name the innermost module that first leaves the numbers.
 
     Returns:
@@ -280,7 +318,8 @@ def first_nonfinite_module(model: nn.Module, micro_batch: MicroBatch) -> str:
 
     hooks = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if n]
     try:
-        model(**micro_batch.inputs(), use_cache=False)
+        with autocast():
+            model(**micro_batch.inputs(), use_cache=False)
     finally:
         for handle in hooks:
             handle.remove()
@@ -352,7 +391,8 @@ def _account(run: Run, result: StepResult, window: _Window, bar: Progress) -> No
     window.tokens += result.tokens
     loss = result.loss_sum / max(result.learned_tokens, 1)
     bar.advance(loss, result.tokens)
-    run.watch.step(state.step, loss, result.grad_norm)
+    if math.isfinite(result.grad_norm):  # or the step was skipped, and nothing has changed
+        run.watch.step(state.step, loss, result.grad_norm)
     if state.step % run.section.logging_steps and state.step not in (1, run.num_steps):
         return
     values = {
@@ -367,6 +407,8 @@ def _account(run: Run, result: StepResult, window: _Window, bar: Progress) -> No
     }
     if run.plan.num_replayed:
         values["replayed_rows"] = state.replayed_rows
+    if run.scaler.is_enabled():
+        values |= {"loss_scale": run.scaler.get_scale(), "skipped_steps": state.skipped_steps}
     _report(run, values)
     logger.info(
         "step %d/%d  loss %.4f  lr %.3g  grad norm %.3g  %.0f tokens/s",
@@ -458,18 +500,19 @@ def _measured(run: Run, *, is_training: bool) -> dict[str, float]:
 
 def _judge(run: Run, judge: Judge) -> float:
     accelerator = run.accelerator
-    total, count = held_out_loss(
-        run.model,
-        run.eval_examples,
-        run.eval_rows,
-        max_tokens=run.plan.max_tokens,
-        device=accelerator.device,
-        lengths=run.eval_lengths,
-        objective=run.eval_objective,
-        make=judge.make,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-    )
+    with run.autocast():
+        total, count = held_out_loss(
+            run.model,
+            run.eval_examples,
+            run.eval_rows,
+            max_tokens=run.plan.max_tokens,
+            device=accelerator.device,
+            lengths=run.eval_lengths,
+            objective=run.eval_objective,
+            make=judge.make,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+        )
     return _sum_over_processes(accelerator, total) / _sum_over_processes(accelerator, count)
 
 
@@ -489,8 +532,8 @@ def _save(run: Run, rng: dict[str, Any]) -> None:
         return
     model = run.accelerator.unwrap_model(run.model)
     folder = save_checkpoint(
-        *(run.output, model, run.optimizer, run.scheduler, run.state, states, run.template),
-        gathered,
+        *(run.output, model, run.optimizer, run.scheduler, run.scaler),
+        *(run.state, states, run.template, gathered),
     )
     logger.info("saved %s", folder)
     prune_checkpoints(run.output, run.section.save_total_limit, run.state.best_step)

@@ -82,7 +82,8 @@ def _take(run: Run, examples: Examples, rows: Sequence[int]) -> None:
     model = run.model.train(is_training)
     batch = run.make(examples, rows, 0).to(run.accelerator.device)
     with run.accelerator.no_sync(model):  # other processes have other packs
-        loss = run.objective.loss(model, batch)
+        with run.autocast():
+            loss = run.objective.loss(model, batch)
         if is_training:
             run.accelerator.backward(loss)
     loss.item()  # waits for a GPU

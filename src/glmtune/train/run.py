@@ -6,6 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,7 @@ from glmtune.train.loop import Judge, Run, train
 from glmtune.train.neftune import add_noise
 from glmtune.train.optimizer import make_optimizer, make_scheduler, optimizer_class
 from glmtune.train.output import METRICS, RECIPE, clear_run, prepare_output
+from glmtune.train.precision import autocast, dtype_of_autocast, make_scaler
 from glmtune.train.rehearsal import rehearse
 from glmtune.train.sharding import check_sharding, gather, is_sharded, shard
 from glmtune.train.watch import Watch, proportions
@@ -301,15 +303,16 @@ def carry_out(
         state = saved
         tuning.restore(folder, model)
     if recipe.training.sharding:
-        shard(model, accelerator.device, in_bf16=recipe.training.bf16)
+        shard(model, accelerator.device, dtype_of_autocast(recipe.training))
     if accelerator.process_index:  # each process has its own dropout; all start from one adapter
         seed_everything(recipe.training.seed + accelerator.process_index)
     ratio = getattr(recipe.adapter, "loraplus_lr_ratio", None)
     optimizer: Any = make_optimizer(model, recipe.training, ratio) if is_tuned else None
     scheduler = make_scheduler(optimizer, recipe.training, num_steps) if is_tuned else None
+    scaler = make_scaler(recipe.training, model, accelerator.device)
 
     if folder is not None:
-        restore_checkpoint(folder, optimizer, scheduler, accelerator.process_index)
+        restore_checkpoint(folder, optimizer, scheduler, scaler, accelerator.process_index)
         logger.info("resuming from %s at step %d of %d", folder, state.step, num_steps)
     elif is_main:
         if resume:
@@ -324,6 +327,10 @@ def carry_out(
         model=accelerator.prepare(model) if is_tuned and not is_sharded(model) else model,
         optimizer=optimizer,
         scheduler=scheduler,
+        scaler=scaler,
+        autocast=nullcontext
+        if is_sharded(model)  # which casts by itself
+        else partial(autocast, recipe.training, accelerator.device),
         accelerator=accelerator,
         template=template,
         section=recipe.training,
@@ -402,7 +409,7 @@ def leave_the_others(run: Run) -> None:
 
 
 def make_accelerator(recipe: RunRecipe) -> Any:
-    """Devices, ranks, autocast and trackers.
+    """Devices, ranks and trackers.
 
     Raises:
         RecipeError: a tracker is not known, or not installed.
@@ -423,7 +430,7 @@ def make_accelerator(recipe: RunRecipe) -> Any:
     return Accelerator(
         # Without a GPU accelerate knows of several processes only if told that it is a CPU.
         cpu=recipe.training.use_cpu or not torch.accelerator.is_available(),
-        mixed_precision="bf16" if recipe.training.bf16 else "no",
+        mixed_precision="no",  # train/precision.py has it on a CPU too
         log_with=list(recipe.output.report_to) or None,
         project_dir=str(Path(recipe.output.dir) / "runs"),
     )
@@ -449,6 +456,7 @@ def load_base(recipe: RunRecipe, device: torch.device, device_map: Any = None) -
             compute=section.compute,
             attn_implementation=section.attn_implementation,
             quantization=quantization_of(recipe.adapter),
+            may_emulate=recipe.training.fp16,
         )
     return load_model(
         section.name_or_path,

@@ -33,20 +33,19 @@ def check_sharding(num_processes: int) -> None:
         )
 
 
-def shard(model: Any, device: torch.device, *, in_bf16: bool) -> None:
+def shard(model: Any, device: torch.device, dtype: torch.dtype | None = None) -> None:
     """Deal the weights of a model out, layer by layer; it is moved to `device` as it goes.
 
     Args:
         model: the same on every process.
         device: of this process.
-        in_bf16: compute in bfloat16 with float32 weights.
+        dtype: to compute in, with float32 weights; None is that of the weights.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    dtypes = (torch.bfloat16, torch.float32) if in_bf16 else (None, None)
-    policy = MixedPrecisionPolicy(*dtypes)
+    policy = MixedPrecisionPolicy(dtype, torch.float32 if dtype else None)
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)

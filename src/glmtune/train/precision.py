@@ -1,0 +1,56 @@
+"""Half precision while training: products in it, and a loss that is scaled where it is float16.
+
+bfloat16 reaches as far as float32. float16 ends at 65,504, and below 6e-8 there is nothing, where
+most gradients of a mean loss lie. So the loss is multiplied before the backward pass and the
+gradients of the trained weights, which are float32, are divided after it:
+
+    scale   65536   32768   32768   ...    halved where a gradient overflowed, and that step is
+    step    skipped taken   taken   ...    skipped; doubled after 2,000 steps without
+
+As in transformers' Trainer a skipped step counts as a step and its rows as learned, and the
+learning rate stays where it is. accelerate has no scaler and no float16 on a CPU, so both
+precisions are made here, by torch.
+
+Source: https://arxiv.org/abs/1710.03740; torch.amp.GradScaler.
+"""
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from glmtune.arithmetic import computes_in
+from glmtune.load import fast_cpu_dtypes
+from glmtune.recipe import TrainingSection
+
+logger = logging.getLogger(__name__)
+
+
+def dtype_of_autocast(section: TrainingSection) -> torch.dtype | None:
+    """Give the dtype that products are computed in, where it is not that of the weights."""
+    return getattr(torch, section.autocast) if section.autocast is not None else None
+
+
+def autocast(section: TrainingSection, device: torch.device) -> AbstractContextManager[Any]:
+    """Compute products in half precision for a while, if the section says so."""
+    dtype = dtype_of_autocast(section)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def make_scaler(section: TrainingSection, model: Any, device: torch.device) -> torch.amp.GradScaler:
+    """Scale the loss where gradients pass through float16; elsewhere do nothing to it.
+
+    Args:
+        section: says what products are computed in.
+        model: says what its activations are.
+        device: where it runs.
+    """
+    is_slow = device.type == "cpu" and torch.float16 not in fast_cpu_dtypes()
+    if section.fp16 and is_slow:
+        logger.warning(
+            "this CPU has no arithmetic for float16 and emulates it, many times slower than "
+            "float32; training.bf16=true, or neither, is faster"
+        )
+    is_float16 = section.fp16 or computes_in(model) == torch.float16
+    return torch.amp.GradScaler(device.type, enabled=is_float16)
