@@ -3,14 +3,14 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from glmtune import adapter
+from glmtune import adapter, load
 from glmtune.data.batches import MicroBatch, idle_micro_batch, micro_batch_of
 from glmtune.data.encode import EncodeOptions
 from glmtune.data.formats import convert_pair, detect
@@ -109,6 +109,37 @@ def test_an_untrained_adapter_prefers_nothing(tiny_model_dir: Path) -> None:
     assert loss.item() == pytest.approx(2 * 0.6931472, abs=1e-5)  # log 2 for each of two pairs
     assert objective.count(pairs_of(SIDES)) == 2
     assert objective.measured(is_training=True)["reward_accuracy"] == (0.0, 2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("bits", [None, 4, 8])
+@pytest.mark.parametrize("model", ["tiny_model_dir", "tiny_llama_dir"])
+def test_the_reference_multiplies_as_what_is_trained_does(
+    model: str,
+    bits: Literal[4, 8] | None,
+    dtype: torch.dtype,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if bits is not None:
+        pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(load, "fast_cpu_dtypes", lambda: {torch.float32, dtype})
+    base = load.load_frozen_model(
+        request.getfixturevalue(model),
+        dtype="bfloat16",
+        device=torch.device("cpu"),
+        attn_implementation="packed",
+        quantization=None if bits is None else load.Quantization("bnb", bits),
+    )
+    tuned = adapter.attach(base, LoraSection(r=2, lora_dropout=0.5)).train()
+
+    for sides in (SIDES, SIDES[:2], SIDES[2:]):  # 10, 6 and 4 learned tokens
+        loss = Preference(PreferenceSection()).loss(tuned, pairs_of(sides))
+        assert loss.item() == pytest.approx(len(sides) / 2 * 0.6931472, abs=1e-6)
+
+    loss.backward()
+    assert all(module.training for module in tuned.modules())
+    assert any(p.grad is not None and p.grad.any() for p in tuned.parameters())
 
 
 def test_a_process_without_pairs_adds_nothing(tiny_model_dir: Path) -> None:
@@ -340,6 +371,7 @@ def test_losses_without_a_reference_train_every_weight(
         {"method": "oft", "oft_block_size": 16},
         {"use_dora": True, "r": 4},
         {"method": "qlora", "r": 4},
+        {"method": "qlora", "r": 4, "quantization_bit": 8},
     ],
     ids=lambda section: "-".join(str(value) for value in section.values()),
 )
@@ -359,6 +391,6 @@ def test_other_methods_learn_to_prefer_and_come_back_the_same(
         for line in read_metrics(Path(tree["output"]["dir"]) / "metrics.jsonl")
         if "loss" in line
     ]
-    assert losses[0] == pytest.approx(0.6931, abs=1e-2)  # a new adapter is its base
+    assert losses[0] == pytest.approx(0.69315, abs=1e-4)  # a new adapter is its base
     assert losses[-1] < losses[0]
     assert "proof: reloaded from disk it is the same: passed" in caplog.text

@@ -147,16 +147,24 @@ def _logps(logits: Tensor, targets: Tensor) -> Tensor:
     return -F.cross_entropy(logits.float(), targets, reduction="none")
 
 
-@torch.no_grad()
 def _reference_logps(model: Any, part: MicroBatch) -> Tensor:
-    """Ask the base: the same model, its adapter disabled and its dropout off."""
+    """Ask the base: the same model, its adapter disabled and its dropout off.
+
+    It multiplies as the policy does, or the two would differ before the first step. On a CPU
+    bitsandbytes' layers of 8 bits round their inputs too in evaluation, so they stay in training;
+    and a few rows are multiplied otherwise where gradients are off (`glmtune.arithmetic`), so they
+    stay on: nothing asks for one here.
+    """
     inner = unwrapped(model)
     was_training = inner.training
     inner.eval()
+    for module in inner.modules():
+        if isinstance(module, nn.Linear):
+            module.train(was_training)
     with inner.disable_adapter():
         found = sequence_logps(inner, part)
     inner.train(was_training)
-    return found
+    return found.detach()
 
 
 def _learned(part: MicroBatch) -> tuple[Tensor, Tensor]:
