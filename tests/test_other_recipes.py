@@ -109,9 +109,14 @@ def test_an_official_recipe_without_peft_trains_every_weight(tmp_path: Path) -> 
     tree["training_args"] = OFFICIAL["training_args"] | {"deepspeed": "ds_zero_3.json"}
 
     converted = convert_recipe(write(tmp_path, tree))
+    tree["peft_config"] = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 128}
+    prefix = convert_recipe(write(tmp_path, tree))
 
     assert converted.sections["adapter"] == {"method": "full"}
-    assert "deepspeed: ds_zero_3.json, which has no counterpart here" in converted.left_out
+    assert converted.sections["training"]["deepspeed"] == "ds_zero_3.json"
+    assert "deepspeed" not in prefix.sections["training"]
+    [said] = [line for line in prefix.left_out if line.startswith("deepspeed: ds_zero_3.json. ")]
+    assert "works with adapter.method=lora, full, freeze, and not with ptuning_v2" in said
 
 
 def test_the_official_prefix_tuning_is_p_tuning_v2(tmp_path: Path) -> None:

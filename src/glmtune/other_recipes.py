@@ -112,6 +112,7 @@ def convert_recipe(
         "cutting long rows: those over data.max_length are left out, unless data.overlong says else"
     )
     _drop_what_is_not_taken(result)
+    _drop_deepspeed_where_it_is_refused(result)
     build_recipe(result.sections, source=str(path))
     return result
 
@@ -178,7 +179,7 @@ def _drop_what_is_not_taken(result: Converted) -> None:
         Recipe.model_validate(result.sections)
     except ValidationError as error:
         for problem in error.errors():
-            section, *path = map(str, problem["loc"])
+            section, *path = map(str, problem["loc"] or ("",))  # none: of the recipe as a whole
             if section == "adapter":
                 path = path[1:]  # the method
             values = result.sections.get(section, {})
@@ -186,6 +187,19 @@ def _drop_what_is_not_taken(result: Converted) -> None:
                 value = values.pop(path[0])
                 said = problem["msg"].lower()
                 result.left_out.append(f"{path[0]}: {value}. {section}.{path[0]} takes: {said}")
+
+
+def _drop_deepspeed_where_it_is_refused(result: Converted) -> None:
+    """Leave out DeepSpeed's file where nothing would stand against it but the file."""
+    file = result.sections["training"].get("deepspeed")
+    if file is None:
+        return
+    try:
+        Recipe.model_validate(result.sections)
+    except ValidationError as error:
+        del result.sections["training"]["deepspeed"]
+        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        result.left_out.append(f"deepspeed: {file}. {said}")
 
 
 # ---- the official demo -------------------------------------------------------------------

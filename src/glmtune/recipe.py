@@ -368,6 +368,7 @@ class TrainingSection(Section):
     bf16: bool = False  # autocast over a float32 base
     fp16: bool = False  # the same in float16, with a scaled loss
     sharding: Literal["fsdp2"] | None = None  # deal the weights out among processes
+    deepspeed: str | None = None  # a configuration file of DeepSpeed, to deal out by ZeRO instead
     seed: NonNegativeInt = 42
     logging_steps: PositiveInt = 10
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
@@ -380,9 +381,25 @@ class TrainingSection(Section):
     use_cpu: bool = False
 
     @property
+    def dealt_out(self) -> str | None:
+        """Which key deals out among processes what each would hold."""
+        if self.sharding:
+            return f"sharding={self.sharding}"
+        return "deepspeed" if self.deepspeed else None
+
+    @property
     def autocast(self) -> Literal["bfloat16", "float16"] | None:
         """Which half precision products are computed in; None is that of the weights."""
         return "bfloat16" if self.bf16 else "float16" if self.fp16 else None
+
+    @model_validator(mode="after")
+    def _one_way_to_deal_out(self) -> "TrainingSection":
+        if self.deepspeed and (self.sharding or self.fp16):
+            raise ValueError(
+                "training.deepspeed does not go together with training.sharding, which does the "
+                "same, nor with fp16. Leave one of the two out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_precision(self) -> "TrainingSection":
@@ -559,31 +576,32 @@ class RunRecipe(Section):
                 "adapter.use_dora and adapter.init_lora_weights=pissa or olora need the weights "
                 "in 16 bits, and model.compute=int8 does not keep them. Leave one of the two out"
             )
-        if self.training.sharding and self.model.compute == "int8":
+        dealt_out = self.training.dealt_out
+        if dealt_out and self.model.compute == "int8":
             raise ValueError(
-                "training.sharding=fsdp2 deals out plain weights, and model.compute=int8 packs "
-                "them. Leave one of the two out"
+                f"training.{dealt_out} is for plain weights, and model.compute=int8 packs them. "
+                "Leave one of the two out"
             )
-        if self.training.sharding and self.training.optim != "adamw_torch":
+        if dealt_out and self.training.optim != "adamw_torch":
             raise ValueError(
-                f"training.sharding=fsdp2 and training.optim={self.training.optim} do not go "
-                "together; sharding alone divides what AdamW keeps. Leave one of the two out"
+                f"training.{dealt_out} and training.optim={self.training.optim} do not go "
+                "together; dealing out alone divides what AdamW keeps. Leave one of the two out"
             )
-        if self.training.sharding and type(self.adapter) not in SHARDED:
+        if dealt_out and type(self.adapter) not in SHARDED:
             raise ValueError(
-                "training.sharding=fsdp2 works with adapter.method="
+                f"training.{dealt_out} works with adapter.method="
                 f"{', '.join(kind.model_fields['method'].default for kind in SHARDED)}, and not "
                 f"with {self.adapter.method}. Leave it out"
             )
         if self.training.sharding and self.training.neftune_noise_alpha is not None:
             raise ValueError(
                 "training.neftune_noise_alpha reads the vectors of tokens whole, and "
-                "training.sharding=fsdp2 deals them out. Leave one of the two out"
+                f"training.{dealt_out} deals them out. Leave one of the two out"
             )
         if self.training.sharding and self.checks.sample_steps:
             raise ValueError(
                 "checks.sample_steps lets one process answer in the middle of a run, and with "
-                "training.sharding=fsdp2 none has the whole model. Leave one of the two out"
+                f"training.{dealt_out} none has the whole model. Leave one of the two out"
             )
         if isinstance(self.adapter, NoneSection) and not held_out:
             raise ValueError(
@@ -620,10 +638,10 @@ class Recipe(RunRecipe):
                 f"data.overlong={self.data.overlong} would give the two answers of a pair "
                 "different prompts. Leave it out with preference.stage=dpo"
             )
-        if self.training.sharding or self.data.replay is not None:
+        if self.training.dealt_out or self.data.replay is not None:
             raise ValueError(
-                "training.sharding and data.replay are not there for preference.stage=dpo. "
-                "Leave them out"
+                "training.sharding, training.deepspeed and data.replay are not there for "
+                "preference.stage=dpo. Leave them out"
             )
         if self.training.label_smoothing_factor:
             raise ValueError(
@@ -672,8 +690,10 @@ class PretrainRecipe(RunRecipe):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if self.training.sharding:
-            raise ValueError("training.sharding is not there for pre-training. Leave it out")
+        if self.training.dealt_out:
+            raise ValueError(
+                f"training.{self.training.dealt_out} is not there for pre-training. Leave it out"
+            )
         if self.model.config and not isinstance(self.adapter, FullSection):
             raise ValueError(
                 f"model.config makes a new model, which adapter.method={self.adapter.method} "

@@ -160,10 +160,10 @@ def make_plan(recipe: Recipe, devices: Sequence[str] = ()) -> Plan:
     """
     if isinstance(recipe.adapter, NoneSection):
         raise RecipeError("adapter.method=none trains nothing; plan a run that does.")
-    if recipe.preference.stage == "dpo" or recipe.training.sharding:
+    if recipe.preference.stage == "dpo" or recipe.training.dealt_out:
         raise RecipeError(
             "a plan reckons with whole weights and with answers that are learned: it knows neither "
-            "preference.stage=dpo nor training.sharding yet."
+            "preference.stage=dpo nor training.sharding or deepspeed yet."
         )
     sizes = {device: parse_size(device) for device in devices}
     # Whatever flash attention a GPU uses, it takes the memory of this one.

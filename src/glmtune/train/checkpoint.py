@@ -5,6 +5,7 @@
                                                               model where that is what is trained
         optimizer.pt, scheduler.pt, rng_state.pth             the last for every process
         scaler.pt                                             where the loss is scaled
+        zero/                                                 in place of optimizer.pt, DeepSpeed's
         trainer_state.json                                    steps done, best evaluation
         checksums.json                                        sha256 of every other file
 
@@ -34,8 +35,9 @@ from glmtune.train.sharding import load_optimizer
 
 logger = logging.getLogger(__name__)
 
-Gathered = tuple[Mapping[str, Tensor], dict[str, Any]]
-"""The tensors of a model, and the state of its optimizer, both whole."""
+Gathered = tuple[Mapping[str, Tensor] | None, dict[str, Any] | Path]
+"""The tensors of a model, where it has not all of them itself; and the state of its optimizer, or
+the folder where every process has written its part."""
 
 CHECKSUMS = "checksums.json"
 STATE = "trainer_state.json"
@@ -98,7 +100,7 @@ def save_checkpoint(
         model, optimizer, scheduler, scaler, state: of the run.
         rng: the random state of every process.
         template: of the prompts.
-        gathered: the tensors of model and optimizer, where they are dealt out.
+        gathered: what is dealt out of model and optimizer.
 
     Raises:
         OutputError: it could not be written; earlier checkpoints are unharmed.
@@ -107,7 +109,11 @@ def save_checkpoint(
     with written_folder(folder) as partial:
         tensors, adam = gathered or (None, optimizer.state_dict())
         tuning.save(model, partial, template, tensors)
-        torch.save(adam, partial / "optimizer.pt")
+        if isinstance(adam, Path):
+            adam.replace(partial / adam.name)
+            adam.parent.rmdir()
+        else:
+            torch.save(adam, partial / "optimizer.pt")
         torch.save(scheduler.state_dict(), partial / "scheduler.pt")
         if scaler.is_enabled():
             torch.save(scaler.state_dict(), partial / "scaler.pt")
@@ -200,16 +206,18 @@ def check_identity(state: TrainerState, identity: Mapping[str, str], folder: Pat
 
 def restore_checkpoint(
     folder: Path,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     scheduler: Any,
     scaler: torch.amp.GradScaler,
     process_index: int = 0,
 ) -> None:
     """Put optimizer, learning rate, loss scale and random generators back as they were.
 
-    The weights are put back before, by `tuning.restore`, while the model is still whole.
+    The weights are put back before, by `tuning.restore`, while the model is still whole; without
+    an optimizer DeepSpeed does its part.
     """
-    load_optimizer(optimizer, torch.load(folder / "optimizer.pt", weights_only=True))
+    if optimizer is not None:
+        load_optimizer(optimizer, torch.load(folder / "optimizer.pt", weights_only=True))
     scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
     if scaler.is_enabled():
         scaler.load_state_dict(torch.load(folder / "scaler.pt", weights_only=True))

@@ -43,8 +43,9 @@ from glmtune.metrics import MetricsFile, peak_memory_bytes
 from glmtune.proofs import Answer
 from glmtune.recipe import ChecksSection, TrainingSection
 from glmtune.template import Example, Template
-from glmtune.train import heap
+from glmtune.train import heap, zero
 from glmtune.train.checkpoint import (
+    Gathered,
     TrainerState,
     prune_checkpoints,
     random_state,
@@ -174,16 +175,22 @@ def optimizer_step(
             share = _share(run.section, count, learned, num_parts)
             # Gradients are averaged over processes, but this loss is to be summed over them.
             summed = loss * (share * accelerator.num_processes)
-            accelerator.backward(run.scaler.scale(summed))
+            if zero.is_engine(model):
+                model.backward(summed, scale_wrt_gas=False)
+            else:
+                accelerator.backward(run.scaler.scale(summed))
         loss_sum += loss.item()
         del loss, summed
         if time.perf_counter() - began > heap.SLOW:
             heap.give_back()
-    if run.state.step == 0:
-        alive.check_gradients(run.accelerator.unwrap_model(model))
-    grad_norm = _clip(run, batch)
     learning_rate = float(run.scheduler.get_last_lr()[0])
-    _change_weights(run, batch)
+    if zero.is_engine(model):
+        grad_norm = _step_dealt_out(run, batch)
+    else:
+        if run.state.step == 0:
+            alive.check_gradients(run.accelerator.unwrap_model(model))
+        grad_norm = _clip(run, batch)
+        _change_weights(run, batch)
     return StepResult(
         loss_sum=_sum_over_processes(accelerator, loss_sum),
         learned_tokens=int(learned),
@@ -205,8 +212,9 @@ def _share(section: TrainingSection, count: int, learned: float, num_micro_batch
 
 def _sync_gradients(accelerator: Any, model: Any, is_last: bool) -> Any:
     """Exchange gradients between processes only at a step's last micro-batch."""
-    from contextlib import nullcontext
-
+    if zero.is_engine(model):
+        model.set_gradient_accumulation_boundary(is_last)
+        return nullcontext()
     return nullcontext() if is_last else accelerator.no_sync(model)
 
 
@@ -241,6 +249,20 @@ def _clip(run: Run, batch: Batch) -> float:
             "Lower training.learning_rate, or use model.dtype=bfloat16 instead of float16."
         )
     return value
+
+
+def _step_dealt_out(run: Run, batch: Batch) -> float:
+    """Let DeepSpeed clip and step; give the gradient's norm before."""
+    run.model.step()
+    norm = float(run.model.get_global_grad_norm())
+    if not math.isfinite(norm):
+        raise TrainingError(
+            f"step {run.state.step + 1}: the loss is finite but the gradient is not (norm {norm}). "
+            f"Rows: {_origins(run, batch.rows)}. DeepSpeed has taken the step, so go back to the "
+            "last checkpoint, and lower training.learning_rate."
+        )
+    run.scheduler.step()
+    return norm
 
 
 def _change_weights(run: Run, batch: Batch) -> None:
@@ -525,9 +547,11 @@ def _save(run: Run, rng: dict[str, Any]) -> None:
     from accelerate.utils import gather_object
 
     states = gather_object([rng])  # of every process, for dropout differs among them
-    gathered = None
+    gathered: Gathered | None = None
     if is_sharded(run.model):
         gathered = (gather(run.model), gather_optimizer(run.optimizer))
+    if zero.is_engine(run.model):
+        gathered = (None, zero.save(run.model, run.output))
     if not run.accelerator.is_main_process:
         return
     model = run.accelerator.unwrap_model(run.model)

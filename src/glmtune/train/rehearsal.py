@@ -19,7 +19,7 @@ from glmtune.data.packing import group_rows
 from glmtune.errors import TrainingError
 from glmtune.metrics import peak_memory_bytes
 from glmtune.report.page import duration
-from glmtune.train import heap
+from glmtune.train import heap, zero
 from glmtune.train.checkpoint import random_state, restore_random_state
 from glmtune.train.loop import Run
 
@@ -36,6 +36,8 @@ def rehearse(run: Run, learned: Sequence[int], eval_learned: Sequence[int]) -> N
     Raises:
         TrainingError: there is not enough memory; says for how many tokens.
     """
+    if zero.is_engine(run.model):  # which would keep the gradient for the first step
+        return
     rng = random_state()
     heap.give_back()  # what loading and the answers of the base have left
     packs = [

@@ -57,6 +57,7 @@ from glmtune.recipe import (
     TrainingSection,
 )
 from glmtune.template import Example, Template, template_for
+from glmtune.train import zero
 from glmtune.train.checkpoint import (
     TrainerState,
     check_identity,
@@ -246,6 +247,7 @@ def begin(recipe: RunRecipe, *, resume: bool) -> tuple[Any, Path]:
     accelerator = make_accelerator(recipe)
     if recipe.training.sharding:
         check_sharding(accelerator.num_processes)
+    zero.check_zero(recipe.training, accelerator.num_processes)
     if accelerator.is_main_process:
         prepare_output(output, resume=resume, overwrite=recipe.output.overwrite)
     accelerator.wait_for_everyone()
@@ -310,9 +312,16 @@ def carry_out(
     optimizer: Any = make_optimizer(model, recipe.training, ratio) if is_tuned else None
     scheduler = make_scheduler(optimizer, recipe.training, num_steps) if is_tuned else None
     scaler = make_scaler(recipe.training, model, accelerator.device)
+    if recipe.training.deepspeed:
+        model = zero.deal_out(model, optimizer, recipe.training)
+        optimizer = model.optimizer
 
     if folder is not None:
-        restore_checkpoint(folder, optimizer, scheduler, scaler, accelerator.process_index)
+        is_engine = zero.is_engine(model)
+        if is_engine:
+            zero.restore(model, folder)
+        adam = None if is_engine else optimizer
+        restore_checkpoint(folder, adam, scheduler, scaler, accelerator.process_index)
         logger.info("resuming from %s at step %d of %d", folder, state.step, num_steps)
     elif is_main:
         if resume:
@@ -324,7 +333,7 @@ def carry_out(
     start_trackers(accelerator, recipe)
 
     run = Run(
-        model=accelerator.prepare(model) if is_tuned and not is_sharded(model) else model,
+        model=accelerator.prepare(model) if is_tuned and not recipe.training.dealt_out else model,
         optimizer=optimizer,
         scheduler=scheduler,
         scaler=scaler,
@@ -648,8 +657,10 @@ def identify(
     decides = recipe.model_dump(mode="json", exclude={"output", "checks", "lint"})
     for key in ("logging_steps", "save_strategy", "save_steps", "save_total_limit", "use_cpu"):
         decides["training"].pop(key)  # these change what is written, not what is learned
+    file = recipe.training.deepspeed
     return {
         "recipe": _digest(json.dumps(decides, sort_keys=True)),
+        **({"DeepSpeed's file": _digest(Path(file).read_text("utf-8"))} if file else {}),
         "template or tokenizer": template.fingerprint[:16],
         "training data": examples.key[:16],
         "held-out data": eval_examples.key[:16],
