@@ -111,7 +111,7 @@ def save_checkpoint(
         tuning.save(model, partial, template, tensors)
         if isinstance(adam, Path):
             adam.replace(partial / adam.name)
-            adam.parent.rmdir()
+            shutil.rmtree(adam.parent)  # DeepSpeed leaves a script there
         else:
             torch.save(adam, partial / "optimizer.pt")
         torch.save(scheduler.state_dict(), partial / "scheduler.pt")
