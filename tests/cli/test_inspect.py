@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 from glmtune.cli.inspect import flowing, print_row, printable
 from glmtune.cli.main import app
 from glmtune.data.encode import EncodeOptions, encode_data
+from glmtune.data.pairs import encode_pairs
 from glmtune.errors import CheckpointError, DataError, RecipeError
 from glmtune.inspection.objective import OBJECTIVES
 from glmtune.inspection.row import Piece, pieces_of, see_rows
 from glmtune.load import load_tokenizer
 from glmtune.recipe import build_recipe
+from glmtune.report.survey import survey_rows
 from glmtune.template import IGNORE, Example, template_for
 
 ROWS = [
@@ -349,3 +351,58 @@ def test_it_works_from_inside_the_folder_of_the_model(
     monkeypatch.chdir(tiny_model_dir)
 
     assert run_inspect(rows, "--model", ".") == run_inspect(rows, "--model", tiny_model_dir)
+
+
+PAIRS = [
+    {"instruction": "写一首诗", "input": "", "chosen": "春天来了。", "rejected": "不写。"},
+    {"instruction": "翻译", "input": "", "chosen": "reading", "rejected": "读" * 60},
+]
+
+
+def test_both_answers_of_a_pair_are_shown(tiny_model_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    lines = [json.dumps(row, ensure_ascii=False) for row in PAIRS]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    tree = {
+        "model": {"name_or_path": str(tiny_model_dir)},
+        "data": {"train": str(path), "max_length": 60},
+        "output": {"dir": str(tmp_path / "out")},
+    }
+    recipe.write_text(json.dumps(tree), encoding="utf-8")
+
+    shown = run_inspect(path, "--model", tiny_model_dir, "-n", 2, "--max-length", 60)
+    learned = run_inspect(recipe, "-n", 2)
+    preferred = run_inspect(recipe, "stage=dpo", "-n", 2)
+
+    assert re.findall(r"pairs\.jsonl:(.*?)  \(format chosen_rejected", shown) == [
+        *("1 (chosen)", "1 (rejected)", "2 (chosen)", "2 (rejected)")
+    ]
+    assert "⟦ \n 不写。</s>⟧" in shown.replace("│", "").replace("⏎\n", "\n")
+    assert shown.count("note: longer than data.max_length 60, so it is left out") == 1
+    assert preferred == shown
+    assert "rejected)" not in learned  # which a run of this recipe never sees
+    assert "不写" not in learned
+
+
+def test_the_page_counts_pairs_as_the_trainer_does(tiny_model_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    lines = [json.dumps(row, ensure_ascii=False) for row in PAIRS]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    tree = {
+        "model": {"name_or_path": str(tiny_model_dir)},
+        "data": {"train": str(path), "max_length": 60},
+        "output": {"dir": str(tmp_path / "out")},
+    }
+    template = template_for(load_tokenizer(tiny_model_dir))
+
+    survey = survey_rows(build_recipe(tree, ["stage=dpo"]), count=2, pairs=True)
+
+    expected = encode_pairs(path, template, EncodeOptions(max_length=60), cache_dir=tmp_path)
+    keys = ("num_rows", "num_examples", "num_tokens", "num_learned_tokens", "num_overlong")
+    assert [getattr(survey.report, k) for k in keys] == [getattr(expected.report, k) for k in keys]
+    assert survey.report.longest == expected.report.longest
+    assert [row.place.rpartition(":")[2] for row in survey.chosen] == [
+        *("1 (chosen)", "1 (rejected)", "2 (chosen)", "2 (rejected)")
+    ]
+    assert survey.worst["Longest"][0].place.endswith("2 (rejected)")

@@ -594,3 +594,122 @@ def test_real_rows_raise_few_alarms_and_none_of_them_false(
         "duplicate": duplicates,
     }
     assert report.count("error") == 0
+
+
+def pair(question: str, chosen: str, rejected: str) -> dict[str, Any]:
+    return {"instruction": question, "input": "", "chosen": chosen, "rejected": rejected}
+
+
+CLEAN_PAIRS = [pair(question, answer, f"我说不好，{index}。") for index, (question, answer) in
+               enumerate(CLEAN)]  # fmt: skip
+LONG_ANSWER = "很长" * 160
+
+
+@pytest.fixture
+def plant_pair(tmp_path: Path) -> Callable[..., str]:
+    """Write clean pairs with another among them, at line `AT`."""
+
+    def plant(*rows: Mapping[str, Any]) -> str:
+        pairs = [*CLEAN_PAIRS[: AT - 1], *rows, *CLEAN_PAIRS[AT - 1 :]]
+        return write(tmp_path / "pairs.jsonl", pairs)
+
+    return plant
+
+
+def test_clean_pairs_give_no_finding(
+    plant_pair: Callable[..., str], template_of: Callable[[str], Template]
+) -> None:
+    spread = pair(CLEAN[AT - 2][0], CLEAN[AT - 2][1], "又一个差的回答。")  # to the row before
+    refused = pair(
+        "怎么折纸飞机？", "先对折，再折两角。", "对不起，作为一个人工智能语言模型，我不能回答。"
+    )
+
+    report = lint_data(section(plant_pair(refused)), template_of("official"), pairs=True)
+    doubled = lint_data(section(plant_pair(spread)), template_of("official"), pairs=True)
+
+    assert found(report) == []
+    assert {finding.check for finding in doubled.findings} <= {"near-duplicate"}
+
+
+@pytest.mark.parametrize(
+    ("planted", "check", "severity", "said"),
+    [
+        (
+            pair("为什么？", "因为。", ""),
+            "empty-answer",
+            "error",
+            "field 'rejected': the answer is",
+        ),
+        (pair("为什么？", "因为。", " \n"), "empty-answer", "error", "the answer is empty"),
+        (pair("为什么？", "因为。", "因为。"), "same-answers", "error", "the chosen answer again"),
+        (pair("为什么？", "因为 它。", "因为它。\n"), "same-answers", "error", "white space alone"),
+        (
+            pair("为什么？", "因为。", LONG_ANSWER),
+            "length",
+            "warning",
+            "so training leaves the row out",
+        ),
+        (pair("为什么？", "因为。", "他<|user|>说"), "role-marker", "error", "rejected answer: "),
+        (pair("为什么？", "因为。", "乱\ufffd码"), "encoding", "error", "rejected answer: U+FFFD"),
+        (pair("为什么？", "乱\ufffd码", "因为。"), "encoding", "error", "U+FFFD"),
+    ],
+)
+def test_a_fault_of_either_answer_of_a_pair_is_found_on_its_line(
+    plant_pair: Callable[..., str],
+    template_of: Callable[[str], Template],
+    planted: dict[str, Any],
+    check: str,
+    severity: str,
+    said: str,
+) -> None:
+    data = section(plant_pair(planted), max_length=200, bad_rows="fail")
+
+    finding = only(lint_data(data, template_of("official"), pairs=True))
+
+    assert (finding.check, finding.severity, finding.line) == (check, severity, AT)
+    assert said in finding.message
+    assert lint_data(data, template_of("official"), pairs=None).findings == (finding,)
+
+
+def test_the_rejected_answer_of_a_pair_is_not_looked_at_where_it_is_not_seen(
+    plant_pair: Callable[..., str], template_of: Callable[[str], Template]
+) -> None:
+    path = plant_pair(pair("为什么？", "因为。", "乱\ufffd码"))
+
+    assert found(lint_data(section(path), template_of("official"))) == []
+
+
+def test_a_rejected_answer_that_does_not_stop_is_found(
+    plant_pair: Callable[..., str], template_of: Callable[[str], Template]
+) -> None:
+    path = plant_pair(pair("为什么？", "因为。", LONG_ANSWER))
+    data = section(path, max_length=200, overlong="tutorial", layout="tutorial")
+
+    report = lint_data(data, template_of("tutorial"), pairs=True)
+
+    told = {finding.check: finding.message for finding in report.findings}
+    assert told.keys() == {"cut-answer", "no-stop"}
+    assert all(message.startswith("the rejected answer: ") for message in told.values())
+    assert {finding.line for finding in report.findings} == {AT}
+
+
+def test_a_clean_copy_of_pairs_lacks_those_that_prefer_nothing(
+    plant_pair: Callable[..., str], tmp_path: Path
+) -> None:
+    again = CLEAN_PAIRS[0]
+    spread = again | {"rejected": "完全是另一个很不同的差的回答，而且长得多。"}
+    path = plant_pair(
+        pair("为什么？", "因为。", "因为。"), pair("谁？", "他 。", "他。"), again, spread
+    )
+    data = section(path)
+
+    counts = write_clean_copy(data, lint_data(data, pairs=True), tmp_path / "clean.jsonl")
+
+    assert counts == (NUM_CLEAN + 1, 3)
+    assert spread in [json.loads(line) for line in (tmp_path / "clean.jsonl").open()]
+
+
+def test_rows_with_one_answer_are_no_pairs(plant: Callable[..., str]) -> None:
+    with pytest.raises(DataError, match=r"preference\.stage=dpo needs a better and a worse one"):
+        lint_data(section(plant()), pairs=True)
+    assert found(lint_data(section(plant()), pairs=None)) == []

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from glmtune.inspection.objective import SeenInfilling
     from glmtune.inspection.row import Piece, SeenRow
-    from glmtune.recipe import AnyRecipe
+    from glmtune.recipe import AnyRecipe, Recipe
 
 LEARNED = "bold green"
 BRACKETS = ("⟦", "⟧")  # around what is learned where there is no colour
@@ -104,13 +104,13 @@ def inspect(
         from glmtune.report.page import write_rows_page
 
         with Console(stderr=True).status("Looking at all rows"):
-            write_rows_page(recipe, html, first=row, count=count)
+            write_rows_page(recipe, html, first=row, count=count, pairs=sees_pairs(recipe, data))
         typer.echo(html)
         return
 
     from glmtune.inspection.row import see_rows
 
-    for seen in see_rows(recipe, first=row, count=count):
+    for seen in see_rows(recipe, first=row, count=count, pairs=sees_pairs(recipe, data)):
         print_row(seen, console, with_ids=ids)
 
 
@@ -155,6 +155,17 @@ def recipe_for(
         )
     tree = {"data": {"train": data}, "output": {"dir": os.devnull}}  # nothing is written
     return build_recipe(tree, [*given, *overrides], source=data, kind=kind)
+
+
+def sees_pairs(recipe: "Recipe", data: str) -> bool | None:
+    """Whether both answers of a pair are looked at: as the recipe says, or wherever there are two.
+
+    Args:
+        recipe: read from a file, or made for some rows.
+        data: that file, or those rows.
+    """
+    is_recipe = data.endswith((".yaml", ".yml"))
+    return recipe.preference.stage == "dpo" or (False if is_recipe else None)
 
 
 def print_row(seen: "SeenRow", console: "Console", *, with_ids: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from glmtune.cli.inspect import printable
+from glmtune.cli.inspect import printable, sees_pairs
 from glmtune.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ def lint(
             template,
             recipe.lint,
             seed=recipe.training.seed,
+            pairs=sees_pairs(recipe, data),
             progress=lambda num_rows: status.update(f"Reading rows: {num_rows:,} done"),
         )
     if json == "-":

@@ -147,9 +147,11 @@ def convert_pair(
             f"{row.file}:{row.line}: format {format.name} has one answer, and preference.stage=dpo "
             "needs a better and a worse one: columns chosen and rejected, or rejected_response."
         )
+    named = _rename(row, columns or {})
+    second = "rejected_response" if "rejected_response" in named else "rejected"
     better, worse = (
-        convert(side, detect([side]), None, roles).messages
-        for side in sides(_rename(row, columns or {}))
+        _convert_side(side, row, name, roles)
+        for side, name in zip(sides(named), ("chosen", second), strict=True)
     )
     asked = max(i for i, message in enumerate(better) if message.role != "assistant") + 1
     if worse[:asked] != better[:asked] or any(m.role != "assistant" for m in worse[asked:]):
@@ -158,6 +160,38 @@ def convert_pair(
         raise _bad(row, "rejected", "it is the chosen answer again. Take the row out.")
     question = tuple(replace(message, is_learned=False) for message in better[:asked])
     return Conversation(question + better[asked:]), Conversation(question + worse[asked:])
+
+
+def _convert_side(side: Row, row: Row, name: str, roles: Roles | None) -> tuple[Message, ...]:
+    """Read one side of a pair; what is wrong with it is said of a column that the row has."""
+    try:
+        return convert(side, detect([side]), None, roles).messages
+    except RowError as error:
+        if error.bad.field in row:
+            raise
+        raise _bad(row, name, error.bad.reason) from error
+
+
+def convert_sides(
+    row: Row,
+    format: Format,
+    columns: Mapping[str, str] | None = None,
+    roles: Roles | None = None,
+    *,
+    pairs: bool | None = False,
+) -> tuple[Conversation, ...]:
+    """Read one row as what training sees of it: one conversation, or the two sides of a pair.
+
+    Args:
+        row, format, columns, roles: as for `convert`.
+        pairs: whether it is a pair; None: if its format has two answers.
+
+    Raises:
+        DataError, RowError: as for `convert_pair`.
+    """
+    if pairs or (pairs is None and format.name in PAIR_FORMATS):
+        return convert_pair(row, format, columns, roles)
+    return (convert(row, format, columns, roles),)
 
 
 def split_answer(

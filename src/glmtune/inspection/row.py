@@ -14,7 +14,7 @@ from typing import Any
 
 from glmtune.conversation import Conversation
 from glmtune.data.encode import BATCH_ROWS, Fate, fit
-from glmtune.data.formats import Format, check_roles, convert, detect
+from glmtune.data.formats import Format, check_roles, convert_sides, detect
 from glmtune.data.rows import BadRow, Row, RowError, find_source
 from glmtune.errors import DataError
 from glmtune.load import load_tokenizer
@@ -47,7 +47,7 @@ class SeenRow:
     """What training sees of a row.
 
     Attributes:
-        place: `file:line`.
+        place: `file:line`, and which side of a pair.
         format: the format it was read as.
         template: how the ids were laid out.
         fate: what its length means for training, "" when nothing.
@@ -77,14 +77,20 @@ class SeenRow:
         return self.num_tokens - self.example.labels.count(IGNORE)
 
 
-def see_rows(recipe: Recipe, first: int = 1, count: int = 1) -> Iterator[SeenRow]:
-    """Encode some rows as a run of the recipe would.
+SIDES = (" (chosen)", " (rejected)")
+
+
+def see_rows(
+    recipe: Recipe, first: int = 1, count: int = 1, *, pairs: bool | None = False
+) -> Iterator[SeenRow]:
+    """Encode some rows as a run of the recipe would; a pair is two, one behind the other.
 
     Args:
         recipe: its model (the tokenizer alone is read) and its data.
         first: which row of data.train, counted from 1 through all its files; rows that cannot
             be used count too.
         count: how many from there, or fewer at the end.
+        pairs: as for `convert_sides`.
 
     Raises:
         CheckpointError: there is no tokenizer.
@@ -101,7 +107,9 @@ def see_rows(recipe: Recipe, first: int = 1, count: int = 1) -> Iterator[SeenRow
             continue
         if isinstance(entry, BadRow):
             raise RowError(entry)
-        yield _see(entry, format, recipe.data, template, tokenizer)
+        section = recipe.data
+        sides = convert_sides(entry, format, section.columns, section.roles, pairs=pairs)
+        yield from _see(entry, format, sides, section, template, tokenizer)
     if num_rows < first:
         raise DataError(
             f"{', '.join(recipe.data.train)}: there is no row {first}, only {num_rows:,} rows. "
@@ -133,20 +141,25 @@ def _with_bad_rows(source: str, split: str | None) -> Iterator[Row | BadRow]:
 
 
 def _see(
-    row: Row, format: Format, section: DataSection, template: Template, tokenizer: Any
-) -> SeenRow:
-    conversation = convert(row, format, section.columns, section.roles)
-    example, fate = _fit(conversation, section, template)
-    return SeenRow(
-        place=f"{row.file}:{row.line}",
-        format=format.name,
-        template=template.description,
-        fate=fate,
-        example=example,
-        pieces=tuple(pieces_of(example, tokenizer)),
-        input_text=text_of(example.input_ids, tokenizer),
-        label_text=text_of(example.labels, tokenizer),
-    )
+    row: Row,
+    format: Format,
+    sides: Sequence[Conversation],
+    section: DataSection,
+    template: Template,
+    tokenizer: Any,
+) -> Iterator[SeenRow]:
+    for index, conversation in enumerate(sides):
+        example, fate = _fit(conversation, section, template)
+        yield SeenRow(
+            place=f"{row.file}:{row.line}{SIDES[index] if len(sides) == 2 else ''}",
+            format=format.name,
+            template=template.description,
+            fate=fate,
+            example=example,
+            pieces=tuple(pieces_of(example, tokenizer)),
+            input_text=text_of(example.input_ids, tokenizer),
+            label_text=text_of(example.labels, tokenizer),
+        )
 
 
 def _fit(

@@ -78,7 +78,9 @@ def _read_recipe(output: Path) -> str:
         raise OutputError(f"{path}: cannot be read as UTF-8 text: {error}") from None
 
 
-def write_rows_page(recipe: Recipe, path: Path, first: int = 1, count: int = 1) -> Path:
+def write_rows_page(
+    recipe: Recipe, path: Path, first: int = 1, count: int = 1, *, pairs: bool | None = False
+) -> Path:
     """Write a page of rows as training sees them: those asked for, and the worst.
 
     Args:
@@ -86,13 +88,14 @@ def write_rows_page(recipe: Recipe, path: Path, first: int = 1, count: int = 1) 
         path: the page to write.
         first: the first row to show, counted from 1.
         count: how many from there.
+        pairs: as for `convert_sides`.
 
     Raises:
         CheckpointError: there is no tokenizer.
         DataError: a source or a row cannot be used.
         OutputError: the page cannot be written.
     """
-    survey = survey_rows(recipe, first, count)
+    survey = survey_rows(recipe, first, count, pairs=pairs)
     page = (
         _environment()
         .get_template("rows.html")

@@ -2,16 +2,16 @@
 
 import heapq
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from glmtune.conversation import Conversation
 from glmtune.data.encode import EncodeReport, Fate, fit
-from glmtune.data.formats import check_roles, convert
+from glmtune.data.formats import check_roles, convert_sides
 from glmtune.data.rows import BadRow, Row, RowError, excerpt
 from glmtune.errors import TemplateError
-from glmtune.inspection.row import rows_of
+from glmtune.inspection.row import SIDES, rows_of
 from glmtune.load import load_tokenizer
 from glmtune.recipe import Recipe
 from glmtune.report.tokens import ShownRow, show_row
@@ -36,7 +36,7 @@ class Survey:
 
     Attributes:
         template: how rows were laid out.
-        report: the totals; equal to those of `encode_data`.
+        report: the totals; equal to those of `encode_data`, or of `encode_pairs`.
         chosen: the rows that were asked for.
         worst: what they are the worst in, and the rows, the worst first.
         bad_rows: the first of those that could not be used.
@@ -87,34 +87,46 @@ class _Surveyor:
     counts: dict[str, Any] = field(default_factory=dict)
     formats: dict[str, str] = field(default_factory=dict)
     bad_rows: list[BadRow] = field(default_factory=list)
-    heaps: dict[str, list[tuple[int, int, _Met]]] = field(default_factory=dict)
+    heaps: dict[str, list[tuple[int, int, int, _Met]]] = field(default_factory=dict)
 
-    def meet(self, number: int, row: Row, format: str, conversation: Conversation) -> _Met:
+    def meet(self, number: int, row: Row, format: str, sides: Sequence[Conversation]) -> list[_Met]:
         """Encode a row as training does, count it, and keep it while it is among the worst.
+
+        A pair is left out as a whole, for the first of its sides that is.
 
         Raises:
             TemplateError: the row cannot be encoded.
         """
         section = self.recipe.data
-        whole = self.template.encode(conversation)
-        self._raise("longest", len(whole.input_ids))
-        fitted, fate = fit(whole, conversation, self.template, section.max_length, section.overlong)
-        num_bytes = sum(token_id in self.byte_ids for token_id in whole.input_ids)
-        met = _Met(number, f"{row.file}:{row.line}", format, whole, fitted, fate, num_bytes)
+        met: list[_Met] = []
+        for side, conversation in zip(SIDES if len(sides) == 2 else [""], sides, strict=True):
+            whole = self.template.encode(conversation)
+            limit = section.max_length
+            fitted, fate = fit(whole, conversation, self.template, limit, section.overlong)
+            num_bytes = sum(token_id in self.byte_ids for token_id in whole.input_ids)
+            place = f"{row.file}:{row.line}{side}"
+            met.append(_Met(number, place, format, whole, fitted, fate, num_bytes))
+        self._raise("longest", max(len(side.whole.input_ids) for side in met))
         self._add("num_rows", 1)
-        if fate is not Fate.WHOLE:
-            self._add(fate, 1)
-        if fitted is not None:
-            self._add("num_examples", 1)
-            self._add("num_tokens", len(fitted.input_ids))
-            self._add("num_learned_tokens", len(fitted.labels) - fitted.labels.count(IGNORE))
+        if fates := [side.fate for side in met if side.fate is not Fate.WHOLE]:
+            self._add(fates[0], 1)
+        kept = [side.fitted for side in met if side.fitted is not None]
+        if len(kept) == len(met):
+            self._add("num_examples", len(kept))
+            self._add("num_tokens", sum(len(example.input_ids) for example in kept))
+            learned = [len(example.labels) - example.labels.count(IGNORE) for example in kept]
+            self._add("num_learned_tokens", sum(learned))
+        for index, each in enumerate(met):
+            self._keep(each, index)
+        return met
+
+    def _keep(self, met: _Met, index: int) -> None:
         for name, measure in _WORST.items():
             if (badness := measure(met)) > 0:
                 heap = self.heaps.setdefault(name, [])
-                heapq.heappush(heap, (badness, -number, met))
+                heapq.heappush(heap, (badness, -met.number, index, met))
                 if len(heap) > NUM_WORST:
                     heapq.heappop(heap)
-        return met
 
     def refuse(self, bad: BadRow) -> None:
         """Do with a row that cannot be used as training does.
@@ -146,13 +158,16 @@ class _Surveyor:
         self.counts[key] = max(self.counts.get(key, 0), value)
 
 
-def survey_rows(recipe: Recipe, first: int = 1, count: int = 1) -> Survey:
+def survey_rows(
+    recipe: Recipe, first: int = 1, count: int = 1, *, pairs: bool | None = False
+) -> Survey:
     """Encode all rows of data.train once, and keep those that are asked for and the worst.
 
     Args:
         recipe: its model (the tokenizer alone is read) and its data.
         first: the first row to show, counted from 1 through all files.
         count: how many from there; fewer, or none, at the end.
+        pairs: as for `convert_sides`.
 
     Raises:
         CheckpointError: there is no tokenizer.
@@ -169,8 +184,9 @@ def survey_rows(recipe: Recipe, first: int = 1, count: int = 1) -> Survey:
             continue
         surveyor.formats.setdefault(entry.file, format.name)
         try:
-            conversation = convert(entry, format, recipe.data.columns, recipe.data.roles)
-            met = surveyor.meet(number, entry, format.name, conversation)
+            columns, roles = recipe.data.columns, recipe.data.roles
+            sides = convert_sides(entry, format, columns, roles, pairs=pairs)
+            met = surveyor.meet(number, entry, format.name, sides)
         except RowError as error:
             surveyor.refuse(error.bad)
         except TemplateError as error:
@@ -178,7 +194,7 @@ def survey_rows(recipe: Recipe, first: int = 1, count: int = 1) -> Survey:
             surveyor.refuse(BadRow(entry.file, entry.line, "", str(error), start))
         else:
             if first <= number < first + count:
-                chosen.append(met)
+                chosen += met
     return Survey(
         template=dict(template.description),
         report=surveyor.report(),

@@ -562,7 +562,13 @@ def lint(recipe: Recipe, template: Template) -> tuple[dict[str, Any], ...] | Non
     """Look for what is wrong with the rows, and say so; None when it is switched off."""
     if not recipe.lint.before_training:
         return None
-    report = lint_data(recipe.data, template, recipe.lint, seed=recipe.training.seed)
+    report = lint_data(
+        recipe.data,
+        template,
+        recipe.lint,
+        seed=recipe.training.seed,
+        pairs=recipe.preference.stage == "dpo",
+    )
     counted = [
         f"{sum(by_severity.values())} {check}"
         for check, by_severity in report.counts().items()

@@ -56,6 +56,12 @@ CHECKS: Mapping[str, Check] = {
             is_dropped=True,
         ),
         Check(
+            "same-answers",
+            "the better answer and the worse one say the same, so nothing is preferred",
+            "Take the row out.",
+            is_dropped=True,
+        ),
+        Check(
             "empty-question",
             "a question without words; was a column left out?",
             "Look at data.columns, or take the row out.",

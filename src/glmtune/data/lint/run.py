@@ -3,16 +3,18 @@
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from glmtune.conversation import Conversation
 from glmtune.data.encode import BATCH_CHARS, BATCH_ROWS, DETECT_ROWS, fit, split_data
-from glmtune.data.formats import Format, check_roles, convert, detect
+from glmtune.data.formats import Format, check_roles, convert_sides, detect
 from glmtune.data.lint.findings import CHECKS, Fault, Finding, Severity, check_off
 from glmtune.data.lint.report import LintReport
-from glmtune.data.lint.texts import around, text_checks
+from glmtune.data.lint.texts import TextCheck, around, find_same_answers, text_checks
 from glmtune.data.lint.tokens import Lengths, find_token_faults
 from glmtune.data.lint.twins import Twins
 from glmtune.data.rows import BadRow, Row, RowError, find_source
@@ -30,6 +32,7 @@ def lint_data(
     lint: LintSection | None = None,
     *,
     seed: int = 42,
+    pairs: bool | None = False,
     progress: Progress | None = None,
 ) -> LintReport:
     """Find what is wrong with the rows of a recipe. Reads them once and changes nothing.
@@ -40,6 +43,8 @@ def lint_data(
             are in characters.
         lint: which checks, and from where on they speak up.
         seed: training.seed, which decides what data.eval_fraction holds out.
+        pairs: whether rows are a better and a worse answer, and both are looked at; None: where
+            their format has two.
         progress: is told how many rows are done.
 
     Raises:
@@ -48,7 +53,8 @@ def lint_data(
     """
     check_roles(data.roles)
     check_off(lint or LintSection())
-    scan = _Scan(data, template, lint or LintSection(), progress or (lambda num_rows: None))
+    tell = progress or (lambda num_rows: None)
+    scan = _Scan(data, template, lint or LintSection(), pairs, tell)
     for source in data.train:
         scan.read(source, is_held_out=False)
     if data.replayed is not None:
@@ -132,7 +138,19 @@ def _as_json(row: Row) -> str:
 # --- Reading ------------------------------------------------------------------------------
 
 _Entry = Row | BadRow
-_Read = tuple[Row, int, Conversation]  # the int is the row's number
+
+
+class _Read(NamedTuple):
+    """A row, its number, and the conversation that it is, or the two sides of a pair."""
+
+    row: Row
+    number: int
+    sides: tuple[Conversation, ...]
+
+    @property
+    def rejected(self) -> str:
+        """The worse answer, if there is one."""
+        return self.sides[1].messages[-1].content if len(self.sides) == 2 else ""
 
 
 def _entries(source: str, split: str | None) -> Iterator[_Entry]:
@@ -152,6 +170,7 @@ def _all_entries(data: DataSection) -> Iterator[_Entry]:
 # What the readers of rows say of them -> the check that it belongs to; else it is unreadable.
 _TOLD = (
     ("answer is empty", "empty-answer"),
+    ("is the chosen answer again", "same-answers"),
     ("no turn is an answer", "no-label"),
     ("(The turns, from 0:", "role-order"),
     ("the turn is from", "role-order"),
@@ -161,17 +180,39 @@ _TOLD = (
 )
 
 
+# What may be just what makes an answer the worse one.
+_FINE_IF_REJECTED = ("refusal", "language-mix")
+
+
 def _check_of(bad: BadRow) -> str:
     return next((check for told, check in _TOLD if told in bad.reason), "unreadable")
+
+
+def _first_fault(id: str, find: TextCheck, sides: Sequence[Conversation]) -> Fault | None:
+    """Look at a row, and where it is a pair at its worse answer as well."""
+    if fault := find(sides[0]):
+        return fault
+    worse = sides[1:] if id not in _FINE_IF_REJECTED else ()
+    return next((_of_rejected(fault) for side in worse if (fault := find(side))), None)
+
+
+def _of_rejected(fault: Fault) -> Fault:
+    return replace(fault, message=f"the rejected answer: {fault.message}")
 
 
 class _Scan:
     """Reads sources one after the other and keeps of each row what is needed to name it."""
 
     def __init__(
-        self, data: DataSection, template: Template | None, lint: LintSection, progress: Progress
+        self,
+        data: DataSection,
+        template: Template | None,
+        lint: LintSection,
+        pairs: bool | None,
+        progress: Progress,
     ) -> None:
         self._data = data
+        self._pairs = pairs
         self._template = template
         self._lint = lint
         self._progress = progress
@@ -189,6 +230,7 @@ class _Scan:
         self._excerpts: list[str] = []
         self._is_eval: list[bool] = []
         self._is_kept: list[bool] = []  # by training
+        self._is_pair: list[bool] = []
 
     def mix_in(self, replayed: DataSection) -> None:
         """Look at the general rows, which are read in their own way."""
@@ -247,12 +289,13 @@ class _Scan:
                 self._refuse(entry, number)
                 continue
             try:
-                conversation = convert(entry, format, self._data.columns, self._data.roles)
+                columns, roles = self._data.columns, self._data.roles
+                sides = convert_sides(entry, format, columns, roles, pairs=self._pairs)
             except RowError as error:
                 self._refuse(error.bad, number)
                 continue
-            batch.append((entry, number, conversation))
-            num_chars += sum(len(message.content) for message in conversation)
+            batch.append(_Read(entry, number, sides))
+            num_chars += sum(len(message.content) for side in sides for message in side)
             if len(batch) == BATCH_ROWS or num_chars >= BATCH_CHARS:
                 yield batch
                 batch, num_chars = [], 0
@@ -287,28 +330,31 @@ class _Scan:
 
     def _look(self, batch: Sequence[_Read]) -> None:
         usable = self._look_at_tokens(batch)
-        for row, number, conversation in usable:
+        for row, number, sides in usable:
             place = (row.file, row.line, number)
             for id, find in self._checks.items():
-                if fault := find(conversation):
+                if fault := _first_fault(id, find, sides):
                     self._tell(id, place, fault, self._is_held_out)
+            if len(sides) == 2 and (fault := find_same_answers(*sides)):
+                self._tell("same-answers", place, fault, self._is_held_out)
             self._places.append(place)
-            question = next((m.content for m in conversation if m.role != "system"), "")
+            question = next((m.content for m in sides[0] if m.role != "system"), "")
             self._excerpts.append(around(question, 0, 0))
             self._is_eval.append(self._is_held_out)
+            self._is_pair.append(len(sides) == 2)
         if usable:
-            self._twins.add([conversation for _, _, conversation in usable])
+            self._twins.add([read.sides[0] for read in usable], [read.rejected for read in usable])
 
     def _look_at_tokens(self, batch: Sequence[_Read]) -> Sequence[_Read]:
         """Check the ids; gives the rows that can be encoded."""
         if self._template is None:
-            for _, _, conversation in batch:
-                self._add_length(sum(len(message.content) for message in conversation))
+            for read in batch:
+                self._add_length(max(sum(len(m.content) for m in side) for side in read.sides))
             self._is_kept += [True] * len(batch)
             return batch
         usable: list[_Read] = []
-        for read, example in zip(batch, self._examples(batch), strict=True):
-            if example is not None and self._fit(read, example):
+        for read, examples in zip(batch, self._examples(batch), strict=True):
+            if examples is not None and self._fit(read, examples):
                 usable.append(read)
         return usable
 
@@ -316,44 +362,49 @@ class _Scan:
         if not self._is_held_out:
             self._lengths.append(length)
 
-    def _examples(self, batch: Sequence[_Read]) -> Sequence[Example | None]:
+    def _examples(self, batch: Sequence[_Read]) -> Sequence[Sequence[Example] | None]:
         """Encode all at once; if that fails, one by one to find the rows at fault."""
         assert self._template is not None
         try:
-            return self._template.encode_batch([conversation for _, _, conversation in batch])
+            encoded = iter(self._template.encode_batch([s for read in batch for s in read.sides]))
+            return [[next(encoded) for _ in read.sides] for read in batch]
         except TemplateError:
             return [self._encode(read) for read in batch]
 
-    def _encode(self, read: _Read) -> Example | None:
+    def _encode(self, read: _Read) -> Sequence[Example] | None:
         assert self._template is not None
         try:
-            return self._template.encode(read[2])
+            return [self._template.encode(side) for side in read.sides]
         except TemplateError as error:
             self._refuse_row(read, error)
             return None
 
     def _refuse_row(self, read: _Read, error: TemplateError) -> None:
-        row, number, conversation = read
-        start = around(conversation.messages[0].content, 0, 0)
+        row, number, sides = read
+        start = around(sides[0].messages[0].content, 0, 0)
         self._refuse(BadRow(row.file, row.line, "", str(error), start), number)
 
-    def _fit(self, read: _Read, example: Example) -> bool:
-        """Check what training makes of an example; False if it cannot be used."""
+    def _fit(self, read: _Read, examples: Sequence[Example]) -> bool:
+        """Check what training makes of a row's examples; False if it cannot be used."""
         assert self._template is not None
-        row, number, conversation = read
-        max_length = self._data.max_length
+        row, number, sides = read
+        limit, overlong = self._data.max_length, self._data.overlong
         try:
-            fitted, fate = fit(
-                example, conversation, self._template, max_length, self._data.overlong
-            )
+            fits = [
+                fit(example, side, self._template, limit, overlong)
+                for side, example in zip(sides, examples, strict=True)
+            ]
         except TemplateError as error:
             self._refuse_row(read, error)
             return False
-        self._add_length(len(example.input_ids))
-        self._is_kept.append(fitted is not None)
-        stop_ids = self._template.stop_ids
-        faults = find_token_faults(conversation, example, fitted, fate, max_length, stop_ids)
-        for check, fault in faults:
+        self._add_length(max(len(example.input_ids) for example in examples))
+        self._is_kept.append(all(fitted is not None for fitted, _ in fits))
+        found: dict[str, Fault] = {}
+        for index, (side, example, fitted_as) in enumerate(zip(sides, examples, fits, strict=True)):
+            stop_ids = self._template.stop_ids
+            for check, fault in find_token_faults(side, example, *fitted_as, limit, stop_ids):
+                found.setdefault(check, _of_rejected(fault) if index else fault)
+        for check, fault in found.items():
             self._tell(check, (row.file, row.line, number), fault, self._is_held_out)
         return True
 
@@ -367,6 +418,8 @@ class _Scan:
                 _, held_out = split_data(is_kept, self._data.eval_fraction, seed)
                 is_eval[is_kept[held_out]] = True
         for twin in self._twins.find(is_eval, self._lint):
+            if twin.check == "contradiction" and self._is_pair[twin.row]:
+                continue  # several answers to one question are compared two by two
             file, line, _ = self._places[twin.other]
             fault = Fault(twin.fault.severity, twin.fault.message, self._excerpts[twin.row])
             is_held_out = self._is_eval[twin.row]

@@ -74,6 +74,15 @@ def find_empty_answer(conversation: Conversation) -> Fault | None:
     return Fault("error", "the answer is empty", _question(conversation))
 
 
+def find_same_answers(better: Conversation, worse: Conversation) -> Fault | None:
+    """Find a pair whose answers differ by white space alone."""
+    first, second = (["".join(answer.split()) for answer in answers_of(c)] for c in (better, worse))
+    if first != second:
+        return None
+    told = "the rejected answer differs from the chosen one by white space alone"
+    return Fault("error", told, around(worse.messages[-1].content, 0, 0))
+
+
 def find_empty_question(conversation: Conversation) -> Fault | None:
     """Find a user who says nothing."""
     for message in conversation:

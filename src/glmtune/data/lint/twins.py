@@ -64,13 +64,18 @@ class Twins:
     def __len__(self) -> int:
         return len(self._row_keys)
 
-    def add(self, conversations: Sequence[Conversation]) -> None:
-        """Take rows in."""
-        for conversation in conversations:
+    def add(self, conversations: Sequence[Conversation], rejected: Sequence[str]) -> None:
+        """Take rows in.
+
+        Args:
+            conversations: of each row; of a pair, the better side.
+            rejected: the worse answer of each; "" where there is none.
+        """
+        for conversation, worse in zip(conversations, rejected, strict=True):
             turns = [(m.role, m.metadata, m.content, str(m.tools)) for m in conversation]
             last = max(i for i, turn in enumerate(turns) if turn[0] == "assistant")
             prompt = [(role, name, _plain(text), tools) for role, name, text, tools in turns[:last]]
-            self._row_keys.append(hash(tuple(turns)))
+            self._row_keys.append(hash((*turns, worse)))
             self._prompt_keys.append(hash(tuple(prompt)))
             self._answer_chars.append(len(turns[last][2]))
         questions = [
@@ -78,8 +83,8 @@ class Twins:
             for c in conversations
         ]
         answers = [
-            _plain("".join(m.metadata + m.content for m in c if m.role == "assistant"))
-            for c in conversations
+            _plain("".join(m.metadata + m.content for m in c if m.role == "assistant") + worse)
+            for c, worse in zip(conversations, rejected, strict=True)
         ]
         self._digests.append(np.concatenate((_digest(questions), _digest(answers)), axis=1))
 
