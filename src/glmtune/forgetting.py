@@ -1,7 +1,7 @@
 """What tuning costs elsewhere: the loss on a few general rows, before and after.
 
 A model that learns one task by heart may lose what it could do before, and no curve of that
-task shows it. `general_rows.json` holds 24 questions in Chinese and 24 in English, of many
+task shows it. `general_rows.json` holds 12 questions in Chinese and 12 in English, of many
 kinds, with short answers. They were written for this purpose, are under the project's licence,
 and are never learned. A base that hardly knows such rows, as a small one, has little to lose in
 them: `checks.general_rows` names others.

@@ -39,7 +39,7 @@ FORGETS = "what the base knew is still there"
 # What a report says "not run" of when it is missing.
 PROOFS = (ALIVE, SAVED, STREAMED, MERGED, TEMPLATE, STOPS, FORGETS)
 
-PROBE_TOKENS = 16  # of an answer that is streamed, and then scored in one pass
+PROBE_TOKENS = 8  # of an answer that is streamed, and then scored in one pass
 PATIENCE = 16  # tokens that an answer may take beyond twice the data's
 NOISE = 3  # times what rounding does to the same weights, merged ones may differ
 

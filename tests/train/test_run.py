@@ -189,7 +189,7 @@ def test_forgetting_is_measured_on_rows_of_the_users_own(
 
     details = [next(p.detail for p in each.proofs if p.name == FORGETS) for each in results]
     assert [detail.partition(" after, on ")[2][:15] for detail in details] == [
-        "48 general rows",
+        "24 general rows",
         "20 general rows",
     ]
     ours, theirs = (each.base_general_loss for each in results)

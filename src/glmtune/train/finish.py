@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 PROBED_ROWS = 20  # whose prompts are compared with what was trained
 SAMPLED_PROMPTS = 2
-SAMPLE_TOKENS = 48  # of an answer in the middle of a run
+SAMPLE_TOKENS = 32  # of an answer of the base, or in the middle of a run: it is only looked at
 # These tell of what was learned; without the others the files themselves are not to be trusted.
 OF_THE_RUN = (STOPS, FORGETS, MERGED)
 
@@ -137,7 +137,7 @@ def pair_answers(run: Run, prompts: Sequence[Prompt], tuned: Sequence[Answer]) -
 def log_samples(run: Run, recipe: RunRecipe, prompts: Sequence[Prompt]) -> None:
     """Answer a few prompts in the middle of a run, base and tuned, into the log."""
     asked = prompts[: len(run.base_answers)]
-    limit = min(SAMPLE_TOKENS, answer_limit(prompts, recipe.checks.max_new_tokens))
+    limit = sample_limit(prompts, recipe.checks)
     tuned = answer_all(run.accelerator.unwrap_model(run.model), run.template, asked, limit)
     for sample in pair_answers(run, asked, tuned):
         logger.info(
@@ -216,6 +216,11 @@ def choose_prompts(
     picked.sort(key=_answer_length)
     number = max(checks.stop_prompts, SAMPLED_PROMPTS)
     return [first_prompt(example, template, tokenizer) for example in picked[:number]]
+
+
+def sample_limit(prompts: Sequence[Prompt], checks: ChecksSection) -> int:
+    """Say how long to wait for an answer that is only looked at."""
+    return min(SAMPLE_TOKENS, answer_limit(prompts, checks.max_new_tokens))
 
 
 def _answer_length(example: Example) -> int:

@@ -44,7 +44,7 @@ from glmtune.loss import (
 )
 from glmtune.metrics import MetricsFile, cut_metrics, read_metrics
 from glmtune.preference import Preference
-from glmtune.proofs import Answer, Prompt, Proof, answer_all, answer_limit
+from glmtune.proofs import Answer, Prompt, Proof, answer_all
 from glmtune.recipe import (
     AdapterSection,
     DataSection,
@@ -71,6 +71,7 @@ from glmtune.train.finish import (
     choose_prompts,
     finish,
     log_samples,
+    sample_limit,
     write_run_report,
 )
 from glmtune.train.loop import Judge, Run, train
@@ -152,7 +153,7 @@ def fine_tune(
     if recipe.training.sharding and accelerator.device.type != "cpu":
         is_asked = False  # it lies in main memory, and would take long
     asked = prompts[: SAMPLED_PROMPTS * is_asked]
-    limit = answer_limit(prompts, recipe.checks.max_new_tokens)
+    limit = sample_limit(prompts, recipe.checks)
     base_answers, base_general_loss = ask_base(model, template, asked, limit, general)
     return carry_out(
         recipe,
