@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 LIMIT = 127  # -128 is left out, so that the scale is the same on both sides
 SMALLEST = 1e-30  # of a row's largest value: below, its inverse would overflow
 PIECE = 1 << 20  # numbers converted at a time, to stay in the cache
+CHANNELS = 4096  # computed at a time: int32 sums of them all would be twice the activations
 FEW_ROWS = 6  # of activations, up to which one after the other is faster
 EXACT_TERMS = 1024  # so many products of two int8 have a sum that float32 holds exactly
 
@@ -38,7 +39,10 @@ class _Int8Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, scale)
         rows, row_scale = quantise_rows(x.reshape(-1, x.size(-1)))
-        y = scale_back(multiply(rows, weight.T), row_scale, scale, x.dtype)
+        y = x.new_empty(rows.size(0), weight.size(0))
+        for start in range(0, weight.size(0), CHANNELS):
+            part = slice(start, start + CHANNELS)
+            scale_back(multiply(rows, weight[part].T), row_scale, scale[part], y[:, part])
         return y.view(*x.shape[:-1], weight.size(0))
 
     @staticmethod
@@ -46,7 +50,8 @@ class _Int8Product(torch.autograd.Function):
         weight, scale = ctx.saved_tensors
         (dy,) = grads
         rows, row_scale = quantise_rows(dy.reshape(-1, dy.size(-1)), scale)
-        dx = scale_back(multiply(rows, weight), row_scale, None, dy.dtype)
+        dx = dy.new_empty(rows.size(0), weight.size(1))
+        scale_back(multiply(rows, weight), row_scale, None, dx)
         return dx.view(*dy.shape[:-1], weight.size(1)), None, None
 
 
@@ -95,16 +100,12 @@ def quantise_rows(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor
     return rows, scale
 
 
-def scale_back(
-    sums: Tensor, row_scale: Tensor, column_scale: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """Give int32 sums (rows, columns) their scales, (rows, 1) and (columns,), in `dtype`."""
-    y = sums.new_empty(sums.shape, dtype=dtype)
+def scale_back(sums: Tensor, row_scale: Tensor, column_scale: Tensor | None, y: Tensor) -> None:
+    """Write int32 sums (rows, columns), times their scales, (rows, 1) and (columns,), to `y`."""
     step = max(1, PIECE // max(sums.size(1), 1))
     for start in range(0, sums.size(0), step):
         part = sums[start : start + step].float().mul_(row_scale[start : start + step])
         y[start : start + step] = part if column_scale is None else part.mul_(column_scale)
-    return y
 
 
 def multiply(rows: Tensor, columns: Tensor) -> Tensor:

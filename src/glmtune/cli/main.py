@@ -28,6 +28,7 @@ from glmtune.cli.report import report
 from glmtune.cli.tokenizer import tokenizer
 from glmtune.cli.train import train
 from glmtune.errors import GlmtuneError
+from glmtune.train import heap
 
 app = typer.Typer(
     name="glmtune",
@@ -98,6 +99,7 @@ def run() -> None:
     """Run the command line and leave the process."""
     if not sys.stderr.isatty():  # progress bars are noise in a log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    heap.set_defaults()
     try:
         app()
     except GlmtuneError as error:

@@ -1,4 +1,4 @@
-"""Memory that tensors freed, given back to the system.
+"""The memory of tensors: in large pages, given back to the system, and not filled by kernels.
 
 Packs differ in length, so what one has freed seldom fits the next, and a small tensor that lives on
 keeps the C library from shrinking its heap:
@@ -11,10 +11,23 @@ Without this a run holds more after every few packs; docs/performance.md has wha
 
 import ctypes
 import functools
+import os
 import sys
 from collections.abc import Callable
 
 SLOW = 1.0  # seconds of a micro-batch from which on asking costs nothing to speak of
+KERNELS = 128  # more than one micro-batch needs
+
+
+def set_defaults() -> None:
+    """Choose how PyTorch and oneDNN use memory, where the user has not.
+
+    Both read it once, so this comes before the first tensor. Tensors of 2 MiB or more ask Linux
+    for pages of that size, of which a product needs fewer. oneDNN compiles each product anew for
+    every number of rows, and would keep 1,024 of them, half a megabyte each.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
 
 
 def give_back() -> None:
