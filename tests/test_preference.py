@@ -334,7 +334,7 @@ def test_a_run_of_pairs_resumes_to_the_same_bytes(tree: dict[str, Any], tmp_path
     [
         (["adapter.method=full"], "is for an adapter over its base, and adapter.method=full"),
         (["adapter.method=prompt_tuning"], "adapter.method=prompt_tuning is none of that kind"),
-        (["adapter.init_lora_weights=pissa"], "compares with the base, which"),
+        (["adapter.bias=all"], "compares with the base, which"),
         (["adapter.name_or_path=earlier"], "Merge that one first"),
         (["data.overlong=truncate_prompt"], "different prompts"),
         (["training.label_smoothing_factor=0.1"], "preference.stage=dpo has another"),
@@ -370,6 +370,7 @@ def test_losses_without_a_reference_train_every_weight(
         {"method": "vera", "r": 16},
         {"method": "oft", "oft_block_size": 16},
         {"use_dora": True, "r": 4},
+        {"init_lora_weights": "pissa", "r": 4},
         {"method": "qlora", "r": 4},
         {"method": "qlora", "r": 4, "quantization_bit": 8},
     ],

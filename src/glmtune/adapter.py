@@ -21,11 +21,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import glmtune
 from glmtune import methods
 from glmtune.alive import some
-from glmtune.arithmetic import takes_half_inputs
+from glmtune.arithmetic import half_input_product, takes_half_inputs
 from glmtune.data.batches import MicroBatch
 from glmtune.errors import CheckpointError, RecipeError, TemplateError, TrainingError
 from glmtune.files import write_atomically
@@ -47,6 +48,9 @@ def attach(model: nn.Module, section: PeftSection) -> Any:
     from peft import get_peft_model
 
     methods.check_names(model, section)
+    takes_from_base = isinstance(section, LoraSection) and section.takes_from_base
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and takes_from_base]
+    weights: dict[nn.Module, Tensor] = {module: module.weight.data for module in linear}
     try:
         model_type: Any = model.config.model_type  # type: ignore[union-attr]
         adapted = get_peft_model(model, methods.config_of(section, model_type))
@@ -63,11 +67,7 @@ def attach(model: nn.Module, section: PeftSection) -> Any:
     methods.check_patterns(section, [name for name, _ in adapted_layers(adapted)])
     _keep_inputs_as_they_are(adapted)
     if section.takes_from_base:
-        initial_adapters[adapted] = {
-            name: tensor.detach().clone()
-            for name, tensor in adapted.named_parameters()
-            if _is_lora(name)
-        }
+        _give_back(adapted, weights)
     return adapted
 
 
@@ -116,13 +116,76 @@ def _go_on_with(folder: Path, model: Any) -> None:
     restore(folder, model)
 
 
-# PiSSA and OLoRA take what A and B begin with out of the base's weights. Such a model needs its
-# beginning to be saved: the difference to the base that the user has is BA - B0 A0, which is a
-# LoRA of twice the rank, and whose first half is what is trained.
+# PiSSA and OLoRA take what A and B begin with out of the base's weights. In half precision what is
+# left would be rounded, and learned upon. So the weights stay as they are, and the beginning is
+# taken out of the update: BA - B0 A0 is a LoRA of twice the rank, whose first half is trained, and
+# which is saved as such.
 #
 #     A = [A ]    B = [B, -B0]
 #         [A0]
 initial_adapters: WeakKeyDictionary[Any, dict[str, Tensor]] = WeakKeyDictionary()
+
+
+class _BegunA(nn.Linear):
+    """A of a difference: what is trained, and below it what it began with."""
+
+    begun: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in) to (..., 2 rank)."""
+        return half_input_product(input, torch.cat((self.weight, self.begun)))
+
+
+class _BegunB(nn.Linear):
+    """B of a difference: what is trained, and beside it what it began with, taken off."""
+
+    begun: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., 2 rank) to (..., out)."""
+        return F.linear(input, torch.cat((self.weight, -self.begun), dim=1))
+
+
+def _give_back(model: Any, weights: Mapping[nn.Module, Tensor]) -> None:
+    """Let a model have the weights that peft took its adapter's beginning out of.
+
+    Args:
+        model: the peft model.
+        weights: as they were, by layer. peft makes new ones, but for OLoRA in float32.
+    """
+    initial_adapters[model] = {
+        name: tensor.detach().clone() for name, tensor in model.named_parameters() if _is_lora(name)
+    }
+    for _, layer in adapted_layers(model):
+        a, b = layer.lora_A["default"], layer.lora_B["default"]
+        base, weight = layer.get_base_layer(), weights[layer.get_base_layer()]
+        if base.weight.data_ptr() == weight.data_ptr():
+            weight += layer.scaling["default"] * (b.weight.data @ a.weight.data)
+        base.weight.data = weight
+        for sides, kind in ((layer.lora_A, _BegunA), (layer.lora_B, _BegunB)):
+            side = sides["default"]
+            twin = kind(side.in_features, side.out_features, bias=False, device="meta")
+            twin.weight = side.weight
+            twin.register_buffer("begun", side.weight.detach().clone(), persistent=False)
+            sides["default"] = twin.train(side.training)
+        if isinstance(layer.lora_dropout["default"], nn.Identity):
+            layer.cast_input_dtype_enabled = False
+
+
+def _become_difference(model: Any) -> None:
+    """Turn an adapter with a beginning into the plain one of twice the rank, to be merged."""
+    if model not in initial_adapters:
+        return
+    for _, layer in adapted_layers(model):
+        a, b = layer.lora_A["default"], layer.lora_B["default"]
+        for sides, whole in (
+            (layer.lora_A, torch.cat((a.weight, a.begun))),
+            (layer.lora_B, torch.cat((b.weight, -b.begun), dim=1)),
+        ):
+            plain = nn.Linear(whole.size(1), whole.size(0), bias=False, device="meta")
+            plain.weight = nn.Parameter(whole.detach(), requires_grad=False)
+            sides["default"] = plain
+    del initial_adapters[model]
 
 
 def _is_lora(name: str) -> bool:
@@ -487,9 +550,7 @@ def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
     """Prove that the adapter on disk is the adapter in memory.
 
     The saved adapter is loaded beside the trained one over the same base, and both give
-    their logits for a probe. Where the trained one begins with a part of the base's weights,
-    that part is put back for the saved one, which is made for the base as it was; what rounding
-    that takes must be a twentieth of what was learned at most.
+    their logits for a probe.
 
     Args:
         model: the trained peft model.
@@ -504,22 +565,14 @@ def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
     """
     model.eval()
     trained = logits(model, probe)
-    tolerance = 0.0
-    with _base_as_it_was(model):
-        if model in initial_adapters:
-            with model.disable_adapter():
-                learned = (trained - logits(model, probe)).abs().max().item()
-            tolerance = learned / 20
-        with _loaded_beside(model, folder):
-            saved = logits(model, probe)
-    difference = compare_logits(folder, "the adapter gives", trained, saved, tolerance)
+    with _loaded_beside(model, folder):
+        saved = logits(model, probe)
+    difference = compare_logits(folder, "the adapter gives", trained, saved)
     _check_tensors(model, folder)
     return difference
 
 
-def compare_logits(
-    folder: Path, gives: str, trained: Tensor, saved: Tensor, tolerance: float = 0.0
-) -> float:
+def compare_logits(folder: Path, gives: str, trained: Tensor, saved: Tensor) -> float:
     """Give the largest difference between two logits.
 
     Args:
@@ -527,13 +580,12 @@ def compare_logits(
         gives: what it holds, and a verb.
         trained: logits of the trained model.
         saved: logits of what was read, of the same shape.
-        tolerance: the largest difference that is still rounding.
 
     Raises:
         TrainingError: the logits differ.
     """
     difference = (trained - saved).abs().max().item()
-    if not difference <= tolerance:  # NaN is no proof either
+    if difference != 0:  # NaN is no proof either
         raise TrainingError(
             f"{folder}: reloaded from disk {gives} other logits (by {difference:.3g}). "
             "The file is not what was trained; keep the last checkpoint and report this."
@@ -543,8 +595,8 @@ def compare_logits(
 
 @contextmanager
 def as_saved(model: Any, folder: Path) -> Iterator[Any]:
-    """Let the adapter on disk answer in place of the trained one, over the base as it was."""
-    with _base_as_it_was(model), _loaded_beside(model, folder):
+    """Let the adapter on disk answer in place of the trained one."""
+    with _loaded_beside(model, folder):
         yield model
 
 
@@ -585,27 +637,6 @@ def _check_tensors(model: Any, folder: Path) -> None:
             )
 
 
-@contextmanager
-def _base_as_it_was(model: Any) -> Iterator[None]:
-    """Put back, for a while, what PiSSA and OLoRA took out of the base's weights."""
-    initial = initial_adapters.get(model, {})
-    lacking: dict[str, Tensor] = {}
-    layers = dict(model.named_modules())
-    for name, a in initial.items():
-        owner, is_a, _ = name.partition(".lora_A.")
-        if is_a:
-            layer = layers[owner]
-            b = initial[name.replace(".lora_A.", ".lora_B.")]
-            weight = layer.get_base_layer().weight
-            lacking[owner] = weight.data
-            weight.data = (weight.float() + layer.scaling["default"] * (b @ a)).to(weight.dtype)
-    try:
-        yield
-    finally:
-        for owner, data in lacking.items():
-            layers[owner].get_base_layer().weight.data = data
-
-
 def logits(model: Any, probe: MicroBatch) -> Tensor:
     """Score every position of a probe: (batch, seq, vocab), float32."""
     scores: Tensor = model(**probe.inputs(), use_cache=False).logits
@@ -629,6 +660,7 @@ def merge(model: Any) -> Any:
             "the base is quantized, and adding the update to its few bits would lose most of it. "
             "Load the base in half precision, then the adapter, and merge those."
         )
+    _become_difference(model)
     return model.merge_and_unload(safe_merge=True)
 
 
@@ -648,4 +680,5 @@ def merge_in_place(model: Any) -> None:
     No more than one layer's weight is held twice. In half precision this cannot be undone
     exactly, so it comes after all else that needs the base.
     """
+    _become_difference(model)
     model.merge_adapter(safe_merge=True)

@@ -98,10 +98,15 @@ class HalfInputLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in) to (..., out), float32."""
-        if input.dtype not in HALF:
-            return super().forward(input)
-        y: Tensor = _HalfInputProduct.apply(input, self.weight)  # type: ignore[no-untyped-call]
-        return y
+        return half_input_product(input, self.weight)
+
+
+def half_input_product(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply half-precision activations as they are, (..., in), by a float32 weight."""
+    if x.dtype not in HALF:
+        return F.linear(x, weight)
+    y: Tensor = _HalfInputProduct.apply(x, weight)  # type: ignore[no-untyped-call]
+    return y
 
 
 def takes_half_inputs(linear: nn.Linear) -> HalfInputLinear:

@@ -138,7 +138,7 @@ class LoraSection(PeftSection):
 
     @property
     def takes_from_base(self) -> bool:
-        """Whether A and B begin with a part of the weights, which the base then lacks."""
+        """Whether A and B begin with a part of the weights."""
         return str(self.init_lora_weights).startswith(("pissa", "olora"))
 
     @model_validator(mode="after")
@@ -656,14 +656,11 @@ class Recipe(RunRecipe):
                     "full and freeze, preference.loss=simpo or orpo"
                 )
             return self
-        changes_base = isinstance(adapter, LoraSection) and (
-            adapter.takes_from_base or adapter.bias != "none"
-        )
+        changes_base = isinstance(adapter, LoraSection) and adapter.bias != "none"
         if preference.has_reference and changes_base:
             raise ValueError(
-                f"preference.loss={preference.loss} compares with the base, which "
-                "adapter.init_lora_weights=pissa or olora, and adapter.bias, change. Leave them "
-                "out, or use preference.loss=simpo or orpo"
+                f"preference.loss={preference.loss} compares with the base, which adapter.bias "
+                "changes. Leave it out, or use preference.loss=simpo or orpo"
             )
         if preference.has_reference and adapter.name_or_path is not None:
             raise ValueError(
