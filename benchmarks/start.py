@@ -122,7 +122,7 @@ def measure(quick: bool) -> list[Figure]:
     times: dict[str, list[float]] = {"help": [], "ours": [], "peer": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for _ in range(3 if quick else 7):
+        for _ in range(1 if quick else 7):
             times["help"].append(until_help())
             times["ours"].append(until_our_step(folder))
             times["peer"].append(until_their_step(folder))

@@ -66,7 +66,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up, from both side by side."""
+    """silu(gate) * up, from both side by side.
+
+    The gradient is written over what was kept, so one forward pass has one backward pass; autograd
+    refuses a second.
+    """
 
     @staticmethod
     def forward(ctx: Any, fused: Tensor) -> Tensor:
@@ -79,14 +83,16 @@ class _SwiGLU(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (fused,) = ctx.saved_tensors
         (grad,) = grads
-        gate, up = fused.chunk(2, dim=-1)
-        both = torch.empty_like(fused)
-        of_gate, of_up = both.chunk(2, dim=-1)
-        torch.ops.aten.silu.out(gate, out=of_up)
-        of_up.mul_(grad)
-        torch.mul(grad, up, out=of_gate)
-        torch.ops.aten.silu_backward.grad_input(of_gate, gate, grad_input=of_gate)
-        return both
+        both, of_gated = (tensor.flatten(0, -2) for tensor in (fused, grad))
+        step = max(1, PIECE // both.size(-1))
+        for start in range(0, both.size(0), step):
+            rows = slice(start, start + step)
+            gate, up = both[rows].chunk(2, dim=-1)
+            of_silu = of_gated[rows] * up
+            torch.ops.aten.silu.out(gate, out=up).mul_(of_gated[rows])
+            torch.ops.aten.silu_backward.grad_input(of_silu, gate, grad_input=gate)
+        of_fused: Tensor = both.view_as(fused)
+        return of_fused
 
 
 def swiglu(fused: Tensor) -> Tensor:
