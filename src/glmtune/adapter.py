@@ -172,12 +172,12 @@ def _give_back(model: Any, weights: Mapping[nn.Module, Tensor]) -> None:
             layer.cast_input_dtype_enabled = False
 
 
-def _become_difference(model: Any) -> None:
-    """Turn an adapter with a beginning into the plain one of twice the rank, to be merged."""
-    if model not in initial_adapters:
-        return
-    for _, layer in adapted_layers(model):
-        a, b = layer.lora_A["default"], layer.lora_B["default"]
+@contextmanager
+def _as_one_difference(model: Any) -> Iterator[None]:
+    """Let an adapter with a beginning be the plain one of twice the rank while it is merged."""
+    begun = [layer for _, layer in adapted_layers(model) if model in initial_adapters]
+    trained = [(layer.lora_A["default"], layer.lora_B["default"]) for layer in begun]
+    for layer, (a, b) in zip(begun, trained, strict=True):
         for sides, whole in (
             (layer.lora_A, torch.cat((a.weight, a.begun))),
             (layer.lora_B, torch.cat((b.weight, -b.begun), dim=1)),
@@ -185,7 +185,11 @@ def _become_difference(model: Any) -> None:
             plain = nn.Linear(whole.size(1), whole.size(0), bias=False, device="meta")
             plain.weight = nn.Parameter(whole.detach(), requires_grad=False)
             sides["default"] = plain
-    del initial_adapters[model]
+    try:
+        yield
+    finally:
+        for layer, (a, b) in zip(begun, trained, strict=True):
+            layer.lora_A["default"], layer.lora_B["default"] = a, b
 
 
 def _is_lora(name: str) -> bool:
@@ -660,8 +664,8 @@ def merge(model: Any) -> Any:
             "the base is quantized, and adding the update to its few bits would lose most of it. "
             "Load the base in half precision, then the adapter, and merge those."
         )
-    _become_difference(model)
-    return model.merge_and_unload(safe_merge=True)
+    with _as_one_difference(model):
+        return model.merge_and_unload(safe_merge=True)
 
 
 def _is_packed(model: Any) -> bool:
@@ -680,5 +684,5 @@ def merge_in_place(model: Any) -> None:
     No more than one layer's weight is held twice. In half precision this cannot be undone
     exactly, so it comes after all else that needs the base.
     """
-    _become_difference(model)
-    model.merge_adapter(safe_merge=True)
+    with _as_one_difference(model):
+        model.merge_adapter(safe_merge=True)
