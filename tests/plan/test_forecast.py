@@ -46,6 +46,7 @@ def test_the_heaviest_pack_is_the_one_that_training_rehearses() -> None:
     # Packs of 50: 40 + 10, and 30 + 20. Both are full; the first has more to learn.
     assert (workload.lengths, workload.learned, workload.rows) == ((40, 10), (5, 9), (1, 0))
     assert (workload.num_rows, workload.num_steps, workload.num_tokens) == (4, 3, 300)
+    assert (workload.later_lengths, workload.later_learned) == ((30, 20), (5, 5))
     batch = workload.micro_batch()
     assert batch.cu_seq_lens is not None
     assert batch.cu_seq_lens.tolist() == [0, 40, 50]
@@ -57,7 +58,19 @@ def test_without_data_packs_are_full_and_nothing_else_is_known() -> None:
     workload = describe_workload(recipe_for("x", "data.max_length=50"), None)
 
     assert (workload.lengths, workload.learned) == ((50, 50), (49, 49))
+    assert workload.later_lengths == (50, 50)
     assert (workload.num_rows, workload.num_steps, workload.num_tokens) == (None, None, None)
+
+
+def test_a_step_of_one_pack_has_no_later_one() -> None:
+    recipe = recipe_for(
+        "x",
+        *("data.max_length=50", "training.per_device_train_batch_size=2"),
+        "training.gradient_accumulation_steps=1",
+    )
+
+    assert describe_workload(recipe, ROWS).later_micro_batch() is None
+    assert describe_workload(recipe, None).later_micro_batch() is None
 
 
 def test_a_max_length_that_no_row_meets_is_an_error() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from glmtune import tuning
 from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
@@ -32,7 +33,7 @@ def packed(*lengths: int) -> MicroBatch:
     )
 
 
-def measure(recipe: Recipe, batch: MicroBatch) -> int:
+def measure(recipe: Recipe, batch: MicroBatch, *, is_first: bool = False) -> int:
     """The most that is alive besides weights, gradients and optimizer, with real numbers."""
     model = load_base(recipe, CPU)
     if recipe.training.gradient_checkpointing:
@@ -47,8 +48,13 @@ def measure(recipe: Recipe, batch: MicroBatch) -> int:
     tally = Tally()
     gradients = [p.grad for p in trained if p.grad is not None]
     held = tally.hold([*model.parameters(), *model.buffers(), *gradients, *means])
+    del gradients
+    if is_first:
+        optimizer.zero_grad()
     with tally:
         next_token_loss(model, batch).backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
     return tally.peak - held
 
 
@@ -69,9 +75,23 @@ def test_a_step_without_numbers_takes_the_memory_of_a_real_one(
 ) -> None:
     recipe, batch = recipe_for(tiny_model_dir, *overrides), packed(100, 60)
 
-    predicted = simulate(recipe, batch, packed(20), CPU)
+    predicted = simulate(recipe, batch, batch, packed(20), CPU)
 
     assert predicted.activations == pytest.approx(measure(recipe, batch), rel=0.02)
+
+
+def test_the_first_pack_of_a_step_finds_no_gradients(tiny_model_dir: Path) -> None:
+    recipe = recipe_for(tiny_model_dir, "adapter.method=full")
+    heavy, light, proof = packed(200, 100), packed(20), packed(20)
+
+    alone = simulate(recipe, heavy, None, proof, CPU)
+    before_a_light_one = simulate(recipe, heavy, light, proof, CPU)
+    after_another = simulate(recipe, heavy, heavy, proof, CPU)
+
+    assert before_a_light_one.activations == pytest.approx(alone.activations, rel=0.001)
+    assert alone.activations == pytest.approx(measure(recipe, heavy, is_first=True), rel=0.02)
+    assert after_another.activations == pytest.approx(measure(recipe, heavy), rel=0.02)
+    assert after_another.activations - alone.activations > 0.9 * alone.gradients
 
 
 def write_config(folder: Path, num_layers: int, **fields: int) -> None:
@@ -90,11 +110,12 @@ def test_a_deep_model_is_reckoned_from_two_shallow_ones(tmp_path: Path, checkpoi
     deep = 7
     write_config(tmp_path, deep, hidden_size=64, ffn_hidden_size=96, kv_channels=16)
     overrides = [f"training.gradient_checkpointing={checkpointing}", "adapter.r=4"]
-    reckoned = simulate(recipe_for(tmp_path, *overrides), packed(90), packed(20), CPU)
+    reckoned = simulate(recipe_for(tmp_path, *overrides), packed(90), packed(60), packed(20), CPU)
 
     # A layer with a rank of its own makes it simulate all of them.
     pattern = 'adapter.rank_pattern={"layers.0.self_attention.query_key_value": 4}'
-    whole = simulate(recipe_for(tmp_path, *overrides, pattern), packed(90), packed(20), CPU)
+    deep_recipe = recipe_for(tmp_path, *overrides, pattern)
+    whole = simulate(deep_recipe, packed(90), packed(60), packed(20), CPU)
 
     assert reckoned == whole
 
@@ -102,7 +123,7 @@ def test_a_deep_model_is_reckoned_from_two_shallow_ones(tmp_path: Path, checkpoi
 def of_6b(tmp_path: Path, device: str, *overrides: str) -> Simulation:
     write_config(tmp_path, 28)
     recipe = recipe_for(tmp_path, "model.dtype=bfloat16", *overrides)
-    return simulate(recipe, packed(16), packed(16), torch.device(device))
+    return simulate(recipe, packed(16), None, packed(16), torch.device(device))
 
 
 def test_the_weights_of_6b_are_counted_from_its_config_alone(tmp_path: Path) -> None:

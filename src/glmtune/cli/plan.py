@@ -55,12 +55,12 @@ def plan(
         _print(probe_lines(made, take_probe(resolved)))
     elif made.pack_seconds is not None:
         _print([("", "time is estimated from two layers; --probe takes 3 real steps")])
-    typer.echo(LOWER_BOUND)
+    typer.echo(ACCURACY)
 
 
-LOWER_BOUND = (
-    "Memory is a lower bound: runs on a CPU have taken up to half as much again. Near the limit, "
-    "use --probe."
+ACCURACY = (
+    "Memory is reckoned without gaps in the heap: runs on a CPU have taken from a tenth less to a "
+    "tenth more. Near the limit, use --probe."
 )
 
 

@@ -202,7 +202,8 @@ class Place:
             CheckpointError, DataError, RecipeError: as in training.
         """
         workload = describe_workload(recipe, self.rows)
-        parts = simulate(recipe, workload.micro_batch(), workload.proof_row(), self.device)
+        packs = (workload.micro_batch(), workload.later_micro_batch(), workload.proof_row())
+        parts = simulate(recipe, *packs, self.device)
         weights, loading = parts.frozen, 0
         if self.device.type == "cpu":
             beside = converted_bytes(recipe, parts)

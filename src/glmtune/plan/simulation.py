@@ -50,7 +50,8 @@ class Simulation:
         frozen: weights that stay as they are.
         trained: weights that are learned.
         gradients, optimizer: of those.
-        activations: the most that is alive at once in a step besides all these.
+        activations: the most that is alive at once in a step besides all these; what there is
+            before the gradients are is less by their bytes.
         proof: the same when the saved files are proved at the end.
         dtype: of the embedding in memory.
     """
@@ -90,7 +91,11 @@ def attach_empty(model: Any, recipe: Recipe) -> Any:
 
 
 def simulate(
-    recipe: Recipe, batch: MicroBatch, proof: MicroBatch, device: torch.device
+    recipe: Recipe,
+    batch: MicroBatch,
+    later: MicroBatch | None,
+    proof: MicroBatch,
+    device: torch.device,
 ) -> Simulation:
     """Take a step and a proof.
 
@@ -98,7 +103,8 @@ def simulate(
 
     Args:
         recipe: the run.
-        batch: the pack of the step; its tensors are real.
+        batch: the heaviest pack, as the first of its step; its tensors are real.
+        later: the heaviest that finds the gradients of another pack, if there is any.
         proof: the row by which what was saved is proved.
         device: where the run would be; it need not be here.
 
@@ -109,8 +115,8 @@ def simulate(
     num_layers = len(decoder_layers(whole))
     few, more = SHALLOW
     if num_layers <= more or has_unlike_layers(recipe.adapter):
-        return _simulate(whole, recipe, batch, proof)
-    one, two = (_simulate(shallow(whole, n), recipe, batch, proof) for n in SHALLOW)
+        return _simulate(whole, recipe, batch, later, proof)
+    one, two = (_simulate(shallow(whole, n), recipe, batch, later, proof) for n in SHALLOW)
     numbers: dict[str, Any] = {}
     for name in one.__slots__:
         a, b = getattr(one, name), getattr(two, name)
@@ -133,7 +139,9 @@ def has_unlike_layers(section: AdapterSection) -> bool:
     )
 
 
-def _simulate(base: Any, recipe: Recipe, batch: MicroBatch, proof: MicroBatch) -> Simulation:
+def _simulate(
+    base: Any, recipe: Recipe, batch: MicroBatch, later: MicroBatch | None, proof: MicroBatch
+) -> Simulation:
     packed, widest = packed_bytes(base, recipe)
     model = attach_empty(base, recipe)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -148,19 +156,20 @@ def _simulate(base: Any, recipe: Recipe, batch: MicroBatch, proof: MicroBatch) -
     frozen = [t for t in (*model.parameters(), *model.buffers()) if not t.requires_grad]
     tally = Tally()
     held = [tally.hold(tensors) for tensors in (frozen, trained, gradients, means)]
-    if recipe.training.gradient_accumulation_steps == 1:
-        optimizer.zero_grad()  # each pack begins without
-    del gradients
+    del gradients, gradient
+    if later is None:
+        optimizer.zero_grad()  # or they are there, as after another pack
     with tally:
-        with autocast(recipe.training, torch.device("cpu")):
-            loss = next_token_loss(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        del loss
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        for pack in filter(None, (later, batch)):
+            with autocast(recipe.training, torch.device("cpu")):
+                loss = next_token_loss(model, pack)
+            loss.backward()  # type: ignore[no-untyped-call]
+            del loss
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
     step = tally.peak - sum(held)
     with tally, torch.no_grad():
-        optimizer.zero_grad()
         tally.start_anew()
         both = [adapter.logits(model.eval(), proof) for _ in ("trained", "saved")]
         (both[0] - both[1]).abs().max()

@@ -5,7 +5,7 @@ be, and the number of steps is unknown.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -40,6 +40,8 @@ class Workload:
 
     Attributes:
         lengths, learned: of the heaviest pack: tokens of each row, and learned ones.
+        later_lengths, later_learned: of the heaviest that is not the first of its step, and so
+            finds gradients there; none when every step has one pack.
         proof: tokens of the row by which what was saved is proved.
         num_rows: that are learned in an epoch, None when the data is not here.
         num_steps: optimizer steps of the whole run, None when it is not known.
@@ -50,6 +52,8 @@ class Workload:
     lengths: tuple[int, ...]
     learned: tuple[int, ...]
     proof: int
+    later_lengths: tuple[int, ...] = ()
+    later_learned: tuple[int, ...] = ()
     num_rows: int | None = None
     num_steps: int | None = None
     num_tokens: int | None = None
@@ -57,22 +61,32 @@ class Workload:
 
     def micro_batch(self, max_tokens: int | None = None) -> MicroBatch:
         """Make a pack of the heaviest one's lengths, of its first tokens; all ids are 0."""
-        left = sum(self.lengths) if max_tokens is None else max_tokens
-        examples = []
-        for length, learned in zip(self.lengths, self.learned, strict=True):
-            kept = min(length, left)
-            num_learned = round(learned * kept / length)
-            examples.append(
-                Example([0] * kept, [IGNORE] * (kept - num_learned) + [0] * num_learned)
-            )
-            left -= kept
-            if not left:
-                break
-        return micro_batch_of(pack(examples))
+        return _pack_of(self.lengths, self.learned, max_tokens)
+
+    def later_micro_batch(self) -> MicroBatch | None:
+        """Make the heaviest pack that finds gradients; None when there is none."""
+        if not self.later_lengths:
+            return None
+        return _pack_of(self.later_lengths, self.later_learned)
 
     def proof_row(self) -> MicroBatch:
         """Make a row for the proof; all ids are 0."""
         return micro_batch_of(pack([Example([0] * self.proof, [0] * self.proof)]))
+
+
+def _pack_of(
+    lengths: Sequence[int], learned: Sequence[int], max_tokens: int | None = None
+) -> MicroBatch:
+    left = sum(lengths) if max_tokens is None else max_tokens
+    examples = []
+    for length, number in zip(lengths, learned, strict=True):
+        kept = min(length, left)
+        num_learned = round(number * kept / length)
+        examples.append(Example([0] * kept, [IGNORE] * (kept - num_learned) + [0] * num_learned))
+        left -= kept
+        if not left:
+            break
+    return micro_batch_of(pack(examples))
 
 
 def encode_rows(recipe: Recipe) -> tuple[Rows | None, str]:
@@ -110,7 +124,10 @@ def describe_workload(recipe: Recipe, rows: Rows | None) -> Workload:
     if rows is None:
         length, batch = recipe.data.max_length, recipe.training.per_device_train_batch_size
         lengths, learned = (length,) * batch, (length - 1,) * batch
-        return Workload(lengths, learned, length, num_steps=recipe.training.max_steps)
+        full = Workload(lengths, learned, length, num_steps=recipe.training.max_steps)
+        if recipe.training.gradient_accumulation_steps == 1:
+            return full
+        return replace(full, later_lengths=lengths, later_learned=learned)
     from accelerate import PartialState
 
     chosen = [row for row in rows.chosen if rows.lengths[row] <= recipe.data.max_length]
@@ -121,14 +138,17 @@ def describe_workload(recipe: Recipe, rows: Rows | None) -> Workload:
         )
     batches = plan_batches(recipe, chosen, PartialState(cpu=recipe.training.use_cpu))
     num_steps = count_steps(recipe, batches)
-    packs = [
-        pack for step in range(num_steps) for pack in batches.micro_batch_rows(step, rows.lengths)
-    ]
+    steps = [batches.micro_batch_rows(step, rows.lengths) for step in range(num_steps)]
+    packs = [pack for packs_of_step in steps for pack in packs_of_step]
     heavy = heaviest(packs, rows.lengths, rows.learned)
+    later = [pack for packs_of_step in steps for pack in packs_of_step[1:]]
+    heavy_later = heaviest(later, rows.lengths, rows.learned) if later else ()
     return Workload(
         lengths=tuple(rows.lengths[row] for row in heavy),
         learned=tuple(rows.learned[row] for row in heavy),
         proof=rows.lengths[chosen[0]],
+        later_lengths=tuple(rows.lengths[row] for row in heavy_later),
+        later_learned=tuple(rows.learned[row] for row in heavy_later),
         num_rows=len(chosen),
         num_steps=num_steps,
         num_tokens=sum(rows.lengths[row] for rows_of_pack in packs for row in rows_of_pack),
