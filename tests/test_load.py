@@ -193,7 +193,9 @@ def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
 def test_a_folder_without_config_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("")
 
-    with pytest.raises(CheckpointError, match=r"no config.json.*It holds: readme.txt"):
+    with pytest.raises(
+        CheckpointError, match=r"no config.json.*It holds: readme.txt.*Give the folder that a model"
+    ):
         load_config(tmp_path)
 
 

@@ -170,3 +170,10 @@ def test_an_attention_that_would_change_the_objective_is_refused() -> None:
 def test_adalora_is_refused_with_the_reason() -> None:
     with pytest.raises(RecipeError, match=r"'adalora'\. It is not offered: peft does not save"):
         build_recipe({**SMALLEST, "adapter": {"method": "adalora"}})
+
+
+@pytest.mark.parametrize("key", ["checks.general_rows", "data.train", "lint.off"])
+def test_a_number_where_a_list_belongs_is_told_in_plain_words(key: str) -> None:
+    tree = {"model": {"name_or_path": "x"}, "data": {"train": "r"}, "output": {"dir": "o"}}
+    with pytest.raises(RecipeError, match=rf"{key} is 3, expected a list. Write {key}: \[first"):
+        build_recipe(tree, [f"{key}=3"])

@@ -381,7 +381,8 @@ def _checked_name(name: str | Path) -> str:
     else:
         raise CheckpointError(
             f"{name} has no config.json, so it is not the folder of a model. "
-            f"It holds: {', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'}."
+            f"It holds: {', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'}. "
+            "Give the folder that a model was downloaded to, or that `glmtune train` wrote."
         )
     return name
 
@@ -395,7 +396,10 @@ def _why_no_config(name: str, error: Exception) -> str:
         )
     if Path(name).is_dir():
         return _first_lines(error)
-    return f"there is no such folder here, and as a hub id: {_first_lines(error)}"
+    return (
+        f"there is no such folder here, and as a hub id: {_first_lines(error)} Give the folder "
+        "that holds the model's config.json, or a hub id that can be reached from here."
+    )
 
 
 def _check_json(path: Path) -> None:

@@ -930,5 +930,10 @@ def _explain(error: ValidationError, source: str, kind: type[RunRecipe]) -> Iter
             yield f"{source}: {problem['ctx']['error']}."
         elif problem["input"] is None:
             yield f"{source}: {where} is null, which is no value of it. Leave the key out."
+        elif problem["type"] == "tuple_type":
+            yield (
+                f"{source}: {where} is {problem['input']!r}, expected a list. "
+                f"Write {where}: [first, second]."
+            )
         else:
             yield f"{source}: {where} is {problem['input']!r}: {problem['msg'].lower()}."
