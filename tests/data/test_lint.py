@@ -553,6 +553,23 @@ def test_general_rows_are_looked_at_and_are_no_part_of_the_clean_copy(
     assert write_clean_copy(data, report, tmp_path / "clean.jsonl") == (NUM_CLEAN, 0)
 
 
+def test_a_general_row_that_is_learned_is_a_leak(
+    tmp_path: Path, template_of: Callable[[Layout], Template]
+) -> None:
+    rows = clean_rows()
+    path = write(tmp_path / "rows.jsonl", rows)
+    fresh = chat(("user", "一"), ("assistant", "二"))
+    question = "\n".join(filter(None, (rows[2]["instruction"], rows[2].get("input"))))
+    learned = chat(("user", question), ("assistant", rows[2]["output"]))
+    healthy = write(tmp_path / "healthy.jsonl", [fresh])
+    faulty = write(tmp_path / "faulty.jsonl", [fresh, learned])
+    data = section(path, eval_fraction=0.0)
+
+    assert not lint_data(data, template_of("official"), general=(healthy,)).findings
+    leak = only(lint_data(data, template_of("official"), general=(faulty,)))
+    assert (leak.check, leak.file, leak.line) == ("leak", faulty, 2)
+
+
 def test_a_clean_copy_of_two_formats_is_refused(tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", clean_rows())
     second = write(tmp_path / "b.jsonl", [chat(("user", "一加一等于几"), ("assistant", "二"))])

@@ -88,6 +88,7 @@ def lint(
             recipe.data,
             template,
             recipe.lint,
+            general=recipe.checks.general_rows,
             seed=recipe.training.seed,
             pairs=sees_pairs(recipe, data),
             progress=lambda num_rows: status.update(f"Reading rows: {num_rows:,} done"),

@@ -567,6 +567,7 @@ def lint(recipe: Recipe, template: Template) -> tuple[dict[str, Any], ...] | Non
         recipe.data,
         template,
         recipe.lint,
+        general=recipe.checks.general_rows,
         seed=recipe.training.seed,
         pairs=recipe.preference.stage == "dpo",
     )

@@ -33,6 +33,7 @@ def lint_data(
     *,
     seed: int = 42,
     pairs: bool | None = False,
+    general: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> LintReport:
     """Find what is wrong with the rows of a recipe. Reads them once and changes nothing.
@@ -45,6 +46,7 @@ def lint_data(
         seed: training.seed, which decides what data.eval_fraction holds out.
         pairs: whether rows are a better and a worse answer, and both are looked at; None: where
             their format has two.
+        general: checks.general_rows, which show what is forgotten and so must not be learned.
         progress: is told how many rows are done.
 
     Raises:
@@ -61,6 +63,7 @@ def lint_data(
         scan.mix_in(data.replayed)
     for source in data.eval:
         scan.read(source, is_held_out=True)
+    scan.hold_against(data.with_rows(general))
     return scan.report(seed)
 
 
@@ -238,6 +241,13 @@ class _Scan:
         self._num_own = len(self._is_kept)
         for source in replayed.train:
             self.read(source, is_held_out=False, is_own=False)
+        self._data = own
+
+    def hold_against(self, general: DataSection) -> None:
+        """Look at general rows that are not to be learned, which are read in their own way."""
+        own, self._data = self._data, general
+        for source in general.train:
+            self.read(source, is_held_out=True)
         self._data = own
 
     def read(self, source: str, *, is_held_out: bool, is_own: bool = True) -> None:
