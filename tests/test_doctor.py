@@ -58,6 +58,14 @@ MESSAGES = [
         "AttributeError: ChatGLMTokenizer has no attribute batch_encode_plus",
         "old tokenizer, batch_encode_plus",
     ),
+    (
+        "AttributeError: 'ChatGLMTokenizer' object has no attribute 'sp_tokenizer'",
+        "old tokenizer, vocabulary",
+    ),
+    (
+        "AttributeError: 'ChatGLMTokenizer' object has no attribute 'tokenizer'",
+        "old tokenizer, vocabulary",
+    ),
     ("AttributeError: can't set attribute 'eos_token'", "old tokenizer, special tokens"),
     (
         "AttributeError: property 'eos_token' of 'ChatGLMTokenizer' object has no setter",

@@ -67,6 +67,13 @@ SYMPTOMS: tuple[Symptom, ...] = (
         _LOAD_HERE,
     ),
     Symptom(
+        "old tokenizer, vocabulary",
+        r"ChatGLM\w*Tokenizer'? object has no attribute '(sp_)?tokenizer'",
+        f"{_ORIGINAL}, and its tokenizer is asked for its vocabulary before it has read it.",
+        "Load the same folder with glmtune (`import glmtune.auto` for a script of your own), which "
+        "never runs that code; the old code itself needs transformers 4.33 or older.",
+    ),
+    Symptom(
         "old tokenizer, special tokens",
         r"can't set attribute '?(eos|pad|unk|bos)_token|property '(eos|pad|unk|bos)_token' of "
         r".{0,60}no setter|Setting (eos|pad|unk)_token is not supported",
