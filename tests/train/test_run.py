@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from glmtune.chatglm.train_tokenizer import train_tokenizer
 from glmtune.errors import CheckpointError, DataError, OutputError, RecipeError, TrainingError
 from glmtune.loss import cross_entropy_sum
 from glmtune.proofs import FORGETS, PROOFS, STOPS
@@ -247,6 +249,22 @@ def test_resuming_with_another_recipe_is_refused_and_says_what_changed(
     rows.write_text(json.dumps(ROWS[:9], ensure_ascii=False), encoding="utf-8")
     with pytest.raises(CheckpointError, match="something changed: training data"):
         fine_tune(recipe_for(tiny_model_dir, rows, output), resume=True)
+
+
+def test_resuming_with_another_tokenizer_or_layout_is_refused_and_says_what_changed(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path
+) -> None:
+    model, output = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(tiny_model_dir, model)
+    fine_tune(recipe_for(model, rows, output), loss=interrupting(7))
+
+    with pytest.raises(CheckpointError, match=r"changed: recipe \(.*; template or tokenizer \("):
+        fine_tune(recipe_for(model, rows, output, "data.layout=tutorial"), resume=True)
+    train_tokenizer(
+        ["another text, of which " + chr(97 + n % 26) * 2 for n in range(200)], 300, model
+    )
+    with pytest.raises(CheckpointError, match=r"changed: template or tokenizer \("):
+        fine_tune(recipe_for(model, rows, output), resume=True)
 
 
 def test_an_output_folder_that_holds_a_run_is_not_touched_unless_asked(
