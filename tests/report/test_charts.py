@@ -24,6 +24,13 @@ def test_a_curve_goes_through_its_points_between_round_numbers() -> None:
     )
 
 
+def test_the_loss_of_preferences_is_told_by_the_pair() -> None:
+    [chart] = draw_charts([line | {"reward_margin": 0.1} for line in lines([0.7, 0.2])])
+
+    assert chart.unit == "nats per pair of answers"
+    assert "nats per pair of answers" in chart.summary
+
+
 def test_a_value_that_was_not_finite_is_a_gap_and_says_so() -> None:
     [chart] = draw_charts(lines([4.0, 3.0, None, 1.0]))
 

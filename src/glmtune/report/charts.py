@@ -66,9 +66,10 @@ class Chart:
     data: str
 
 
+_PER_TOKEN, _PER_PAIR = "nats per learned token", "nats per pair of answers"
 # title, unit, keys of metrics.jsonl with their names
 _CHARTS: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("Loss", "nats per learned token", {"loss": "training", "eval_loss": "held out"}),
+    ("Loss", _PER_TOKEN, {"loss": "training", "eval_loss": "held out"}),
     ("Learning rate", "", {"learning_rate": "learning rate"}),
     ("Gradient norm", "before clipping", {"grad_norm": "gradient norm"}),
     ("Speed", "real tokens per second", {"tokens_per_second": "tokens/s"}),
@@ -78,7 +79,8 @@ _CHARTS: tuple[tuple[str, str, dict[str, str]], ...] = (
 def draw_charts(lines: Sequence[Line]) -> list[Chart]:
     """Draw what was measured; a quantity without two finite values is left out."""
     lines = thin(lines)
-    charts = [_draw(title, unit, names, lines) for title, unit, names in _CHARTS]
+    units = {_PER_TOKEN: _PER_PAIR} if any("reward_margin" in line for line in lines) else {}
+    charts = [_draw(title, units.get(unit, unit), names, lines) for title, unit, names in _CHARTS]
     return [chart for chart in charts if chart is not None]
 
 
