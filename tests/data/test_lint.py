@@ -570,6 +570,26 @@ def test_a_general_row_that_is_learned_is_a_leak(
     assert (leak.check, leak.file, leak.line) == ("leak", faulty, 2)
 
 
+def test_general_rows_change_nothing_of_what_is_held_out(
+    tmp_path: Path, template_of: Callable[[Layout], Template]
+) -> None:
+    rows = clean_rows()
+    path = write(tmp_path / "rows.jsonl", [*rows, *rows[:3]])
+    fresh = [
+        chat(("user", f"{n} 的下一个数是几？"), ("assistant", f"是 {n + 1}。")) for n in range(9)
+    ]
+    general = write(tmp_path / "general.jsonl", fresh)
+    data, template = section(path, eval_fraction=0.3), template_of("official")
+
+    def leaks(seed: int, *general: str) -> list[int]:
+        report = lint_data(data, template, seed=seed, general=general)
+        return [each.line for each in report.findings if each.check == "leak"]
+
+    found = [leaks(seed) for seed in range(6)]
+    assert any(found)
+    assert [leaks(seed, general) for seed in range(6)] == found
+
+
 def test_a_clean_copy_of_two_formats_is_refused(tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", clean_rows())
     second = write(tmp_path / "b.jsonl", [chat(("user", "一加一等于几"), ("assistant", "二"))])

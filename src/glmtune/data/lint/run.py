@@ -222,7 +222,7 @@ class _Scan:
         self._checks = {id: check for id, check in text_checks(lint).items() if id not in lint.off}
         self._formats: dict[str, str] = {}
         self._other_files: set[str] = set()
-        self._num_own: int | None = None  # of the rows that can be used
+        self._num_own = 0  # of the rows that can be used, those of data.train
         self._findings: list[Finding] = []
         self._num_rows = {False: 0, True: 0}
         self._is_held_out = False
@@ -238,7 +238,6 @@ class _Scan:
     def mix_in(self, replayed: DataSection) -> None:
         """Look at the general rows, which are read in their own way."""
         own, self._data = self._data, replayed
-        self._num_own = len(self._is_kept)
         for source in replayed.train:
             self.read(source, is_held_out=False, is_own=False)
         self._data = own
@@ -266,6 +265,8 @@ class _Scan:
             for batch in self._batches(itertools.chain(head, entries_of_file), format):
                 self._look(batch)
                 self._progress(sum(self._num_rows.values()))
+        if is_own and not is_held_out:
+            self._num_own = len(self._is_kept)
 
     def report(self, seed: int) -> LintReport:
         """Compare the rows with each other, and put everything in order."""
