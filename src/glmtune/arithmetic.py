@@ -76,12 +76,13 @@ class WideEmbedding(nn.Embedding):
 
 
 class _HalfInputProduct(torch.autograd.Function):
-    """float32(x) @ weight.T for a float32 weight, keeping x in half precision."""
+    """float32(x) @ weight.T for a float32 weight, under autocast too, keeping x as it is."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.linear(x.float(), weight)
+        with torch.autocast(x.device.type, enabled=False):  # the backward pass has none either
+            return F.linear(x.float(), weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:

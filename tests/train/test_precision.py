@@ -236,3 +236,34 @@ def test_processes_skip_a_step_together(
     assert [line["skipped_steps"] for line in lines][-1] == 1, lines
     [skipped] = [n for n, line in enumerate(lines) if line["grad_norm"] is None]
     assert lines[skipped]["learning_rate"] == lines[skipped + 1]["learning_rate"]
+
+
+@pytest.mark.parametrize("key", ["bf16", "fp16"])
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_autocast_over_a_half_precision_base_trains_without_dropout(
+    tiny_model_dir: Path, tmp_path: Path, method: str, key: str
+) -> None:
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    dtype = {"bf16": "bfloat16", "fp16": "float16"}[key]
+    adapter = {"method": method, "r": 4, "lora_dropout": 0.0}
+    changes = (f"training.{key}=true", f"model.dtype={dtype}", "max_steps=2")
+
+    fine_tune(recipe_for(tiny_model_dir, tmp_path / "out", *changes, adapter=adapter))
+
+    plain = ("model.dtype=float32", "max_steps=2")
+    fine_tune(recipe_for(tiny_model_dir, tmp_path / "plain", *plain, adapter=adapter))
+    for half, whole in zip(metrics(tmp_path / "out"), metrics(tmp_path / "plain"), strict=True):
+        if "loss" in whole:
+            assert half["loss"] == pytest.approx(whole["loss"], abs=0.1)
+
+
+def test_autocast_in_another_half_precision_than_the_bases_is_refused_before_it_is_loaded(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_for(
+        tiny_model_dir, tmp_path / "out", "training.fp16=true", "model.dtype=bfloat16"
+    )
+
+    with pytest.raises(RecipeError, match=r"computes in float16, and the frozen base is in bfl"):
+        fine_tune(recipe)

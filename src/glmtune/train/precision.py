@@ -21,8 +21,9 @@ from typing import Any
 import torch
 
 from glmtune.arithmetic import computes_in
-from glmtune.load import fast_cpu_dtypes
-from glmtune.recipe import TrainingSection
+from glmtune.errors import RecipeError
+from glmtune.load import fast_cpu_dtypes, load_config
+from glmtune.recipe import FreezeSection, FullSection, RunRecipe, TrainingSection
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,26 @@ logger = logging.getLogger(__name__)
 def dtype_of_autocast(section: TrainingSection) -> torch.dtype | None:
     """Give the dtype that products are computed in, where it is not that of the weights."""
     return getattr(torch, section.autocast) if section.autocast is not None else None
+
+
+def check_base(recipe: RunRecipe) -> None:
+    """Refuse autocast over a base that is in the other half precision, before it is loaded.
+
+    Raises:
+        RecipeError: the base is.
+    """
+    section = recipe.training
+    dtype: str = recipe.model.dtype
+    if section.autocast is None or isinstance(recipe.adapter, FullSection | FreezeSection):
+        return  # what is trained itself is float32
+    if dtype == "auto":
+        dtype = str(load_config(recipe.model.name_or_path).dtype).removeprefix("torch.")
+    if dtype in ("float16", "bfloat16") and dtype != section.autocast:
+        key = "bf16" if section.bf16 else "fp16"
+        raise RecipeError(
+            f"training.{key}=true computes in {section.autocast}, and the frozen base is in "
+            f"{dtype}. Leave training.{key} out, or set model.dtype={section.autocast}."
+        )
 
 
 def autocast(section: TrainingSection, device: torch.device) -> AbstractContextManager[Any]:

@@ -78,7 +78,7 @@ from glmtune.train.loop import Judge, Run, train
 from glmtune.train.neftune import add_noise
 from glmtune.train.optimizer import make_optimizer, make_scheduler, optimizer_class
 from glmtune.train.output import METRICS, RECIPE, clear_run, prepare_output
-from glmtune.train.precision import autocast, dtype_of_autocast, make_scaler
+from glmtune.train.precision import autocast, check_base, dtype_of_autocast, make_scaler
 from glmtune.train.rehearsal import rehearse
 from glmtune.train.sharding import check_sharding, gather, is_sharded, shard
 from glmtune.train.watch import Watch, proportions
@@ -245,6 +245,7 @@ def begin(recipe: RunRecipe, *, resume: bool) -> tuple[Any, Path]:
     output = Path(recipe.output.dir)
     tuning.check_fits(recipe.adapter, recipe.model.name_or_path)
     optimizer_class(recipe.training)
+    check_base(recipe)
     accelerator = make_accelerator(recipe)
     if recipe.training.sharding:
         check_sharding(accelerator.num_processes)
