@@ -278,20 +278,8 @@ def carry_out(
     """
     output, template = Path(recipe.output.dir), given.template
     is_main = accelerator.is_main_process
-    model, examples, eval_examples = given.model, given.examples, given.eval_examples
-    mixed_in: Sequence[int] = ()
-    if given.replay is not None:  # behind all others, so that their indices stay
-        mixed_in = range(len(examples), len(examples) + len(given.replay))
-        examples = examples.followed_by(given.replay)
-        if eval_examples is given.examples:
-            eval_examples = examples
-    model = tuning.attach(model, recipe.adapter)
-    if recipe.training.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    if recipe.training.neftune_noise_alpha is not None:
-        add_noise(model, recipe.training.neftune_noise_alpha)
-    logger.info(describe_parameters(model))
-
+    examples, eval_examples, mixed_in = mix_in(given)
+    model = attach(recipe, given.model)
     plan = plan_batches(recipe, given.rows, accelerator, mixed_in)
     num_steps = count_steps(recipe, plan)
     is_tuned = not isinstance(recipe.adapter, NoneSection)
@@ -306,24 +294,10 @@ def carry_out(
         check_identity(saved, state.identity, folder)
         state = saved
         tuning.restore(folder, model)
-    if recipe.training.sharding:
-        shard(model, accelerator.device, dtype_of_autocast(recipe.training))
-    if accelerator.process_index:  # each process has its own dropout; all start from one adapter
-        seed_everything(recipe.training.seed + accelerator.process_index)
-    ratio = getattr(recipe.adapter, "loraplus_lr_ratio", None)
-    optimizer: Any = make_optimizer(model, recipe.training, ratio) if is_tuned else None
-    scheduler = make_scheduler(optimizer, recipe.training, num_steps) if is_tuned else None
-    scaler = make_scaler(recipe.training, model, accelerator.device)
-    if recipe.training.deepspeed:
-        model = zero.deal_out(model, optimizer, recipe.training)
-        optimizer = model.optimizer
-
+    parts = build_parts(recipe, model, accelerator, num_steps)
+    model = parts.model
     if folder is not None:
-        is_engine = zero.is_engine(model)
-        if is_engine:
-            zero.restore(model, folder)
-        adam = None if is_engine else optimizer
-        restore_checkpoint(folder, adam, scheduler, scaler, accelerator.process_index)
+        put_back(parts, folder, accelerator.process_index)
         logger.info("resuming from %s at step %d of %d", folder, state.step, num_steps)
     elif is_main:
         if resume:
@@ -336,9 +310,9 @@ def carry_out(
 
     run = Run(
         model=accelerator.prepare(model) if is_tuned and not recipe.training.dealt_out else model,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        scaler=scaler,
+        optimizer=parts.optimizer,
+        scheduler=parts.scheduler,
+        scaler=parts.scaler,
         autocast=nullcontext
         if is_sharded(model)  # which casts by itself
         else partial(autocast, recipe.training, accelerator.device),
@@ -380,24 +354,96 @@ def carry_out(
         run.model = whole_again(recipe, trained)
     if not is_main:
         return summarise(run, is_finished, Finish())
-
     shown = finish(run, recipe, given.tokenizer, given.prompts) if is_finished else Finish()
-    report = write_run_report(
+    report(run, given, (examples, eval_examples), shown, seconds)
+    return summarise(run, is_finished, shown)
+
+
+def mix_in(given: Ingredients) -> tuple[EncodedData, EncodedData, Sequence[int]]:
+    """The rows of a run, its held-out rows, and which of the first are general ones."""
+    if given.replay is None:
+        return given.examples, given.eval_examples, ()
+    general = range(len(given.examples), len(given.examples) + len(given.replay))
+    examples = given.examples.followed_by(given.replay)  # so that indices of the others stay
+    is_split = given.eval_examples is given.examples
+    return examples, examples if is_split else given.eval_examples, general
+
+
+def attach(recipe: RunRecipe, base: Any) -> Any:
+    """Make the weights that are learned, and what is done to the others' activations."""
+    model = tuning.attach(base, recipe.adapter)
+    if recipe.training.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    if recipe.training.neftune_noise_alpha is not None:
+        add_noise(model, recipe.training.neftune_noise_alpha)
+    logger.info(describe_parameters(model))
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a step moves; nothing but the model where nothing is learned."""
+
+    model: Any
+    optimizer: Any
+    scheduler: Any
+    scaler: Any
+
+
+def build_parts(recipe: RunRecipe, model: Any, accelerator: Any, num_steps: int) -> Parts:
+    """Deal out the model where the recipe says so, and make what goes with it."""
+    if recipe.training.sharding:
+        shard(model, accelerator.device, dtype_of_autocast(recipe.training))
+    if accelerator.process_index:  # each process has its own dropout; all start from one adapter
+        seed_everything(recipe.training.seed + accelerator.process_index)
+    optimizer: Any = None
+    scheduler = None
+    if not isinstance(recipe.adapter, NoneSection):
+        ratio = getattr(recipe.adapter, "loraplus_lr_ratio", None)
+        optimizer = make_optimizer(model, recipe.training, ratio)
+        scheduler = make_scheduler(optimizer, recipe.training, num_steps)
+    scaler = make_scaler(recipe.training, model, accelerator.device)
+    if recipe.training.deepspeed:
+        model = zero.deal_out(model, optimizer, recipe.training)
+        optimizer = model.optimizer
+    return Parts(model, optimizer, scheduler, scaler)
+
+
+def put_back(parts: Parts, folder: Path, process_index: int) -> None:
+    """Give the parts, and the random generators, what a checkpoint has of them."""
+    is_engine = zero.is_engine(parts.model)
+    if is_engine:  # its optimizer is a part of it
+        zero.restore(parts.model, folder)
+    optimizer = None if is_engine else parts.optimizer
+    restore_checkpoint(folder, optimizer, parts.scheduler, parts.scaler, process_index)
+
+
+def report(
+    run: Run,
+    given: Ingredients,
+    data: tuple[EncodedData, EncodedData],
+    shown: Finish,
+    seconds: float,
+) -> None:
+    """Write what there is to see of a run, whose rows and held-out rows are `data`.
+
+    Raises:
+        TrainingError: if a proof failed.
+    """
+    page = write_run_report(
         run,
         given.tokenizer,
-        examples,
-        eval_examples,
+        *data,
         given.findings,
         shown,
         seconds,
         replay=given.replay.report if given.replay is not None else None,
     )
-    logger.info("report: %s", report)
+    logger.info("report: %s", page)
     if shown.failed:
         raise TrainingError(
-            "; ".join(f"{proof.name}: {proof.detail}" for proof in shown.failed) + f" See {report}."
+            "; ".join(f"{proof.name}: {proof.detail}" for proof in shown.failed) + f" See {page}."
         )
-    return summarise(run, is_finished, shown)
 
 
 def whole_again(recipe: RunRecipe, trained: Mapping[str, torch.Tensor]) -> Any:
