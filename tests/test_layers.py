@@ -12,6 +12,7 @@ LAYERS = [
     ["errors"],
     ["files", "conversation"],
     ["chatglm"],
+    ["frozen"],
     ["auto", "attention", "arithmetic", "int8"],
     ["cache"],
     ["generate"],

@@ -423,6 +423,28 @@ def packed_base(
     )
 
 
+@pytest.mark.parametrize("is_double", [True, False])
+def test_nf4_has_the_bits_of_transformers_and_lets_the_files_go(
+    folder: Path, is_double: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bitsandbytes")
+
+    quantization = Quantization("bnb", 4, is_double)
+    model = packed_base(folder, quantization, monkeypatch, torch.float32)
+
+    maps = Path("/proc/self/maps")
+    if maps.exists():  # elsewhere there is no list of what is mapped
+        assert str(folder) not in maps.read_text()
+    packing = load._packing(quantization, torch.float32)
+    expected = load_model(folder, dtype=torch.bfloat16, quantization=packing).state_dict()
+    packed = model.state_dict()
+    assert sum(tensor.dtype == torch.uint8 for tensor in packed.values()) > 0
+    assert packed.keys() == expected.keys()
+    for name, tensor in packed.items():
+        assert torch.equal(tensor, expected[name]), name
+    assert model.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_evaluating_in_the_middle_leaves_the_gradients_of_a_packed_model_alone(
     folder: Path, packing: Quantization, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glmtune.frozen import replace_linear
+
 logger = logging.getLogger(__name__)
 
 LIMIT = 127  # -128 is left out, so that the scale is the same on both sides
@@ -136,38 +138,15 @@ def has_int8_products() -> bool:
 
 
 def quantise(model: Any, dtype: torch.dtype) -> None:
-    """Freeze a model and turn its linear layers into int8, one after the other.
-
-    The output layer stays as precise as it is: it decides between neighbours, and is 4 % of the
-    work. What is not turned into int8 becomes a copy in `dtype`, so that a memory-mapped file is
-    let go as soon as its last weight has been read.
+    """Freeze a model and turn its linear layers into int8, but for the output layer.
 
     Args:
         model: of transformers; changed in place. Its adapters are attached afterwards.
         dtype: of activations and of all that stays floating point.
     """
-    model.requires_grad_(False)
-    head = model.get_output_embeddings()
-
-    def becomes_int8(module: nn.Module) -> bool:
-        return type(module) is nn.Linear and module is not head
-
-    for parent in [module for module in model.modules() if not becomes_int8(module)]:
-        for name, child in list(parent.named_children()):
-            if becomes_int8(child):
-                setattr(parent, name, Int8Linear(child))
-                _own(getattr(parent, name), dtype)
-        _own(parent, dtype)
+    replace_linear(model, Int8Linear, dtype)
     if not has_int8_products():
         logger.warning(
             "this CPU has no int8 products (VNNI), so they are computed in float32: int8 saves "
             "memory here, and no time"
         )
-
-
-def _own(module: nn.Module, dtype: torch.dtype) -> None:
-    for parameter in module.parameters(recurse=False):
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype, copy=True)
-    for name, buffer in list(module.named_buffers(recurse=False)):
-        setattr(module, name, buffer.clone())
