@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from glmtune.errors import DataError, RecipeError
+from glmtune.load import load_model
 from glmtune.plan.forecast import (
     Memory,
     Place,
@@ -87,6 +88,21 @@ def test_what_is_converted_is_in_memory_beside_its_files(tiny_model_dir: Path) -
     memory = Memory(100, 400, 10, 10, 20, activations=50, proof=40, loading=600)
     assert (memory.required, memory.peak) == (590, 700)
     assert Memory(100, 400, 10, 10, 20, activations=50, proof=80, loading=0).peak == 610
+
+
+def test_int8_and_nf4_hold_one_file_at_a_time_and_8_bits_all(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    load_model(tiny_model_dir).save_pretrained(tmp_path, max_shard_size="300KB")
+    sizes = [file.stat().st_size for file in tmp_path.glob("*.safetensors")]
+    parts = Simulation(*(0,) * 6, dtype=torch.float32)
+    qlora = "adapter.method=qlora"
+
+    assert len(sizes) > 1
+    assert converted_bytes(recipe_for(tmp_path, "model.compute=int8"), parts) == max(sizes)
+    assert converted_bytes(recipe_for(tmp_path, qlora), parts) == max(sizes)
+    eight = recipe_for(tmp_path, qlora, "adapter.quantization_bit=8")
+    assert converted_bytes(eight, parts) == sum(sizes)
 
 
 def test_the_changes_that_make_it_fit_are_told_with_their_bytes(tiny_model_dir: Path) -> None:

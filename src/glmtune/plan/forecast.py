@@ -224,20 +224,22 @@ class Place:
 def converted_bytes(recipe: Recipe, parts: Simulation) -> int | None:
     """Give how much of the files is in memory beside the converted weights, None if they are used.
 
-    In int8 each file is let go when its last weight has been read.
+    In int8 and in NF4 each file is let go when its last weight has been read.
     """
     folder = Path(locate(recipe.model.name_or_path))
     stored = stored_tensors(folder) if folder.is_dir() else {}
     expected: Any = load_config(folder).dtype or torch.float32
     dtypes = {tensor.dtype for tensor in stored.values() if tensor.ndim > 1} or {expected}
-    packs = recipe.model.compute is not None or isinstance(recipe.adapter, QloraSection)
+    section = recipe.adapter
+    packs = recipe.model.compute is not None or isinstance(section, QloraSection)
     if not packs and dtypes == {parts.dtype}:
         return None
     if not stored:
         numbers = (parts.frozen + parts.trained) // parts.dtype.itemsize
         return int(numbers * expected.itemsize)
     sizes = [file.stat().st_size for file in weight_files(folder)]
-    return max(sizes) if recipe.model.compute == "int8" else sum(sizes)
+    is_nf4 = isinstance(section, QloraSection) and section.quantization_bit == 4
+    return max(sizes) if recipe.model.compute == "int8" or is_nf4 else sum(sizes)
 
 
 def resident_bytes() -> int:
