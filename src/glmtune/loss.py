@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from glmtune.chatglm.lean import rows_at_a_time
 from glmtune.data.batches import MicroBatch
 from glmtune.template import IGNORE
 
@@ -112,8 +113,8 @@ def _chunks(number: int, output_layer: nn.Module) -> Iterator[slice]:
 def _sum_by_pieces(
     logits: Tensor, targets: Tensor, loss: LossFunction, *, becomes_gradient: bool = False
 ) -> Tensor:
-    """Sum the loss a few rows at a time, and write its gradient over the logits if asked."""
-    rows = max(1, PIECE_LOGITS // max(logits.size(-1), 1))
+    """Sum the loss, a few rows at a time on a CPU; write its gradient over the logits if asked."""
+    rows = rows_at_a_time(logits, PIECE_LOGITS)
     total = logits.new_zeros((), dtype=torch.float32)
     for start in range(0, len(logits), rows):
         piece = slice(start, start + rows)

@@ -1,6 +1,9 @@
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from glmtune.chatglm import lean
 from glmtune.chatglm.lean import rms_norm, swiglu
@@ -68,3 +71,29 @@ def test_the_norm_keeps_no_copy_of_its_input() -> None:
         rms_norm(x, weight, 1e-5)
 
     assert {tensor.data_ptr() for tensor in kept} == {x.data_ptr(), weight.data_ptr()}
+
+
+class Count(TorchDispatchMode):
+    """Counts how often an operation is called."""
+
+    def __init__(self, operation: Any) -> None:
+        super().__init__()
+        self.operation, self.times = operation, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.times += func is self.operation
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("device", "pieces"), [("cpu", 8), ("meta", 1)])
+def test_only_a_cpu_makes_the_gradient_of_swiglu_in_pieces(
+    device: str, pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lean, "PIECE", 16)
+    fused = torch.ones(1, 8, 16, device=device, requires_grad=True)
+    gated = swiglu(fused * 1)
+
+    with Count(torch.ops.aten.silu_backward.grad_input) as count:
+        gated.sum().backward()
+
+    assert count.times == pieces
