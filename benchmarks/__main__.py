@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import import_module
@@ -51,10 +52,11 @@ def main() -> None:
 def fresh(point: str, quick: bool) -> list[Figure]:
     """Measure a point in a process of its own."""
     command = [sys.executable, "-m", "benchmarks", "--point", point, *["--quick"] * quick]
+    began = time.monotonic()
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"benchmarks.{point} failed:\n{done.stderr}")
-    print(f"{point}: done", file=sys.stderr)
+    print(f"{point}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     return [Figure(**values) for values in json.loads(done.stdout.splitlines()[-1])]
 
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.int8 [--quick]
 
-Slices of 4 and 2 layers at the full width of ChatGLM3-6B with random weights, LoRA r 8 on
-query_key_value. Forward and backward of the same packs, both kinds and both slices in turn. The
-floor is the products alone at the rate of this run. Needs 6 GiB.
+Slices of 4 and 2 layers (with --quick 2) at the full width of ChatGLM3-6B with random weights, LoRA
+r 8 on query_key_value. Forward and backward of the same packs, both kinds and both slices in turn.
+The floor is the products alone at the rate of this run. Needs 6 GiB.
 """
 
 import copy
@@ -18,15 +18,16 @@ from benchmarks.figures import Figure, run
 from benchmarks.generation import GREEDY, slice_of
 from benchmarks.slices import (
     PRODUCTS_PER_LAYER,
-    SLICES,
     WHOLE,
     blocks_of,
+    layers_of,
     packs_of,
     product_rates,
     rows_of,
     seconds,
     show_layers,
-    whole,
+    title,
+    with_whole,
 )
 from glmtune import adapter
 from glmtune.data.batches import MicroBatch
@@ -59,7 +60,8 @@ def seconds_per_written_token(model: Any) -> float:
 def measure(quick: bool) -> list[Figure]:
     """Measure both kinds in turn, on 4 layers and on their first two."""
     torch.manual_seed(0)
-    plain = slice_of(max(SLICES))
+    slices = layers_of(quick)
+    plain = slice_of(max(slices))
     plain.set_attn_implementation("packed")
     rounded = copy.deepcopy(plain)
     quantise(rounded, torch.bfloat16)
@@ -68,36 +70,34 @@ def measure(quick: bool) -> list[Figure]:
     blocks = {kind: blocks_of(model) for kind, model in models.items()}
     packs = packs_of(rows_of(12 if quick else 40))
     rates = product_rates(KINDS)
-    learned: dict[tuple[str, int], float] = {}  # seconds a token, by kind and layers
-    written: dict[tuple[str, int], float] = {}
+    learned: dict[str, dict[int, float]] = {kind: {} for kind in KINDS}  # seconds a token
+    written: dict[str, dict[int, float]] = {kind: {} for kind in KINDS}
     times: dict[tuple[str, int], list[float]] = {}
     for pack in [packs[0], *packs]:  # the first pack warms up
-        for layers in SLICES:
+        for layers in slices:
             for kind, model in models.items():
                 show_layers(model, blocks[kind], layers)
                 taken = seconds(lambda model=model, pack=pack: learn(model, pack))
                 times.setdefault((kind, layers), []).append(taken / pack.input_ids.numel())
-    for key, measured in times.items():
-        learned[key] = statistics.median(measured[1:])
-    for layers in SLICES:
+    for (kind, layers), measured in times.items():
+        learned[kind][layers] = statistics.median(measured[1:])
+    for layers in slices:
         for kind, model in models.items():
             show_layers(model, blocks[kind], layers)
-            written[kind, layers] = seconds_per_written_token(model)
-    for found in (learned, written):
-        for kind in KINDS:
-            found[kind, WHOLE] = whole({layers: found[kind, layers] for layers in SLICES})
+            written[kind][layers] = seconds_per_written_token(model)
     floor = rates["int8"] / (2 * 2 * PRODUCTS_PER_LAYER * WHOLE / 1e9)
     figures = [Figure("int8 products", "", "GOP/s", rates["int8"], rates["bfloat16"], "bfloat16")]
     for point, found in (("int8 step", learned), ("int8 writing", written)):
-        for layers in (*SLICES, WHOLE):
+        rounded_times, wide_times = (with_whole(found[kind]) for kind in ("int8", "bfloat16"))
+        for layers in wide_times:
             is_goal = layers == WHOLE and found is learned
             figures.append(
                 Figure(
                     point,
-                    f"{layers} layers" + ", extrapolated" * (layers == WHOLE),
+                    title(layers),
                     "tokens/s",
-                    1 / found["int8", layers],
-                    1 / found["bfloat16", layers],
+                    1 / rounded_times[layers],
+                    1 / wide_times[layers],
                     "our bfloat16",
                     floor=floor if is_goal else None,
                     goal=1.6 if is_goal else None,

@@ -10,18 +10,19 @@ The peer is the padded batch of 2 rows that a Trainer would take, per real token
 once.
 
 Growth is one row of so many tokens (short ones are packed to 512) through 2 layers. Its floor is
-the products and the causal attention alone, at the product rate of this run, so that a share that
-stays level means a time that grows by attention alone.
+the products at the rate of this run and torch's own causal attention, measured by itself, so that a
+share that stays level means a time that grows by attention alone.
 """
 
 import statistics
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
 import peft
 import torch
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import glmtune.attention  # noqa: F401  # registers attention over packs
@@ -31,15 +32,16 @@ from benchmarks.slices import (
     HIDDEN,
     MAX_LENGTH,
     PACK_TOKENS,
-    SLICES,
     WHOLE,
     blocks_of,
+    layers_of,
     product_rates,
     row_of,
     rows_of,
     seconds,
     show_layers,
-    whole,
+    title,
+    with_whole,
     work_per_token,
 )
 from glmtune import adapter
@@ -48,8 +50,8 @@ from glmtune.loss import next_token_loss
 from glmtune.recipe import LoraSection
 
 MIB = 2**20
-LENGTHS = (128, 512, 2048, 8192)
-BACKWARD = 2.5  # of attention: its scores are made again
+LENGTHS, TURNS = (128, 512, 2048, 8192), 3
+HEAD_DIM, KV_HEADS = 128, 2
 
 
 def learn(model: Any, pack: MicroBatch) -> None:
@@ -72,7 +74,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
     return max(accumulate(event.nbytes() for event in changes), default=0)
 
 
-def per_token(models: dict[str, Any]) -> list[Figure]:
+def per_token(models: dict[str, Any], slices: Sequence[int]) -> list[Figure]:
     """Memory of a micro-batch, without and with checkpointing."""
     rows = rows_of(64)
     pack = pack_examples([row_of(MAX_LENGTH)] * 2, range(2))
@@ -81,7 +83,7 @@ def per_token(models: dict[str, Any]) -> list[Figure]:
     blocks = {name: blocks_of(model) for name, model in models.items()}
     ours: dict[bool, dict[int, float]] = {False: {}, True: {}}
     peer: dict[int, float] = {}
-    for layers in SLICES:
+    for layers in slices:
         for name, model in models.items():
             show_layers(model, blocks[name], layers)
         for checkpointing, found in ours.items():
@@ -92,57 +94,70 @@ def per_token(models: dict[str, Any]) -> list[Figure]:
             found[layers] = peak_bytes(lambda: learn(models["ours"], pack))
             base.gradient_checkpointing_disable()
         peer[layers] = peak_bytes(lambda: learn_padded(models["peer"], padded))
-    for found in (*ours.values(), peer):
-        found[WHOLE] = whole(found)
+    peer = with_whole(peer)
     goals = {False: 3.0, True: 0.4}
     return [
         Figure(
             "memory",
-            f"{layers} layers"
-            + ", extrapolated" * (layers == WHOLE)
-            + ", checkpointing" * checkpointing,
+            title(layers) + ", checkpointing" * checkpointing,
             "MB/token",
-            found[layers] / PACK_TOKENS / 1e6,
+            num_bytes / PACK_TOKENS / 1e6,
             None if checkpointing else peer[layers] / real / 1e6,
             "" if checkpointing else "padded, all logits",
             limit=goals[checkpointing] if layers == WHOLE else None,
             less_is_better=True,
         )
         for checkpointing, found in ours.items()
-        for layers in (*SLICES, WHOLE)
+        for layers, num_bytes in with_whole(found).items()
     ]
 
 
-def growth(model: Any, longest: int) -> list[Figure]:
-    """Time and memory per token of longer and longer rows, in 2 layers."""
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    """Causal attention of a row, forward and backward."""
+    F.scaled_dot_product_attention(
+        query, key, value, is_causal=True, enable_gqa=True
+    ).sum().backward()
+
+
+def attention_seconds(length: int) -> float:
+    """What the attention of one row takes in one layer, with nothing around it."""
+    query, key, value = (
+        torch.randn(1, heads, length, HEAD_DIM, dtype=torch.bfloat16, requires_grad=True)
+        for heads in (HIDDEN // HEAD_DIM, KV_HEADS, KV_HEADS)
+    )
+    attend(query, key, value)
+    return statistics.median(seconds(lambda: attend(query, key, value)) for _ in "123")
+
+
+def growth(model: Any, layers: int, longest: int) -> list[Figure]:
+    """Time and memory per token of longer and longer rows."""
     rate = product_rates(["bfloat16"])["bfloat16"] * 1e9
-    layers = min(SLICES)
     figures = []
-    for length in LENGTHS:
-        if length > longest:
-            break
+    packs = {}
+    for length in (length for length in LENGTHS if length <= longest):
         rows = [row_of(length)] * max(1, PACK_TOKENS // length)
-        pack = pack_examples(rows, range(len(rows)))
+        packs[length] = pack_examples(rows, range(len(rows)))
+    learn(model, packs[LENGTHS[0]])  # the first products choose their kernels
+    taken: dict[int, list[float]] = {length: [] for length in packs}
+    for _ in range(TURNS):
+        for length, pack in packs.items():
+            taken[length].append(seconds(lambda pack=pack: learn(model, pack)))
+    for length, pack in packs.items():
         tokens = pack.input_ids.numel()
-        learn(model, pack)
-        taken = statistics.median(seconds(lambda pack=pack: learn(model, pack)) for _ in "123")
         memory = peak_bytes(lambda pack=pack: learn(model, pack))
-        attention = (1 + BACKWARD) * 2 * length * HIDDEN * layers  # half of it is masked
-        floor = rate / (work_per_token(layers) + attention)
-        figures.append(
-            Figure("growth", f"rows of {length:,} tokens", "tokens/s", tokens / taken, floor=floor)
-        )
-        figures.append(
-            Figure("growth", f"rows of {length:,} tokens", "MB/token", memory / tokens / 1e6)
-        )
+        per_token = work_per_token(layers) / rate + layers * attention_seconds(length) / length
+        what, now = f"rows of {length:,} tokens", statistics.median(taken[length])
+        figures.append(Figure("growth", what, "tokens/s", tokens / now, floor=1 / per_token))
+        figures.append(Figure("growth", what, "MB/token", memory / tokens / 1e6))
     return figures
 
 
 def measure(quick: bool) -> list[Figure]:
-    """Memory per token on 2 and 4 layers, then growth on 2."""
+    """Memory per token on 2 and 4 layers (with --quick on 2), then growth on 2."""
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
-    mine, theirs = slice_of(max(SLICES)), slice_of(max(SLICES))
+    slices = layers_of(quick)
+    mine, theirs = slice_of(max(slices)), slice_of(max(slices))
     mine.set_attn_implementation("packed")
     theirs.set_attn_implementation("sdpa")
     lora = peft.LoraConfig(r=8, target_modules=["query_key_value"], task_type="CAUSAL_LM")
@@ -150,9 +165,9 @@ def measure(quick: bool) -> list[Figure]:
         "ours": adapter.attach(mine, LoraSection(r=8, target_modules=("query_key_value",))),
         "peer": peft.get_peft_model(theirs, lora),
     }
-    figures = per_token(models)
-    show_layers(models["ours"], blocks_of(models["ours"]), min(SLICES))
-    return figures + growth(models["ours"], 512 if quick else max(LENGTHS))
+    figures = per_token(models, slices)
+    show_layers(models["ours"], blocks_of(models["ours"]), min(slices))
+    return figures + growth(models["ours"], min(slices), 512 if quick else max(LENGTHS))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ A slice of a few layers overstates the output layer, which is a third of the wor
 4 % of 28. So every figure is taken on 2 and on 4 layers with the same rows, in turn:
 
     a layer = (4 layers - 2 layers) / 2            28 layers = 4 layers + 24 times a layer
+
+`--quick` looks at 2 layers only: an error of one step, times 12, says nothing of 28.
 """
 
 import random
@@ -49,6 +51,11 @@ def packs_of(examples: Sequence[Example]) -> list[MicroBatch]:
     return [pack_examples(examples, rows) for rows in groups]
 
 
+def layers_of(quick: bool) -> tuple[int, ...]:
+    """How many layers the slices of a run have."""
+    return SLICES[:1] if quick else SLICES
+
+
 def show_layers(model: Any, blocks: Any, number: int) -> None:
     """Let a model, wrapped or not, run its first blocks only.
 
@@ -78,6 +85,16 @@ def whole(taken: Mapping[int, float]) -> float:
     """What 28 layers take, from what 2 and 4 do."""
     few, more = SLICES
     return taken[more] + (WHOLE - more) * (taken[more] - taken[few]) / (more - few)
+
+
+def with_whole(taken: Mapping[int, float]) -> dict[int, float]:
+    """What was measured by the number of layers, and 28 of them where both slices were."""
+    return {**taken, WHOLE: whole(taken)} if len(taken) == len(SLICES) else dict(taken)
+
+
+def title(layers: int) -> str:
+    """What the table calls a slice."""
+    return f"{layers} layers" + ", extrapolated" * (layers == WHOLE)
 
 
 def work_per_token(layers: int) -> float:

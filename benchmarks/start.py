@@ -36,7 +36,7 @@ RECIPE = {
         "use_cpu": True,
     },
     "checks": {"stop_prompts": 0},
-    "output": {"report_to": "none"},
+    "output": {"dir": "run", "report_to": "none"},
 }
 
 
@@ -52,8 +52,8 @@ def until_our_step(folder: Path) -> float:
     output = folder / "run"
     shutil.rmtree(output, ignore_errors=True)
     recipe = folder / "recipe.yaml"
-    recipe.write_text(json.dumps({**RECIPE, "output": {"dir": str(output)}}), encoding="utf-8")
-    command = [sys.executable, "-m", "glmtune", "train", str(recipe)]
+    recipe.write_text(json.dumps(RECIPE), encoding="utf-8")
+    command = [sys.executable, "-m", "glmtune", "train", str(recipe), f"output.dir={output}"]
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     metrics = output / "metrics.jsonl"

@@ -8,17 +8,25 @@ The same rows are learned in turn, one optimizer step each (forward, backward, c
     Trainer   transformers' Trainer and peft, padded batches of 2
     TRL       SFTTrainer, packs of 512 tokens ("bfd"); left out where trl is not installed
 
-on slices of 4 and 2 layers of one ChatGLM with random weights, LoRA r 8 on query_key_value, in real
-tokens a second. The floor is the products alone at the rate of this run. Needs 11 GiB.
+on slices of 4 and 2 layers (with --quick 2) of one ChatGLM with random weights, LoRA r 8 on
+query_key_value, in real tokens a second. A quarter of a padded batch is padding, as it is with
+alpaca rows. The peers have a process of their own, with memory as PyTorch handles it unless told
+otherwise; ours has what `glmtune` sets (train/heap.py). The floor is the products alone at the
+rate of this run. Needs 11 GiB.
 """
 
+import functools
 import importlib.util
 import logging
+import os
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -33,34 +41,51 @@ from benchmarks.figures import Figure, run
 from benchmarks.generation import slice_of
 from benchmarks.slices import (
     PACK_TOKENS,
-    SLICES,
     WHOLE,
     blocks_of,
+    layers_of,
     packs_of,
     product_rates,
+    row_of,
     rows_of,
     seconds,
     show_layers,
-    whole,
+    title,
+    with_whole,
     work_per_token,
 )
 from glmtune import adapter
 from glmtune.data.batches import pad_examples
+from glmtune.load import load_model
 from glmtune.loss import count_learned_tokens, next_token_loss
 from glmtune.recipe import LoraSection
 from glmtune.template import Example
+from glmtune.train import heap
 
 Step = Callable[[Sequence[Example]], float]
 """Learn rows in one optimizer step, and say how many seconds it took."""
 
+OURS, TRAINER, TRL = "ours", "Trainer, padded", "TRL, packed"
 PEER_LORA = peft.LoraConfig(
     r=8, lora_alpha=32, target_modules=["query_key_value"], task_type="CAUSAL_LM"
 )
 BATCH_SIZE = 2
 
 
-def ours(model: Any) -> Step:
-    """The step of `glmtune train`."""
+Source = int | Path
+"""A slice of so many layers, or the folder of a checkpoint."""
+
+
+def base_of(source: Source) -> Any:
+    """A slice with random weights, or a checkpoint as it lies in its files."""
+    return slice_of(source) if isinstance(source, int) else load_model(source)
+
+
+def ours(source: Source) -> tuple[Any, Step]:
+    """The model and the step of `glmtune train`."""
+    model = base_of(source)
+    model.set_attn_implementation("packed")
+    model = adapter.attach(model, LoraSection(r=8, target_modules=("query_key_value",)))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
 
@@ -73,7 +98,7 @@ def ours(model: Any) -> Step:
         optimizer.step()
         optimizer.zero_grad()
 
-    return lambda rows: seconds(lambda: learn(rows))
+    return model, lambda rows: seconds(lambda: learn(rows))
 
 
 class Stopwatch(transformers.TrainerCallback):  # type: ignore[misc]
@@ -181,53 +206,110 @@ def by_trl(model: Any) -> Step:
     return step
 
 
-def measure(quick: bool) -> list[Figure]:
-    """Let every pipeline learn the same rows in turn, on 4 layers and on their first two."""
+def be_quiet() -> None:
+    """Leave out what Trainers say, in this process."""
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     datasets.disable_progress_bars()
-    torch.manual_seed(0)
-    base = slice_of(max(SLICES))
+
+
+@functools.cache
+def peers(source: Source) -> tuple[Any, Any, dict[str, Step]]:
+    """The model of the peers, all of its blocks, and the step of each."""
+    be_quiet()
+    base = base_of(source)
     base.config.use_cache = False
     tuned = peft.get_peft_model(base, PEER_LORA)
     base.set_attn_implementation("sdpa")
-    mine = slice_of(max(SLICES))
-    mine.set_attn_implementation("packed")
-    mine = adapter.attach(mine, LoraSection(r=8, target_modules=("query_key_value",)))
-    steps: dict[str, tuple[Any, Step]] = {
-        "ours": (mine, ours(mine)),
-        "Trainer, padded": (tuned, by_trainer(tuned)),
-    }
+    steps = {TRAINER: by_trainer(tuned)}
     if importlib.util.find_spec("trl"):
-        steps["TRL, packed"] = (tuned, by_trl(tuned))
-    blocks = {id(model): blocks_of(model) for model in (tuned, mine)}
+        steps[TRL] = by_trl(tuned)
+    return tuned, blocks_of(tuned), steps
+
+
+def peer_names(source: Source) -> list[str]:
+    """Who is there to compare with."""
+    return list(peers(source)[2])
+
+
+def peer_step(name: str, source: Source, layers: int, rows: Sequence[Example]) -> float:
+    """Seconds of a peer's step through the first `layers` of its model."""
+    model, blocks, steps = peers(source)
+    show_layers(model, blocks, layers)
+    return steps[name](rows)
+
+
+def process_as_it_comes() -> ProcessPoolExecutor:
+    """A process without the settings of memory that glmtune makes for itself."""
+    pool = ProcessPoolExecutor(1, get_context("spawn"))
+    set_by_us = {name: os.environ.pop(name) for name in heap.DEFAULTS if name in os.environ}
+    pool.submit(be_quiet).result()  # only now it starts, with the environment of this moment
+    os.environ.update(set_by_us)
+    return pool
+
+
+def rows_for(turn: int, number: int) -> list[Example]:
+    """The rows of a turn: each turn's are a token longer, as packs of a run differ in length."""
+    return [row_of(len(row.input_ids) + turn, turn) for row in rows_of(number)]
+
+
+def compare(
+    source: Source, slices: Sequence[int], num_rows: int, turns: int
+) -> tuple[dict[str, dict[int, float]], float]:
+    """Let every pipeline learn the same rows in turn.
+
+    Returns:
+        Seconds a token, by pipeline and number of layers, medians of the turns; and the products'
+        rate, 10^9 operations/s.
+    """
+    be_quiet()
+    torch.manual_seed(0)
+    model, step = ours(source)
+    blocks = blocks_of(model)
     rates: list[float] = []
-    num_rows, turns = (8, 1) if quick else (16, 3)
-    taken: dict[tuple[str, int], list[float]] = {}
-    for turn in range(-1, turns):  # the first one warms up
-        rows = rows_of(2 if turn < 0 else num_rows, seed=turn + 1)
-        tokens = sum(len(row.input_ids) for row in rows)
-        for layers in SLICES:
-            rates.append(product_rates(["bfloat16"])["bfloat16"])
-            for name, (model, step) in steps.items():
-                show_layers(model, blocks[id(model)], layers)
-                per_token = step(rows) / tokens
+    taken: dict[str, dict[int, list[float]]] = {}
+    with process_as_it_comes() as process:
+        names = process.submit(peer_names, source).result()
+        for turn in range(-1, turns):  # the first one warms up
+            rows = rows_for(turn + 1, 2 if turn < 0 else num_rows)
+            tokens = sum(len(row.input_ids) for row in rows)
+            for layers in slices:
+                show_layers(model, blocks, layers)
+                rates.append(product_rates(["bfloat16"])["bfloat16"])
+                now = {OURS: step(rows)}
+                for name in names:
+                    now[name] = process.submit(peer_step, name, source, layers, rows).result()
                 if turn >= 0:
-                    taken.setdefault((name, layers), []).append(per_token)
-    medians = {key: statistics.median(times) for key, times in taken.items()}
-    for name in steps:
-        medians[name, WHOLE] = whole({layers: medians[name, layers] for layers in SLICES})
-    return [
-        Figure(
-            "bf16 step", f"{layers} layers" + ", extrapolated" * (layers == WHOLE), "tokens/s",
-            1 / medians["ours", layers], 1 / medians[peer, layers], peer,
-            floor=statistics.median(rates) * 1e9 / work_per_token(layers),
-            goal=1.6 if (layers, peer) == (WHOLE, "Trainer, padded") else None,
-        )
-        for peer in list(steps)[1:]
-        for layers in (*SLICES, WHOLE)
-    ]  # fmt: skip
+                    for name, spent in now.items():
+                        taken.setdefault(name, {}).setdefault(layers, []).append(spent / tokens)
+    medians = {
+        name: {layers: statistics.median(times) for layers, times in found.items()}
+        for name, found in taken.items()
+    }
+    return medians, statistics.median(rates)
+
+
+def measure(quick: bool) -> list[Figure]:
+    """Compare on 4 layers and on their first two, and work out 28."""
+    slices = layers_of(quick)
+    found, rate = compare(max(slices), slices, *((8, 1) if quick else (16, 3)))
+    found = {name: with_whole(taken) for name, taken in found.items()}
+    return [figure(found, rate, name, n) for name in found if name != OURS for n in found[OURS]]
+
+
+def figure(found: dict[str, dict[int, float]], rate: float, peer: str, layers: int) -> Figure:
+    """One line of the table: us beside a peer."""
+    return Figure(
+        "bf16 step",
+        title(layers),
+        "tokens/s",
+        1 / found[OURS][layers],
+        1 / found[peer][layers],
+        peer,
+        floor=rate * 1e9 / work_per_token(layers),
+        goal=1.6 if (layers, peer) == (WHOLE, TRAINER) else None,
+    )
 
 
 if __name__ == "__main__":

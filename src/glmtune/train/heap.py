@@ -16,7 +16,10 @@ import sys
 from collections.abc import Callable
 
 SLOW = 1.0  # seconds of a micro-batch from which on asking costs nothing to speak of
-KERNELS = 128  # more than one micro-batch needs
+DEFAULTS = {
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",  # more than one micro-batch needs
+}
 
 
 def set_defaults() -> None:
@@ -26,8 +29,8 @@ def set_defaults() -> None:
     for pages of that size, of which a product needs fewer. oneDNN compiles each product anew for
     every number of rows, and would keep 1,024 of them, half a megabyte each.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
 
 
 def give_back() -> None:
