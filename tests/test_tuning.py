@@ -1,6 +1,7 @@
 """Every method, on a tiny ChatGLM and a tiny Llama: it trains, saves, and comes back the same."""
 
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -425,9 +426,10 @@ def packed_base(
 
 @pytest.mark.parametrize("is_double", [True, False])
 def test_nf4_has_the_bits_of_transformers_and_lets_the_files_go(
-    folder: Path, is_double: bool, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, is_double: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("bitsandbytes")
+    folder = copytree(folder, tmp_path / "mapped by this test alone")
 
     quantization = Quantization("bnb", 4, is_double)
     model = packed_base(folder, quantization, monkeypatch, torch.float32)
