@@ -96,7 +96,7 @@ def measure(quick: bool) -> list[Figure]:
     rate(model, [short], 1)  # the first products choose their kernels
     peer_rate(model, short)
     rates: dict[str, list[float]] = {"alone": [], "peer": [], "together": []}
-    for _ in range(2):
+    for _ in range(1 if quick else 2):
         rates["alone"].append(rate(model, [one], 1))
         rates["peer"].append(peer_rate(model, one))
         rates["together"].append(rate(model, many, ROWS))

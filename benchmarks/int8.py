@@ -50,11 +50,13 @@ def answer(model: Any, num_tokens: int) -> None:
     list(write(model, [request], stop_ids=(), sampling=GREEDY))
 
 
-def seconds_per_written_token(model: Any) -> float:
+def seconds_per_written_token(model: Any, turns: int) -> float:
     """What a token costs after the first, for which the prompt is read."""
     answer(model, 2)
-    times = [(seconds(lambda: answer(model, 13)), seconds(lambda: answer(model, 1))) for _ in "123"]
-    return statistics.median(long - short for long, short in times) / 12
+    times = [
+        seconds(lambda: answer(model, 13)) - seconds(lambda: answer(model, 1)) for _ in range(turns)
+    ]
+    return statistics.median(times) / 12
 
 
 def measure(quick: bool) -> list[Figure]:
@@ -68,7 +70,7 @@ def measure(quick: bool) -> list[Figure]:
     section = LoraSection(r=8, target_modules=("query_key_value",))
     models = {"bfloat16": adapter.attach(plain, section), "int8": adapter.attach(rounded, section)}
     blocks = {kind: blocks_of(model) for kind, model in models.items()}
-    packs = packs_of(rows_of(12 if quick else 40))
+    packs = packs_of(rows_of(8 if quick else 40))
     rates = product_rates(KINDS)
     learned: dict[str, dict[int, float]] = {kind: {} for kind in KINDS}  # seconds a token
     written: dict[str, dict[int, float]] = {kind: {} for kind in KINDS}
@@ -84,7 +86,7 @@ def measure(quick: bool) -> list[Figure]:
     for layers in slices:
         for kind, model in models.items():
             show_layers(model, blocks[kind], layers)
-            written[kind][layers] = seconds_per_written_token(model)
+            written[kind][layers] = seconds_per_written_token(model, 1 if quick else 3)
     floor = rates["int8"] / (2 * 2 * PRODUCTS_PER_LAYER * WHOLE / 1e9)
     figures = [Figure("int8 products", "", "GOP/s", rates["int8"], rates["bfloat16"], "bfloat16")]
     for point, found in (("int8 step", learned), ("int8 writing", written)):

@@ -50,7 +50,7 @@ from glmtune.loss import next_token_loss
 from glmtune.recipe import LoraSection
 
 MIB = 2**20
-LENGTHS, TURNS = (128, 512, 2048, 8192), 3
+LENGTHS = (128, 512, 2048, 8192)
 HEAD_DIM, KV_HEADS = 128, 2
 
 
@@ -129,17 +129,17 @@ def attention_seconds(length: int) -> float:
     return statistics.median(seconds(lambda: attend(query, key, value)) for _ in "123")
 
 
-def growth(model: Any, layers: int, longest: int) -> list[Figure]:
+def growth(model: Any, layers: int, lengths: Sequence[int], turns: int) -> list[Figure]:
     """Time and memory per token of longer and longer rows."""
     rate = product_rates(["bfloat16"])["bfloat16"] * 1e9
     figures = []
     packs = {}
-    for length in (length for length in LENGTHS if length <= longest):
+    for length in lengths:
         rows = [row_of(length)] * max(1, PACK_TOKENS // length)
         packs[length] = pack_examples(rows, range(len(rows)))
-    learn(model, packs[LENGTHS[0]])  # the first products choose their kernels
+    learn(model, packs[lengths[0]])  # the first products choose their kernels
     taken: dict[int, list[float]] = {length: [] for length in packs}
-    for _ in range(TURNS):
+    for _ in range(turns):
         for length, pack in packs.items():
             taken[length].append(seconds(lambda pack=pack: learn(model, pack)))
     for length, pack in packs.items():
@@ -167,7 +167,8 @@ def measure(quick: bool) -> list[Figure]:
     }
     figures = per_token(models, slices)
     show_layers(models["ours"], blocks_of(models["ours"]), min(slices))
-    return figures + growth(models["ours"], min(slices), 512 if quick else max(LENGTHS))
+    lengths, turns = (LENGTHS[:2], 2) if quick else (LENGTHS, 3)
+    return figures + growth(models["ours"], min(slices), lengths, turns)
 
 
 if __name__ == "__main__":
