@@ -41,26 +41,36 @@ def rounded_rows(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.round(x / step) * step
 
 
+def turned(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Channels mixed by 64, with the matrix of 1 and -1 that Sylvester has."""
+    matrix = np.ones((1, 1))
+    for _ in range(6):
+        matrix = np.kron([[1, 1], [1, -1]], matrix)
+    return (x.reshape(-1, 64) @ matrix).reshape(x.shape)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_layer_computes_what_its_rounding_says(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    linear = nn.Linear(200, 48, dtype=dtype)
-    x = torch.randn(3, 5, 200, dtype=dtype, requires_grad=True)
+    linear = nn.Linear(192, 48, dtype=dtype)
+    x = torch.randn(3, 5, 192, dtype=dtype, requires_grad=True)
     dy = torch.randn(3, 5, 48, dtype=dtype)
 
     y = Int8Linear(linear)(x)
     y.backward(dy)
 
-    weight = rounded_rows(exact(linear.weight))
-    expected = rounded_rows(exact(x).reshape(15, 200)) @ weight.T + exact(linear.bias)
+    exact_weight = turned(exact(linear.weight)) / 64
+    weight = rounded_rows(exact_weight)
+    expected = rounded_rows(turned(exact(x)).reshape(15, 192)) @ weight.T + exact(linear.bias)
     # The scales of the weight go into the gradient before it is rounded.
-    scale = np.abs(exact(linear.weight)).max(1) / 127
-    expected_dx = rounded_rows(exact(dy).reshape(15, 48) * scale) @ (weight / scale[:, None])
+    scale = np.abs(exact_weight).max(1) / 127
+    rounded = rounded_rows(exact(dy).reshape(15, 48) * scale)
+    expected_dx = turned(rounded @ (weight / scale[:, None]))
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
     assert y.dtype == x.grad.dtype == dtype
     np.testing.assert_allclose(exact(y).reshape(15, 48), expected, atol=tolerance, rtol=tolerance)
     np.testing.assert_allclose(
-        exact(x.grad).reshape(15, 200), expected_dx, atol=tolerance, rtol=tolerance
+        exact(x.grad).reshape(15, 192), expected_dx, atol=tolerance, rtol=tolerance
     )
 
 
@@ -76,6 +86,25 @@ def test_the_result_and_the_gradient_are_near_those_of_full_precision() -> None:
 
     assert 0.001 < (y[1] - y[0]).norm() / y[0].norm() < 0.02
     assert 0.001 < (gradients[1] - gradients[0]).norm() / gradients[0].norm() < 0.03
+
+
+def test_one_large_channel_does_not_drown_the_others() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(512, 256, bias=False)
+    x = torch.randn(64, 512)
+    x[:, 7] = 300.0  # of which its own part of the result is taken away below
+    alone = torch.zeros_like(x)
+    alone[:, 7] = 300.0
+
+    layer = Int8Linear(linear)
+    error = (layer(x) - linear(x)).norm() / linear(x - alone).norm()
+
+    rows, scale = quantise_rows(x)
+    weight, of_weight = quantise_rows(linear.weight.detach())
+    plain = rows.float() * scale @ (weight.float() * of_weight).T
+    unmixed = (plain - linear(x)).norm() / linear(x - alone).norm()
+    assert unmixed > 0.5  # or this would prove nothing
+    assert error < unmixed / 3
 
 
 def test_the_result_of_a_token_does_not_depend_on_its_neighbours() -> None:

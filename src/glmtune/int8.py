@@ -7,12 +7,17 @@ as they come, with a scale per token, and so do the gradients that flow back:
     dx = (int8(dy * scale(W)) @ W) * scale(dy)          the weight's scales go into the gradient
                                                         first, so the same int8 serve both ways
 
+A channel far larger than the others would set the scale of its row and drown them, so channels are
+first mixed by blocks of 64 with a matrix H of 1 and -1: (x @ H) @ (W @ H / 64).T is x @ W.T, and H
+is its own transpose.
+
 Products are exact sums in int32, so a token's result does not depend on which others are beside
 it. Nothing of x is kept for the backward pass. A weight cannot be trained or merged into; what
 is learned lies beside it, in adapters.
 
 Source: Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 2 (scales per row and
-column), without its second product for outliers; docs/performance.md has what was measured.
+column); Ashkboos et al. 2024, https://arxiv.org/abs/2404.00456 (Hadamard matrices in place of a
+second product for outliers). docs/performance.md has what was measured.
 """
 
 import functools
@@ -31,6 +36,7 @@ SMALLEST = 1e-30  # of a row's largest value: below, its inverse would overflow
 PIECE = 1 << 20  # numbers converted at a time, to stay in the cache
 CHANNELS = 4096  # computed at a time: int32 sums of them all would be twice the activations
 FEW_ROWS = 6  # of activations, up to which one after the other is faster
+BLOCK = 64  # channels that are mixed, at most
 EXACT_TERMS = 1024  # so many products of two int8 have a sum that float32 holds exactly
 
 
@@ -40,7 +46,7 @@ class _Int8Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        rows, row_scale = quantise_rows(x.reshape(-1, x.size(-1)))
+        rows, row_scale = quantise_rows(rotate(x.reshape(-1, x.size(-1))))
         y = x.new_empty(rows.size(0), weight.size(0))
         for start in range(0, weight.size(0), CHANNELS):
             part = slice(start, start + CHANNELS)
@@ -54,6 +60,7 @@ class _Int8Product(torch.autograd.Function):
         rows, row_scale = quantise_rows(dy.reshape(-1, dy.size(-1)), scale)
         dx = dy.new_empty(rows.size(0), weight.size(1))
         scale_back(multiply(rows, weight), row_scale, None, dx)
+        dx = rotate(dx)
         return dx.view(*dy.shape[:-1], weight.size(1)), None, None
 
 
@@ -65,7 +72,11 @@ class Int8Linear(nn.Linear):
     def __init__(self, linear: nn.Linear) -> None:
         """Take the place of a linear layer, whose weight is not kept."""
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
-        weight, scale = quantise_rows(linear.weight.detach())
+        parts = [
+            quantise_rows(rotate(part.float()).div_(block_size(linear.in_features)))
+            for part in torch.split(linear.weight.detach(), CHANNELS)
+        ]
+        weight, scale = (torch.cat(both) for both in zip(*parts, strict=True))
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer("scale", scale.squeeze(1), persistent=False)
         self.bias = linear.bias
@@ -75,6 +86,27 @@ class Int8Linear(nn.Linear):
         """Map (..., in) to (..., out)."""
         y: Tensor = _Int8Product.apply(input, self.weight, self.scale)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+def block_size(width: int) -> int:
+    """How many channels are mixed with each other: a power of 2 that divides them all."""
+    return min(BLOCK, width & -width)
+
+
+@functools.cache
+def hadamard(size: int, dtype: torch.dtype) -> Tensor:
+    """Give Sylvester's matrix of 1 and -1, (size, size): symmetric, and its square is `size`."""
+    matrix = torch.ones(1, 1, dtype=dtype)
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix
+
+
+def rotate(x: Tensor) -> Tensor:
+    """Mix the channels of (..., channels) by blocks, so that one large one is spread over many."""
+    size = block_size(x.size(-1))
+    blocks = x.reshape(-1, size) @ hadamard(size, x.dtype)
+    return blocks.view(x.shape)
 
 
 def quantise_rows(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
