@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.train.test_run import _own_cache, interrupting, metrics, recipe_for, rows, weights
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from glmtune import adapter
 from glmtune.errors import CheckpointError, RecipeError
@@ -19,6 +20,7 @@ from glmtune.int8 import (
     multiply,
     multiply_in_float32,
     quantise_rows,
+    rotate,
     scale_back,
 )
 from glmtune.load import load_frozen_model
@@ -105,6 +107,15 @@ def test_one_large_channel_does_not_drown_the_others() -> None:
     unmixed = (plain - linear(x)).norm() / linear(x - alone).norm()
     assert unmixed > 0.5  # or this would prove nothing
     assert error < unmixed / 3
+
+
+def test_channels_are_still_numbers_after_some_without_were_mixed() -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):  # as `glmtune plan` counts memory
+        assert isinstance(rotate(torch.ones(3, 64)), FakeTensor)
+
+    mixed = rotate(torch.ones(3, 64))
+
+    assert mixed.tolist() == [[64.0] + [0.0] * 63] * 3
 
 
 def test_the_result_of_a_token_does_not_depend_on_its_neighbours() -> None:

@@ -93,19 +93,24 @@ def block_size(width: int) -> int:
     return min(BLOCK, width & -width)
 
 
-@functools.cache
-def hadamard(size: int, dtype: torch.dtype) -> Tensor:
-    """Give Sylvester's matrix of 1 and -1, (size, size): symmetric, and its square is `size`."""
-    matrix = torch.ones(1, 1, dtype=dtype)
+def hadamard(size: int) -> Tensor:
+    """Give Sylvester's matrix of 1 and -1, (size, size): symmetric, and its square is `size`.
+
+    A smaller one is the upper left corner of it.
+    """
+    matrix = torch.ones(1, 1)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
     return matrix
 
 
+MIXER = hadamard(BLOCK)  # made here, where no mode of torch can make it a tensor without numbers
+
+
 def rotate(x: Tensor) -> Tensor:
     """Mix the channels of (..., channels) by blocks, so that one large one is spread over many."""
     size = block_size(x.size(-1))
-    blocks = x.reshape(-1, size) @ hadamard(size, x.dtype)
+    blocks = x.reshape(-1, size) @ MIXER[:size, :size].to(x.dtype)
     return blocks.view(x.shape)
 
 
