@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from glmtune import adapter
 from glmtune.arithmetic import widen
 from glmtune.conversation import Conversation, Message, render_tool_call
 from glmtune.errors import TemplateError, TrainingError
-from glmtune.load import load_model, load_tokenizer
+from glmtune.load import load_frozen_model, load_model, load_tokenizer
 from glmtune.proofs import (
     PROBE_TOKENS,
     STOPS,
@@ -184,7 +184,7 @@ def test_what_is_on_disk_streams_and_merges_as_it_was_trained(
     assert list(model.peft_config) == ["default"]
     num_tokens = sum(len(each.answer) for each in probes)
     same = f"{num_tokens} of {num_tokens} first choices are the same"
-    assert same in check_streamed(probes, tolerance=1e-4)
+    assert same in check_streamed(model, probes, tolerance=1e-4)
     proof = check_merged(model, probes, tolerance=0.001)
     assert proof.verdict == "passed", proof
     assert same in proof.detail
@@ -201,7 +201,31 @@ def test_an_adapter_on_disk_that_answers_otherwise_is_caught_when_streamed(
     probes = probe(model, tmp_path, template, prompts)
 
     with pytest.raises(TrainingError, match="Chat would not answer as the trained model does"):
-        check_streamed(probes, tolerance=0.25)
+        check_streamed(model, probes, tolerance=0.25)
+
+
+@pytest.mark.parametrize("compute", [None, "int8"])
+def test_rounding_that_a_model_makes_large_is_measured_and_told_from_another_adapter(
+    taught_model_dir: Path,
+    tmp_path: Path,
+    template: Template,
+    prompts: Sequence[Prompt],
+    compute: Literal["int8"] | None,
+) -> None:
+    cpu = torch.device("cpu")
+    base = load_frozen_model(str(taught_model_dir), dtype="bfloat16", device=cpu, compute=compute)
+    model = tuned(base, std=0.02)
+    adapter.save(model, tmp_path, template)
+    probes = probe(model, tmp_path, template, prompts)
+    nothing = -1.0  # is within it, so rounding is measured
+
+    assert "rounding its input once more" in check_streamed(model, probes, nothing)
+
+    with torch.no_grad():
+        next(adapter.adapted_layers(model))[1].lora_B["default"].weight.mul_(-20)
+    others = probe(model, tmp_path, template, prompts)
+    with pytest.raises(TrainingError, match="Chat would not answer as the trained model does"):
+        check_streamed(model, others, nothing)
 
 
 def test_scores_that_are_not_finite_fail_rather_than_pass(
@@ -215,7 +239,7 @@ def test_scores_that_are_not_finite_fail_rather_than_pass(
     probes = probe(model, tmp_path, template, prompts)
 
     with pytest.raises(TrainingError, match="differ by nan"):
-        check_streamed(probes, tolerance=0.25)
+        check_streamed(model, probes, tolerance=0.25)
 
 
 def test_a_merge_that_leaves_one_layer_out_is_caught(

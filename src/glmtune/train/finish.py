@@ -108,7 +108,7 @@ def finish(run: Run, recipe: RunRecipe, tokenizer: Any, prompts: Sequence[Prompt
         if prompts and proofs[-1].verdict == "passed":
             probes = probe(model, run.output, run.template, prompts[:SAMPLED_PROMPTS])
             proofs.append(
-                prove(STREAMED, lambda: check_streamed(probes, checks.streamed_tolerance))
+                prove(STREAMED, lambda: check_streamed(model, probes, checks.streamed_tolerance))
             )
     asked = prompts[: max(checks.stop_prompts, len(run.base_answers))]
     limit = answer_limit(prompts, checks.max_new_tokens)
