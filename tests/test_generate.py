@@ -1,5 +1,6 @@
 """Rows that are written together are written as alone, whatever the model family."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -265,3 +266,45 @@ def test_a_row_that_left_does_not_shine_through_to_who_takes_its_place() -> None
     together = answers(model, requests, 2)
 
     assert [w.ids for w in together] == [w.ids for w in answers(model, requests, 1)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_rows", "expected"),
+    [
+        (torch.bfloat16, 1, [True, False, False, False]),
+        (torch.bfloat16, 2, [True, True, True, True]),
+        (torch.float32, 1, [True, True, True, True]),
+    ],
+)
+def test_a_single_row_of_bfloat16_is_multiplied_by_the_kernel_that_reads_weights_faster(
+    dtype: torch.dtype, num_rows: int, expected: list[bool]
+) -> None:
+    model = copy.deepcopy(MODELS["chatglm"]).to(dtype)
+    library_was_used = []
+    handle = model.register_forward_pre_hook(
+        lambda *_: library_was_used.append(torch.backends.mkldnn.enabled)
+    )
+    requests = [Request(ids, 4) for ids in prompts_of([5] * num_rows)]
+
+    list(write(model, requests, stop_ids=(), sampling=GREEDY, num_rows=num_rows))
+    handle.remove()
+
+    assert library_was_used == expected  # of the prompt, and of the three tokens after the first
+    assert torch.backends.mkldnn.enabled
+
+
+def test_the_library_is_back_after_a_failure() -> None:
+    model = copy.deepcopy(MODELS["chatglm"]).to(torch.bfloat16)
+    calls = []
+
+    def fail_at_the_third(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    model.register_forward_pre_hook(fail_at_the_third)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(write(model, [Request([1, 2], 9)], stop_ids=(), sampling=GREEDY, num_rows=1))
+
+    assert torch.backends.mkldnn.enabled

@@ -18,8 +18,13 @@ A does, needs no float32 copy of them until its gradient:
 
     y  = float32(x) @ weight.T          forward; x is kept as it is
     dw = dy.T @ float32(x)              backward
+
+And where a CPU does multiply bfloat16, its library is made for many rows: for one it reads the
+weight at half the rate, or less, of torch's own kernel, so that writing an answer switches it off.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -137,6 +142,32 @@ def widen(model: nn.Module) -> None:
                 if parameter.dtype in HALF:  # and not packed integers
                     parameter.data = parameter.data.float()
     model.requires_grad_(False)
+
+
+@contextmanager
+def cpu_library(*, is_used: bool) -> Iterator[None]:
+    """Multiply on a CPU by oneDNN, or by torch's own kernels, meanwhile.
+
+    It is a switch of the whole process; other threads get the same numbers at another speed.
+    """
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = is_used  # type: ignore[assignment]  # a property of a module
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
+
+
+def library_suits(model: Any, num_rows: int) -> bool:
+    """Whether oneDNN is the faster one for products of so many rows with a model's weights.
+
+    It is not for a single row of bfloat16 (docs/performance.md). Weights that other libraries have
+    packed are theirs to multiply.
+    """
+    weight = model.get_input_embeddings().weight
+    is_bfloat16 = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    is_packed = getattr(model.config, "quantization_config", None) is not None
+    return num_rows > 1 or is_packed or not is_bfloat16
 
 
 def computes_in(model: Any) -> torch.dtype:

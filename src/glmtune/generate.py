@@ -31,6 +31,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from glmtune.arithmetic import cpu_library, library_suits
 from glmtune.cache import ATTENTION, RowCache, can_write_rows, virtual_tokens_of
 from glmtune.errors import CheckpointError
 
@@ -263,12 +264,13 @@ def _score(model: Any, rows: Sequence[_Row], cache: AnyCache) -> Tensor:
     else:
         inputs = {"past_key_values": cache}
     input_ids = torch.tensor([[token for ids in fresh for token in ids]])  # (1, seq)
-    output = model(
-        input_ids=input_ids.to(model.device),
-        use_cache=True,
-        logits_to_keep=torch.tensor(lengths).cumsum(0) - 1,  # the last of every row
-        **inputs,
-    )
+    with cpu_library(is_used=library_suits(model, input_ids.size(1))):
+        output = model(
+            input_ids=input_ids.to(model.device),
+            use_cache=True,
+            logits_to_keep=torch.tensor(lengths).cumsum(0) - 1,  # the last of every row
+            **inputs,
+        )
     scores: Tensor = output.logits[0].float()
     if not scores.isfinite().all():
         row = rows[int((~scores.isfinite()).any(-1).int().argmax())]

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from glmtune.arithmetic import cpu_library
 from glmtune.frozen import replace_linear
 
 logger = logging.getLogger(__name__)
@@ -151,9 +152,10 @@ def multiply(rows: Tensor, columns: Tensor) -> Tensor:
     """Multiply int8 (rows, inner) and (inner, columns) exactly, into int32."""
     if not has_int8_products():
         return multiply_in_float32(rows, columns)
-    if 1 < rows.size(0) <= FEW_ROWS:  # alone, a row takes the weight as it lies in memory
-        return torch.cat([torch._int_mm(row, columns) for row in rows[:, None]])
-    return torch._int_mm(rows, columns)
+    with cpu_library(is_used=True):  # torch's own kernel for int8 is slow
+        if 1 < rows.size(0) <= FEW_ROWS:  # alone, a row takes the weight as it lies in memory
+            return torch.cat([torch._int_mm(row, columns) for row in rows[:, None]])
+        return torch._int_mm(rows, columns)
 
 
 def multiply_in_float32(rows: Tensor, columns: Tensor) -> Tensor:
