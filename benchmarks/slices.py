@@ -23,7 +23,8 @@ from glmtune.template import IGNORE, Example
 SLICES, WHOLE = (2, 4), 28
 MAX_LENGTH, PACK_TOKENS = 256, 512
 HIDDEN, FFN, FUSED, VOCAB = 4096, 13696, 4608, 65024
-PRODUCTS_PER_LAYER = FUSED * HIDDEN + HIDDEN * HIDDEN + 2 * FFN * HIDDEN + HIDDEN * FFN
+MLP = 2 * FFN * HIDDEN + HIDDEN * FFN
+PRODUCTS_PER_LAYER = FUSED * HIDDEN + HIDDEN * HIDDEN + MLP
 """Multiplications and additions of one token in one layer, attention's own apart."""
 
 
@@ -100,11 +101,12 @@ def title(layers: int) -> str:
 def work_per_token(layers: int) -> float:
     """Operations that cannot be left out: the products of a token, forward and input gradient.
 
-    Below the lowest adapter there is no gradient, and six sevenths of the tokens are scored.
+    Below the lowest adapter there is no gradient. Six sevenths of the tokens are scored, and go
+    through the MLP of the last layer.
     """
-    in_layers = layers * PRODUCTS_PER_LAYER
-    scored = 6 / 7 * HIDDEN * VOCAB
-    return 2 * (2 * (in_layers + scored) - FUSED * HIDDEN)
+    learned = 6 / 7
+    in_layers = layers * PRODUCTS_PER_LAYER - (1 - learned) * MLP
+    return 2 * (2 * (in_layers + learned * HIDDEN * VOCAB) - FUSED * HIDDEN)
 
 
 def product_rates(kinds: Sequence[str]) -> dict[str, float]:

@@ -843,3 +843,37 @@ def test_the_output_layer_gets_states_for_which_its_weight_is_not_copied(rows: i
     # For a slice torch copies a bfloat16 weight once per row; one row says that it is contiguous.
     assert (given[0].shape, given[0].stride()) == ((2 * rows, 32), (32, 1))
     assert logits.shape[:2] == (rows, 2)
+
+
+def test_the_last_mlp_leaves_out_what_is_not_scored_and_nothing_else_changes() -> None:
+    scored, plain = tiny_model(), tiny_model()
+    plain.load_state_dict(scored.state_dict())
+    ids = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(0))
+    is_kept = torch.tensor([[0, 0, 1, 1, 0, 1, 1], [0, 0, 0, 0, 0, 1, 0]]).bool()
+    seen: list[int] = []
+    for block in scored.transformer.encoder.layers:
+        block.mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0][..., 0].numel()))
+
+    def score(hidden: Tensor, output_layer: nn.Module) -> Tensor:
+        return output_layer(hidden).square().sum()
+
+    loss = scored(ids, logits_to_keep=is_kept, score=score).loss
+    expected = plain(ids).logits[is_kept].square().sum()
+    loss.backward()
+    expected.backward()
+
+    assert seen == [14] * (len(seen) - 1) + [5]
+    torch.testing.assert_close(loss, expected)
+    for (name, found), (_, other) in zip(
+        scored.named_parameters(), plain.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(found.grad, other.grad, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_without_a_score_the_last_hidden_states_are_all_there() -> None:
+    model = tiny_model()
+
+    output = model(torch.ones(1, 5, dtype=torch.long), logits_to_keep=1, output_hidden_states=True)
+
+    assert output.logits.shape[:2] == (1, 1)
+    assert {states.shape[:2] for states in output.hidden_states} == {(1, 5)}

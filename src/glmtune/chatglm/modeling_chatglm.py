@@ -288,9 +288,10 @@ class ChatGLMBlock(GradientCheckpointingLayer):
         position_embeddings: tuple[Tensor, Tensor],
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
+        keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Tensor:
-        """Map (batch, seq, hidden) to the same shape."""
+        """Map (batch, seq, hidden) to the same shape, or to the positions to keep alone."""
         attended, _ = self.self_attention(
             self.input_layernorm(hidden_states),
             position_embeddings=position_embeddings,
@@ -298,7 +299,7 @@ class ChatGLMBlock(GradientCheckpointingLayer):
             past_key_values=past_key_values,
             **kwargs,
         )
-        hidden_states = hidden_states + self.dropout(attended)
+        hidden_states = slice_logits_to_keep(hidden_states + self.dropout(attended), keep)
         transformed = self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states + self.dropout(transformed)
 
@@ -329,11 +330,16 @@ class ChatGLMEncoder(nn.Module):
         )
         self.final_layernorm = ChatGLMRMSNorm(config.hidden_size, eps=config.layernorm_epsilon)
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """Map (batch, seq, hidden) to the same shape; `kwargs` go to every block."""
-        for layer in self.layers:
+    def forward(self, hidden_states: Tensor, keep: int | Tensor = 0, **kwargs: Any) -> Tensor:
+        """Map (batch, seq, hidden) to the same shape, or to the positions to keep alone.
+
+        `kwargs` go to every block. Behind the last attention no position looks at another, so the
+        rest of the last block leaves out what is not kept.
+        """
+        *others, last = self.layers
+        for layer in others:
             hidden_states = layer(hidden_states, **kwargs)
-        return self.final_layernorm(hidden_states)
+        return self.final_layernorm(last(hidden_states, keep=keep, **kwargs))
 
 
 class ChatGLMPrefixEncoder(nn.Module):
@@ -436,6 +442,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         block_position_ids: Tensor | None = None,
+        keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the decoder.
@@ -451,6 +458,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             use_cache: whether to return a cache.
             block_position_ids: (batch, seq), GLM's second position, by which the second half of
                 each head is turned as in ChatGLM-6B. None is 0 everywhere: ChatGLM2 and 3.
+            keep: how many last positions to give (0 is all), or which, as `logits_to_keep`.
             **kwargs: reach the attention function of every layer. `cu_seq_lens_q` says where the
                 examples of a pack meet; each of them sees the P-Tuning v2 prefix, as
                 `virtual_tokens`.
@@ -479,6 +487,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             ),
             attention_mask=self.make_mask(past_key_values, attention_mask, inputs_embeds),
             past_key_values=past_key_values,
+            keep=keep,
             **kwargs,
         )
         return BaseModelOutputWithPast(
@@ -660,11 +669,13 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            keep=0 if score is None else logits_to_keep,
             **kwargs,
         )
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         if score is not None:
-            return CausalLMOutputWithPast(loss=score(hidden_states, self.transformer.output_layer))
+            loss = score(outputs.last_hidden_state, self.transformer.output_layer)
+            return CausalLMOutputWithPast(loss=loss)
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         # For a slice, even of one row, torch would copy a half-precision weight once per row.
         flat = hidden_states.flatten(0, -2)  # (positions, hidden)
         logits = self.transformer.output_layer(flat).unflatten(0, hidden_states.shape[:-1])
