@@ -10,7 +10,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # From the ground up; a module imports from its own layer and from those before it.
 LAYERS = [
     ["errors"],
-    ["files", "conversation"],
+    ["files", "cycles", "conversation"],
     ["chatglm"],
     ["frozen"],
     ["auto", "attention", "arithmetic", "int8"],

@@ -672,10 +672,10 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             keep=0 if score is None else logits_to_keep,
             **kwargs,
         )
+        hidden_states = outputs.last_hidden_state
         if score is not None:
-            loss = score(outputs.last_hidden_state, self.transformer.output_layer)
-            return CausalLMOutputWithPast(loss=loss)
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+            return CausalLMOutputWithPast(loss=score(hidden_states, self.transformer.output_layer))
+        hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
         # For a slice, even of one row, torch would copy a half-precision weight once per row.
         flat = hidden_states.flatten(0, -2)  # (positions, hidden)
         logits = self.transformer.output_layer(flat).unflatten(0, hidden_states.shape[:-1])

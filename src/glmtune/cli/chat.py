@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from glmtune.cycles import loading
 from glmtune.errors import DataError, TemplateError
 
 if TYPE_CHECKING:
@@ -68,8 +69,9 @@ def chat(
     question = None if prompt is None else read_prompt(prompt)
     definitions = None if tools is None else read_tools(tools)
 
-    from glmtune.chat import open_session, system_messages
-    from glmtune.generate import Sampling
+    with loading():
+        from glmtune.chat import open_session, system_messages
+        from glmtune.generate import Sampling
 
     session = open_session(
         model,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from glmtune.cycles import loading
+
 if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedModel
@@ -46,11 +48,12 @@ def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
     started = time.perf_counter()
     console.print("Loading PyTorch and transformers ...", style="dim")
 
-    from transformers.utils import logging
+    with loading():
+        from transformers.utils import logging
 
-    from glmtune.chat import open_session
-    from glmtune.demo.folder import prepare
-    from glmtune.demo.score import answer, count_right, read_questions
+        from glmtune.chat import open_session
+        from glmtune.demo.folder import prepare
+        from glmtune.demo.score import answer, count_right, read_questions
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of files read in a blink
 

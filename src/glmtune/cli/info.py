@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from glmtune.cycles import loading
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -36,8 +38,9 @@ def info(
     import json
     from dataclasses import asdict
 
-    from glmtune import tuning
-    from glmtune.inspection.checkpoint import describe_adapter, describe_model
+    with loading():
+        from glmtune import tuning
+        from glmtune.inspection.checkpoint import describe_adapter, describe_model
 
     facts: AdapterFacts | ModelFacts
     if tuning.is_adapter(Path(model)):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from glmtune.cycles import loading
 from glmtune.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -94,21 +95,24 @@ def inspect(
             raise RecipeError("--html shows rows for fine-tuning; leave it out with --objective.")
         texts = recipe_for(data, values, overrides or [], PretrainRecipe)
 
-        from glmtune.inspection.objective import see_infilling
+        with loading():
+            from glmtune.inspection.objective import see_infilling
 
         for number in range(row, row + count):
             print_infilling(see_infilling(texts, objective, number), console)
         return
     recipe = recipe_for(data, values, overrides or [], Recipe)
     if html is not None:
-        from glmtune.report.page import write_rows_page
+        with loading():
+            from glmtune.report.page import write_rows_page
 
         with Console(stderr=True).status("Looking at all rows"):
             write_rows_page(recipe, html, first=row, count=count, pairs=sees_pairs(recipe, data))
         typer.echo(html)
         return
 
-    from glmtune.inspection.row import see_rows
+    with loading():
+        from glmtune.inspection.row import see_rows
 
     for seen in see_rows(recipe, first=row, count=count, pairs=sees_pairs(recipe, data)):
         print_row(seen, console, with_ids=ids)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from glmtune.cli.inspect import printable, sees_pairs
+from glmtune.cycles import loading
 from glmtune.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -78,8 +79,9 @@ def lint(
         check_copy(fix)  # before the long look at the rows
     template = None
     if recipe.model.name_or_path:
-        from glmtune.load import load_tokenizer
-        from glmtune.template import template_for
+        with loading():
+            from glmtune.load import load_tokenizer
+            from glmtune.template import template_for
 
         template = template_for(load_tokenizer(recipe.model.name_or_path), recipe.data.layout)
     console = Console(highlight=False, soft_wrap=True, stderr=json == "-")

@@ -8,6 +8,7 @@ import typer
 
 from glmtune.cli.info import print_wide, readable
 from glmtune.cli.train import as_overrides
+from glmtune.cycles import loading
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,8 +43,9 @@ def plan(
 
     resolved = load_recipe(recipe, as_overrides([*(overrides or []), *context.args]))
 
-    from glmtune.plan.forecast import make_plan
-    from glmtune.plan.probe import probe as take_probe
+    with loading():
+        from glmtune.plan.forecast import make_plan
+        from glmtune.plan.probe import probe as take_probe
 
     made = make_plan(resolved, device or [])
     if as_json:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from glmtune.cli.lint import recipe_for
+from glmtune.cycles import loading
 from glmtune.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -81,9 +82,10 @@ def predict(
 
     predicting.check_output(output, resume=resume, overwrite=overwrite)
 
-    from glmtune.chat import load_tuned, open_template
-    from glmtune.generate import Sampling
-    from glmtune.load import load_config
+    with loading():
+        from glmtune.chat import load_tuned, open_template
+        from glmtune.generate import Sampling
+        from glmtune.load import load_config
 
     base, folder, template = open_template(
         recipe.model.name_or_path, adapter, layout=layout, any_template=any_template

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from glmtune.cli.train import as_overrides
+from glmtune.cycles import loading
 
 
 def pretrain(
@@ -28,7 +29,8 @@ def pretrain(
     arguments = as_overrides([*(overrides or []), *context.args])
     resolved = load_recipe(recipe, arguments, kind=PretrainRecipe)
 
-    from glmtune.train.pretrain import pretrain as run  # torch loads here
+    with loading():
+        from glmtune.train.pretrain import pretrain as run
 
     result = run(resolved, resume=resume)
     if not result.is_finished:

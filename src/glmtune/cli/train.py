@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from glmtune.cycles import loading
 from glmtune.errors import RecipeError
 
 
@@ -40,7 +41,8 @@ def train(
         going_on = ["--resume"] if resume else []
         raise typer.Exit(launch([*quiet, "train", str(recipe), *changes, *going_on], nproc))
 
-    from glmtune.train.run import fine_tune  # torch loads here, so `--help` stays instant
+    with loading():  # torch too, so `--help` stays instant
+        from glmtune.train.run import fine_tune
 
     result = fine_tune(resolved, resume=resume)
     if int(os.environ.get("RANK", "0")) > 0:  # rank 0 says it

@@ -19,7 +19,6 @@ stored:
 
 import copy
 import dataclasses
-import gc
 import hashlib
 import itertools
 import json
@@ -48,6 +47,7 @@ import glmtune.data.formats
 import glmtune.data.rows
 import glmtune.template
 from glmtune.conversation import Conversation
+from glmtune.cycles import no_search
 from glmtune.data.formats import Format, check_roles, convert, detect
 from glmtune.data.rows import BadRow, Row, RowError, Source, excerpt, find_source
 from glmtune.errors import DataError, OutputError, TemplateError
@@ -309,7 +309,7 @@ def encode_sources(
     folder = _data_cache(cache_dir) / key
     data = _open_cache(folder)
     if data is None:
-        with _shown(progress) as shown, _no_garbage_collection():
+        with _shown(progress) as shown, no_search():
             data = _build(folder, found, make_encoder, shown)
         if _stamps(found) != before:
             shutil.rmtree(folder, ignore_errors=True)
@@ -482,21 +482,6 @@ def _shown(progress: Progress | None) -> Iterator[Progress]:
             yield lambda num_rows: status.update(f"Encoding rows: {num_rows:,} done")
     else:
         yield lambda num_rows: None
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Put off the search for cycles: it walks all of torch again and again, a fifth of the time.
-
-    Rows and examples have no cycles; what they take is freed at once all the same.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 # --- Encoding -----------------------------------------------------------------------------
