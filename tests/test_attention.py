@@ -1,5 +1,6 @@
 """Packs give what padded batches give, for every model family."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-import glmtune.attention  # noqa: F401
+from glmtune import attention
 from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
 from glmtune.data.batches import pack_examples, pad_examples
@@ -81,6 +82,36 @@ def test_a_pack_gives_the_loss_and_the_gradients_of_the_padded_batch(
     torch.testing.assert_close(packed[0], padded[0], atol=1e-4, rtol=1e-5)
     for one, other in zip(packed[1], padded[1], strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_short_examples_with_heads_in_line_and_long_ones_have_the_same_gradients(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = pack_examples(examples_of([12, 3, 7, 1, 8], seed=3), range(5))
+    found = {}
+    for most in (0, 7, 256):  # nobody in line; the examples of 3, 7 and 1; all
+        monkeypatch.setattr(attention, "IN_LINE_TOKENS", most)
+        found[most] = loss_and_gradients(MODELS[family], part)
+
+    for most in (7, 256):
+        torch.testing.assert_close(found[most], found[0], atol=1e-4, rtol=1e-4)
+
+
+def test_one_mask_serves_all_layers_of_a_pack_and_goes_with_it() -> None:
+    ends = torch.tensor([0, 3, 8], dtype=torch.int32)
+
+    first = attention.causal_scores_in_line(ends, 2, torch.float32)
+    again = attention.causal_scores_in_line(ends, 2, torch.float32)
+    narrow = attention.causal_scores_in_line(ends, 2, torch.bfloat16)
+
+    assert again is first
+    assert narrow.dtype == torch.bfloat16
+    assert first.shape == (10, 5)
+    assert (first == 0).sum(1).tolist() == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    alive = weakref.ref(narrow)
+    del ends, narrow
+    assert alive() is None
 
 
 @pytest.mark.parametrize("family", MODELS)

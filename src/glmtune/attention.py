@@ -32,22 +32,32 @@ Where a family lets a token see only so many before it (a sliding window, chunks
 makes the mask of the whole pack as soon as that is longer, and each example attends by its own
 block of it.
 
+On a CPU the query heads that share keys stand in line for short examples, so that each key is read
+and its gradient summed once for all of them. Whoever is behind token i then is i // heads:
+
+    heads a and b   Aa  x            0.6 of the time for 130 tokens and ChatGLM3's 16 heads a key,
+                    Ab  x            and more than 1 from 512 on, where the empty half of the block
+                    Aa  x x          costs more than is saved
+                    Ab  x x
+
 Registered with transformers as `packed`, so a model of any family takes it by
 `attn_implementation="packed"`. Without `cu_seq_lens_q` (in generation, or for padded batches)
 it is transformers' own `sdpa`. On a GPU `flash_attention_2` reads the same argument.
 """
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "packed"
+IN_LINE_TOKENS = 256
 
 
 def packed_attention(
@@ -105,6 +115,8 @@ def packed_attention(
             q, k, v, dropout_p=dropout, scale=scaling, enable_gqa=True, **who
         ).transpose(1, 2)
 
+    heads_per_key = query.size(1) // key.size(1)
+    may_stand_in_line = query.device.type == "cpu" and heads_per_key > 1 and not dropout
     outputs: list[Tensor] = []
     for q, k, v, prefix in zip(*parts, prefixes, strict=True):
         if virtual_tokens is not None:
@@ -122,13 +134,67 @@ def packed_attention(
             outputs.append(attend(q, k, v, attn_mask=attention_mask[:, :, block, block]))
             continue
         if prefix <= 1:  # one token sees itself, either way
-            outputs.append(attend(q, k, v, is_causal=True))
+            if may_stand_in_line and q.size(2) <= IN_LINE_TOKENS:
+                scores = causal_scores_in_line(cu_seq_lens_q, heads_per_key, query.dtype)
+                outputs.append(attend_in_line(q, k, v, scores, scaling))
+            else:
+                outputs.append(attend(q, k, v, is_causal=True))
             continue
         outputs.append(attend(q[:, :, :prefix], k[:, :, :prefix], v[:, :, :prefix]))
         if (rest := q.shape[2] - prefix) > 0:
             may_attend = q.new_ones(rest, q.shape[2], dtype=torch.bool).tril(prefix)
             outputs.append(attend(q[:, :, prefix:], k, v, attn_mask=may_attend))
     return torch.cat(outputs, dim=1), None
+
+
+_scores_of_packs: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
+
+
+def causal_scores_in_line(cu_seq_lens: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+    """Give what is added to the scores of query heads in line: 0, or -inf for what is behind.
+
+    All layers keep it for the gradient, so there is one for a pack.
+
+    Args:
+        cu_seq_lens: (examples + 1,), on a CPU; the same tensor in all layers.
+        heads: that share keys.
+        dtype: of the queries.
+
+    Returns:
+        (tokens * heads, tokens) for the longest example that stands in line; the upper left corner
+        of it is that of a shorter one.
+    """
+    lengths = cu_seq_lens.diff()
+    longest = int(lengths[lengths <= IN_LINE_TOKENS].max())
+    scores: Tensor | None = _scores_of_packs.get(cu_seq_lens)
+    if scores is None or scores.shape != (longest * heads, longest) or scores.dtype != dtype:
+        is_behind = torch.ones(longest, longest, dtype=torch.bool).triu(1)
+        in_line = is_behind.repeat_interleave(heads, dim=0)
+        scores = torch.zeros(in_line.shape, dtype=dtype).masked_fill_(in_line, -torch.inf)
+        _scores_of_packs[cu_seq_lens] = scores
+    return scores
+
+
+def attend_in_line(
+    query: Tensor, key: Tensor, value: Tensor, scores: Tensor, scaling: float | None
+) -> Tensor:
+    """Attend causally within an example, the query heads that share keys in line.
+
+    Args:
+        query: (1, heads, seq, head_dim).
+        key, value: (1, kv_heads, seq, head_dim).
+        scores: of `causal_scores_in_line`, for as many tokens or more.
+        scaling: multiplies the scores.
+
+    Returns:
+        (1, seq, heads, head_dim).
+    """
+    kv_heads, seq, head_dim = key.shape[1:]
+    line = query.view(1, kv_heads, -1, seq, head_dim).transpose(2, 3).flatten(2, 3)
+    output = F.scaled_dot_product_attention(
+        line, key, value, attn_mask=scores[: line.size(2), :seq], scale=scaling
+    )
+    return output.view(1, kv_heads, seq, -1, head_dim).transpose(1, 2).flatten(2, 3)
 
 
 def spell_out(cu_seq_lens: Tensor, prefix_lengths: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def test_a_step_without_numbers_takes_the_memory_of_a_real_one(
 
 def test_the_first_pack_of_a_step_finds_no_gradients(tiny_model_dir: Path) -> None:
     recipe = recipe_for(tiny_model_dir, "adapter.method=full")
-    heavy, light, proof = packed(200, 100), packed(20), packed(20)
+    heavy, light, proof = packed(200, 100), packed(10), packed(20)
 
     alone = simulate(recipe, heavy, None, proof, CPU)
     before_a_light_one = simulate(recipe, heavy, light, proof, CPU)
