@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 LIMIT = 127  # -128 is left out, so that the scale is the same on both sides
 SMALLEST = 1e-30  # of a row's largest value: below, its inverse would overflow
-PIECE = 1 << 20  # numbers converted at a time, to stay in the cache
+PIECE = 1 << 19  # numbers converted at a time, to stay in the cache
 CHANNELS = 4096  # computed at a time: int32 sums of them all would be twice the activations
 FEW_ROWS = 6  # of activations, up to which one after the other is faster
 BLOCK = 64  # channels that are mixed, at most
@@ -130,12 +130,12 @@ def quantise_rows(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor
     scale = x.new_empty(x.size(0), 1, dtype=torch.float32)
     step = max(1, PIECE // max(x.size(1), 1))
     for start in range(0, x.size(0), step):
-        part = x[start : start + step].float()
+        part = x[start : start + step].to(torch.float32, copy=True)
         if column_scale is not None:
-            part = part * column_scale
+            part.mul_(column_scale)
         largest = torch.maximum(part.amax(1, keepdim=True), part.amin(1, keepdim=True).neg_())
         largest.clamp_min_(SMALLEST)
-        rows[start : start + step] = (part * (LIMIT / largest)).round_()
+        rows[start : start + step] = part.mul_(LIMIT / largest).round_()
         scale[start : start + step] = largest / LIMIT
     return rows, scale
 
