@@ -9,6 +9,7 @@ The floor is the products alone at the rate of this run. Needs 6 GiB.
 
 import copy
 import statistics
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -50,13 +51,32 @@ def answer(model: Any, num_tokens: int) -> None:
     list(write(model, [request], stop_ids=(), sampling=GREEDY))
 
 
-def seconds_per_written_token(model: Any, turns: int) -> float:
+def seconds_per_written_token(model: Any) -> float:
     """What a token costs after the first, for which the prompt is read."""
-    answer(model, 2)
-    times = [
-        seconds(lambda: answer(model, 13)) - seconds(lambda: answer(model, 1)) for _ in range(turns)
-    ]
-    return statistics.median(times) / 12
+    return (seconds(lambda: answer(model, 25)) - seconds(lambda: answer(model, 1))) / 24
+
+
+def in_turn(
+    models: dict[str, Any], slices: Sequence[int], works: Iterable[Callable[[Any], float]]
+) -> dict[str, dict[int, float]]:
+    """Let each model do every work with so many layers; the first work warms up.
+
+    Returns:
+        Medians of what `works` return, by kind of model and number of layers.
+    """
+    blocks = {kind: blocks_of(model) for kind, model in models.items()}
+    found: dict[str, dict[int, list[float]]] = {k: {n: [] for n in slices} for k in models}
+    for work in works:
+        for layers in slices:
+            for kind, model in models.items():
+                show_layers(model, blocks[kind], layers)
+                found[kind][layers].append(work(model))
+    for kind, model in models.items():
+        show_layers(model, blocks[kind], len(blocks[kind]))
+    return {
+        kind: {layers: statistics.median(values[1:]) for layers, values in by_layers.items()}
+        for kind, by_layers in found.items()
+    }
 
 
 def measure(quick: bool) -> list[Figure]:
@@ -69,26 +89,18 @@ def measure(quick: bool) -> list[Figure]:
     quantise(rounded, torch.bfloat16)
     section = LoraSection(r=8, target_modules=("query_key_value",))
     models = {"bfloat16": adapter.attach(plain, section), "int8": adapter.attach(rounded, section)}
-    blocks = {kind: blocks_of(model) for kind, model in models.items()}
     packs = packs_of(rows_of(8 if quick else 40))
-    rates = product_rates(KINDS)
-    learned: dict[str, dict[int, float]] = {kind: {} for kind in KINDS}  # seconds a token
-    written: dict[str, dict[int, float]] = {kind: {} for kind in KINDS}
-    times: dict[tuple[str, int], list[float]] = {}
-    for pack in [packs[0], *packs]:  # the first pack warms up
-        for layers in slices:
-            for kind, model in models.items():
-                show_layers(model, blocks[kind], layers)
-                taken = seconds(lambda model=model, pack=pack: learn(model, pack))
-                times.setdefault((kind, layers), []).append(taken / pack.input_ids.numel())
-    for (kind, layers), measured in times.items():
-        learned[kind][layers] = statistics.median(measured[1:])
-    for layers in slices:
-        for kind, model in models.items():
-            show_layers(model, blocks[kind], layers)
-            written[kind][layers] = seconds_per_written_token(model, 1 if quick else 3)
-    floor = rates["int8"] / (2 * 2 * PRODUCTS_PER_LAYER * WHOLE / 1e9)
-    figures = [Figure("int8 products", "", "GOP/s", rates["int8"], rates["bfloat16"], "bfloat16")]
+
+    def seconds_per_learned_token(pack: MicroBatch) -> Callable[[Any], float]:
+        return lambda model: seconds(lambda: learn(model, pack)) / pack.input_ids.numel()
+
+    rates = [product_rates(KINDS)]
+    learned = in_turn(models, slices, map(seconds_per_learned_token, [packs[0], *packs]))
+    written = in_turn(models, slices, [seconds_per_written_token] * (2 if quick else 6))
+    rates.append(product_rates(KINDS))
+    rate = {kind: statistics.mean(each[kind] for each in rates) for kind in KINDS}
+    floor = rate["int8"] / (2 * 2 * PRODUCTS_PER_LAYER * WHOLE / 1e9)
+    figures = [Figure("int8 products", "", "GOP/s", rate["int8"], rate["bfloat16"], "bfloat16")]
     for point, found in (("int8 step", learned), ("int8 writing", written)):
         rounded_times, wide_times = (with_whole(found[kind]) for kind in ("int8", "bfloat16"))
         for layers in wide_times:

@@ -101,9 +101,9 @@ def test_short_examples_with_heads_in_line_and_long_ones_have_the_same_gradients
 def test_one_mask_serves_all_layers_of_a_pack_and_goes_with_it() -> None:
     ends = torch.tensor([0, 3, 8], dtype=torch.int32)
 
-    first = attention.causal_scores_in_line(ends, 2, torch.float32)
-    again = attention.causal_scores_in_line(ends, 2, torch.float32)
-    narrow = attention.causal_scores_in_line(ends, 2, torch.bfloat16)
+    first = attention.causal_scores_in_line(ends, 5, 2, torch.float32)
+    again = attention.causal_scores_in_line(ends, 5, 2, torch.float32)
+    narrow = attention.causal_scores_in_line(ends, 5, 2, torch.bfloat16)
 
     assert again is first
     assert narrow.dtype == torch.bfloat16

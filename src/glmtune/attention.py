@@ -115,8 +115,17 @@ def packed_attention(
             q, k, v, dropout_p=dropout, scale=scaling, enable_gqa=True, **who
         ).transpose(1, 2)
 
-    heads_per_key = query.size(1) // key.size(1)
-    may_stand_in_line = query.device.type == "cpu" and heads_per_key > 1 and not dropout
+    heads = query.size(1) // key.size(1)
+    longest = max((length for length in lengths if length <= IN_LINE_TOKENS), default=0)
+    scores = None
+    if query.device.type == "cpu" and heads > 1 and longest and not dropout:
+        scores = causal_scores_in_line(cu_seq_lens_q, longest, heads, query.dtype)
+
+    def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if scores is None or q.size(2) > IN_LINE_TOKENS:
+            return attend(q, k, v, is_causal=True)
+        return attend_in_line(q, k, v, scores, scaling)
+
     outputs: list[Tensor] = []
     for q, k, v, prefix in zip(*parts, prefixes, strict=True):
         if virtual_tokens is not None:
@@ -134,11 +143,7 @@ def packed_attention(
             outputs.append(attend(q, k, v, attn_mask=attention_mask[:, :, block, block]))
             continue
         if prefix <= 1:  # one token sees itself, either way
-            if may_stand_in_line and q.size(2) <= IN_LINE_TOKENS:
-                scores = causal_scores_in_line(cu_seq_lens_q, heads_per_key, query.dtype)
-                outputs.append(attend_in_line(q, k, v, scores, scaling))
-            else:
-                outputs.append(attend(q, k, v, is_causal=True))
+            outputs.append(attend_causally(q, k, v))
             continue
         outputs.append(attend(q[:, :, :prefix], k[:, :, :prefix], v[:, :, :prefix]))
         if (rest := q.shape[2] - prefix) > 0:
@@ -150,23 +155,24 @@ def packed_attention(
 _scores_of_packs: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
 
 
-def causal_scores_in_line(cu_seq_lens: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+def causal_scores_in_line(
+    cu_seq_lens: Tensor, longest: int, heads: int, dtype: torch.dtype
+) -> Tensor:
     """Give what is added to the scores of query heads in line: 0, or -inf for what is behind.
 
-    All layers keep it for the gradient, so there is one for a pack.
+    All layers keep it for the gradient, so there is one for a pack, as long as the pack is there.
 
     Args:
         cu_seq_lens: (examples + 1,), on a CPU; the same tensor in all layers.
+        longest: tokens of an example that stands in line; the upper left corner of the result is
+            that of a shorter one.
         heads: that share keys.
         dtype: of the queries.
 
     Returns:
-        (tokens * heads, tokens) for the longest example that stands in line; the upper left corner
-        of it is that of a shorter one.
+        (longest * heads, longest).
     """
-    lengths = cu_seq_lens.diff()
-    longest = int(lengths[lengths <= IN_LINE_TOKENS].max())
-    scores: Tensor | None = _scores_of_packs.get(cu_seq_lens)
+    scores = _scores_of_packs.get(cu_seq_lens)
     if scores is None or scores.shape != (longest * heads, longest) or scores.dtype != dtype:
         is_behind = torch.ones(longest, longest, dtype=torch.bool).triu(1)
         in_line = is_behind.repeat_interleave(heads, dim=0)
@@ -190,11 +196,11 @@ def attend_in_line(
         (1, seq, heads, head_dim).
     """
     kv_heads, seq, head_dim = key.shape[1:]
-    line = query.view(1, kv_heads, -1, seq, head_dim).transpose(2, 3).flatten(2, 3)
+    line = query.reshape(1, kv_heads, -1, seq, head_dim).transpose(2, 3).flatten(2, 3)
     output = F.scaled_dot_product_attention(
         line, key, value, attn_mask=scores[: line.size(2), :seq], scale=scaling
     )
-    return output.view(1, kv_heads, seq, -1, head_dim).transpose(1, 2).flatten(2, 3)
+    return output.reshape(1, kv_heads, seq, -1, head_dim).transpose(1, 2).flatten(2, 3)
 
 
 def spell_out(cu_seq_lens: Tensor, prefix_lengths: Tensor) -> Tensor:

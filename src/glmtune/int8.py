@@ -49,8 +49,9 @@ class _Int8Product(torch.autograd.Function):
         ctx.save_for_backward(weight, scale)
         rows, row_scale = quantise_rows(rotate(x.reshape(-1, x.size(-1))))
         y = x.new_empty(rows.size(0), weight.size(0))
-        for start in range(0, weight.size(0), CHANNELS):
-            part = slice(start, start + CHANNELS)
+        channels = CHANNELS if rows.size(0) > FEW_ROWS else weight.size(0)
+        for start in range(0, weight.size(0), channels):
+            part = slice(start, start + channels)
             scale_back(multiply(rows, weight[part].T), row_scale, scale[part], y[:, part])
         return y.view(*x.shape[:-1], weight.size(0))
 
@@ -85,7 +86,9 @@ class Int8Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
-        y: Tensor = _Int8Product.apply(input, self.weight, self.scale)  # type: ignore[no-untyped-call]
+        y: Tensor
+        with cpu_library(is_used=True):  # torch's own kernels are slow for int8 and for mixing
+            y = _Int8Product.apply(input, self.weight, self.scale)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
@@ -152,10 +155,9 @@ def multiply(rows: Tensor, columns: Tensor) -> Tensor:
     """Multiply int8 (rows, inner) and (inner, columns) exactly, into int32."""
     if not has_int8_products():
         return multiply_in_float32(rows, columns)
-    with cpu_library(is_used=True):  # torch's own kernel for int8 is slow
-        if 1 < rows.size(0) <= FEW_ROWS:  # alone, a row takes the weight as it lies in memory
-            return torch.cat([torch._int_mm(row, columns) for row in rows[:, None]])
-        return torch._int_mm(rows, columns)
+    if 1 < rows.size(0) <= FEW_ROWS:  # alone, a row takes the weight as it lies in memory
+        return torch.cat([torch._int_mm(row, columns) for row in rows[:, None]])
+    return torch._int_mm(rows, columns)
 
 
 def multiply_in_float32(rows: Tensor, columns: Tensor) -> Tensor:
