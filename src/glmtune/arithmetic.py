@@ -148,7 +148,8 @@ def widen(model: nn.Module) -> None:
 def cpu_library(*, is_used: bool) -> Iterator[None]:
     """Multiply on a CPU by oneDNN, or by torch's own kernels, meanwhile.
 
-    It is a switch of the whole process; other threads get the same numbers at another speed.
+    It is a switch of the whole process, so only one thread at a time may be in here: of two, the
+    one that leaves last would put back what the other had set.
     """
     before = torch.backends.mkldnn.enabled
     torch.backends.mkldnn.enabled = is_used  # type: ignore[assignment]  # a property of a module

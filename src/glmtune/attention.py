@@ -115,26 +115,21 @@ def packed_attention(
             q, k, v, dropout_p=dropout, scale=scaling, enable_gqa=True, **who
         ).transpose(1, 2)
 
-    heads = query.size(1) // key.size(1)
+    heads = query.size(1) // key.size(1)  # that share keys
+    may_stand_in_line = query.device.type == "cpu" and heads > 1 and not dropout
     longest = max((length for length in lengths if length <= IN_LINE_TOKENS), default=0)
-    scores = None
-    if query.device.type == "cpu" and heads > 1 and longest and not dropout:
-        scores = causal_scores_in_line(cu_seq_lens_q, longest, heads, query.dtype)
 
     def attend_causally(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if scores is None or q.size(2) > IN_LINE_TOKENS:
+        if not may_stand_in_line or q.size(2) > longest:
             return attend(q, k, v, is_causal=True)
+        scores = causal_scores_in_line(cu_seq_lens_q, longest, heads, q.dtype)
         return attend_in_line(q, k, v, scores, scaling)
 
     outputs: list[Tensor] = []
     for q, k, v, prefix in zip(*parts, prefixes, strict=True):
         if virtual_tokens is not None:
             layer_index: Any = module.layer_idx
-            first = [tensor.to(k.dtype) for tensor in virtual_tokens[layer_index]]
-            number, seq = first[0].shape[2], q.shape[2]
-            may_attend = q.new_ones(seq, number + seq, dtype=torch.bool).tril(number)
-            may_attend[:, : number + prefix] = True
-            keys, values = (torch.cat(both, dim=2) for both in zip(first, (k, v), strict=True))
+            keys, values, may_attend = put_behind(virtual_tokens[layer_index], k, v, prefix)
             outputs.append(attend(q, keys, values, attn_mask=may_attend))
             continue
         if attention_mask is not None:
@@ -150,6 +145,30 @@ def packed_attention(
             may_attend = q.new_ones(rest, q.shape[2], dtype=torch.bool).tril(prefix)
             outputs.append(attend(q[:, :, prefix:], k, v, attn_mask=may_attend))
     return torch.cat(outputs, dim=1), None
+
+
+def put_behind(
+    virtual: tuple[Tensor, Tensor], key: Tensor, value: Tensor, prefix: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Put an example behind virtual tokens.
+
+    Args:
+        virtual: keys and values of the layer, (1, kv_heads, number, head_dim).
+        key, value: of the example, (1, kv_heads, seq, head_dim).
+        prefix: how many of its first tokens see each other in both directions.
+
+    Returns:
+        Keys and values, (1, kv_heads, number + seq, head_dim), and whether a token (row) may attend
+        to another (column), (seq, number + seq).
+    """
+    keys, values = (
+        torch.cat((first.to(own.dtype), own), dim=2)
+        for first, own in zip(virtual, (key, value), strict=True)
+    )
+    seq, number = key.shape[2], virtual[0].shape[2]
+    may_attend = key.new_ones(seq, number + seq, dtype=torch.bool).tril(number)
+    may_attend[:, : number + prefix] = True
+    return keys, values, may_attend
 
 
 _scores_of_packs: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
