@@ -6,7 +6,8 @@ The same rows are learned in turn, one optimizer step each (forward, backward, c
 
     ours      packs of 512 tokens, logits of learned positions only
     Trainer   transformers' Trainer and peft, padded batches of 2
-    TRL       SFTTrainer, packs of 512 tokens ("bfd"); left out where trl is not installed
+    TRL       SFTTrainer, packs of 512 tokens ("bfd"); left out where trl is not installed,
+              and with --quick
 
 on slices of 4 and 2 layers (with --quick 2) of one ChatGLM with random weights, LoRA r 8 on
 query_key_value, in real tokens a second. A quarter of a padded batch is padding, as it is with
@@ -255,9 +256,16 @@ def rows_for(turn: int, number: int) -> list[Example]:
 
 
 def compare(
-    source: Source, slices: Sequence[int], num_rows: int, turns: int
+    source: Source, slices: Sequence[int], num_rows: int, turns: int, *, without: str = ""
 ) -> tuple[dict[str, dict[int, float]], float]:
     """Let every pipeline learn the same rows in turn.
+
+    Args:
+        source: the model.
+        slices: numbers of layers.
+        num_rows: of each turn.
+        turns: beside one that warms up.
+        without: a peer to leave out.
 
     Returns:
         Seconds a token, by pipeline and number of layers, medians of the turns; and the products'
@@ -270,7 +278,7 @@ def compare(
     rates: list[float] = []
     taken: dict[str, dict[int, list[float]]] = {}
     with process_as_it_comes() as process:
-        names = process.submit(peer_names, source).result()
+        names = [name for name in process.submit(peer_names, source).result() if name != without]
         for turn in range(-1, turns):  # the first one warms up
             rows = rows_for(turn + 1, 2 if turn < 0 else num_rows)
             tokens = sum(len(row.input_ids) for row in rows)
@@ -293,7 +301,8 @@ def compare(
 def measure(quick: bool) -> list[Figure]:
     """Compare on 4 layers and on their first two, and work out 28."""
     slices = layers_of(quick)
-    found, rate = compare(max(slices), slices, *((8, 1) if quick else (16, 3)))
+    size, without = ((8, 1), TRL) if quick else ((16, 3), "")
+    found, rate = compare(max(slices), slices, *size, without=without)
     found = {name: with_whole(taken) for name, taken in found.items()}
     return [figure(found, rate, name, n) for name in found if name != OURS for n in found[OURS]]
 
