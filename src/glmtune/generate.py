@@ -15,7 +15,7 @@ of its own.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -264,7 +264,8 @@ def _score(model: Any, rows: Sequence[_Row], cache: AnyCache) -> Tensor:
     else:
         inputs = {"past_key_values": cache}
     input_ids = torch.tensor([[token for ids in fresh for token in ids]])  # (1, seq)
-    with cpu_library(is_used=library_suits(model, input_ids.size(1))):
+    suits = library_suits(model, input_ids.size(1))
+    with nullcontext() if suits else cpu_library(is_used=False):
         output = model(
             input_ids=input_ids.to(model.device),
             use_cache=True,
