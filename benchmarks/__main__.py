@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks import data
 from benchmarks.figures import Figure, table
-from glmtune.train import heap
+from glmtune.train import process_memory
 
 POINTS = ("step", "int8", "memory", "start", "generation")
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="JSON array of alpaca rows")
     parser.add_argument("--point", choices=POINTS, help=argparse.SUPPRESS)  # in a fresh process
     arguments = parser.parse_args()
-    heap.set_defaults()  # as the command does
+    process_memory.set_defaults()  # as the command does
     if arguments.point:
         found = import_module(f"benchmarks.{arguments.point}").measure(arguments.quick)
         print(json.dumps([asdict(figure) for figure in found]))

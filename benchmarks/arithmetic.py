@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from glmtune.arithmetic import WideLinear
+from glmtune.kernels.half_precision import WideLinear
 
 IN, OUT = 4096, 27392  # dense_h_to_4h
 EMULATED_ROWS = 4

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-import glmtune.attention  # noqa: F401
-from glmtune.attention import spell_out
-from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
-from glmtune.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
-from glmtune.data.batches import MicroBatch, pack_infillings
-from glmtune.data.blank_infilling import BlankInfilling, Ids, Marks
-from glmtune.loss import next_token_loss
-from glmtune.recipe import ObjectiveSection
+import glmtune.kernels.packed_attention  # noqa: F401
+from glmtune.data.batches import MicroBatch
+from glmtune.kernels.packed_attention import spell_out
+from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
+from glmtune.objective.blank_infilling import BlankInfilling, Ids, Marks, pack_infillings
+from glmtune.objective.next_token import next_token_loss
+from glmtune.recipe.sections import ObjectiveSection
 
 VOCAB = 8000
 LEVELS = ("token", "sentence", "document", "causal")

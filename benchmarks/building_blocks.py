@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import GlmConfig
 from transformers.models.glm.modeling_glm import GlmMLP, GlmRMSNorm, apply_rotary_pos_emb
 
-from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
-from glmtune.chatglm.modeling_chatglm import (
+from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.model.chatglm.modeling_chatglm import (
     ChatGLMMLP,
     ChatGLMRMSNorm,
     ChatGLMRotaryEmbedding,

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 
 SPREAD = 0.02  # standard deviation of a weight
 FILES = ("tokenizer.model", "tokenizer_config.json")

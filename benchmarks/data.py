@@ -125,9 +125,9 @@ def take(kind: str, tokenizer_folder: Path, path: Path) -> dict[str, float]:
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
-    from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
     from glmtune.data.encode import EncodeOptions, encode_data
-    from glmtune.template import ChatGLMTemplate
+    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
+    from glmtune.template.chatglm import ChatGLMTemplate
 
     if kind != "imports":
         start, cpu_start = time.perf_counter(), time.process_time()

@@ -87,9 +87,9 @@ def run(measure: Callable[[bool], list[Figure]], doc: str | None) -> None:
     """The command line that every script has: `--quick`, and its part of the table."""
     import argparse
 
-    from glmtune.train import heap
+    from glmtune.train import process_memory
 
-    heap.set_defaults()  # as the command does
+    process_memory.set_defaults()  # as the command does
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer and smaller, in seconds")
     print(table(measure(parser.parse_args().quick)))

@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.checkpoint import config_of
 from benchmarks.figures import Figure, run
-from glmtune.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
-from glmtune.generate import ROWS, Request, Sampling, write
+from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
+from glmtune.use.generate import ROWS, Request, Sampling, write
 
 PROMPT_TOKENS = 20
 DRAWN = 2**22 - 3  # no multiple of a row, so that no two rows of a weight are alike

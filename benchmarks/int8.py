@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-import glmtune.attention  # noqa: F401  # registers attention over packs
+import glmtune.kernels.packed_attention  # noqa: F401  # registers attention over packs
 from benchmarks.figures import Figure, run
 from benchmarks.generation import GREEDY, slice_of
 from benchmarks.slices import (
@@ -30,12 +30,12 @@ from benchmarks.slices import (
     title,
     with_whole,
 )
-from glmtune import adapter
 from glmtune.data.batches import MicroBatch
-from glmtune.generate import Request, write
-from glmtune.int8 import quantise
-from glmtune.loss import next_token_loss
-from glmtune.recipe import LoraSection
+from glmtune.kernels.int8 import quantise
+from glmtune.methods import lora
+from glmtune.objective.next_token import next_token_loss
+from glmtune.recipe.methods import LoraSection
+from glmtune.use.generate import Request, write
 
 KINDS = ("bfloat16", "int8")
 
@@ -88,7 +88,7 @@ def measure(quick: bool) -> list[Figure]:
     rounded = copy.deepcopy(plain)
     quantise(rounded, torch.bfloat16)
     section = LoraSection(r=8, target_modules=("query_key_value",))
-    models = {"bfloat16": adapter.attach(plain, section), "int8": adapter.attach(rounded, section)}
+    models = {"bfloat16": lora.attach(plain, section), "int8": lora.attach(rounded, section)}
     packs = packs_of(rows_of(8 if quick else 40))
 
     def seconds_per_learned_token(pack: MicroBatch) -> Callable[[Any], float]:

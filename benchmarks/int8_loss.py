@@ -12,10 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from glmtune.demo.folder import prepare
+from glmtune.cli.demo.folder import prepare
 from glmtune.errors import TrainingError
-from glmtune.metrics import read_metrics
-from glmtune.recipe import Recipe, build_recipe
+from glmtune.prove.metrics import read_metrics
+from glmtune.recipe.reading import build_recipe
+from glmtune.recipe.recipe import Recipe
 from glmtune.train.run import fine_tune
 
 STEPS, EVERY = 320, 80

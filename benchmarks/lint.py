@@ -75,9 +75,9 @@ def write_rows(source: Path, num_rows: int, path: Path) -> None:
 
 def measure(kind: str, tokenizer: Path, path: Path) -> dict[str, Any]:
     from glmtune.data.lint import lint_data
-    from glmtune.load import load_tokenizer
-    from glmtune.recipe import DataSection
-    from glmtune.template import template_for
+    from glmtune.model.load import load_tokenizer
+    from glmtune.recipe.sections import DataSection
+    from glmtune.template.select import template_for
 
     start, cpu_start = time.perf_counter(), time.process_time()
     data = DataSection(train=(str(path),), max_length=MAX_LENGTH)

@@ -25,7 +25,7 @@ import torch
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-import glmtune.attention  # noqa: F401  # registers attention over packs
+import glmtune.kernels.packed_attention  # noqa: F401  # registers attention over packs
 from benchmarks.figures import Figure, run
 from benchmarks.generation import slice_of
 from benchmarks.slices import (
@@ -44,10 +44,9 @@ from benchmarks.slices import (
     with_whole,
     work_per_token,
 )
-from glmtune import adapter
 from glmtune.data.batches import MicroBatch, pack_examples, pad_examples
-from glmtune.loss import next_token_loss
-from glmtune.recipe import LoraSection
+from glmtune.objective.next_token import next_token_loss
+from glmtune.recipe.methods import LoraSection
 
 MIB = 2**20
 LENGTHS = (128, 512, 2048, 8192)
@@ -162,7 +161,7 @@ def measure(quick: bool) -> list[Figure]:
     theirs.set_attn_implementation("sdpa")
     lora = peft.LoraConfig(r=8, target_modules=["query_key_value"], task_type="CAUSAL_LM")
     models = {
-        "ours": adapter.attach(mine, LoraSection(r=8, target_modules=("query_key_value",))),
+        "ours": lora.attach(mine, LoraSection(r=8, target_modules=("query_key_value",))),
         "peer": peft.get_peft_model(theirs, lora),
     }
     figures = per_token(models, slices)

@@ -44,15 +44,15 @@ METHODS: dict[str, tuple[dict[str, object], float]] = {  # section, learning rat
 RUN = """
 import json, statistics, sys
 from pathlib import Path
-from glmtune.chat import open_session
-from glmtune.demo.folder import prepare
-from glmtune.demo.score import answer, count_right, read_questions
-from glmtune.metrics import read_metrics
+from glmtune.use.chat import open_session
+from glmtune.cli.demo.folder import prepare
+from glmtune.cli.demo.score import answer, count_right, read_questions
+from glmtune.prove.metrics import read_metrics
 from glmtune.train.run import fine_tune
 
 section, folder, changes = json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
 demo = prepare(folder)
-from glmtune.recipe import build_recipe
+from glmtune.recipe.reading import build_recipe
 tree = demo.recipe.model_dump(mode="json") | {"adapter": section}
 recipe = build_recipe(tree, [
     "logging_steps=1", "checks.stop_prompts=0", "checks.max_new_tokens=1",

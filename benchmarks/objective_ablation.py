@@ -12,8 +12,9 @@ import argparse
 from pathlib import Path
 from statistics import mean
 
-from glmtune.metrics import read_metrics
-from glmtune.recipe import PretrainRecipe, load_recipe
+from glmtune.prove.metrics import read_metrics
+from glmtune.recipe.reading import load_recipe
+from glmtune.recipe.recipe import PretrainRecipe
 from glmtune.train.pretrain import pretrain
 
 # A model and a budget for minutes: 1.1 million parameters, about 1,900 tokens a step.

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-import glmtune.attention  # noqa: F401  # registers attention over packs
+import glmtune.kernels.packed_attention  # noqa: F401  # registers attention over packs
 from benchmarks.figures import Figure, run
 from benchmarks.generation import slice_of
 from benchmarks.slices import (
@@ -35,23 +35,23 @@ from benchmarks.slices import (
     show_layers,
     whole,
 )
-from glmtune import adapter, alive
-from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
-from glmtune.chatglm.train_tokenizer import train_tokenizer
-from glmtune.forgetting import general_conversations, general_loss
-from glmtune.loss import count_learned_tokens, next_token_loss
-from glmtune.proofs import (
-    Prompt,
-    answer_all,
-    answer_limit,
-    check_merged,
-    check_template_agrees,
-    probe,
-)
-from glmtune.recipe import ChecksSection, LoraSection
-from glmtune.template import IGNORE, Example, Template, template_for
+from glmtune.methods import lora
+from glmtune.methods.layers import adapted_layers
+from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
+from glmtune.model.chatglm.train_tokenizer import train_tokenizer
+from glmtune.objective.next_token import count_learned_tokens, next_token_loss
+from glmtune.prove import liveness
+from glmtune.prove.answers import Prompt, answer_all, answer_limit
+from glmtune.prove.forgetting import general_conversations, general_loss
+from glmtune.prove.merged import check_merged
+from glmtune.prove.prompts import check_template_agrees
+from glmtune.prove.streamed import probe
+from glmtune.recipe.methods import LoraSection
+from glmtune.recipe.sections import ChecksSection
+from glmtune.template.base import IGNORE, Example, Template
+from glmtune.template.select import template_for
+from glmtune.train.alarms import Watch
 from glmtune.train.finish import PROBED_ROWS, SAMPLED_PROMPTS, sample_limit
-from glmtune.train.watch import Watch
 
 ROWS, TIMED_ROWS = 1000, 12
 CHECKS = ChecksSection()
@@ -95,7 +95,7 @@ def step(model: Any, optimizer: torch.optim.Optimizer, rows: int) -> None:
 @contextmanager
 def kept(model: Any) -> Any:
     """Put the base weights back that a merge changes."""
-    layers = [layer.get_base_layer() for _, layer in adapter.adapted_layers(model)]
+    layers = [layer.get_base_layer() for _, layer in adapted_layers(model)]
     before = [layer.weight.data for layer in layers]
     for layer in layers:
         layer.weight.data = layer.weight.data.clone()
@@ -104,7 +104,7 @@ def kept(model: Any) -> Any:
     finally:
         for layer, weight in zip(layers, before, strict=True):
             layer.weight.data = weight
-        for _, layer in adapter.adapted_layers(model):
+        for _, layer in adapted_layers(model):
             layer.merged_adapters.clear()
 
 
@@ -112,18 +112,18 @@ def time_checks(model: Any, template: Template, folder: Path) -> Mapping[str, fl
     """Time every check of a run once, in seconds."""
     prompts = draw_prompts(max(CHECKS.stop_prompts, SAMPLED_PROMPTS))
     few, limit = prompts[:SAMPLED_PROMPTS], answer_limit(prompts, CHECKS.max_new_tokens)
-    start: dict[str, alive.Start] = {}
+    start: dict[str, liveness.Start] = {}
     probes: list[Any] = []
-    adapter.save(model, folder, template)
+    lora.save(model, folder, template)
     [row] = packs_of(rows_of(1))
     conversations = general_conversations()
     general = [general_row(seed) for seed in range(len(conversations))]
 
     def look_alive() -> None:
-        start.update(alive.remember(model))
+        start.update(liveness.remember(model))
         for tensor in start:
-            start[tensor] = alive.Start("", is_zero=False)
-        alive.check_changed(model, start)
+            start[tensor] = liveness.Start("", is_zero=False)
+        liveness.check_changed(model, start)
 
     def merge() -> None:
         with torch.no_grad(), kept(model):
@@ -139,7 +139,7 @@ def time_checks(model: Any, template: Template, folder: Path) -> Mapping[str, fl
             general_loss(model, general, torch.device("cpu")) for _ in range(2)
         ],
         "all has learned": look_alive,
-        "reloaded": lambda: adapter.check_saved(model, folder, row),
+        "reloaded": lambda: lora.check_saved(model, folder, row),
         "streamed": lambda: probes.extend(probe(model, folder, template, few)),
         "chat asks as training": lambda: check_template_agrees(
             template, conversations[:PROBED_ROWS]
@@ -162,12 +162,10 @@ def time_watch(num_steps: int) -> float:
 
 
 def measure(quick: bool = False) -> list[Figure]:
-    model = adapter.attach(
-        slice_of(SLICES[-1]), LoraSection(r=8, target_modules=("query_key_value",))
-    )
+    model = lora.attach(slice_of(SLICES[-1]), LoraSection(r=8, target_modules=("query_key_value",)))
     model.set_attn_implementation("packed")
     with torch.no_grad():
-        for _, layer in adapter.adapted_layers(model):
+        for _, layer in adapted_layers(model):
             layer.lora_B["default"].weight.normal_(std=0.02)
     optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
     blocks = blocks_of(model)

@@ -18,7 +18,7 @@ import torch
 
 from glmtune.data.batches import MicroBatch, pack_examples
 from glmtune.data.packing import group_rows
-from glmtune.template import IGNORE, Example
+from glmtune.template.base import IGNORE, Example
 
 SLICES, WHOLE = (2, 4), 28
 MAX_LENGTH, PACK_TOKENS = 256, 512

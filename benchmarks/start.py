@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figure, run
-from glmtune.demo.fractions import TRAIN
+from glmtune.cli.demo.fractions import TRAIN
 
 ROWS = 16
 RECIPE = {
@@ -81,7 +81,7 @@ def be_the_peer(folder: Path) -> None:
     import transformers
 
     import glmtune.auto  # noqa: F401
-    from glmtune.load import locate
+    from glmtune.model.files import locate
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(locate("nano"))
     base = transformers.AutoModelForCausalLM.from_pretrained(locate("nano"), dtype=torch.float32)

@@ -37,7 +37,7 @@ import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-import glmtune.attention  # noqa: F401  # registers attention over packs
+import glmtune.kernels.packed_attention  # noqa: F401  # registers attention over packs
 from benchmarks.figures import Figure, run
 from benchmarks.generation import slice_of
 from benchmarks.slices import (
@@ -55,13 +55,13 @@ from benchmarks.slices import (
     with_whole,
     work_per_token,
 )
-from glmtune import adapter
 from glmtune.data.batches import pad_examples
-from glmtune.load import load_model
-from glmtune.loss import count_learned_tokens, next_token_loss
-from glmtune.recipe import LoraSection
-from glmtune.template import Example
-from glmtune.train import heap
+from glmtune.methods import lora
+from glmtune.model.load import load_model
+from glmtune.objective.next_token import count_learned_tokens, next_token_loss
+from glmtune.recipe.methods import LoraSection
+from glmtune.template.base import Example
+from glmtune.train import process_memory
 
 Step = Callable[[Sequence[Example]], float]
 """Learn rows in one optimizer step, and say how many seconds it took."""
@@ -86,7 +86,7 @@ def ours(source: Source) -> tuple[Any, Step]:
     """The model and the step of `glmtune train`."""
     model = base_of(source)
     model.set_attn_implementation("packed")
-    model = adapter.attach(model, LoraSection(r=8, target_modules=("query_key_value",)))
+    model = lora.attach(model, LoraSection(r=8, target_modules=("query_key_value",)))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0)
 
@@ -244,7 +244,9 @@ def peer_step(name: str, source: Source, layers: int, rows: Sequence[Example]) -
 def process_as_it_comes() -> ProcessPoolExecutor:
     """A process without the settings of memory that glmtune makes for itself."""
     pool = ProcessPoolExecutor(1, get_context("spawn"))
-    set_by_us = {name: os.environ.pop(name) for name in heap.DEFAULTS if name in os.environ}
+    set_by_us = {
+        name: os.environ.pop(name) for name in process_memory.DEFAULTS if name in os.environ
+    }
     pool.submit(be_quiet).result()  # only now it starts, with the environment of this moment
     os.environ.update(set_by_us)
     return pool

@@ -20,10 +20,10 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, models, normalizers
 
-from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
-from glmtune.chatglm.train_tokenizer import train_tokenizer
 from glmtune.conversation import Conversation, Message
-from glmtune.template import ChatGLMTemplate
+from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
+from glmtune.model.chatglm.train_tokenizer import train_tokenizer
+from glmtune.template.chatglm import ChatGLMTemplate
 
 NUM_ROWS = 27_000
 SHARED = Path(__file__).resolve().parents[2] / "shared"

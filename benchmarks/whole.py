@@ -19,10 +19,10 @@ from benchmarks.figures import Figure, table
 from benchmarks.int8 import KINDS, learn
 from benchmarks.slices import packs_of, rows_of, seconds
 from benchmarks.step import OURS, compare, figure
-from glmtune import adapter
-from glmtune.load import load_config, load_frozen_model
-from glmtune.recipe import LoraSection
-from glmtune.train import heap
+from glmtune.methods import lora
+from glmtune.model.load import load_config, load_frozen_model
+from glmtune.recipe.methods import LoraSection
+from glmtune.train import process_memory
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--turns", type=int, default=1)
     arguments = parser.parse_args()
-    heap.set_defaults()  # as the command does
+    process_memory.set_defaults()  # as the command does
     layers = load_config(arguments.checkpoint).num_hidden_layers
     found, rate = compare(arguments.checkpoint, [layers], arguments.rows, arguments.turns)
     figures = [figure(found, rate, name, layers) for name in found if name != OURS]
@@ -48,7 +48,7 @@ def in_int8(checkpoint: Path, num_rows: int) -> Figure:
         compute = "int8" if kind == "int8" else None
         base = load_frozen_model(checkpoint, dtype="bfloat16", device=cpu, compute=compute)
         base.set_attn_implementation("packed")
-        models[kind] = adapter.attach(base, section)
+        models[kind] = lora.attach(base, section)
     packs = packs_of(rows_of(num_rows))
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for pack in [packs[0], *packs]:  # the first pack warms up

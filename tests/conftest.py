@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
+    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices only wait for a second thread
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job behind `&`, which hands it on
@@ -69,8 +69,8 @@ def golden(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatGLMTokenizer:
     """A tokenizer of 480 pieces and 489 ids, made on the spot; its folder is `name_or_path`."""
-    from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
-    from glmtune.chatglm.train_tokenizer import train_tokenizer
+    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
+    from glmtune.model.chatglm.train_tokenizer import train_tokenizer
 
     folder = tmp_path_factory.mktemp("tiny-tokenizer")
     train_tokenizer(SENTENCES, 480, folder)
@@ -85,8 +85,8 @@ def tiny_model_dir(
     """A checkpoint folder: 2 layers, 64 wide, float32, random but always the same."""
     import torch
 
-    from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
-    from glmtune.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
+    from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
+    from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
 
     folder = tmp_path_factory.mktemp("tiny-model")
     config = ChatGLMConfig(
@@ -114,10 +114,10 @@ def taught_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: P
     """The tiny checkpoint after it has learned `LESSONS` by heart, in the official layout."""
     import torch
 
-    from glmtune.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
-    from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
     from glmtune.conversation import Conversation, Message, render_tool_call
-    from glmtune.template import ChatGLMTemplate
+    from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
+    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
+    from glmtune.template.chatglm import ChatGLMTemplate
 
     tokenizer = ChatGLMTokenizer.from_pretrained(tiny_model_dir)
     model = ChatGLMForConditionalGeneration.from_pretrained(tiny_model_dir)

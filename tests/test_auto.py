@@ -17,12 +17,12 @@ from transformers import (
 )
 
 import glmtune.auto  # noqa: F401
-from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
-from glmtune.chatglm.modeling_chatglm import (
+from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.model.chatglm.modeling_chatglm import (
     ChatGLMForConditionalGeneration,
     ChatGLMForSequenceClassification,
 )
-from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
+from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
 PUBLISHED_AUTO_MAP = {
     "AutoConfig": "configuration_chatglm.ChatGLMConfig",

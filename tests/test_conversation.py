@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from glmtune.chatglm.reply import parse_tool_call
 from glmtune.conversation import (
     TOOLS_PROMPT,
     Message,
@@ -15,6 +14,7 @@ from glmtune.conversation import (
     render_tool_call,
 )
 from glmtune.errors import TemplateError
+from glmtune.model.chatglm.reply import parse_tool_call
 
 
 def _call(name: str, arguments: Any, call_id: str | None = None) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from glmtune.cli.main import app
-from glmtune.recipe import PretrainRecipe, Recipe, keys_of
+from glmtune.recipe.reading import keys_of
+from glmtune.recipe.recipe import PretrainRecipe, Recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

@@ -1,46 +1,37 @@
-"""Which module may import which: the journey of a row goes one way."""
+"""The rooms of the package, and which may import which: the journey of a row goes one way."""
 
 import ast
 import subprocess
 import sys
 from pathlib import Path
 
-SOURCE = Path(__file__).parents[1] / "src"
+SOURCE = Path(__file__).parents[1] / "src" / "glmtune"
 
-# From the ground up; a module imports from its own layer and from those before it.
-LAYERS = [
-    ["errors"],
-    ["files", "cycles", "conversation"],
-    ["chatglm"],
-    ["frozen"],
-    ["auto", "attention", "arithmetic", "int8"],
-    ["cache"],
-    ["generate"],
-    ["load"],
-    ["template", "recipe", "metrics"],
-    ["other_recipes"],
-    ["data"],
-    ["loss"],
-    ["evaluate", "alive", "preference"],
-    ["methods"],
-    ["adapter"],
-    ["whole", "ptuning", "prompts"],
-    ["tuning"],
-    ["chat", "inspection", "doctor"],
-    ["proofs", "predict"],
-    ["forgetting"],
-    ["report"],
-    ["train"],
-    ["plan"],
-    ["demo"],
-    ["cli"],
-    ["__main__"],
-]
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+# From the ground up: a module imports from its own room, from the rooms above it in this list,
+# and never from a room beside it on the same line.
+GROUND = ("errors", "files", "units", "machine", "conversation", "gc_pause")
+ROOMS = (
+    ("kernels", "recipe"),
+    ("model",),
+    ("template",),
+    ("data",),
+    ("objective", "methods"),
+    ("use", "inspect"),
+    ("prove",),
+    ("train",),
+    ("cli",),
+)
+FLOOR = {name: 0 for name in GROUND}
+FLOOR |= {room: floor for floor, rooms in enumerate(ROOMS, start=1) for room in rooms}
+FLOOR |= {"auto": FLOOR["model"], "__main__": len(ROOMS) + 1}
+# `auto` is the public name of the model's registration, so each may import the other.
+LIMIT_LINES = 600
+# One decoder from top to bottom, its tokenizer, and all row formats: one thought each.
+LONG_FILES = {"modeling_chatglm.py", "tokenization_chatglm.py", "formats.py"}
 
 
 def imported(path: Path) -> set[str]:
-    """The parts of glmtune that a file imports, anywhere in it."""
+    """The rooms and ground files that a file imports, anywhere in it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -48,25 +39,63 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     parts = [name.split(".") for name in names if name.startswith("glmtune.")]
-    return {part[1] for part in parts if part[1] in RANK}
+    return {part[1] for part in parts if part[1] in FLOOR}
 
 
-def test_every_module_has_its_layer() -> None:
-    found = {path.stem for path in (SOURCE / "glmtune").iterdir() if path.suffix == ".py"}
-    found |= {
-        path.name for path in (SOURCE / "glmtune").iterdir() if (path / "__init__.py").is_file()
-    }
-
-    assert found - {"__init__"} == set(RANK)
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
-def test_no_module_imports_from_a_layer_above_it() -> None:
+def test_there_are_at_most_twelve_rooms_and_a_handful_of_ground_files() -> None:
+    files = {path.stem for path in SOURCE.iterdir() if path.suffix == ".py"}
+    rooms = {path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file()}
+
+    assert rooms == {room for floor in ROOMS for room in floor}
+    assert len(rooms) <= 12
+    assert files - {"__init__"} <= {*GROUND, "auto", "__main__"}
+
+
+def test_no_module_imports_from_a_room_above_or_beside_its_own() -> None:
+    checked, wrong = 0, []
+    for path in sorted(SOURCE.rglob("*.py")):
+        own = room_of(path)
+        if own == "__init__":
+            continue
+        for name in imported(path):
+            checked += 1
+            is_beside = FLOOR[name] == FLOOR[own] != 0 and name != own
+            if FLOOR[name] > FLOOR[own] or (is_beside and {name, own} != {"auto", "model"}):
+                wrong.append(f"{path.relative_to(SOURCE)} imports {name}")
+
+    assert checked > 300
+    assert wrong == []
+
+
+def test_no_file_is_longer_than_a_reader_can_hold() -> None:
+    long = [
+        f"{path.relative_to(SOURCE)}: {lines} lines"
+        for path in sorted(SOURCE.rglob("*.py"))
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > LIMIT_LINES
+        and path.name not in LONG_FILES
+    ]
+
+    assert long == []
+
+
+def test_commands_do_not_import_commands() -> None:
+    commands = {path.stem for path in (SOURCE / "cli").glob("*.py")}
+    commands -= {"__init__", "main", "options", "printing", "child_process"}
     wrong = []
-    for path in sorted((SOURCE / "glmtune").rglob("*.py")):
-        own = path.relative_to(SOURCE / "glmtune").parts[0].removesuffix(".py")
-        if own != "__init__":
-            wrong += [f"{path.name}: {n}" for n in imported(path) if RANK[n] > RANK[own]]
+    for path in sorted((SOURCE / "cli").glob("*.py")):
+        if path.stem == "main":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                parts = node.module.split(".")
+                if parts[:2] == ["glmtune", "cli"] and set(parts[2:3]) & commands:
+                    wrong.append(f"{path.name} imports {node.module}")
 
+    assert len(commands) > 10
     assert wrong == []
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import gcd
 from pathlib import Path
 
-from glmtune.demo.fractions import is_kept_from_nano
+from glmtune.cli.demo.fractions import is_kept_from_nano
 
 Row = dict[str, object]
 Draw = random.Random

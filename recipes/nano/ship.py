@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from glmtune.load import load_model
+from glmtune.model.load import load_model
 
 KEPT = ("tokenizer.model", "tokenizer_config.json", "glmtune.json")
 

@@ -18,12 +18,12 @@ from transformers import (
     AutoTokenizer,
 )
 
-from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
-from glmtune.chatglm.modeling_chatglm import (
+from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.model.chatglm.modeling_chatglm import (
     ChatGLMForConditionalGeneration,
     ChatGLMForSequenceClassification,
 )
-from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
+from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
 
 class _TokenizerByName(ChatGLMConfig):  # type: ignore[no-untyped-call]

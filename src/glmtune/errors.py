@@ -31,3 +31,9 @@ class TrainingError(GlmtuneError):
 
 class OutputError(GlmtuneError):
     """An output folder cannot be written, or holds something that must not be lost."""
+
+
+def some(names: list[str]) -> str:
+    """Name the first few."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{rest}"

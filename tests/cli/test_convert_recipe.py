@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from glmtune.cli.main import app
 from glmtune.errors import OutputError
-from glmtune.recipe import load_recipe
+from glmtune.recipe.reading import load_recipe
 
 THEIRS = {
     "training_args": {"max_steps": 3, "debug": "underflow_overflow"},

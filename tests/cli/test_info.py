@@ -9,15 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from glmtune import adapter
-from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.cli.info import readable
 from glmtune.cli.main import app
 from glmtune.errors import CheckpointError, RecipeError
-from glmtune.inspection.checkpoint import describe_adapter, describe_model, group_parameters
-from glmtune.load import load_model, load_tokenizer
-from glmtune.recipe import LoraSection
-from glmtune.template import template_for
+from glmtune.inspect.checkpoint import describe_adapter, describe_model, group_parameters
+from glmtune.methods import lora
+from glmtune.methods.layers import adapted_layers
+from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.model.load import load_model, load_tokenizer
+from glmtune.recipe.methods import LoraSection
+from glmtune.template.select import template_for
 
 
 def run_info(*arguments: str | Path) -> str:
@@ -41,12 +42,12 @@ def config_of_6b(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def adapter_dir(tiny_model_dir: Path, tmp_path: Path) -> Path:
     """A LoRA adapter in the tutorial layout whose B is not zero."""
-    model = adapter.attach(load_model(tiny_model_dir), LoraSection(r=4, lora_alpha=8))
+    model = lora.attach(load_model(tiny_model_dir), LoraSection(r=4, lora_alpha=8))
     with torch.no_grad():
-        for _, layer in adapter.adapted_layers(model):
+        for _, layer in adapted_layers(model):
             layer.lora_B["default"].weight.fill_(0.5)
     template = template_for(load_tokenizer(tiny_model_dir), "tutorial")
-    adapter.save(model, tmp_path / "adapter", template)
+    lora.save(model, tmp_path / "adapter", template)
     return tmp_path / "adapter"
 
 

@@ -14,12 +14,14 @@ from glmtune.cli.main import app
 from glmtune.data.encode import EncodeOptions, encode_data
 from glmtune.data.pairs import encode_pairs
 from glmtune.errors import CheckpointError, DataError, RecipeError
-from glmtune.inspection.objective import OBJECTIVES
-from glmtune.inspection.row import Piece, pieces_of, see_rows
-from glmtune.load import load_tokenizer
-from glmtune.recipe import build_recipe
-from glmtune.report.survey import survey_rows
-from glmtune.template import IGNORE, Example, template_for
+from glmtune.inspect.objective import OBJECTIVES
+from glmtune.inspect.row import see_rows
+from glmtune.inspect.survey import survey_rows
+from glmtune.model.load import load_tokenizer
+from glmtune.recipe.reading import build_recipe
+from glmtune.template.base import IGNORE, Example
+from glmtune.template.pieces import Piece, pieces_of
+from glmtune.template.select import template_for
 
 ROWS = [
     {"instruction": "写一首诗", "input": "", "output": "春天来了。"},

@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from glmtune import adapter
-from glmtune.chat import open_session
 from glmtune.cli.main import app
 from glmtune.errors import CheckpointError, DataError, OutputError, RecipeError, TemplateError
-from glmtune.generate import Sampling
-from glmtune.load import load_model, load_tokenizer
-from glmtune.predict import AnswerFile
-from glmtune.recipe import LoraSection
-from glmtune.template import template_for
+from glmtune.methods import lora
+from glmtune.methods.layers import adapted_layers
+from glmtune.model.load import load_model, load_tokenizer
+from glmtune.recipe.methods import LoraSection
+from glmtune.template.select import template_for
+from glmtune.use.chat import open_session
+from glmtune.use.generate import Sampling
+from glmtune.use.predict import AnswerFile
 
 # What `taught_model_dir` has learned by heart.
 QUESTION, ANSWER = "你叫什么名字？", "我是小助手。😀 鑫！"
@@ -123,12 +124,12 @@ def test_an_adapter_answers_in_the_layout_it_was_trained_in(
 ) -> None:
     import torch
 
-    model = adapter.attach(load_model(taught_model_dir), LoraSection())
+    model = lora.attach(load_model(taught_model_dir), LoraSection())
     with torch.no_grad():
-        for _, layer in adapter.adapted_layers(model):
+        for _, layer in adapted_layers(model):
             layer.lora_B["default"].weight.fill_(0.05)
     template = template_for(load_tokenizer(taught_model_dir), "tutorial")
-    adapter.save(model, tmp_path / "adapter", template)
+    lora.save(model, tmp_path / "adapter", template)
 
     run(rows, "--model", tmp_path / "adapter", "-o", output, "--max-new-tokens", 20)
 
@@ -179,9 +180,9 @@ def interrupted(taught_model_dir: Path, rows: Path, output: Path) -> Path:
 
 def identity_of(model: Path, rows: Path, output: Path) -> dict[str, Any]:
     """What a run says of itself in its partial file, found by letting one be stopped."""
-    from glmtune.chat import open_template
-    from glmtune.predict import identify, read_questions
-    from glmtune.recipe import DataSection
+    from glmtune.recipe.sections import DataSection
+    from glmtune.use.chat import open_template
+    from glmtune.use.predict import identify, read_questions
 
     _, folder, template = open_template(str(model))
     questions = read_questions(DataSection(train=(str(rows),)), template)

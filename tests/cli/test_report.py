@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from glmtune.cli.main import app
 from glmtune.errors import OutputError
-from glmtune.recipe import build_recipe
+from glmtune.recipe.reading import build_recipe
 
 
 def invoke(*arguments: str | Path) -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.cli.main import app
 from glmtune.errors import DataError, OutputError
+from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
 runner = CliRunner()
 

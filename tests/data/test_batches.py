@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmtune.data.batches import BatchPlan, batches, pack_examples, pad_examples
-from glmtune.template import IGNORE, Example
+from glmtune.template.base import IGNORE, Example
 
 A = Example([11, 12, 13], [IGNORE, 12, 13])
 B = Example([21, 22], [21, 22])

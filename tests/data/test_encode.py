@@ -18,16 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmtune.conversation import Conversation
-from glmtune.data import encode as encode_module
-from glmtune.data import rows as rows_module
-from glmtune.data.encode import EncodedData, EncodeOptions, encode_data, split_data
+from glmtune.data import encode, json_rows
+from glmtune.data.encode import EncodeOptions, encode_data, split_data
 from glmtune.data.formats import FORMATS, convert
 from glmtune.data.rows import Row, RowError
+from glmtune.data.store import EncodedData
 from glmtune.errors import DataError, OutputError
-from glmtune.template import IGNORE, ChatGLMTemplate, Example
+from glmtune.template.base import IGNORE, Example
+from glmtune.template.chatglm import ChatGLMTemplate
 
 if TYPE_CHECKING:
-    from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
+    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
 ALPACA = [
     {"instruction": "北京", "input": "天气", "output": "3 度。"},
@@ -146,7 +147,7 @@ def test_any_learned_stretches_read_back_equal_wherever_a_batch_ends(
     path = write(folder / "rows.json", rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode_module, "BATCH_ROWS", batch_rows)
+        patch.setattr(encode, "BATCH_ROWS", batch_rows)
         if not learned:
             with pytest.raises(DataError, match=f"{len(rows)} have nothing that is learned"):
                 encode_data(path, template, LONG, cache_dir=folder)
@@ -165,7 +166,7 @@ def test_any_learned_stretches_read_back_equal_wherever_a_batch_ends(
 
 @pytest.fixture(scope="module")
 def chatglm3(golden: Path) -> ChatGLMTokenizer:
-    from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
+    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
     tokenizer: ChatGLMTokenizer = ChatGLMTokenizer.from_pretrained(golden / "chatglm3-tokenizer")
     return tokenizer
@@ -504,7 +505,7 @@ def test_an_interrupted_start_leaves_nothing_behind(
     tmp_path: Path, template: CountingTemplate, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "rows.json", ALPACA)
-    monkeypatch.setattr(encode_module, "BATCH_ROWS", 1)
+    monkeypatch.setattr(encode, "BATCH_ROWS", 1)
 
     def interrupt(num_rows: int) -> None:
         if num_rows == 2:
@@ -589,7 +590,7 @@ def test_the_cache_follows_the_environment(
 def test_progress_is_told(
     tmp_path: Path, template: CountingTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode_module, "BATCH_ROWS", 2)
+    monkeypatch.setattr(encode, "BATCH_ROWS", 2)
     told: list[int] = []
 
     encode_data(write(tmp_path / "rows.json", ALPACA), template, LONG, progress=told.append)
@@ -611,8 +612,8 @@ def test_memory_does_not_grow_with_the_number_of_rows(
     tmp_path: Path, tiny_tokenizer: ChatGLMTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = ChatGLMTemplate(tiny_tokenizer)
-    monkeypatch.setattr(encode_module, "BATCH_ROWS", 100)
-    monkeypatch.setattr(rows_module, "BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(encode, "BATCH_ROWS", 100)
+    monkeypatch.setattr(json_rows, "BLOCK_BYTES", 1 << 14)
     row = {"instruction": "北京的历史", "output": "春天来了，花儿开了。" * 10}
     peak_memory(write(tmp_path / "first.json", [row] * 500), template)  # what is loaded once
     few = peak_memory(write(tmp_path / "few.json", [row] * 500), template)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
 from glmtune.data.formats import FORMATS, check_roles, convert, detect
-from glmtune.data.rows import Row, RowError, read_rows
+from glmtune.data.rows import Row, RowError
+from glmtune.data.sources import read_rows
 from glmtune.errors import DataError
 
 WEATHER = {"name": "get_weather", "description": "天气", "parameters": {"type": "object"}}

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glmtune.data.packing import group_rows, pack
-from glmtune.template import IGNORE, Example
+from glmtune.template.base import IGNORE, Example
 
 
 def test_no_token_learns_to_predict_the_next_example() -> None:

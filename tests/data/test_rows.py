@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmtune.data import rows as rows_module
-from glmtune.data.rows import BadRow, RowError, read_rows
+from glmtune.data import text_files
+from glmtune.data.rows import BadRow, RowError
+from glmtune.data.sources import read_rows
 from glmtune.errors import DataError
 
 ROWS = [
@@ -93,7 +94,7 @@ def test_rows_read_back_equal_whatever_their_text_and_wherever_a_block_ends(
         rows = [{key: text.replace("\r", "") for key, text in row.items()} for row in rows]
     path = write(tmp_path_factory.mktemp("rows") / f"rows.{kind}", rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, "BLOCK_BYTES", block_bytes)
+        patch.setattr(text_files, "BLOCK_BYTES", block_bytes)
 
         assert list(read_rows(path)) == rows
 
@@ -157,7 +158,7 @@ def test_a_number_is_not_cut_at_the_end_of_a_block(
     path = tmp_path / "rows.json"
     path.write_text('[12345, {"q": -1.5e3}]', encoding="utf-8")
     for block_bytes in range(1, 24):
-        monkeypatch.setattr(rows_module, "BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(text_files, "BLOCK_BYTES", block_bytes)
         rows, bad = bad_rows(path)
         assert rows == [{"q": -1500.0}]
         assert [row.excerpt for row in bad] == ["12345"]
@@ -477,7 +478,7 @@ def test_a_hub_id_that_cannot_be_reached_says_so_and_a_local_path_never_asks(
     write(tmp_path / "here" / "rows.json", ROWS)
     script = """
 import sys
-from glmtune.data.rows import read_rows
+from glmtune.data.sources import read_rows
 from glmtune.errors import DataError
 assert len(list(read_rows("here/rows.json"))) == 3
 try:

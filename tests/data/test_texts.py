@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
-from glmtune.data.encode import EncodedData
+from glmtune.data.store import EncodedData
 from glmtune.data.texts import TextOptions, encode_texts, read_texts, split_documents
 from glmtune.errors import DataError
-from glmtune.template import Example
+from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
+from glmtune.template.base import Example
 
 LONG = "北京是中国的首都，有三千多年的历史。" * 4
 SHORT = "春天来了。"
@@ -137,7 +137,7 @@ def test_no_document_is_half_learned_and_half_held_out(
 def test_the_second_start_finds_the_windows_and_another_tokenizer_does_not(
     tiny_tokenizer: ChatGLMTokenizer, tmp_path: Path
 ) -> None:
-    from glmtune.chatglm.train_tokenizer import train_tokenizer
+    from glmtune.model.chatglm.train_tokenizer import train_tokenizer
 
     path = write(tmp_path / "a.jsonl", [LONG, SHORT])
     other = train_tokenizer([LONG, SHORT], 290, tmp_path / "other")

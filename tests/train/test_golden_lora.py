@@ -12,14 +12,18 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
-from glmtune import adapter
 from glmtune.data.batches import Batch, MicroBatch
-from glmtune.load import load_model
-from glmtune.loss import NextToken, cross_entropy_sum
-from glmtune.recipe import LoraSection, TrainingSection
+from glmtune.kernels.chunked_loss import cross_entropy_sum
+from glmtune.methods import lora
+from glmtune.methods.layers import adapted_layers
+from glmtune.model.load import load_model
+from glmtune.objective.next_token import NextToken
+from glmtune.recipe.methods import LoraSection
+from glmtune.recipe.sections import TrainingSection
 from glmtune.train.checkpoint import TrainerState
 from glmtune.train.loop import Run, optimizer_step
 from glmtune.train.optimizer import make_optimizer, make_scheduler
+from glmtune.use.export import merge
 
 RUNS = {  # name: (largest error of a trained tensor, what a step's loss is a mean over)
     "constant_lr": (1e-4, "tokens"),
@@ -31,11 +35,9 @@ RUNS = {  # name: (largest error of a trained tensor, what a step's loss is a me
 
 def attach_reference_adapter(golden: Path) -> Any:
     model = load_model(str(golden / "tiny-model"), dtype=torch.float32)
-    model = adapter.attach(
-        model, LoraSection(r=8, lora_alpha=8, target_modules=("query_key_value",))
-    )
+    model = lora.attach(model, LoraSection(r=8, lora_alpha=8, target_modules=("query_key_value",)))
     initial = load_file(golden / "lora" / "init_lora_A.safetensors")
-    for name, layer in adapter.adapted_layers(model):
+    for name, layer in adapted_layers(model):
         layer.lora_A["default"].weight.data.copy_(initial[f"{name}.lora_A.weight"])
     return model
 
@@ -97,7 +99,7 @@ def test_the_reference_run_is_reproduced(golden: Path, name: str) -> None:
     assert losses == pytest.approx(expected["loss_per_batch"], abs=1e-4)
     assert norms == pytest.approx(expected["grad_norm_before_clip_per_update"], abs=1e-3)
     trained = load_file(golden / "lora" / name / "adapter_model.safetensors")
-    for layer_name, layer in adapter.adapted_layers(model):
+    for layer_name, layer in adapted_layers(model):
         for side, weight in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
             reference_weight = trained[f"base_model.model.{layer_name}.{side}.weight"]
             torch.testing.assert_close(
@@ -113,12 +115,12 @@ def test_an_adapter_of_the_original_gives_its_logits_attached_and_merged(
     after = load_file(golden / "lora" / name / "after_training.safetensors")
     batch = as_micro_batch(reference["batches"][0], 0)
     model = load_model(str(golden / "tiny-model"), dtype=torch.float32)
-    model = adapter.load(model, golden / "lora" / name).eval()
+    model = lora.load(model, golden / "lora" / name).eval()
     real = batch.attention_mask == 1
 
     with torch.no_grad():
         attached = model(**batch.inputs()).logits
-        merged_model = adapter.merge(model)
+        merged_model = merge.merge(model)
         merged = merged_model(**batch.inputs()).logits
 
     torch.testing.assert_close(attached[real], after["logits"][real], atol=1e-3, rtol=0)

@@ -15,9 +15,9 @@ import yaml
 from safetensors.torch import load_file
 
 from glmtune.errors import RecipeError
-from glmtune.recipe import build_recipe
+from glmtune.recipe.reading import build_recipe
+from glmtune.train.engines.deepspeed import read_file
 from glmtune.train.run import fine_tune
-from glmtune.train.zero import read_file
 
 PLACES = [("广州", "广东"), ("杭州", "浙江"), ("成都", "四川"), ("西安", "陕西"), ("昆明", "云南")]
 ROWS = [

@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from glmtune.chat import open_session
 from glmtune.errors import OutputError, RecipeError, TrainingError
-from glmtune.generate import Sampling
-from glmtune.load import load_model
-from glmtune.loss import cross_entropy_sum
-from glmtune.recipe import Recipe, build_recipe
+from glmtune.kernels.chunked_loss import cross_entropy_sum
+from glmtune.model.load import load_model
+from glmtune.recipe.reading import build_recipe
+from glmtune.recipe.recipe import Recipe
 from glmtune.train.run import fine_tune
+from glmtune.use.chat import open_session
+from glmtune.use.generate import Sampling
 
 ROWS = [
     {"instruction": f"{city}在哪里", "input": "", "output": f"{city}在{region}。" * (1 + index % 3)}

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import glmtune.attention  # noqa: F401
-from glmtune import tuning
+import glmtune.kernels.packed_attention  # noqa: F401
 from glmtune.data.batches import MicroBatch, pack_examples
-from glmtune.load import load_model
-from glmtune.recipe import LoraSection, PrefixTuningSection
-from glmtune.template import Example
+from glmtune.methods import method
+from glmtune.model.load import load_model
+from glmtune.recipe.methods import LoraSection, PrefixTuningSection
+from glmtune.template.base import Example
 from glmtune.train.neftune import add_noise
 
 LENGTHS = (16, 4)
@@ -40,9 +40,9 @@ def vectors_seen(model: Any, batch: MicroBatch) -> Tensor:
 def model(request: pytest.FixtureRequest, tiny_model_dir: Path) -> Any:
     model: Any = load_model(tiny_model_dir, attn_implementation="packed")
     if request.param == "lora":
-        model = tuning.attach(model, LoraSection())
+        model = method.attach(model, LoraSection())
     elif request.param == "prefix_tuning":
-        model = tuning.attach(model, PrefixTuningSection(num_virtual_tokens=3))
+        model = method.attach(model, PrefixTuningSection(num_virtual_tokens=3))
     add_noise(model, ALPHA)
     return model
 

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from glmtune import load
+from glmtune import machine
 from glmtune.errors import RecipeError, TrainingError
-from glmtune.loss import cross_entropy_sum
-from glmtune.recipe import Recipe, build_recipe
+from glmtune.kernels.chunked_loss import cross_entropy_sum
+from glmtune.recipe.reading import build_recipe
+from glmtune.recipe.recipe import Recipe
 from glmtune.train.run import fine_tune
 
 PLACES = [("广州", "广东"), ("杭州", "浙江"), ("成都", "四川"), ("西安", "陕西"), ("昆明", "云南")]
@@ -186,7 +187,7 @@ def test_a_frozen_base_that_computes_in_float16_gets_a_scaled_loss(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, able: bool
 ) -> None:
     dtypes = {torch.float32} | ({torch.float16} if able else set())
-    monkeypatch.setattr(load, "fast_cpu_dtypes", lambda: dtypes)
+    monkeypatch.setattr(machine, "fast_cpu_dtypes", lambda: dtypes)
 
     steps = "training.max_steps=1"
     fine_tune(recipe_for(tiny_model_dir, tmp_path / "out", "model.dtype=float16", steps))
@@ -205,7 +206,7 @@ def test_two_precisions_at_once_are_refused(tiny_model_dir: Path, tmp_path: Path
 PLANT = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from glmtune.recipe import load_recipe
+from glmtune.recipe.reading import load_recipe
 from glmtune.train.run import fine_tune
 from test_precision import planted
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.data.batches import MicroBatch
 from glmtune.errors import RecipeError
-from glmtune.load import load_model
-from glmtune.recipe import PretrainRecipe, build_recipe
+from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
+from glmtune.model.load import load_model
+from glmtune.recipe.reading import build_recipe
+from glmtune.recipe.recipe import PretrainRecipe
 from glmtune.train import loop
 from glmtune.train.pretrain import pretrain
 
@@ -171,9 +172,9 @@ def test_a_run_goes_on_from_the_model_of_another(
 def test_a_step_is_drawn_alike_every_time_and_differs_from_the_next(
     tiny_tokenizer: ChatGLMTokenizer,
 ) -> None:
-    from glmtune.data.objectives import mixture
-    from glmtune.recipe import ObjectiveSection
-    from glmtune.template import Example
+    from glmtune.objective.mixture import mixture
+    from glmtune.recipe.sections import ObjectiveSection
+    from glmtune.template.base import Example
 
     ids = tiny_tokenizer("春天来了，花儿开了。" * 5, add_special_tokens=False)["input_ids"]
     make = mixture(ObjectiveSection(token=1, document=0), tiny_tokenizer, seed=7)

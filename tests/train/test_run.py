@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from glmtune.chatglm.train_tokenizer import train_tokenizer
 from glmtune.errors import CheckpointError, DataError, OutputError, RecipeError, TrainingError
-from glmtune.loss import cross_entropy_sum
-from glmtune.proofs import FORGETS, PROOFS, STOPS
-from glmtune.recipe import Recipe, build_recipe
+from glmtune.kernels.chunked_loss import cross_entropy_sum
+from glmtune.model.chatglm.train_tokenizer import train_tokenizer
+from glmtune.prove.proof import FORGETS, PROOFS, STOPS
+from glmtune.recipe.reading import build_recipe
+from glmtune.recipe.recipe import Recipe
 from glmtune.train.run import Result, fine_tune
 
 ROWS = [

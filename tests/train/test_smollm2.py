@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from glmtune.metrics import read_metrics
-from glmtune.recipe import build_recipe
+from glmtune.prove.metrics import read_metrics
+from glmtune.recipe.reading import build_recipe
 from glmtune.train.run import fine_tune
 
 pytestmark = pytest.mark.slow

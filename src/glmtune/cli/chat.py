@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from glmtune.cycles import loading
 from glmtune.errors import DataError, TemplateError
+from glmtune.gc_pause import loading
 
 if TYPE_CHECKING:
-    from glmtune.chat import ChatSession, Reply
     from glmtune.conversation import Role
+    from glmtune.use.chat import ChatSession, Reply
 
 HELP = """\
 /system TEXT       set what the system message says, and begin anew
@@ -70,8 +70,8 @@ def chat(
     definitions = None if tools is None else read_tools(tools)
 
     with loading():
-        from glmtune.chat import open_session, system_messages
-        from glmtune.generate import Sampling
+        from glmtune.use.chat import open_session, system_messages
+        from glmtune.use.generate import Sampling
 
     session = open_session(
         model,
@@ -159,7 +159,7 @@ def answer(session: "ChatSession", text: str, role: "Role" = "user") -> None:
 
 def report(reply: "Reply") -> None:
     """Say on stderr what an answer's text does not."""
-    from glmtune.chatglm.reply import parse_tool_call
+    from glmtune.model.chatglm.reply import parse_tool_call
 
     if reply.num_left_out:
         note(f"the {reply.num_left_out} oldest messages no longer fit and were left out")
@@ -222,7 +222,7 @@ def read_message() -> str | None:
 
 def obey(session: "ChatSession", line: str, tools: list[Any] | None) -> bool:
     """Do what a line that begins with a slash says; False when the user leaves."""
-    from glmtune.chat import system_messages
+    from glmtune.use.chat import system_messages
 
     command, _, text = line.strip().partition(" ")
     match command:

@@ -20,14 +20,14 @@ def convert_recipe(
 
     Example: glmtune convert-recipe configs/lora.yaml --model ./chatglm3-6b --data-dir data
     """
-    from glmtune import other_recipes
     from glmtune.errors import OutputError
     from glmtune.files import write_atomically
+    from glmtune.recipe import other_tools
 
     output = output or Path(f"{file.stem}.glmtune.yaml")
     if output.exists():
         raise OutputError(f"{output}: is there already. Choose another name: --output FILE.")
-    converted = other_recipes.convert_recipe(file, model=model, data_dir=data_dir)
+    converted = other_tools.convert_recipe(file, model=model, data_dir=data_dir)
     write_atomically(output, converted.to_yaml(str(file)))
     typer.echo(f"{output}: from {converted.kind}")
     for line in converted.left_out:

@@ -8,7 +8,8 @@ import typer
 from glmtune.cli.info import readable
 
 if TYPE_CHECKING:
-    from glmtune.doctor import Advice, Machine
+    from glmtune.inspect.doctor.advice import Advice
+    from glmtune.inspect.doctor.machine import Machine
 
 
 def doctor(
@@ -34,7 +35,7 @@ def _examine_log(name: str, as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
-    from glmtune.doctor import diagnose, last_error_line, read_log
+    from glmtune.inspect.doctor.log import diagnose, last_error_line, read_log
 
     text = read_log(name)
     findings, last = diagnose(text), last_error_line(text)
@@ -56,7 +57,8 @@ def _examine_machine(as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
-    from glmtune.doctor import advise, describe_machine
+    from glmtune.inspect.doctor.advice import advise
+    from glmtune.inspect.doctor.machine import describe_machine
 
     machine = describe_machine()
     advice = advise(machine)

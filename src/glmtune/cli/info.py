@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glmtune.cycles import loading
+from glmtune.gc_pause import loading
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from glmtune.inspection.checkpoint import AdapterFacts, ModelFacts, TokenizerFacts
+    from glmtune.inspect.checkpoint import AdapterFacts, ModelFacts, TokenizerFacts
 
 Lines = Iterator[tuple[str, str]]  # a label and what it says
 CACHE_TOKENS = 1024  # the portion in which the cache is reckoned
@@ -39,11 +39,11 @@ def info(
     from dataclasses import asdict
 
     with loading():
-        from glmtune import tuning
-        from glmtune.inspection.checkpoint import describe_adapter, describe_model
+        from glmtune.inspect.checkpoint import describe_adapter, describe_model
+        from glmtune.methods import method
 
     facts: AdapterFacts | ModelFacts
-    if tuning.is_adapter(Path(model)):
+    if method.is_adapter(Path(model)):
         facts = describe_adapter(Path(model))
         table, lines = layer_table(facts), adapter_lines(facts)
     else:

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from glmtune.cycles import loading
 from glmtune.errors import RecipeError
+from glmtune.gc_pause import loading
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from glmtune.inspection.objective import SeenInfilling
-    from glmtune.inspection.row import Piece, SeenRow
-    from glmtune.recipe import AnyRecipe, Recipe
+    from glmtune.inspect.objective import SeenInfilling
+    from glmtune.inspect.row import SeenRow
+    from glmtune.recipe.recipe import AnyRecipe, Recipe
+    from glmtune.template.pieces import Piece
 
 LEARNED = "bold green"
 BRACKETS = ("⟦", "⟧")  # around what is learned where there is no colour
@@ -87,7 +88,7 @@ def inspect(
     }
     from rich.console import Console
 
-    from glmtune.recipe import PretrainRecipe, Recipe
+    from glmtune.recipe.recipe import PretrainRecipe, Recipe
 
     console = Console(highlight=False, soft_wrap=True)
     if objective is not None:
@@ -96,7 +97,7 @@ def inspect(
         texts = recipe_for(data, values, overrides or [], PretrainRecipe)
 
         with loading():
-            from glmtune.inspection.objective import see_infilling
+            from glmtune.inspect.objective import see_infilling
 
         for number in range(row, row + count):
             print_infilling(see_infilling(texts, objective, number), console)
@@ -104,7 +105,7 @@ def inspect(
     recipe = recipe_for(data, values, overrides or [], Recipe)
     if html is not None:
         with loading():
-            from glmtune.report.page import write_rows_page
+            from glmtune.prove.report.page import write_rows_page
 
         with Console(stderr=True).status("Looking at all rows"):
             write_rows_page(recipe, html, first=row, count=count, pairs=sees_pairs(recipe, data))
@@ -112,7 +113,7 @@ def inspect(
         return
 
     with loading():
-        from glmtune.inspection.row import see_rows
+        from glmtune.inspect.row import see_rows
 
     for seen in see_rows(recipe, first=row, count=count, pairs=sees_pairs(recipe, data)):
         print_row(seen, console, with_ids=ids)
@@ -141,7 +142,7 @@ def recipe_for(
     Raises:
         RecipeError: the recipe cannot be read, a value does not fit, or there is no model.
     """
-    from glmtune.recipe import build_recipe, load_recipe
+    from glmtune.recipe.reading import build_recipe, load_recipe
 
     given = [
         # JSON is YAML, and quotes what YAML would read as something else

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from glmtune.cli.inspect import printable, sees_pairs
-from glmtune.cycles import loading
 from glmtune.errors import RecipeError
+from glmtune.gc_pause import loading
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from glmtune.data.lint import Finding, Lengths, LintReport
-    from glmtune.recipe import Recipe
+    from glmtune.recipe.recipe import Recipe
 
 SHOWN = 5  # findings of each check
 COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
@@ -80,8 +80,8 @@ def lint(
     template = None
     if recipe.model.name_or_path:
         with loading():
-            from glmtune.load import load_tokenizer
-            from glmtune.template import template_for
+            from glmtune.model.load import load_tokenizer
+            from glmtune.template.select import template_for
 
         template = template_for(load_tokenizer(recipe.model.name_or_path), recipe.data.layout)
     console = Console(highlight=False, soft_wrap=True, stderr=json == "-")
@@ -115,7 +115,7 @@ def recipe_for(data: str, values: "dict[str, str | int | None]", overrides: list
     """
     import json
 
-    from glmtune.recipe import build_recipe, load_recipe
+    from glmtune.recipe.reading import build_recipe, load_recipe
 
     given = [
         f"{key}={json.dumps(value, ensure_ascii=False)}"  # JSON is YAML that says what is text

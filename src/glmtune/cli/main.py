@@ -16,7 +16,7 @@ import typer
 import glmtune
 from glmtune.cli.chat import chat
 from glmtune.cli.convert_recipe import convert_recipe
-from glmtune.cli.demo import demo
+from glmtune.cli.demo.command import demo
 from glmtune.cli.doctor import doctor
 from glmtune.cli.info import info
 from glmtune.cli.inspect import inspect
@@ -28,7 +28,7 @@ from glmtune.cli.report import report
 from glmtune.cli.tokenizer import tokenizer
 from glmtune.cli.train import train
 from glmtune.errors import GlmtuneError
-from glmtune.train import heap
+from glmtune.train import process_memory
 
 app = typer.Typer(
     name="glmtune",
@@ -99,7 +99,7 @@ def run() -> None:
     """Run the command line and leave the process."""
     if not sys.stderr.isatty():  # progress bars are noise in a log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    heap.set_defaults()
+    process_memory.set_defaults()
     try:
         app()
     except GlmtuneError as error:

@@ -8,13 +8,13 @@ import typer
 
 from glmtune.cli.info import print_wide, readable
 from glmtune.cli.train import as_overrides
-from glmtune.cycles import loading
+from glmtune.gc_pause import loading
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from glmtune.plan.forecast import Plan, Target
-    from glmtune.plan.probe import Probe
+    from glmtune.train.plan.forecast import Plan, Target
+    from glmtune.train.plan.probe import Probe
 
 Lines = Iterator[tuple[str, str]]
 
@@ -39,13 +39,13 @@ def plan(
 
     Example: glmtune plan recipes/chatglm3-lora.yaml data.max_length=512 --device 24GB
     """
-    from glmtune.recipe import load_recipe
+    from glmtune.recipe.reading import load_recipe
 
     resolved = load_recipe(recipe, as_overrides([*(overrides or []), *context.args]))
 
     with loading():
-        from glmtune.plan.forecast import make_plan
-        from glmtune.plan.probe import probe as take_probe
+        from glmtune.train.plan.forecast import make_plan
+        from glmtune.train.plan.probe import probe as take_probe
 
     made = make_plan(resolved, device or [])
     if as_json:
@@ -149,7 +149,7 @@ def _change_lines(target: "Target") -> Lines:
 
 def time_lines(made: "Plan") -> Lines:
     """Say how long the run takes on this machine."""
-    from glmtune.report.page import duration
+    from glmtune.prove.report.page import duration
 
     if made.pack_seconds is None:
         yield "time", "not measured, since the run does not fit here"
@@ -162,7 +162,7 @@ def time_lines(made: "Plan") -> Lines:
 
 def probe_lines(made: "Plan", measured: "Probe") -> Lines:
     """Put what was measured beside what was predicted."""
-    from glmtune.report.page import duration
+    from glmtune.prove.report.page import duration
 
     peak, took = made.targets[0].memory.peak, measured.peak_bytes
     said = f"{readable(peak)} predicted ({100 * (peak / took - 1):+.0f} %)"

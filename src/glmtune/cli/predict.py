@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from glmtune.cli.lint import recipe_for
-from glmtune.cycles import loading
 from glmtune.errors import RecipeError
+from glmtune.gc_pause import loading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,14 +78,14 @@ def predict(
     values: dict[str, str | int | None] = {"model.name_or_path": model, "data.bad_rows": "fail"}
     recipe = recipe_for(data, values, overrides or [])
 
-    from glmtune import predict as predicting
+    from glmtune.use import predict as predicting
 
     predicting.check_output(output, resume=resume, overwrite=overwrite)
 
     with loading():
-        from glmtune.chat import load_tuned, open_template
-        from glmtune.generate import Sampling
-        from glmtune.load import load_config
+        from glmtune.model.load import load_config
+        from glmtune.use.chat import load_tuned, open_template
+        from glmtune.use.generate import Sampling
 
     base, folder, template = open_template(
         recipe.model.name_or_path, adapter, layout=layout, any_template=any_template

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from glmtune.cli.train import as_overrides
-from glmtune.cycles import loading
+from glmtune.gc_pause import loading
 
 
 def pretrain(
@@ -24,7 +24,8 @@ def pretrain(
 
     Example: glmtune pretrain recipes/nano-pretrain.yaml data.train=corpus.jsonl
     """
-    from glmtune.recipe import PretrainRecipe, load_recipe
+    from glmtune.recipe.reading import load_recipe
+    from glmtune.recipe.recipe import PretrainRecipe
 
     arguments = as_overrides([*(overrides or []), *context.args])
     resolved = load_recipe(recipe, arguments, kind=PretrainRecipe)

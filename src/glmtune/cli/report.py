@@ -15,6 +15,6 @@ def report(
 
     Example: glmtune report out
     """
-    from glmtune.report.page import rewrite_report
+    from glmtune.prove.report.page import rewrite_report
 
     typer.echo(rewrite_report(output_dir))

@@ -29,9 +29,9 @@ def train(
 
     Example: glmtune tokenizer train corpus.jsonl --output tokenizer --vocab-size 6000
     """
-    from glmtune.chatglm.train_tokenizer import train_tokenizer
     from glmtune.data.texts import read_texts
     from glmtune.errors import DataError, OutputError
+    from glmtune.model.chatglm.train_tokenizer import train_tokenizer
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from glmtune.cycles import loading
 from glmtune.errors import RecipeError
+from glmtune.gc_pause import loading
 
 
 def train(
@@ -30,7 +30,7 @@ def train(
     Example: glmtune train recipes/chatglm3-lora.yaml model.name_or_path=./chatglm3-6b
     data.train=rows.json adapter.r=16
     """
-    from glmtune.recipe import load_recipe
+    from glmtune.recipe.reading import load_recipe
 
     changes = as_overrides([*(overrides or []), *context.args])
     resolved = load_recipe(recipe, changes)

@@ -11,14 +11,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from glmtune.data.blank_infilling import Infilling
 from glmtune.data.packing import Pack, group_rows, pack
-from glmtune.template import IGNORE, Example
+from glmtune.template.base import IGNORE, Example
 
 
 class Examples(Protocol):
@@ -116,37 +113,6 @@ def micro_batch_of(pack: Pack, rows: Sequence[int] = ()) -> MicroBatch:
 def pack_examples(examples: Examples, rows: Sequence[int]) -> MicroBatch:
     """Pack some rows and make tensors of them."""
     return micro_batch_of(pack([examples[row] for row in rows]), rows)
-
-
-def pack_infillings(examples: Sequence[Infilling], rows: Sequence[int] = ()) -> MicroBatch:
-    """Put examples of GLM's objective end to end, and make tensors of them, (1, seq) each.
-
-    Their targets stand under the tokens that predict them. Labels stand one place further, so
-    the pack ends with one more token, which holds the label of the last one:
-
-        input    a M sop b | c M sop d  eop       of two texts; eop is there for its label
-        target   . . b eop | . . d eop
-        label    . . . b   eop . . d    eop
-    """
-    last = examples[-1]
-    is_learned = last.targets[-1] != IGNORE
-    closing = last.targets[-1:] if is_learned else last.input_ids[-1:]  # any real id would do
-    ends = np.cumsum([0, *map(len, examples)])
-    ends[-1] += 1
-
-    def join(*parts: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts))[None]
-
-    blocks = join(*(e.block_position_ids for e in examples), last.block_position_ids[-1:])
-    return MicroBatch(
-        input_ids=join(*(e.input_ids for e in examples), closing),
-        labels=join(np.array([IGNORE]), *(e.targets for e in examples)),
-        position_ids=join(*(e.position_ids for e in examples), last.position_ids[-1:]),
-        cu_seq_lens=torch.from_numpy(ends.astype(np.int32)),
-        rows=tuple(rows),
-        prefix_lengths=torch.tensor([e.prefix_length for e in examples], dtype=torch.int32),
-        block_position_ids=blocks if blocks.any() else None,
-    )
 
 
 def idle_micro_batch(part: MicroBatch) -> MicroBatch:

@@ -34,7 +34,8 @@ from glmtune.conversation import (
     read_messages,
     render_tool_call,
 )
-from glmtune.data.rows import BadRow, Row, RowError, excerpt, parse_json
+from glmtune.data.json_rows import parse_json
+from glmtune.data.rows import BadRow, Row, RowError, excerpt
 from glmtune.errors import DataError, TemplateError
 
 Roles = Mapping[str, str]

@@ -17,7 +17,7 @@ Source: Krell et al. 2021, https://arxiv.org/abs/2107.02027
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from glmtune.template import IGNORE, Example
+from glmtune.template.base import IGNORE, Example
 
 
 @dataclass(frozen=True, slots=True)

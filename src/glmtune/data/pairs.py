@@ -19,21 +19,18 @@ from glmtune.data.batches import Examples, MicroBatch, micro_batch_of
 from glmtune.data.encode import (
     BATCH_ROWS,
     CODE,
-    EncodedData,
     EncodeOptions,
     Fate,
-    Progress,
     RowEncoder,
     cannot_encode,
-    code_digests,
-    encode_sources,
     fit,
 )
 from glmtune.data.formats import Format, check_roles, convert_pair
 from glmtune.data.packing import pack
 from glmtune.data.rows import Row, RowError
+from glmtune.data.store import EncodedData, Progress, code_digests, encode_sources
 from glmtune.errors import TemplateError
-from glmtune.template import Example, Template
+from glmtune.template.base import Example, Template
 
 _Read = tuple[Row, tuple[Example, Example]]
 

@@ -23,18 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 import glmtune.data.rows
-from glmtune.data.encode import (
-    BATCH_CHARS,
-    BATCH_ROWS,
-    EncodedData,
-    Encoder,
-    Progress,
-    code_digests,
-    encode_sources,
-)
-from glmtune.data.rows import BadRow, Row, RowError, Source, excerpt, find_source
+from glmtune.data.encode import BATCH_CHARS, BATCH_ROWS
+from glmtune.data.rows import BadRow, Row, RowError, excerpt
+from glmtune.data.sources import Source, find_source
+from glmtune.data.store import EncodedData, Encoder, Progress, code_digests, encode_sources
 from glmtune.errors import DataError
-from glmtune.template import Example
+from glmtune.template.base import Example
 
 NUM_BEFORE = 2  # [gMASK] and sop stand before a text
 LEAST_LENGTH = 16  # of a window; less is no text

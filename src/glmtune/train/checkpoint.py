@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmtune import tuning
 from glmtune.errors import CheckpointError
 from glmtune.files import written_folder
-from glmtune.template import Template
-from glmtune.train.sharding import load_optimizer
+from glmtune.methods import method
+from glmtune.template.base import Template
+from glmtune.train.engines.fsdp import load_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def save_checkpoint(
     folder = output / f"checkpoint-{state.step}"
     with written_folder(folder) as partial:
         tensors, adam = gathered or (None, optimizer.state_dict())
-        tuning.save(model, partial, template, tensors)
+        method.save(model, partial, template, tensors)
         if isinstance(adam, Path):
             adam.replace(partial / adam.name)
             shutil.rmtree(adam.parent)  # DeepSpeed leaves a script there

@@ -13,16 +13,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from glmtune import alive, tuning
 from glmtune.conversation import Conversation
 from glmtune.data.batches import Examples, MicroBatch, pack_examples
-from glmtune.data.encode import EncodedData, EncodeReport
 from glmtune.data.formats import convert, detect
-from glmtune.data.rows import Row, RowError, find_source
+from glmtune.data.rows import Row, RowError
+from glmtune.data.sources import find_source
+from glmtune.data.store import EncodedData, EncodeReport
 from glmtune.errors import CheckpointError, TemplateError, TrainingError
-from glmtune.forgetting import METRIC, check_forgetting, general_loss
-from glmtune.metrics import plot_loss, read_metrics
-from glmtune.proofs import (
+from glmtune.inspect.shown_row import show_row
+from glmtune.methods import method
+from glmtune.prove import liveness
+from glmtune.prove.answers import Answer, Prompt, Sample, answer_all, answer_limit, first_prompt
+from glmtune.prove.forgetting import METRIC, check_forgetting, general_loss
+from glmtune.prove.merged import check_merged
+from glmtune.prove.metrics import plot_loss, read_metrics
+from glmtune.prove.prompts import check_template_agrees
+from glmtune.prove.proof import (
     ALIVE,
     FORGETS,
     MERGED,
@@ -31,26 +37,16 @@ from glmtune.proofs import (
     STOPS,
     STREAMED,
     TEMPLATE,
-    Answer,
-    Probe,
-    Prompt,
     Proof,
-    Sample,
-    answer_all,
-    answer_limit,
-    check_merged,
-    check_streamed,
-    check_template_agrees,
-    count_ended,
-    first_prompt,
-    probe,
 )
-from glmtune.recipe import ChecksSection, Recipe, RunRecipe
-from glmtune.report.facts import ReportFacts
-from glmtune.report.page import write_report
-from glmtune.report.tokens import show_row
-from glmtune.template import IGNORE, Example, Template
-from glmtune.train import heap
+from glmtune.prove.report.facts import ReportFacts
+from glmtune.prove.report.page import write_report
+from glmtune.prove.stops import count_ended
+from glmtune.prove.streamed import Probe, check_streamed, probe
+from glmtune.recipe.recipe import Recipe, RunRecipe
+from glmtune.recipe.sections import ChecksSection
+from glmtune.template.base import IGNORE, Example, Template
+from glmtune.train import process_memory
 from glmtune.train.loop import Run
 from glmtune.train.output import publish
 
@@ -92,14 +88,14 @@ def finish(run: Run, recipe: RunRecipe, tokenizer: Any, prompts: Sequence[Prompt
         OutputError: something could not be written.
     """
     run.model.zero_grad(set_to_none=True)
-    heap.give_back()
+    process_memory.give_back()
     model = run.accelerator.unwrap_model(run.model)
     checks = recipe.checks
     step = take_best(run, recipe, model)
     proofs: list[Proof] = []
     probes: list[Probe] = []
     if run.start:  # something was trained
-        proofs.append(prove(ALIVE, lambda: alive.check_changed(model, run.start)))
+        proofs.append(prove(ALIVE, lambda: liveness.check_changed(model, run.start)))
     if proofs and proofs[0].verdict == "passed":
         lines = read_metrics(run.metrics.path)
         publish(model, run.output, run.template, tokenizer, recipe, lines)
@@ -170,13 +166,13 @@ def take_best(run: Run, recipe: RunRecipe, model: Any) -> int:
     best = run.output / f"checkpoint-{state.best_step}"
     if not best.is_dir():
         raise CheckpointError(f"{best}: the best checkpoint is gone; the last weights stay.")
-    tuning.restore(best, model)
+    method.restore(best, model)
     logger.info("the weights are those of step %d, the best held-out loss", state.best_step)
     return state.best_step
 
 
 def _check_saved(model: Any, folder: Path, rows: MicroBatch) -> str:
-    difference = tuning.check_saved(model, folder, rows)
+    difference = method.check_saved(model, folder, rows)
     return (
         f"scores of a row differ by {difference:g}" if difference else "to the last bit of a score"
     )
@@ -267,7 +263,7 @@ def write_run_report(
         replay: what became of the general rows that were mixed in.
     """
     plot_loss(read_metrics(run.metrics.path), run.output / "loss.png")
-    trainable, total = tuning.count_parameters(run.accelerator.unwrap_model(run.model))
+    trainable, total = method.count_parameters(run.accelerator.unwrap_model(run.model))
     row = run.plan.step_rows(0)[0]
     split_off = eval_examples is examples
     facts = ReportFacts(

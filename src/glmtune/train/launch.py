@@ -51,7 +51,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
             logs_specs=DefaultLogsSpecs(log_dir=folder, local_ranks_filter={0}),
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "glmtune.cli.rank", *arguments)
+            elastic_launch(config, sys.executable)("-m", "glmtune.cli.child_process", *arguments)
         except SignalException:
             return 130
         except ChildFailedError as error:

@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from glmtune import alive
 from glmtune.data.batches import (
     Batch,
     BatchPlan,
@@ -37,13 +36,15 @@ from glmtune.data.batches import (
     rows_as_they_are,
 )
 from glmtune.errors import TrainingError
-from glmtune.evaluate import held_out_loss
-from glmtune.loss import NextToken, Objective
-from glmtune.metrics import MetricsFile, peak_memory_bytes
-from glmtune.proofs import Answer
-from glmtune.recipe import ChecksSection, TrainingSection
-from glmtune.template import Example, Template
-from glmtune.train import heap, zero
+from glmtune.objective.held_out import held_out_loss
+from glmtune.objective.next_token import NextToken, Objective
+from glmtune.prove import liveness
+from glmtune.prove.answers import Answer
+from glmtune.prove.metrics import MetricsFile, peak_memory_bytes
+from glmtune.recipe.sections import ChecksSection, TrainingSection
+from glmtune.template.base import Example, Template
+from glmtune.train import process_memory
+from glmtune.train.alarms import Watch
 from glmtune.train.checkpoint import (
     Gathered,
     TrainerState,
@@ -51,9 +52,9 @@ from glmtune.train.checkpoint import (
     random_state,
     save_checkpoint,
 )
+from glmtune.train.engines import deepspeed
+from glmtune.train.engines.fsdp import gather, gather_optimizer, is_sharded
 from glmtune.train.progress import Progress
-from glmtune.train.sharding import gather, gather_optimizer, is_sharded
-from glmtune.train.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class Run:
     eval_objective: Objective = field(default_factory=NextToken)
     make: MakeMicroBatch = rows_as_they_are
     judges: Mapping[str, Judge] = field(default_factory=lambda: {"": Judge()})
-    start: Mapping[str, alive.Start] = field(default_factory=dict)
+    start: Mapping[str, liveness.Start] = field(default_factory=dict)
     base_answers: Sequence[Answer] = ()
     general: Sequence[Example] = ()
     base_general_loss: float | None = None
@@ -175,20 +176,20 @@ def optimizer_step(
             share = _share(run.section, count, learned, num_parts)
             # Gradients are averaged over processes, but this loss is to be summed over them.
             summed = loss * (share * accelerator.num_processes)
-            if zero.is_engine(model):
+            if deepspeed.is_engine(model):
                 model.backward(summed, scale_wrt_gas=False)
             else:
                 accelerator.backward(run.scaler.scale(summed))
         loss_sum += loss.item()
         del loss, summed
-        if time.perf_counter() - began > heap.SLOW:
-            heap.give_back()
+        if time.perf_counter() - began > process_memory.SLOW:
+            process_memory.give_back()
     learning_rate = float(run.scheduler.get_last_lr()[0])
-    if zero.is_engine(model):
+    if deepspeed.is_engine(model):
         grad_norm = _step_dealt_out(run, batch)
     else:
         if run.state.step == 0:
-            alive.check_gradients(run.accelerator.unwrap_model(model))
+            liveness.check_gradients(run.accelerator.unwrap_model(model))
         grad_norm = _clip(run, batch)
         _change_weights(run, batch)
     return StepResult(
@@ -212,7 +213,7 @@ def _share(section: TrainingSection, count: int, learned: float, num_micro_batch
 
 def _sync_gradients(accelerator: Any, model: Any, is_last: bool) -> Any:
     """Exchange gradients between processes only at a step's last micro-batch."""
-    if zero.is_engine(model):
+    if deepspeed.is_engine(model):
         model.set_gradient_accumulation_boundary(is_last)
         return nullcontext()
     return nullcontext() if is_last else accelerator.no_sync(model)
@@ -550,8 +551,8 @@ def _save(run: Run, rng: dict[str, Any]) -> None:
     gathered: Gathered | None = None
     if is_sharded(run.model):
         gathered = (gather(run.model), gather_optimizer(run.optimizer))
-    if zero.is_engine(run.model):
-        gathered = (None, zero.save(run.model, run.output))
+    if deepspeed.is_engine(run.model):
+        gathered = (None, deepspeed.save(run.model, run.output))
     if not run.accelerator.is_main_process:
         return
     model = run.accelerator.unwrap_model(run.model)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from glmtune.errors import RecipeError
-from glmtune.recipe import TrainingSection
+from glmtune.recipe.sections import TrainingSection
 
 
 def make_optimizer(

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import glmtune
-from glmtune import adapter, prompts, ptuning, tuning
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, written_folder
-from glmtune.recipe import Recipe, RunRecipe
-from glmtune.template import Template
+from glmtune.methods import adapter_folder, method, ptuning_v2, virtual_tokens
+from glmtune.recipe.recipe import Recipe, RunRecipe
+from glmtune.template.base import Template
 from glmtune.train.checkpoint import checkpoints
 
 METRICS = "metrics.jsonl"
@@ -29,8 +29,8 @@ RECIPE = "recipe.yaml"
 _RUN_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
-    prompts.ENCODER,
-    adapter.CARD,
+    virtual_tokens.ENCODER,
+    adapter_folder.CARD,
     "README.md",
     RECIPE,
     METRICS,
@@ -56,7 +56,7 @@ def prepare_output(output: Path, *, resume: bool, overwrite: bool) -> None:
             f"{output}: already holds a run ({', '.join(held[:3])}). Go on with it by --resume, "
             "choose another output.dir, or replace it with output.overwrite=true."
         )
-    if (output / "config.json").exists() and not (output / adapter.CARD).exists():
+    if (output / "config.json").exists() and not (output / adapter_folder.CARD).exists():
         raise OutputError(
             f"{output}: holds a model that no run of ours made. Choose another output.dir."
         )
@@ -77,9 +77,9 @@ def prepare_output(output: Path, *, resume: bool, overwrite: bool) -> None:
 def run_files(output: Path) -> list[Path]:
     """List the files of a run that are there; those of a model only where our card is too."""
     found = [output / name for name in _RUN_FILES]
-    if (output / adapter.CARD).is_file():
+    if (output / adapter_folder.CARD).is_file():
         found += [output / name for name in ("config.json", "generation_config.json")]
-        found += [output / ptuning.WEIGHTS, *weights(output)]
+        found += [output / ptuning_v2.WEIGHTS, *weights(output)]
     return [path for path in found if path.exists()]
 
 
@@ -109,9 +109,9 @@ def publish(
     The files move in one by one, the configuration last, so that a folder that says it is an
     adapter, or a model, is a whole one.
     """
-    is_adapted = tuning.is_adapted(model)
+    is_adapted = method.is_adapted(model)
     with written_folder(output / "adapter") as partial:
-        tuning.save(model, partial, template)
+        method.save(model, partial, template)
         tokenizer.save_pretrained(str(partial))
         card = adapter_card(recipe, lines) if is_adapted else model_card(recipe, lines)
         (partial / "README.md").write_text(card, encoding="utf-8")
@@ -184,13 +184,13 @@ glmtune chat {base} --adapter THIS_FOLDER
 _BY_PEFT = """\
 from peft import PeftModel
 
-from glmtune.load import load_model
+from glmtune.model.load import load_model
 
 model = PeftModel.from_pretrained(load_model("{base}"), "THIS_FOLDER")"""
 _BY_US = """\
 from pathlib import Path
 
-from glmtune import ptuning
-from glmtune.load import load_model
+from glmtune.methods import ptuning_v2
+from glmtune.model.load import load_model
 
-model = ptuning.load(load_model("{base}"), Path("THIS_FOLDER"))"""
+model = ptuning_v2.load(load_model("{base}"), Path("THIS_FOLDER"))"""

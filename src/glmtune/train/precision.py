@@ -20,10 +20,13 @@ from typing import Any
 
 import torch
 
-from glmtune.arithmetic import computes_in
+from glmtune import machine
 from glmtune.errors import RecipeError
-from glmtune.load import fast_cpu_dtypes, load_config
-from glmtune.recipe import FreezeSection, FullSection, RunRecipe, TrainingSection
+from glmtune.kernels.half_precision import computes_in
+from glmtune.model.load import load_config
+from glmtune.recipe.methods import FreezeSection, FullSection
+from glmtune.recipe.recipe import RunRecipe
+from glmtune.recipe.sections import TrainingSection
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ def make_scaler(section: TrainingSection, model: Any, device: torch.device) -> t
         model: says what its activations are.
         device: where it runs.
     """
-    is_slow = device.type == "cpu" and torch.float16 not in fast_cpu_dtypes()
+    is_slow = device.type == "cpu" and torch.float16 not in machine.fast_cpu_dtypes()
     if section.fp16 and is_slow:
         logger.warning(
             "this CPU has no arithmetic for float16 and emulates it, many times slower than "

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
-from glmtune.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
-from glmtune.chatglm.tokenization_chatglm import ChatGLMTokenizer
-from glmtune.data.encode import EncodedData
-from glmtune.data.objectives import each_objective, mixture
+from glmtune.data.store import EncodedData
 from glmtune.data.texts import TextOptions, encode_texts, split_documents
 from glmtune.errors import DataError, RecipeError
-from glmtune.load import load_tokenizer
-from glmtune.recipe import PretrainRecipe
-from glmtune.template import template_for
+from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
+from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
+from glmtune.model.load import load_tokenizer
+from glmtune.objective.mixture import each_objective, mixture
+from glmtune.recipe.recipe import PretrainRecipe
+from glmtune.template.select import template_for
 from glmtune.train.loop import Judge
 from glmtune.train.run import Ingredients, Result, begin, carry_out, load_base
 

@@ -14,50 +14,37 @@ from typing import Any
 
 import torch
 
-import glmtune.attention  # noqa: F401  # registers attention over packs
-from glmtune import adapter, alive, tuning
+import glmtune.kernels.packed_attention  # noqa: F401  # registers attention over packs
 from glmtune.data.batches import BatchPlan, MakeMicroBatch, rows_as_they_are
-from glmtune.data.encode import (
-    EncodedData,
-    EncodeOptions,
-    encode_data,
-    split_data,
-)
+from glmtune.data.encode import EncodeOptions, encode_data, split_data
 from glmtune.data.lint import lint_data
 from glmtune.data.pairs import encode_pairs, pack_pairs
+from glmtune.data.store import EncodedData
 from glmtune.errors import CheckpointError, DataError, RecipeError, TrainingError
 from glmtune.files import write_atomically
-from glmtune.forgetting import METRIC, general_conversations, general_loss
-from glmtune.load import (
-    Quantization,
-    check_quantization,
-    load_frozen_model,
-    load_model,
-    load_tokenizer,
-)
-from glmtune.loss import (
-    LossFunction,
-    NextToken,
-    Objective,
-    cross_entropy_sum,
-    smoothed_cross_entropy_sum,
-)
-from glmtune.metrics import MetricsFile, cut_metrics, read_metrics
-from glmtune.preference import Preference
-from glmtune.proofs import Answer, Prompt, Proof, answer_all
-from glmtune.recipe import (
+from glmtune.kernels.chunked_loss import LossFunction, cross_entropy_sum, smoothed_cross_entropy_sum
+from glmtune.methods import adapter_folder, method
+from glmtune.model.load import load_frozen_model, load_model, load_tokenizer
+from glmtune.model.quantization import Quantization, check_quantization
+from glmtune.objective.next_token import NextToken, Objective
+from glmtune.objective.preference import Preference
+from glmtune.prove import liveness
+from glmtune.prove.answers import Answer, Prompt, answer_all
+from glmtune.prove.forgetting import METRIC, general_conversations, general_loss
+from glmtune.prove.metrics import MetricsFile, cut_metrics, read_metrics
+from glmtune.prove.proof import Proof
+from glmtune.recipe.methods import (
     AdapterSection,
-    DataSection,
     FreezeSection,
     FullSection,
     NoneSection,
     QloraSection,
-    Recipe,
-    RunRecipe,
-    TrainingSection,
 )
-from glmtune.template import Example, Template, template_for
-from glmtune.train import zero
+from glmtune.recipe.recipe import Recipe, RunRecipe
+from glmtune.recipe.sections import DataSection, TrainingSection
+from glmtune.template.base import Example, Template
+from glmtune.template.select import template_for
+from glmtune.train.alarms import Watch, proportions
 from glmtune.train.checkpoint import (
     TrainerState,
     check_identity,
@@ -65,6 +52,9 @@ from glmtune.train.checkpoint import (
     newest_whole_checkpoint,
     restore_checkpoint,
 )
+from glmtune.train.dry_run import rehearse
+from glmtune.train.engines import deepspeed
+from glmtune.train.engines.fsdp import check_sharding, gather, is_sharded, shard
 from glmtune.train.finish import (
     SAMPLED_PROMPTS,
     Finish,
@@ -79,9 +69,6 @@ from glmtune.train.neftune import add_noise
 from glmtune.train.optimizer import make_optimizer, make_scheduler, optimizer_class
 from glmtune.train.output import METRICS, RECIPE, clear_run, prepare_output
 from glmtune.train.precision import autocast, check_base, dtype_of_autocast, make_scaler
-from glmtune.train.rehearsal import rehearse
-from glmtune.train.sharding import check_sharding, gather, is_sharded, shard
-from glmtune.train.watch import Watch, proportions
 
 logger = logging.getLogger(__name__)
 
@@ -128,12 +115,12 @@ def fine_tune(
     minimised(recipe.training, loss)
     earlier = getattr(recipe.adapter, "name_or_path", None)
     if earlier is not None:
-        adapter.check_folder(Path(earlier))
+        adapter_folder.check_folder(Path(earlier))
     accelerator, output = begin(recipe, resume=resume)
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     template = template_for(tokenizer, recipe.data.layout)
     if earlier is not None:
-        adapter.check_template(Path(earlier), template)
+        adapter_folder.check_template(Path(earlier), template)
     is_main = accelerator.is_main_process
     findings = lint(recipe, template) if is_main and not resume else None
     with accelerator.local_main_process_first():  # the others read what it has encoded
@@ -243,13 +230,13 @@ class Ingredients:
 def begin(recipe: RunRecipe, *, resume: bool) -> tuple[Any, Path]:
     """Make sure of the output folder, find the devices and seed the generators."""
     output = Path(recipe.output.dir)
-    tuning.check_fits(recipe.adapter, recipe.model.name_or_path)
+    method.check_fits(recipe.adapter, recipe.model.name_or_path)
     optimizer_class(recipe.training)
     check_base(recipe)
     accelerator = make_accelerator(recipe)
     if recipe.training.sharding:
         check_sharding(accelerator.num_processes)
-    zero.check_zero(recipe.training, accelerator.num_processes)
+    deepspeed.check_zero(recipe.training, accelerator.num_processes)
     if accelerator.is_main_process:
         prepare_output(output, resume=resume, overwrite=recipe.output.overwrite)
     accelerator.wait_for_everyone()
@@ -285,7 +272,7 @@ def carry_out(
     is_tuned = not isinstance(recipe.adapter, NoneSection)
     for warning in proportions(recipe, plan.rows_per_epoch, num_steps) if is_tuned else ():
         logger.warning("%s", warning)
-    start = alive.remember(model)
+    start = liveness.remember(model)
     identity = identify(recipe, template, examples, eval_examples)
     state = TrainerState(identity={**identity, "processes": str(accelerator.num_processes)})
     folder = newest_whole_checkpoint(output) if resume else None
@@ -293,7 +280,7 @@ def carry_out(
         saved = load_state(folder)
         check_identity(saved, state.identity, folder)
         state = saved
-        tuning.restore(folder, model)
+        method.restore(folder, model)
     parts = build_parts(recipe, model, accelerator, num_steps)
     model = parts.model
     if folder is not None:
@@ -371,7 +358,7 @@ def mix_in(given: Ingredients) -> tuple[EncodedData, EncodedData, Sequence[int]]
 
 def attach(recipe: RunRecipe, base: Any) -> Any:
     """Make the weights that are learned, and what is done to the others' activations."""
-    model = tuning.attach(base, recipe.adapter)
+    model = method.attach(base, recipe.adapter)
     if recipe.training.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if recipe.training.neftune_noise_alpha is not None:
@@ -404,16 +391,16 @@ def build_parts(recipe: RunRecipe, model: Any, accelerator: Any, num_steps: int)
         scheduler = make_scheduler(optimizer, recipe.training, num_steps)
     scaler = make_scaler(recipe.training, model, accelerator.device)
     if recipe.training.deepspeed:
-        model = zero.deal_out(model, optimizer, recipe.training)
+        model = deepspeed.deal_out(model, optimizer, recipe.training)
         optimizer = model.optimizer
     return Parts(model, optimizer, scheduler, scaler)
 
 
 def put_back(parts: Parts, folder: Path, process_index: int) -> None:
     """Give the parts, and the random generators, what a checkpoint has of them."""
-    is_engine = zero.is_engine(parts.model)
+    is_engine = deepspeed.is_engine(parts.model)
     if is_engine:  # its optimizer is a part of it
-        zero.restore(parts.model, folder)
+        deepspeed.restore(parts.model, folder)
     optimizer = None if is_engine else parts.optimizer
     restore_checkpoint(folder, optimizer, parts.scheduler, parts.scaler, process_index)
 
@@ -448,7 +435,7 @@ def report(
 
 def whole_again(recipe: RunRecipe, trained: Mapping[str, torch.Tensor]) -> Any:
     """Load the model anew into main memory, and give it what was trained in parts."""
-    model = tuning.attach(load_base(recipe, torch.device("cpu")), recipe.adapter)
+    model = method.attach(load_base(recipe, torch.device("cpu")), recipe.adapter)
     unexpected = model.load_state_dict(trained, strict=False).unexpected_keys
     assert not unexpected, unexpected  # or what was trained would be left out in silence
     return model
@@ -728,7 +715,7 @@ def _digest(text: str) -> str:
 
 def describe_parameters(model: Any) -> str:
     """The line that peft prints, with more digits."""
-    trainable, total = tuning.count_parameters(model)
+    trainable, total = method.count_parameters(model)
     return (
         f"trainable params: {trainable:,} || all params: {total:,} || "
         f"trainable%: {100 * trainable / total:.4f}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from glmtune.errors import RecipeError
-from glmtune.recipe import LintSection
+from glmtune.recipe.sections import LintSection
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)

@@ -17,11 +17,12 @@ from glmtune.data.lint.report import LintReport
 from glmtune.data.lint.texts import TextCheck, around, find_same_answers, text_checks
 from glmtune.data.lint.tokens import Lengths, find_token_faults
 from glmtune.data.lint.twins import Twins
-from glmtune.data.rows import BadRow, Row, RowError, find_source
+from glmtune.data.rows import BadRow, Row, RowError
+from glmtune.data.sources import find_source
 from glmtune.errors import DataError, OutputError, TemplateError
 from glmtune.files import explain_write_error
-from glmtune.recipe import DataSection, LintSection
-from glmtune.template import Example, Template
+from glmtune.recipe.sections import DataSection, LintSection
+from glmtune.template.base import Example, Template
 
 Progress = Callable[[int], None]
 

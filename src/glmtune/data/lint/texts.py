@@ -13,8 +13,8 @@ from itertools import pairwise
 
 from glmtune.conversation import Conversation, Message
 from glmtune.data.lint.findings import Fault, Severity
-from glmtune.recipe import LintSection
-from glmtune.template import is_learned
+from glmtune.recipe.sections import LintSection
+from glmtune.template.base import is_learned
 
 TextCheck = Callable[[Conversation], Fault | None]
 

@@ -16,7 +16,7 @@ from glmtune.conversation import Conversation
 from glmtune.data.encode import Fate
 from glmtune.data.lint.findings import Fault
 from glmtune.data.lint.texts import answers_of
-from glmtune.template import IGNORE, Example, is_learned
+from glmtune.template.base import IGNORE, Example, is_learned
 
 PERCENTILES = (50, 90, 95, 99, 100)
 

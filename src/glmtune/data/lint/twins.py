@@ -23,7 +23,7 @@ import rensa
 
 from glmtune.conversation import Conversation
 from glmtune.data.lint.findings import Fault
-from glmtune.recipe import LintSection
+from glmtune.recipe.sections import LintSection
 
 PIECE_CHARS = 4
 SLOTS = 128  # a share of 90 % is estimated within 3 %

@@ -1,0 +1,260 @@
+"""`glmtune demo`."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import exp, log
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from glmtune.gc_pause import loading
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedModel
+
+    from glmtune.cli.demo.folder import DemoFolder
+    from glmtune.cli.demo.score import Question
+    from glmtune.prove.proof import Proof
+    from glmtune.train.run import Result
+    from glmtune.use.generate import Sampling
+
+NUM_STAGES = 5
+SHOWN_ROWS = 8
+HELLO = "你好，你是谁？"
+CURVE_WIDTH, CURVE_HEIGHT = 60, 8  # of the terminal, in characters
+SMALLEST = 1e-6  # loss that the curve shows
+
+
+def demo(
+    dir: Annotated[Path, typer.Option("--dir", help="Where the rows and the adapter go.")] = Path(
+        "glmtune-demo"
+    ),
+) -> None:
+    """Teach nano, the model in the package, to reduce fractions: offline, on a CPU, in minutes.
+
+    Example: glmtune demo --dir /tmp/demo
+    """
+    run_demo(dir)
+
+
+def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
+    """Do and show every step; `overrides` change the recipe."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    started = time.perf_counter()
+    console.print("Loading PyTorch and transformers ...", style="dim")
+
+    with loading():
+        from transformers.utils import logging
+
+        from glmtune.cli.demo.folder import prepare
+        from glmtune.cli.demo.score import answer, count_right, read_questions
+        from glmtune.use.chat import open_session
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of files read in a blink
+
+    with _stage(console, 1, "nano, a small ChatGLM that comes with the package"):
+        folder = prepare(dir, overrides)
+        model = folder.recipe.model.name_or_path
+        base = open_session(model, dtype="float32", sampling=_greedy())
+        show_base(console, base.model)
+        say(console, HELLO, base.stream(HELLO))
+    with _stage(console, 2, "The rows, in alpaca format"):
+        questions = read_questions(folder.held_out)
+        show_rows(console, folder, questions)
+    with _stage(console, 3, f"The base answers the {len(questions)} held-out questions"):
+        before = answer(base.model, base.template, questions)
+        console.print(f"exact matches: {count_right(questions, before)} of {len(questions)}")
+    with _stage(console, 4, f"Training, as by `glmtune train {folder.recipe_file}`"):
+        from glmtune.train.run import fine_tune
+
+        result = fine_tune(folder.recipe)
+        if not result.is_finished:
+            console.print("Stopped. The next `glmtune demo` begins anew.")
+            raise typer.Exit(130)
+        show_result(console, folder, result)
+    with _stage(console, NUM_STAGES, "The tuned model answers the same questions"):
+        tuned = open_session(model, folder.adapter, dtype="float32", sampling=_greedy())
+        after = answer(tuned.model, tuned.template, questions)
+        show_answers(console, questions, before, after)
+        say(console, HELLO, tuned.stream(HELLO))
+    show_next(console, folder, time.perf_counter() - started)
+
+
+@contextmanager
+def _stage(console: "Console", number: int, title: str) -> Iterator[None]:
+    """Say what begins, and how long it took."""
+    console.rule(f"[bold]{number}/{NUM_STAGES}  {title}", align="left")
+    started = time.perf_counter()
+    yield
+    console.print(f"{time.perf_counter() - started:.1f} s\n", style="dim")
+
+
+def _greedy() -> "Sampling":
+    from glmtune.use.generate import Sampling
+
+    return Sampling(temperature=0, max_new_tokens=64)
+
+
+def show_base(console: "Console", model: "PreTrainedModel") -> None:
+    """Say how large the base is."""
+    config = model.config
+    console.print(
+        f"{config.num_layers} layers, {config.hidden_size} wide, {config.padded_vocab_size:,} "
+        f"tokens, {model.num_parameters():,} parameters: a thousandth of ChatGLM3-6B."
+    )
+
+
+def show_rows(console: "Console", folder: "DemoFolder", questions: "Sequence[Question]") -> None:
+    """Show a few rows, and one as the tokens that training sees."""
+    from glmtune.cli.inspect import print_row
+    from glmtune.data.sources import read_rows
+    from glmtune.inspect.row import see_rows
+
+    rows = list(read_rows(folder.train))
+    console.print(f"{folder.train}: {len(rows)} rows to learn, such as")
+    for row in rows[:: len(rows) // 4][1:4]:
+        console.print(f"  instruction {row['instruction']}", markup=False)
+        if row["input"]:
+            console.print(f"  input       {row['input']}", markup=False)
+        console.print(f"  output      {row['output']}\n", style="green", markup=False)
+    console.print(
+        f"{folder.held_out}: {len(questions)} fractions to ask. This run never sees them, and the "
+        "rows that nano was tuned on have no fractions."
+    )
+    replay, asked = folder.recipe.data.replayed, folder.recipe.checks.general_rows
+    if replay is not None:
+        console.print(
+            f"{', '.join(replay.train)}: what nano knew before, some of it repeated in each epoch. "
+            f"{', '.join(asked)}: other such rows, to see that it is not forgotten."
+        )
+    console.print("\nOne row as training sees it:")
+    for seen in see_rows(folder.recipe):
+        print_row(seen, console, with_ids=False)
+
+
+def show_result(console: "Console", folder: "DemoFolder", result: "Result") -> None:
+    """Say what the run did to the loss, and what it left behind."""
+    from glmtune.prove.metrics import read_metrics
+    from glmtune.train.output import METRICS
+
+    lines = read_metrics(folder.adapter / METRICS)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    held_out = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    weights = folder.adapter / "adapter_model.safetensors"
+    console.print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {result.num_steps} steps", end="")
+    console.print(f", held-out loss {held_out[0]:.3f} -> {held_out[-1]:.3f}" if held_out else "")
+    for line in draw_curve(losses):
+        console.print(line, markup=False)
+    console.print(f"curve:   {folder.adapter / 'loss.png'}")
+    console.print(f"adapter: {weights}, {weights.stat().st_size / 2**20:.1f} MiB")
+    show_proofs(console, folder, result.proofs)
+
+
+def show_proofs(console: "Console", folder: "DemoFolder", proofs: "Sequence[Proof]") -> None:
+    """Say what the run has shown of itself."""
+    passed = sum(proof.verdict == "passed" for proof in proofs)
+    report = folder.adapter / "report.html"
+    console.print(f"proofs:  {passed} of {len(proofs)} passed, {report}")
+    for proof in proofs:
+        if proof.verdict != "passed":
+            told = f"  {proof.verdict}: {proof.name}: {proof.detail}"
+            console.print(told, style="red", markup=False)
+
+
+def draw_curve(values: Sequence[float]) -> Iterator[str]:
+    """Draw a curve on a logarithmic scale, its highest and lowest value beside it."""
+    width = min(CURVE_WIDTH, len(values))
+    chosen = [values[index * (len(values) - 1) // max(width - 1, 1)] for index in range(width)]
+    shown = [log(max(value, SMALLEST)) for value in chosen]
+    low, high = min(shown), max(shown)
+    heights = [
+        round((value - low) / ((high - low) or 1) * (8 * CURVE_HEIGHT - 1)) + 1 for value in shown
+    ]
+    for row in reversed(range(CURVE_HEIGHT)):
+        label = {CURVE_HEIGHT - 1: f"{exp(high):.3f}", 0: f"{exp(low):.3f}"}.get(row, "")
+        bars = "".join(" ▁▂▃▄▅▆▇█"[max(0, min(8, height - 8 * row))] for height in heights)
+        yield f"{label:>8} |{bars}"
+
+
+def show_answers(
+    console: "Console",
+    questions: "Sequence[Question]",
+    before: Sequence[str],
+    after: Sequence[str],
+) -> None:
+    """Count, and put answers of the base and the tuned model side by side."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from glmtune.cli.demo.score import count_right
+
+    wrong = [i for i, question in enumerate(questions) if after[i] != question.expected]
+    total = len(questions)
+    console.print(
+        f"exact matches: {count_right(questions, before)} of {total} before, "
+        f"[bold]{total - len(wrong)} of {total}[/bold] after "
+        f"({(total - len(wrong)) / total:.1%})"
+    )
+    table = Table()
+    for heading in ("held-out question", "base", "tuned", ""):
+        table.add_column(heading, overflow="fold")  # Chinese has no spaces to break at
+    chosen = range(0, total, -(-total // SHOWN_ROWS))
+    for index in [*chosen, *[i for i in wrong if i not in chosen][:3]]:
+        question, right = questions[index], index not in wrong
+        table.add_row(
+            Text(question.text.replace("\n", " / ")),
+            Text(_one_line(before[index]), style="dim"),
+            Text(_step_by_step(after[index]), style="green" if right else "red"),
+            Text("right" if right else f"wrong, expected\n{_step_by_step(question.expected)}"),
+        )
+    console.print(table, soft_wrap=False)
+    if wrong:
+        console.print("Its mistakes stand at the end of the table.", style="dim")
+
+
+def _one_line(text: str) -> str:
+    """Make babble fit a table."""
+    from glmtune.cli.inspect import printable
+
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= 16 else f"{line[:15]}…"
+
+
+def _step_by_step(answer: str) -> str:
+    """Put each step on a line of its own."""
+    return answer.replace("，", "，\n")
+
+
+def say(console: "Console", text: str, pieces: Iterator[str]) -> None:
+    """Print a question, and the answer as it comes."""
+    console.print(f"> {text.replace(chr(10), ' / ')}", style="bold", markup=False)
+    for piece in pieces:
+        console.print(piece, end="", style="green", markup=False)
+    console.print()
+
+
+def show_next(console: "Console", folder: "DemoFolder", seconds: float) -> None:
+    """Say what to do next."""
+    console.rule(f"[bold]Done in {seconds:.0f} s", align="left")
+    for what, command in (
+        (
+            "ask it yourself",
+            f"glmtune chat {folder.recipe.model.name_or_path} --adapter {folder.adapter}",
+        ),
+        (
+            "look at your own rows",
+            "glmtune lint rows.json --model ./chatglm3-6b",
+        ),
+        (
+            "tune ChatGLM3-6B with them",
+            "glmtune train recipes/chatglm3-lora.yaml model.name_or_path=./chatglm3-6b "
+            "data.train=rows.json output.dir=out",
+        ),
+        ("and talk to it", "glmtune chat ./chatglm3-6b --adapter out"),
+    ):
+        console.print(f"{what}:\n    [bold]{command}[/bold]")

@@ -1,0 +1,375 @@
+"""Rows of JSON and JSON Lines files, read block by block."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from glmtune.data.rows import BadRow, OnBad, Row, excerpt
+from glmtune.data.text_files import (
+    BLOCK_BYTES,
+    ending_of,
+    not_utf8,
+    numbered_lines,
+    open_data_file,
+    refuse_utf16,
+)
+from glmtune.errors import DataError
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not JSON. Write a number, a text or null.")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text} is too large.")
+    return number
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+_LENIENT_JSON = json.JSONDecoder()  # to find the end of a row that holds NaN
+
+
+def parse_json(text: str) -> Any:
+    """Parse one JSON value, without the NaN and Infinity that Python's own parser accepts.
+
+    Raises:
+        ValueError: not JSON; the message says why, and at which character.
+    """
+    try:
+        return _JSON.decode(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply.") from None
+
+
+def _non_finite_field(value: Any, path: str = "") -> str:
+    """Where in a parsed value a NaN or an infinity stands, as in `scores[2]`; "" if nowhere."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return path
+    children: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, dict):
+        children = ((f"{path}.{key}" if path else str(key), child) for key, child in value.items())
+    elif isinstance(value, list):
+        children = ((f"{path}[{index}]", child) for index, child in enumerate(value))
+    return next(filter(None, (_non_finite_field(child, where) for where, child in children)), "")
+
+
+def _not_an_object(value: Any) -> str:
+    return (
+        f"a {type(value).__name__} stands here, expected an object with named fields, "
+        'as in {"instruction": "...", "output": "..."}.'
+    )
+
+
+def read_json(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
+    """Look at the beginning of a JSON file and read it as what it is."""
+    with open_data_file(path, name) as file:
+        first = next((line for line in file if line.strip(b"\xef\xbb\xbf \t\r\n")), b"")
+    refuse_utf16(first, name)
+    first = first.removeprefix(b"\xef\xbb\xbf").strip()
+    if first.startswith(b"["):
+        return _read_array(_JsonText(path, name), on_bad)
+    if ending_of(path)[0] != ".json":
+        return _read_json_lines(path, name, on_bad)
+    if not first:
+        raise DataError(f"{name}: the file is blank, expected rows. Write it again.")
+    if not first.startswith(b"{"):
+        hint = ""
+        if first.startswith(b"version https://git-lfs"):
+            hint = "This is the pointer of a Git LFS file, not its data: run `git lfs pull`. "
+        raise DataError(
+            f"{name}:1: not JSON: it begins with {first[:40].decode(errors='replace')!r}, "
+            f"expected '[' or '{{'. {hint}A file of lines of JSON is named .jsonl."
+        )
+    try:
+        is_lines = not isinstance(json.loads(first).get("data"), list)
+    except (ValueError, RecursionError):
+        is_lines = False  # the object goes on in the next line
+    return (_read_json_lines if is_lines else _read_objects)(path, name, on_bad)
+
+
+def _read_json_lines(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
+    for number, line, problem in numbered_lines(path, name):
+        if not line.strip():
+            continue
+        if problem:
+            on_bad(BadRow(name, number, "", problem, excerpt(line)))
+            continue
+        try:
+            fields = parse_json(line)
+        except ValueError as error:
+            field, reason = _why_not_json(line, error)
+            on_bad(BadRow(name, number, field, reason, excerpt(line)))
+            continue
+        if isinstance(fields, dict):
+            yield Row(fields, name, number)
+        else:
+            on_bad(BadRow(name, number, "", _not_an_object(fields), excerpt(line)))
+
+
+def _why_not_json(line: str, error: ValueError) -> tuple[str, str]:
+    """The field at fault, if it is one, and the reason."""
+    if not isinstance(error, json.JSONDecodeError):
+        try:
+            return _non_finite_field(_LENIENT_JSON.decode(line)), str(error)
+        except (ValueError, RecursionError):
+            return "", str(error)
+    last = "" if line.endswith("\n") else " It is the last line: the file may break off here."
+    return "", f"not JSON: {error.msg} at character {error.pos + 1}.{last}"
+
+
+class _JsonText:
+    """A JSON text that is read value by value and never held as a whole.
+
+    Attributes:
+        line: the line that the next character stands on.
+        skipped: the text of the last value that held NaN.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+        self.line = 1
+        self.skipped = ""
+        self._blocks = _text_blocks(path, name)
+        self._text = ""
+        self._at = 0
+
+    def peek(self) -> str:
+        """The next character that is not white space; "" at the end of the file."""
+        if (char := self._text[self._at : self._at + 1]) and char not in " \t\n\r":
+            return char
+        while True:
+            space = _SPACE.match(self._text, self._at)
+            assert space is not None
+            self._go_to(space.end())
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._grow():
+                return ""
+
+    def take(self, expected: str) -> None:
+        """Go past one character, which must be the expected one."""
+        if (got := self.peek()) != expected:
+            if got:
+                self.refuse(f"expected {expected!r}")
+            raise _BreaksOffError
+        self._at += 1
+
+    def value(self) -> Any:
+        """Go past one value, and return it.
+
+        Raises:
+            DataError: not JSON.
+            _BreaksOffError: the file ends inside the value.
+            ValueError: the value holds NaN or the like; we are past it.
+        """
+        while True:
+            try:
+                value, end = _JSON.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                if self._may_be_cut(error) and self._grow():
+                    continue
+                if self._is_cut(error):
+                    raise _BreaksOffError from None
+                self.refuse(error.msg, error.pos)
+            except RecursionError:
+                self.refuse("nested too deeply")
+            except ValueError:
+                if self._skip_lenient():
+                    raise
+                continue
+            if end == len(self._text) and self._grow():
+                continue  # a number may go on in the next block
+            self._go_to(end)
+            return value
+
+    def refuse(self, reason: str, at: int | None = None) -> NoReturn:
+        """Say that the file as a whole is not JSON, and where it stops being it."""
+        at = self._at if at is None else at
+        if reason.startswith("Invalid control character"):
+            reason = r"a line break or tab inside a text, which is written \n or \t"
+        line = self.line + self._text.count("\n", self._at, at)
+        around = self._text[max(0, at - 20) : at + 20]
+        raise DataError(
+            f"{self.name}:{line}: not JSON: {reason}, near {around!r}. The rows before are fine, "
+            "those behind cannot be found: mend this place. (In a .jsonl file, with one row "
+            "per line, data.bad_rows: skip can leave out a broken row.)"
+        )
+
+    def rest(self) -> str:
+        """What is in memory of the text that comes next."""
+        return self._text[self._at :]
+
+    def _go_to(self, end: int) -> None:
+        self.line += self._text.count("\n", self._at, end)
+        self._at = end
+
+    def _grow(self) -> bool:
+        """Read at least as much again as is left, so that a huge row is not read often."""
+        rest = self._text[self._at :]
+        parts, wanted = [rest], max(1, len(rest))
+        while wanted > 0 and (block := next(self._blocks, "")):
+            parts.append(block)
+            wanted -= len(block)
+        if len(parts) == 1:
+            return False  # the text stays, and with it every position in it
+        self._text, self._at = "".join(parts), 0
+        return True
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether the error may come from the end of the block: 16 > len("-Infinity")."""
+        return error.msg.startswith("Unterminated") or error.pos >= len(self._text) - 16
+
+    def _is_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether the error comes from the end of the file."""
+        rest = self._text[error.pos :].strip()
+        return (
+            not rest
+            or error.msg.startswith("Unterminated")
+            or (error.msg.startswith("Invalid \\") and '"' not in rest)
+            or any(word.startswith(rest) for word in ("true", "false", "null", "NaN", "-Infinity"))
+            or re.fullmatch(r"\.|[eE][+-]?", rest) is not None  # the middle of a number
+        )
+
+    def _skip_lenient(self) -> bool:
+        """Go past a value that holds NaN; False if more of it had to be read first."""
+        try:
+            _, end = _LENIENT_JSON.raw_decode(self._text, self._at)
+        except json.JSONDecodeError as error:
+            if self._grow():
+                return False
+            self.refuse(error.msg, error.pos)
+        except ValueError as error:  # an integer of thousands of digits
+            self.refuse(str(error))
+        self.skipped = self._text[self._at : end]
+        self._go_to(end)
+        return True
+
+    def bad_field(self, prefix: str = "") -> str:
+        """The field of the skipped value that is to blame."""
+        return _non_finite_field(_LENIENT_JSON.decode(self.skipped), prefix)
+
+
+class _BreaksOffError(Exception):
+    """The file ends in the middle of a value. Never leaves this module."""
+
+
+def _text_blocks(path: Path, name: str) -> Iterator[str]:
+    """Decode a file block by block.
+
+    Raises:
+        DataError: not UTF-8: names line and byte.
+    """
+    import codecs
+
+    rest, offset, line = b"", 0, 1
+    with open_data_file(path, name) as file:
+        while block := file.read(BLOCK_BYTES):
+            data = rest + block
+            if offset == 0 and data.startswith(codecs.BOM_UTF8):
+                data, offset = data[3:], 3
+            try:
+                text, used = codecs.utf_8_decode(data, "strict", False)
+            except UnicodeDecodeError as error:
+                line += data.count(b"\n", 0, error.start)
+                problem = not_utf8(data, error, offset + error.start, path)
+                raise DataError(f"{name}:{line}: {problem}") from None
+            rest, offset = data[used:], offset + used
+            line += text.count("\n")
+            if text:
+                yield text
+    # What is left are the first bytes of a character, so the JSON is cut off there, and the
+    # reader will say so.
+
+
+def _read_array(text: _JsonText, on_bad: OnBad) -> Iterator[Row]:
+    """Read `[row, row, ...]`, from the bracket to the end of the file."""
+    try:
+        yield from _array_items(text, on_bad)
+    except _BreaksOffError:
+        _report_break(text, on_bad)
+        return
+    if text.peek():
+        text.refuse("there is more after the end of the array")
+
+
+def _array_items(text: _JsonText, on_bad: OnBad) -> Iterator[Row]:
+    text.take("[")
+    if text.peek() == "]":
+        text.take("]")
+        return
+    while True:
+        text.peek()
+        line = text.line
+        try:
+            value = text.value()
+        except ValueError as error:
+            on_bad(BadRow(text.name, line, text.bad_field(), str(error), excerpt(text.skipped)))
+        else:
+            if isinstance(value, dict):
+                yield Row(value, text.name, line)
+            else:
+                on_bad(BadRow(text.name, line, "", _not_an_object(value), excerpt(repr(value))))
+        if text.peek() == "]":
+            text.take("]")
+            return
+        text.take(",")
+
+
+def _report_break(text: _JsonText, on_bad: OnBad) -> None:
+    reason = (
+        "the file breaks off here, in the middle of the row that begins on this line. "
+        "The rows before it are fine. Write or download the file again."
+    )
+    if not text.peek():
+        reason = (
+            "the file breaks off here: the closing ']' is missing. "
+            "The rows before are fine. Write or download the file again."
+        )
+    on_bad(BadRow(text.name, text.line, "", reason, excerpt(text.rest())))
+
+
+def _read_objects(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
+    """Read objects one after the other: rows, or one that has all the rows under "data"."""
+    text = _JsonText(path, name)
+    try:
+        while text.peek():
+            yield from _object(text, on_bad)
+    except _BreaksOffError:
+        _report_break(text, on_bad)
+
+
+def _object(text: _JsonText, on_bad: OnBad) -> Iterator[Row]:
+    line = text.line
+    fields: dict[str, Any] = {}
+    bad: BadRow | None = None
+    holds_rows = False
+    text.take("{")
+    while text.peek() != "}":
+        if fields:
+            text.take(",")
+        if text.peek() != '"':
+            text.take('"')
+        key = text.value()
+        text.take(":")
+        fields[key] = None
+        if key == "data" and text.peek() == "[":
+            holds_rows = True
+            yield from _array_items(text, on_bad)
+            continue
+        text.peek()
+        try:
+            fields[key] = text.value()
+        except ValueError as error:
+            bad = BadRow(text.name, line, text.bad_field(key), str(error), excerpt(text.skipped))
+    text.take("}")
+    if bad is not None:
+        on_bad(bad)
+    elif not holds_rows:
+        yield Row(fields, text.name, line)

@@ -1,0 +1,1 @@
+"""Diagnose logs and machines."""

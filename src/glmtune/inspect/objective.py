@@ -1,0 +1,107 @@
+"""A text -> what GLM's objective makes of it: tokens, both positions, and who sees whom."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from glmtune.data.rows import BadRow, RowError
+from glmtune.data.sources import find_source
+from glmtune.data.texts import documents
+from glmtune.errors import DataError
+from glmtune.kernels.packed_attention import spell_out
+from glmtune.model.load import load_tokenizer
+from glmtune.objective.blank_infilling import BlankInfilling, Infilling, marks_of
+from glmtune.recipe.recipe import PretrainRecipe
+from glmtune.recipe.sections import ObjectiveSection
+from glmtune.template.base import IGNORE
+
+# Each as settings of the one objective: those of a mixture, and the task families of the field.
+OBJECTIVES: Mapping[str, Mapping[str, float]] = {
+    "token": {"token": 1},
+    "sentence": {"sentence": 1},
+    "document": {"document": 1},
+    "causal": {"causal": 1},
+    "masked-lm": {"token": 1},
+    "prefix-lm": {"document": 1, "prefix_share": 1},
+    "causal-lm": {"document": 1, "prefix_share": 1, "shortest_document_share": 1},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SeenInfilling:
+    """What an objective makes of a text.
+
+    Attributes:
+        place: `file:line`.
+        example: ids, targets and positions.
+        tokens, targets: as pieces of text; a target that is not learned is "".
+        may_attend: whether a token (row) sees another (column), (seq, seq).
+    """
+
+    place: str
+    example: Infilling
+    tokens: tuple[str, ...]
+    targets: tuple[str, ...]
+    may_attend: NDArray[np.bool_]
+
+
+def see_infilling(recipe: PretrainRecipe, objective: str, row: int = 1) -> SeenInfilling:
+    """Cut a text as a run of the recipe would with one objective alone.
+
+    Args:
+        recipe: its model (the tokenizer alone is read), its texts, and the other settings.
+        objective: a key of `OBJECTIVES`.
+        row: which text of data.train, counted from 1.
+
+    Raises:
+        CheckpointError: there is no tokenizer.
+        DataError: the tokenizer is not ChatGLM's, a file cannot be read, or it has fewer texts.
+    """
+    tokenizer = load_tokenizer(recipe.model.name_or_path)
+    marks = marks_of(tokenizer)
+    place, text = _find(recipe, row)
+    ids = [*tokenizer.encode(text, add_special_tokens=False), marks.end][: recipe.data.max_length]
+    infilling = BlankInfilling(alone(recipe.objective, objective), marks)
+    generator = np.random.default_rng((recipe.training.seed, row))
+    [example] = infilling.batch([np.array(ids)], generator)
+    mask = spell_out(torch.tensor([0, len(example)]), torch.tensor([example.prefix_length]))
+    return SeenInfilling(
+        place=place,
+        example=example,
+        tokens=_pieces(example.input_ids.tolist(), tokenizer),
+        targets=_pieces(example.targets.tolist(), tokenizer),
+        may_attend=mask.numpy(),
+    )
+
+
+def alone(section: ObjectiveSection, objective: str) -> ObjectiveSection:
+    """Give the settings with which one objective is all there is."""
+    nothing = dict.fromkeys(section.weights(), 0.0)
+    return section.model_copy(update={**nothing, **OBJECTIVES[objective]})
+
+
+def _pieces(ids: list[int], tokenizer: Any) -> tuple[str, ...]:
+    # ChatGLM's tokenizer has no text for the end.
+    named = {IGNORE: "", tokenizer.eos_token_id: str(tokenizer.eos_token)}
+    return tuple(named[i] if i in named else str(tokenizer.convert_ids_to_tokens(i)) for i in ids)
+
+
+def _find(recipe: PretrainRecipe, row: int) -> tuple[str, str]:
+    def refuse(bad: BadRow) -> None:
+        raise RowError(bad)
+
+    number, column = 0, recipe.data.columns.get("text", "text")
+    for source in recipe.data.train:
+        rows = find_source(source, split=recipe.data.split).rows(refuse)
+        for first, text in documents(rows, column, refuse):
+            number += 1
+            if number == row:
+                return f"{first.file}:{first.line}", text
+    raise DataError(
+        f"{', '.join(recipe.data.train)}: there is no text {row}, only {number:,}. "
+        "They are counted from 1."
+    )

@@ -1,0 +1,1 @@
+"""One file per tuning method: what is trained, and how it is saved and loaded."""

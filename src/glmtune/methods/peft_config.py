@@ -1,0 +1,108 @@
+"""A method's section of the recipe -> peft's configuration, held against the model it is for.
+
+The keys of a section bear peft's names, so they are handed on as they are. What peft would pass
+over in silence, a name that fits no module of the model, is refused.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from glmtune.errors import RecipeError
+from glmtune.recipe.methods import (
+    Ia3Section,
+    LoraSection,
+    OftSection,
+    PeftSection,
+    QloraSection,
+    VeraSection,
+)
+
+# What peft chooses for Llama, by the names of ChatGLM, for which it has no choice.
+IA3_OF_CHATGLM = {
+    "target_modules": ["query_key_value", "dense_4h_to_h"],
+    "feedforward_modules": ["dense_4h_to_h"],
+}
+
+
+def config_of(section: PeftSection, model_type: str) -> Any:
+    """Make peft's configuration of a section for a kind of model."""
+    import peft
+
+    configs: dict[type[PeftSection], Any] = {
+        LoraSection: peft.LoraConfig,
+        QloraSection: peft.LoraConfig,
+        Ia3Section: peft.IA3Config,
+        VeraSection: peft.VeraConfig,
+        OftSection: peft.OFTConfig,
+    }
+    kind = configs[type(section)]
+    known = {field.name for field in dataclasses.fields(kind)}
+    given = {key: value for key, value in section.model_dump().items() if key in known}
+    plain = {key: list(v) if isinstance(v, tuple) else v for key, v in given.items()}
+    plain["modules_to_save"] = plain["modules_to_save"] or None
+    if "oft_block_size" in plain:
+        plain["r"] = 0  # or the other of the two, which follows
+    if isinstance(section, Ia3Section) and not section.target_modules and model_type == "chatglm":
+        plain |= IA3_OF_CHATGLM
+    return kind(task_type="CAUSAL_LM", **plain)
+
+
+def check_names(model: nn.Module, section: PeftSection) -> None:
+    """Refuse names that the model does not have.
+
+    Raises:
+        RecipeError: says which, and what there is.
+    """
+    modules = dict(model.named_modules())
+    linear = linear_layers(model)
+    targets = section.target_modules
+    if isinstance(targets, tuple) and (unknown := sorted(set(targets) - set(linear))):
+        raise RecipeError(
+            f"adapter.target_modules names {', '.join(unknown)}, which this model does not have. "
+            f"Its linear layers are {', '.join(linear)}."
+        )
+    for name in section.modules_to_save:
+        if not any(f".{known}".endswith(f".{name}") for known in modules):
+            raise RecipeError(
+                f"adapter.modules_to_save names {name}, which this model does not have. "
+                f"Its modules are {', '.join(_last_names(modules))}."
+            )
+    config: Any = model.config
+    number, chosen = config.num_hidden_layers, getattr(section, "layers_to_transform", None)
+    if beyond := [index for index in chosen or () if index >= number]:
+        raise RecipeError(
+            f"adapter.layers_to_transform names layer {beyond[0]}, but this model has the layers "
+            f"0 to {number - 1}."
+        )
+
+
+def check_patterns(section: LoraSection, adapted: Sequence[str]) -> None:
+    """Refuse a pattern that fits no adapted layer.
+
+    Raises:
+        RecipeError: says which.
+    """
+    for key, patterns in (
+        ("rank_pattern", section.rank_pattern),
+        ("alpha_pattern", section.alpha_pattern),
+    ):
+        for pattern in patterns:  # which peft reads as the end of a name, or as an expression
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted):
+                raise RecipeError(
+                    f"adapter.{key} has {pattern!r}, which fits no adapted layer; those are "
+                    f"{', '.join(adapted[:3])} and so on."
+                )
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """Give the last names of a model's linear layers."""
+    return _last_names({n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+
+
+def _last_names(names: Any) -> list[str]:
+    last = {name.rpartition(".")[2] for name in names}
+    return sorted(name for name in last if name and not name.isdigit())

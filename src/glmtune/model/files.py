@@ -1,0 +1,157 @@
+"""The files of a checkpoint: find them, and say what is missing or damaged."""
+
+import os
+import re
+from json import JSONDecodeError, loads
+from pathlib import Path
+from typing import Any
+
+from glmtune.errors import CheckpointError
+
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+SHOWN_NAMES = 3  # how many tensors a message names
+NANO = "nano"  # the model that comes with the package
+
+
+def locate(name: str | Path) -> str:
+    """Give the folder of `nano`; any other name as it is. A model of that name here goes first."""
+    if os.fspath(name) == NANO and not (Path(name) / "config.json").exists():
+        return str(Path(__file__).with_name(NANO))
+    return os.path.expanduser(name)
+
+
+def checked_name(name: str | Path) -> str:
+    """Give the name as transformers wants it, refusing what is no model before it asks the hub."""
+    name = locate(name)
+    folder = Path(name)
+    if folder.is_file():
+        raise CheckpointError(
+            f"{name} is a file, expected the folder of a model. "
+            f"Give the folder that holds it: {folder.parent}"
+        )
+    if not folder.is_dir():
+        if HUB_ID.fullmatch(name):
+            return name
+        raise CheckpointError(
+            f"{name}: there is no such folder. Give the folder of a model (it holds config.json) "
+            "or a hub id such as zai-org/chatglm3-6b."
+        )
+    if (folder / "config.json").is_file():
+        _check_json(folder / "config.json")
+    elif (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{name} holds an adapter, not a model: it has adapter_config.json and no config.json. "
+            "Give the model that the adapter was made for, and this folder as the adapter."
+        )
+    else:
+        raise CheckpointError(
+            f"{name} has no config.json, so it is not the folder of a model. "
+            f"It holds: {', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'}. "
+            "Give the folder that a model was downloaded to, or that `glmtune train` wrote."
+        )
+    return name
+
+
+def why_no_config(name: str, error: Exception) -> str:
+    """Say in plain words why transformers has no configuration."""
+    if "trust_remote_code" in str(error):
+        return (
+            "this model comes with its own code, which is never run here. Expected ChatGLM2, "
+            "ChatGLM3, or a model that transformers itself knows."
+        )
+    if Path(name).is_dir():
+        return first_lines(error)
+    return (
+        f"there is no such folder here, and as a hub id: {first_lines(error)} Give the folder "
+        "that holds the model's config.json, or a hub id that can be reached from here."
+    )
+
+
+def _check_json(path: Path) -> None:
+    """Refuse a configuration that is no JSON object."""
+    try:
+        content = loads(path.read_text(encoding="utf-8"))
+    except (JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as JSON ({error}). It may be half written; copy it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
+
+
+def refuse_gaps(name: str, found: dict[str, Any]) -> None:
+    """Refuse a model with a tensor that did not come from the checkpoint."""
+    if mismatched := sorted(found["mismatched_keys"]):
+        tensor, stored, expected = mismatched[0]
+        raise CheckpointError(
+            f"{name}: {tensor} has the shape {tuple(stored)}, and config.json asks for "
+            f"{tuple(expected)} ({len(mismatched)} such in all). "
+            "The weights and config.json belong to different models."
+        )
+    if missing := sorted(found["missing_keys"]):
+        shown = ", ".join(missing[:SHOWN_NAMES])
+        raise CheckpointError(
+            f"{name}: the checkpoint lacks {shown} ({len(missing)} missing in all); expected every "
+            "tensor that config.json asks for. Copy the checkpoint again, and check that its "
+            "index lists all its files."
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the files of weights that loading reads, whether they are there or not.
+
+    safetensors go before `.bin`, one file before shards. A folder without weights gives [].
+
+    Raises:
+        CheckpointError: an index cannot be read.
+    """
+    for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            _check_json(folder / index)
+            content = loads((folder / index).read_text(encoding="utf-8"))
+            return [folder / name for name in sorted(set(content.get("weight_map", {}).values()))]
+    return []
+
+
+def damaged_file(folder: Path) -> str | None:
+    """Say which file of weights is missing or cannot be opened, if one is."""
+    if not folder.is_dir():
+        return None
+    files = weight_files(folder)
+    if not files:
+        return f"there are no weights: expected one of {', '.join(SINGLE_FILES + INDEX_FILES)}."
+    for file in files:
+        if not file.is_file():
+            return f"{file.name} is missing, and the index lists it. Copy it into the folder."
+        if problem := _why_unreadable(file):
+            return f"{file.name} ({file.stat().st_size} bytes) cannot be read: {problem}"
+    return None
+
+
+def _why_unreadable(path: Path) -> str | None:
+    """Open a file of weights and give what went wrong."""
+    from pickle import UnpicklingError
+
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                return None
+        torch.load(path, map_location="meta", weights_only=True)
+    except UnpicklingError:
+        return "it is damaged, or holds something other than tensors, which is never loaded."
+    except (OSError, EOFError, RuntimeError, SafetensorError) as error:
+        return f"{first_lines(error)} It is damaged or incomplete; copy it again."
+    return None
+
+
+def first_lines(error: BaseException) -> str:
+    """Give the first paragraph of a message, which for transformers is what happened."""
+    first = " ".join(str(error).strip().split("\n\n")[0].split())
+    return (first or type(error).__name__).rstrip(".") + "."

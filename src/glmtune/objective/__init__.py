@@ -1,0 +1,1 @@
+"""What a step minimizes: next tokens, preferences, blank infilling."""

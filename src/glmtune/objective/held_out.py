@@ -1,0 +1,70 @@
+"""How well a model predicts rows that it did not learn."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from glmtune.data.batches import Examples, MakeMicroBatch, idle_micro_batch, rows_as_they_are
+from glmtune.data.packing import group_rows
+from glmtune.errors import TrainingError
+from glmtune.objective.next_token import NextToken, Objective
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: Any,
+    examples: Examples,
+    rows: Sequence[int],
+    *,
+    max_tokens: int,
+    device: torch.device,
+    lengths: Sequence[int],
+    objective: Objective | None = None,
+    make: MakeMicroBatch = rows_as_they_are,
+    process_index: int = 0,
+    num_processes: int = 1,
+) -> tuple[float, int]:
+    """Sum the loss over held-out rows, dropout off.
+
+    Of several processes each takes every so many packs, and as many as any other, since the
+    processes of a sharded model meet in each.
+
+    Args:
+        model: a causal language model; its training mode is put back afterwards.
+        examples: encoded rows.
+        rows: which of them.
+        max_tokens: of the rows that go through the model together.
+        device: where the model is.
+        lengths: tokens of every example, by index.
+        objective: what to sum; None is the next-token loss.
+        make: what the model sees of some rows; it is always asked for step 0.
+        process_index, num_processes: which part of the packs is this process's.
+
+    Returns:
+        The sum in nats and the number of learned tokens (or pairs) it is over, of this process's
+        packs.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    objective = objective or NextToken()
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    packs = group_rows(rows, lengths, max_tokens)
+    packs += [[]] * (-len(packs) % num_processes)
+    for chosen in packs[process_index::num_processes]:
+        part = make(examples, chosen or rows[:1], 0)
+        micro_batch = (part if chosen else idle_micro_batch(part)).to(device)
+        loss = objective.loss(model, micro_batch)
+        if not loss.isfinite():
+            raise TrainingError(
+                f"the evaluation loss is {loss.item()} on held-out rows {chosen}. "
+                "The model has diverged; lower training.learning_rate and go back to the last "
+                "checkpoint."
+            )
+        total += loss.item()
+        count += objective.count(micro_batch)
+    model.train(was_training)
+    return total, count

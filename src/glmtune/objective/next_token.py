@@ -1,0 +1,122 @@
+"""The next-token loss, as a sum and a count.
+
+A step's loss is the sum over its learned tokens divided by their number, however the step
+was split into micro-batches: an answer of one token weighs a quarter of an answer of four.
+
+    input_ids   A  B  C  D        the logits at A, B and C predict B, C and D;
+    labels      .  .  C  D        only B and C predict something learned, so only their
+    predicts    .  C  D           logits, (2, vocab), are ever computed
+
+Where a model hands out what its output layer scores, as ChatGLM does, only a chunk of the logits
+exists at a time: its gradient is made beside its loss, and the chunk is dropped. A chunk has the
+rows that make a product fast; its loss is summed in float32 a few rows at a time, which stay in the
+cache of the processor.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from glmtune.data.batches import MicroBatch
+from glmtune.kernels.chunked_loss import (
+    LossFunction,
+    cross_entropy_sum,
+    loss_by_chunks,
+)
+from glmtune.template.base import IGNORE
+
+
+def count_learned_tokens(labels: Tensor) -> int:
+    """Count the tokens a loss is taken over; the first of a row is predicted by nothing.
+
+    Args:
+        labels: (batch, seq), not shifted.
+    """
+    return int((labels[:, 1:] != IGNORE).sum())
+
+
+def labels_of_next(labels: Tensor) -> Tensor:
+    """Give each position the label of the one after it; the last has none. Shape (batch, seq)."""
+    following = labels.new_full(labels.shape, IGNORE)
+    following[:, :-1] = labels[:, 1:]
+    return following
+
+
+def next_token_loss(
+    model: Callable[..., Any],
+    micro_batch: MicroBatch,
+    loss_function: LossFunction = cross_entropy_sum,
+) -> Tensor:
+    """Sum the loss over the learned tokens of a micro-batch.
+
+    Args:
+        model: a causal language model whose `forward` takes `logits_to_keep` as a boolean
+            (batch, seq), as transformers' do.
+        micro_batch: its rows.
+        loss_function: what to sum.
+
+    Returns:
+        A float32 scalar in nats. Divide it by the learned tokens of the whole step.
+    """
+    following = labels_of_next(micro_batch.labels)
+    predicts_learned = following != IGNORE  # (batch, seq)
+    targets = following[predicts_learned]
+    given = {**micro_batch.inputs(), "use_cache": False, "logits_to_keep": predicts_learned}
+    if takes_score(model):
+
+        def score(hidden: Tensor, output_layer: nn.Module) -> Tensor:
+            return loss_by_chunks(hidden, output_layer, targets, loss_function)
+
+        return model(**given, score=score).loss.to(torch.float32)  # type: ignore[no-any-return]
+    logits = model(**given).logits  # (tokens, vocab)
+    return loss_function(logits, targets).to(torch.float32)
+
+
+class Objective(Protocol):
+    """What a step makes smaller, and what its loss is a mean over."""
+
+    def count(self, part: MicroBatch) -> int:
+        """How many things the loss of a micro-batch is a sum over: learned tokens, pairs."""
+
+    def loss(self, model: Any, part: MicroBatch) -> Tensor:
+        """Sum the loss over a micro-batch: a float32 scalar."""
+
+    def measured(self, *, is_training: bool) -> dict[str, tuple[float, float]]:
+        """Give what else was seen since this was last asked: by name a sum, and what it is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """Every learned token is predicted from those before it."""
+
+    loss_function: LossFunction = cross_entropy_sum
+
+    def count(self, part: MicroBatch) -> int:
+        """Count the learned tokens."""
+        return count_learned_tokens(part.labels)
+
+    def loss(self, model: Any, part: MicroBatch) -> Tensor:
+        """Sum over the learned tokens."""
+        return next_token_loss(model, part, self.loss_function)
+
+    def measured(self, *, is_training: bool) -> dict[str, tuple[float, float]]:
+        """Nothing besides the loss."""
+        return {}
+
+
+def unwrapped(model: Any) -> Any:
+    """Give the model below what several processes wrap it in."""
+    while isinstance(inner := getattr(model, "module", None), nn.Module):
+        model = inner
+    return model
+
+
+def takes_score(model: Any) -> bool:
+    """Whether a model, below its wrappers, hands out what its output layer scores."""
+    model = unwrapped(model)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "score" in inspect.signature(base.forward).parameters

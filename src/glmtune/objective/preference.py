@@ -1,0 +1,176 @@
+"""Prefer a better answer to a worse one: DPO and its relatives, over pairs that lie side by side.
+
+    a pack          better 0   worse 0   better 1   worse 1
+    log p           b0         w0        b1         w1        summed over the learned tokens
+    reference       the same, by the base under the disabled adapter
+
+    sigmoid (DPO)   -log sigmoid(beta ((b - b_ref) - (w - w_ref)))
+    hinge           max(0, 1 - beta ((b - b_ref) - (w - w_ref)))
+    ipo             ((b - b_ref) / len b - (w - w_ref) / len w - 1 / (2 beta))^2
+    simpo           -log sigmoid(beta (b / len b - w / len w) - gamma)
+    orpo            -b / len b - beta log sigmoid(log odds(b / len b) - log odds(w / len w))
+
+The last two need no reference. The loss of a step is the mean over its pairs.
+
+Sources: DPO https://arxiv.org/abs/2305.18290, hinge 2305.10425, IPO 2310.12036, SimPO 2405.14734,
+ORPO 2403.07691. The formulas are those of TRL 1.16, which tests/test_preference.py compares.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from glmtune.data.batches import MicroBatch
+from glmtune.kernels.chunked_loss import chunk_rows
+from glmtune.objective.next_token import labels_of_next, takes_score, unwrapped
+from glmtune.recipe.sections import PreferenceSection
+from glmtune.template.base import IGNORE
+
+
+class Preference:
+    """What a step of pairs makes smaller.
+
+    Args:
+        section: which loss, and how strict.
+    """
+
+    def __init__(self, section: PreferenceSection) -> None:
+        self._section = section
+        self._seen = {True: dict(_NOTHING), False: dict(_NOTHING)}
+
+    def count(self, part: MicroBatch) -> int:
+        """Count the pairs; those of a process without rows of its own do not count."""
+        _, lengths = _learned(part)
+        return int((lengths[::2] > 0).sum())
+
+    def loss(self, model: Any, part: MicroBatch) -> Tensor:
+        """Sum the loss over the pairs of a micro-batch.
+
+        Args:
+            model: what is trained; for a loss with a reference, under an adapter.
+            part: a pack of pairs.
+        """
+        section = self._section
+        _, lengths = _learned(part)
+        learned = sequence_logps(model, part)
+        if section.has_reference:
+            learned = learned - _reference_logps(model, part)
+        if section.loss in ("ipo", "simpo", "orpo"):
+            learned = learned / lengths.clamp(min=1)
+        losses = pair_losses(learned[::2], learned[1::2], section)
+        counts = lengths[::2] > 0
+        self._note(learned.detach(), counts, is_training=model.training)
+        return (losses * counts).sum()
+
+    def measured(self, *, is_training: bool) -> dict[str, tuple[float, float]]:
+        """Give how often the better answer wins, and by how much."""
+        seen = self._seen[is_training]
+        self._seen[is_training] = dict(_NOTHING)
+        return {name: (seen[name], seen["pairs"]) for name in ("reward_accuracy", "reward_margin")}
+
+    def _note(self, rewards: Tensor, counts: Tensor, *, is_training: bool) -> None:
+        margins = (rewards[::2] - rewards[1::2])[counts]
+        seen = self._seen[is_training]
+        seen["pairs"] += len(margins)
+        seen["reward_accuracy"] += float((margins > 0).sum())
+        seen["reward_margin"] += self._section.beta * float(margins.sum())
+
+
+_NOTHING = {"pairs": 0.0, "reward_accuracy": 0.0, "reward_margin": 0.0}
+
+
+def pair_losses(better: Tensor, worse: Tensor, section: PreferenceSection) -> Tensor:
+    """Give the loss of each pair.
+
+    Args:
+        better, worse: float32, (pairs,): log-probabilities of the answers, less those of the
+            reference where there is one; per token for ipo, simpo and orpo.
+        section: which loss, and how strict.
+    """
+    beta, margin = section.beta, better - worse
+    match section.loss:
+        case "sigmoid":
+            return -F.logsigmoid(beta * margin)
+        case "hinge":
+            return torch.relu(1 - beta * margin)
+        case "ipo":
+            return (margin - 1 / (2 * beta)) ** 2
+        case "simpo":
+            return -F.logsigmoid(beta * margin - section.simpo_gamma)
+        case "orpo":
+            log_odds = margin - (_log_not(better) - _log_not(worse))
+            return -better - beta * F.logsigmoid(log_odds)
+
+
+def _log_not(log_p: Tensor) -> Tensor:
+    """Log(1 - p) of a log-probability, which may be as good as 0."""
+    return torch.log(-torch.expm1(log_p.clamp(max=-1e-7)))
+
+
+def sequence_logps(model: Any, part: MicroBatch) -> Tensor:
+    """Sum the log-probabilities of the learned tokens of each sequence: float32, (sequences,)."""
+    predicts, _ = _learned(part)
+    following = labels_of_next(part.labels)
+    targets = following[predicts]
+    given = {**part.inputs(), "use_cache": False, "logits_to_keep": predicts}
+    if takes_score(model):
+
+        def score(hidden: Tensor, output_layer: nn.Module) -> Tensor:
+            return _logps_by_chunks(hidden, output_layer, targets)
+
+        logps = model(**given, score=score).loss
+    else:
+        logps = _logps(model(**given).logits, targets)
+    sequences = part.cu_seq_lens
+    assert sequences is not None  # pairs come in packs
+    positions = predicts[0].nonzero()[:, 0]
+    index = torch.searchsorted(sequences[1:].long(), positions, right=True)
+    sums: Tensor = logps.float().new_zeros(len(sequences) - 1).index_add(0, index, logps.float())
+    return sums
+
+
+def _logps_by_chunks(hidden: Tensor, output_layer: nn.Module, targets: Tensor) -> Tensor:
+    """Score a chunk at a time; in the backward pass each is scored again."""
+    rows = max(1, chunk_rows(output_layer) // 4)  # all of a chunk's logits become float32 here
+
+    def logps(chunk: Tensor, of_it: Tensor) -> Tensor:
+        return _logps(output_layer(chunk), of_it)
+
+    parts = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    found = [checkpoint(logps, chunk, of_it, use_reentrant=False) for chunk, of_it in parts]
+    return torch.cat(found) if found else hidden.sum(dim=-1).float()
+
+
+def _logps(logits: Tensor, targets: Tensor) -> Tensor:
+    return -F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def _reference_logps(model: Any, part: MicroBatch) -> Tensor:
+    """Ask the base: the same model, its adapter disabled and its dropout off.
+
+    It multiplies as the policy does, or the two would differ before the first step. On a CPU
+    bitsandbytes' layers of 8 bits round their inputs too in evaluation, so they stay in training;
+    and a few rows are multiplied otherwise where gradients are off
+    (`glmtune.kernels.half_precision`), so they stay on: nothing asks for one here.
+    """
+    inner = unwrapped(model)
+    was_training = inner.training
+    inner.eval()
+    for module in inner.modules():
+        if isinstance(module, nn.Linear):
+            module.train(was_training)
+    with inner.disable_adapter():
+        found = sequence_logps(inner, part)
+    inner.train(was_training)
+    return found.detach()
+
+
+def _learned(part: MicroBatch) -> tuple[Tensor, Tensor]:
+    """Say which positions predict something learned, (1, seq), and how many of each sequence."""
+    assert part.cu_seq_lens is not None  # pairs come in packs
+    predicts = labels_of_next(part.labels) != IGNORE
+    before = F.pad(predicts[0].long().cumsum(0), (1, 0))  # (seq + 1,)
+    return predicts, before[part.cu_seq_lens.long()].diff()

@@ -1,0 +1,29 @@
+"""A proof: its name, its verdict and what was measured."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+ALIVE = "all that is trained has learned"
+SAVED = "reloaded from disk it is the same"
+STREAMED = "streamed from disk it answers the same"
+MERGED = "merged into the base it answers the same"
+TEMPLATE = "chat asks as training did"
+STOPS = "answers end by themselves"
+FORGETS = "what the base knew is still there"
+# What a report says "not run" of when it is missing.
+PROOFS = (ALIVE, SAVED, STREAMED, MERGED, TEMPLATE, STOPS, FORGETS)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """One check of a run, and how it ended.
+
+    Attributes:
+        name: what was to be shown, such as one of `PROOFS`.
+        verdict: "not run" for a check that had nothing to look at.
+        detail: what was measured and, if it failed, what to do.
+    """
+
+    name: str
+    verdict: Literal["passed", "failed", "not run"]
+    detail: str = ""

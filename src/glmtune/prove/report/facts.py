@@ -1,0 +1,153 @@
+"""What a report tells of a run beside its recipe and its metrics; kept in `report.json`.
+
+The recipe and the metrics are files of the run already, so a report reads those. What only the
+run itself knows is here, and is written down so that `glmtune report` can make the page anew.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from glmtune.data.store import EncodeReport
+from glmtune.errors import OutputError
+from glmtune.files import write_atomically
+from glmtune.inspect.doctor.advice import GIB
+from glmtune.inspect.doctor.machine import describe_machine
+from glmtune.inspect.shown_row import ShownRow
+from glmtune.prove.answers import Sample
+from glmtune.prove.proof import PROOFS, Proof
+
+FACTS = "report.json"
+
+
+def library_versions() -> dict[str, str]:
+    """Give the versions of Python and of the libraries that decide a run."""
+    return {each.name: each.found or "not installed" for each in describe_machine().versions}
+
+
+def machine_facts() -> dict[str, str]:
+    """Say what this machine is, and which variables change what libraries do on it."""
+    machine = describe_machine()
+    gpus = [f"{gpu.name} ({gpu.memory_bytes / GIB:.1f} GiB)" for gpu in machine.gpus]
+    variables = [f"{name}={value}" for name, value in machine.environment.items()]
+    return {
+        "system": machine.system,
+        "processor": machine.cpu,
+        "cores": f"{machine.num_cores}, torch uses {torch.get_num_threads()}",
+        "memory": f"{machine.memory_bytes / GIB:.1f} GiB",
+        "GPUs": ", ".join(gpus) or "none",
+        "environment": ", ".join(variables) or "nothing that matters is set",
+    }
+
+
+class ReportFacts(BaseModel):
+    """What a run knows of itself. None, everywhere, is "not known", and the page says so.
+
+    Attributes:
+        is_finished: False after an interrupt or an error.
+        num_steps: optimizer steps of the whole run, done or not.
+        seconds: from the first step to the last.
+        num_trainable, num_parameters: weights that are learned, and all.
+        template: family and layout.
+        template_fingerprint, data_fingerprint, held_out_fingerprint: hex.
+        data, held_out: what became of the rows; `held_out` is None when rows were split off.
+        replay: what became of the general rows that were mixed in, if there were to be any.
+        num_train_rows, num_held_out_rows: examples to learn, and those held out.
+        num_replayed_rows: general rows in each epoch.
+        lint: findings, each with `id`, `severity`, `place`, `excerpt`, `message`; empty when
+            nothing was found.
+        example: one row as it was learned.
+        proofs: in the order to show them. What is in `glmtune.prove.proof.PROOFS` and not here is
+            shown as not run.
+        samples: held-out prompts, answered with the adapter and without it.
+        command: that repeats the run; None makes it from the folder.
+        versions, machine: found out where the facts are made; empty is "not known".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    is_finished: bool | None = None
+    num_steps: int | None = None
+    seconds: float | None = None
+    num_trainable: int | None = None
+    num_parameters: int | None = None
+    template: Mapping[str, str] | None = None
+    template_fingerprint: str | None = None
+    data_fingerprint: str | None = None
+    held_out_fingerprint: str | None = None
+    data: EncodeReport | None = None
+    held_out: EncodeReport | None = None
+    replay: EncodeReport | None = None
+    num_train_rows: int | None = None
+    num_replayed_rows: int | None = None
+    num_held_out_rows: int | None = None
+    lint: tuple[Mapping[str, Any], ...] | None = None
+    example: ShownRow | None = None
+    proofs: tuple[Proof, ...] = ()
+    samples: tuple[Sample, ...] | None = None
+    command: str | None = None
+    versions: Mapping[str, str] = Field(default_factory=library_versions)
+    machine: Mapping[str, str] = Field(default_factory=machine_facts)
+
+    @property
+    def all_proofs(self) -> list[Proof]:
+        """The proofs that were given, and those that should have been, as not run."""
+        given = {proof.name for proof in self.proofs}
+        missing = [Proof(name, "not run") for name in PROOFS if name not in given]
+        return [*self.proofs, *missing]
+
+
+NOTHING_KNOWN = ReportFacts(versions={}, machine={})
+
+
+class _Kept(BaseModel):
+    """The file: facts, and the run they are of."""
+
+    recipe_sha256: str
+    facts: ReportFacts
+
+
+def write_facts(output: Path, facts: ReportFacts, recipe_text: str) -> None:
+    """Keep the facts beside the adapter.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    kept = _Kept(recipe_sha256=_digest(recipe_text), facts=facts)
+    write_atomically(output / FACTS, kept.model_dump_json(indent=1) + "\n")
+
+
+def read_facts(output: Path, recipe_text: str) -> tuple[ReportFacts, str]:
+    """Read the facts of a run.
+
+    Returns:
+        The facts, and "" or why there are none.
+
+    Raises:
+        OutputError: the file is damaged.
+    """
+    path = output / FACTS
+    if not path.is_file():
+        return (
+            NOTHING_KNOWN,
+            f"The folder has no {FACTS}, where a run says what it knows of itself.",
+        )
+    try:
+        kept = _Kept.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise OutputError(
+            f"{path}: expected the JSON that `glmtune train` wrote, but: {reason}. "
+            "Restore the file, or delete it to make a report of what else there is."
+        ) from None
+    if kept.recipe_sha256 != _digest(recipe_text):
+        return NOTHING_KNOWN, f"The {FACTS} in the folder is of a run with another recipe."
+    return kept.facts, ""
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

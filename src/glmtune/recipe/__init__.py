@@ -1,0 +1,1 @@
+"""A run as a value: sections, methods, rules between keys, and how recipes are read."""

@@ -1,0 +1,1 @@
+"""A conversation -> token ids and labels; generated ids -> messages."""

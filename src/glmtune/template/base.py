@@ -1,0 +1,192 @@
+r"""A conversation -> token ids and labels, and generated ids -> messages.
+
+Training and chat use the same object, so a prompt at inference is by construction what
+stood before the answer in training.
+
+    official   [gMASK] sop <|user|> ▁ \n ▁你 好 <|assistant|> ▁ \n ▁很 好 </s>
+    labels        -     -     -     - -   -  -       -        ▁ \n ▁很 好 </s>
+    prompt     [gMASK] sop <|user|> ▁ \n ▁你 好 <|assistant|>
+
+Three rules are easy to get wrong. The model writes the newline after `<|assistant|>` itself,
+so it is learned. So is the token after an answer, `</s>` or the next role, or the model never
+learns to stop. And strings are encoded where ChatGLM3 cuts them: "\n" and "很好" are two
+strings in the official layout but one in the tutorial's, which gives other ids.
+
+Source: ChatGLM3, finetune_demo/preprocess_utils.py and tokenization_chatglm.py; the reference
+is spec sections 8 and 9.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from glmtune.conversation import Conversation, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+IGNORE = -100  # torch's own `ignore_index`: a label that is not learned
+
+Layout = Literal["official", "tutorial", "chatglm2", "plain"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What is learned from one conversation.
+
+    Attributes:
+        input_ids: the whole conversation.
+        labels: as long as `input_ids` and not shifted: the id where it is learned, else
+            `IGNORE`.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class Template(ABC):
+    """How conversations of one model family look as ids.
+
+    Attributes:
+        stop_ids: generation ends when one of them is written.
+        description: the family and the layout, for people.
+    """
+
+    stop_ids: tuple[int, ...]
+    description: Mapping[str, str]
+
+    @abstractmethod
+    def encode_batch(self, conversations: Sequence[Conversation]) -> list[Example]:
+        """Give the ids and labels of many conversations.
+
+        Raises:
+            TemplateError: a conversation cannot be rendered; says which and why.
+        """
+
+    @abstractmethod
+    def prompt_ids(self, conversation: Conversation) -> list[int]:
+        """Give the ids after which the model answers: what `encode` puts before that answer.
+
+        Raises:
+            TemplateError: the conversation cannot be rendered.
+        """
+
+    @abstractmethod
+    def parse(self, ids: Sequence[int]) -> list[Message]:
+        """Read generated ids; they end at the first stop id, or where they end."""
+
+    @abstractmethod
+    def _fingerprinted(self) -> Mapping[str, Any]:
+        """Give, as JSON, whatever must be equal for two templates to be one."""
+
+    def encode(self, conversation: Conversation) -> Example:
+        """Give the ids and labels of one conversation, as `encode_batch` does."""
+        [example] = self.encode_batch([conversation])
+        return example
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """64 hex digits that change when the same conversation would give other ids or labels.
+
+        They depend on the tokenizer, the layout and this code, but not on the machine.
+        """
+        facts = {**self.description, "stop_ids": self.stop_ids, **self._fingerprinted()}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _until_stop(self, ids: Sequence[int]) -> list[int]:
+        end = next((i for i, index in enumerate(ids) if index in self.stop_ids), len(ids))
+        return list(ids[:end])
+
+    def shorten_prompt(self, conversation: Conversation, max_tokens: int) -> Example | None:
+        """Make a conversation fit by shortening what is before its last answer.
+
+        Turns after the last learned answer go first, then the oldest exchanges (a user message
+        and what follows it), then the end of the longest user or observation text of the
+        last exchange. System messages stay. The answers that are left stay whole, and so do
+        their ends.
+
+        Args:
+            conversation: of any length.
+            max_tokens: how many ids the example may have.
+
+        Returns:
+            The example of the shortened conversation, or None when the answer does not fit or
+            nothing in the conversation is learned.
+        """
+        example = self.encode(conversation)
+        if all(label == IGNORE for label in example.labels):
+            return None
+        if len(example.input_ids) <= max_tokens:
+            return example
+        shorter = conversation
+        for shorter in _drop_exchanges(conversation):
+            example = self.encode(shorter)
+            if len(example.input_ids) <= max_tokens:
+                return example
+        return self._cut_texts(shorter, max_tokens)
+
+    def _cut_texts(self, conversation: Conversation, max_tokens: int) -> Example | None:
+        """Cut the ends of user and observation texts, the longest first, until all fits."""
+        messages = list(conversation)
+        texts = [
+            index
+            for index, message in enumerate(messages)
+            if message.role in ("user", "observation") and not is_learned(message)
+        ]
+        for index in sorted(texts, key=lambda i: len(messages[i].content), reverse=True):
+            whole = messages[index]
+
+            def encode_cut(length: int, index: int = index, whole: Message = whole) -> Example:
+                messages[index] = replace(whole, content=whole.content[:length])
+                return self.encode(Conversation(tuple(messages)))
+
+            fits, too_long = 1, len(whole.content)
+            best = encode_cut(fits)
+            if len(best.input_ids) > max_tokens:
+                continue  # one character is left of this text; cut the next one too
+            while too_long - fits > 1:
+                middle = (fits + too_long) // 2
+                example = encode_cut(middle)
+                if len(example.input_ids) <= max_tokens:
+                    fits, best = middle, example
+                else:
+                    too_long = middle
+            return best
+        return None
+
+
+def is_learned(message: Message) -> bool:
+    """Tell whether training learns a message: answers are, unless they say otherwise.
+
+    System and user messages are never learned, as in the official data format.
+    """
+    if message.role in ("system", "user"):
+        return False
+    return message.role == "assistant" if message.is_learned is None else message.is_learned
+
+
+def _drop_exchanges(conversation: Conversation) -> Iterator[Conversation]:
+    """Yield ever shorter ends of a conversation that still have its last learned answer."""
+    messages = list(conversation)
+    while not is_learned(messages[-1]):
+        messages.pop()
+    start = next((i for i, message in enumerate(messages) if message.role != "system"), 0)
+    users = [i for i in range(start + 1, len(messages)) if messages[i].role == "user"]
+    for begin in [start, *users]:
+        yield Conversation((*messages[:start], *messages[begin:]))
+
+
+def decode(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], skip_special_tokens: bool = False
+) -> str:
+    text = tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+    assert isinstance(text, str)  # a list comes back only for a list of lists
+    return text

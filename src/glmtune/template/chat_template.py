@@ -1,0 +1,281 @@
+"""Any tokenizer's own chat template, checked so that it can be trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
+from glmtune.errors import TemplateError
+from glmtune.model.chatglm.reply import parse_tool_call
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+from glmtune.template.base import IGNORE, Example, Template, decode, is_learned
+from glmtune.template.probes import PROBES
+
+# ---- other families -------------------------------------------------------------------------
+
+# Some templates write today's date, and so the same conversation would have other ids tomorrow.
+# This one stands in front of theirs and hides the function they ask; 26 Jul 2024 is what
+# Llama's templates say when they cannot ask.
+_DATE_PARTS = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24"} | {
+    "%a": "Fri", "%A": "Friday", "%H": "12", "%M": "00", "%S": "00"
+}  # fmt: skip
+_FIXED_DATE = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f" | replace('{part}', '{value}')" for part, value in _DATE_PARTS.items())
+    + " }}{%- endmacro %}{{ '' }}"
+)
+
+
+class ChatTemplate(Template):
+    """Any tokenizer's own chat template, as far as it keeps the promises made above.
+
+    What the template renders for the turns before an answer, with `add_generation_prompt`,
+    must be the beginning of what it renders for the whole conversation; and a stop token must
+    end the answer. Each conversation is checked for both. Text in a message that spells a
+    control token is encoded as text.
+
+    Args:
+        tokenizer: with a chat template.
+
+    Raises:
+        TemplateError: the tokenizer has no chat template, or one that breaks the promises.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.chat_template:
+            raise TemplateError(
+                f"the tokenizer of {tokenizer.name_or_path or type(tokenizer).__name__} has no "
+                "chat template, so it is unknown how its conversations look. Use a chat model, "
+                "or put a chat_template.jinja into the folder."
+            )
+        self._tokenizer = tokenizer
+        self.description = {"family": "chat-template", "layout": type(tokenizer).__name__}
+        end_id = self._find_end()
+        self.stop_ids = tuple(dict.fromkeys((end_id, tokenizer.eos_token_id or end_id)))
+
+    def encode_batch(self, conversations: Sequence[Conversation]) -> list[Example]:
+        """Give the ids and labels of many conversations.
+
+        Raises:
+            TemplateError: a conversation cannot be rendered; says which and why.
+        """
+        return [self._encode(conversation) for conversation in conversations]
+
+    def prompt_ids(self, conversation: Conversation) -> list[int]:
+        """Give the ids of the turns with the generation prompt behind them.
+
+        Raises:
+            TemplateError: the conversation cannot be rendered.
+        """
+        return self._render(*_to_openai(conversation.messages), add_generation_prompt=True)
+
+    def parse(self, ids: Sequence[int]) -> list[Message]:
+        """Read generated ids as one message; its text is stripped."""
+        text = decode(self._tokenizer, self._until_stop(ids), skip_special_tokens=True)
+        return [Message("assistant", text.strip())]
+
+    def _encode(self, conversation: Conversation) -> Example:
+        messages = conversation.messages
+        ids = self._render(*_to_openai(messages))
+        labels = [IGNORE] * len(ids)
+        for first, behind in _answers(messages):
+            start = self._find_start(messages, first, ids)
+            end = self._find_stop(messages, behind, ids, start)
+            if all(is_learned(message) for message in messages[first:behind]):
+                labels[start:end] = ids[start:end]
+        return Example(ids, labels)
+
+    def _find_start(self, messages: Sequence[Message], first: int, ids: Sequence[int]) -> int:
+        """Give where the answer at turn `first` begins."""
+        if first == 0:
+            raise TemplateError(
+                "turn 0 is an answer, and this model's chat template needs a message before it."
+            )
+        prompt = self._render(*_to_openai(messages[:first]), add_generation_prompt=True)
+        self._check_prefix(prompt, ids, f"the prompt of the answer at turn {first}")
+        return len(prompt)
+
+    def _find_stop(
+        self, messages: Sequence[Message], behind: int, ids: Sequence[int], start: int
+    ) -> int:
+        """Give where the answer that ends before turn `behind` ends, with its stop token."""
+        turns = ids
+        if behind < len(messages):
+            turns = self._render(*_to_openai(messages[:behind]))
+            self._check_prefix(turns, ids, f"the conversation up to turn {behind - 1}")
+        for position in range(start, len(turns)):
+            if turns[position] in self.stop_ids:
+                return position + 1
+        raise TemplateError(
+            f"the chat template ends the answer at turn {behind - 1} with none of the stop "
+            f"tokens {self._tokenizer.convert_ids_to_tokens(list(self.stop_ids))}, so the model "
+            "would never learn to stop."
+        )
+
+    def _check_prefix(self, prefix: Sequence[int], ids: Sequence[int], what: str) -> None:
+        """Refuse a template that renders the same turns in two ways.
+
+        Raises:
+            TemplateError: says from where on they differ.
+        """
+        if list(ids[: len(prefix)]) == list(prefix):
+            return
+        same = next(
+            (i for i, (a, b) in enumerate(zip(prefix, ids, strict=False)) if a != b),
+            min(len(prefix), len(ids)),
+        )
+        alone, inside = (
+            decode(self._tokenizer, some[max(0, same - 4) : same + 12]) for some in (prefix, ids)
+        )
+        raise TemplateError(
+            f"this tokenizer's chat template cannot be trained on: {what} is not the beginning "
+            f"of the whole conversation. From token {same} on it is {alone!r}, but in the "
+            f"whole {inside!r}. A template that rewrites earlier turns (dropping their "
+            "reasoning, for one) shows the model something else in chat than in training; use "
+            "one that does not, or rows with one answer each."
+        )
+
+    def _render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        add_generation_prompt: bool = False,
+    ) -> list[int]:
+        """Render messages to ids by the tokenizer's template."""
+        from jinja2 import TemplateError as JinjaError
+
+        if not messages:
+            raise TemplateError("the conversation has no messages; it needs at least one.")
+        try:
+            chat_template = self._tokenizer.get_chat_template(tools=tools)
+            ids = self._tokenizer.apply_chat_template(
+                messages,
+                chat_template=_FIXED_DATE + chat_template,
+                tools=tools,  # type: ignore[arg-type]  # list is invariant
+                add_generation_prompt=add_generation_prompt,
+                return_dict=False,
+                sanitize_control_tokens=True,
+            )
+        except (JinjaError, ValueError, TypeError) as error:
+            raise TemplateError(
+                f"this tokenizer's chat template does not take the conversation: {error}"
+            ) from error
+        return list(ids)
+
+    def _find_end(self) -> int:
+        """Give the token that the template puts behind an answer.
+
+        Raises:
+            TemplateError: there is none.
+        """
+        messages, tools = _to_openai((Message("user", "a"), Message("assistant", "b")))
+        prompt = self._render(messages[:1], tools, add_generation_prompt=True)
+        whole = self._render(messages, tools)
+        self._check_prefix(prompt, whole, "the prompt of a first answer")
+        specials = {i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
+        for index in whole[len(prompt) :]:
+            if index in specials or index == self._tokenizer.eos_token_id:
+                return index
+        raise TemplateError(
+            "this tokenizer's chat template puts no special token behind an answer "
+            f"({self._tokenizer.decode(whole)!r}), so the model would never learn to stop."
+        )
+
+    def _fingerprinted(self) -> Mapping[str, Any]:
+        rendered: list[Any] = []
+        for probe in PROBES:
+            try:
+                example = self.encode(probe)
+            except TemplateError:  # a template without tools is still a template
+                rendered.append(None)
+            else:
+                rendered.append([example.input_ids, example.labels])
+        prompt = self.prompt_ids(Conversation(PROBES[0].messages[:1]))
+        vocabulary = json.dumps(self._tokenizer.get_vocab(), sort_keys=True)
+        return {
+            "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
+            "chat_template": self._tokenizer.chat_template,
+            "examples": rendered,
+            "prompt": prompt,
+        }
+
+
+def _answers(messages: Sequence[Message]) -> Iterator[tuple[int, int]]:
+    """Yield the first turn of each answer and the turn behind it.
+
+    A remark and the calls after it are one answer.
+    """
+    index = 0
+    while index < len(messages):
+        first = index
+        index += 1
+        if messages[first].role != "assistant":
+            continue
+        while index < len(messages) and _is_call(messages[index]):
+            index += 1
+        yield first, index
+
+
+def _is_call(message: Message) -> bool:
+    return message.role == "assistant" and message.metadata != ""
+
+
+def _to_openai(
+    messages: Sequence[Message],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    """Write messages and their tools as chat templates expect them.
+
+    Raises:
+        TemplateError: a tool call cannot be read.
+    """
+    result: list[dict[str, Any]] = []
+    tools: list[dict[str, Any]] | None = None
+    num_calls = 0
+    for index, message in enumerate(messages):
+        if message.role == "system" and message.tools is not None:
+            tools = [_wrap_tool(tool) for tool in message.tools] or None
+            if message.content == TOOLS_PROMPT:
+                continue  # ChatGLM's own words; a template announces tools in its own
+        if message.role == "observation":
+            answered = {"tool_call_id": _call_id(num_calls), "name": _last_call(messages[:index])}
+            result.append({"role": "tool", "content": message.content, **answered})
+        elif _is_call(message):
+            num_calls += 1
+            follows = index > 0 and messages[index - 1].role == "assistant"
+            if not follows:
+                result.append({"role": "assistant", "content": ""})
+            call = _to_tool_call(index, message, num_calls)
+            result[-1].setdefault("tool_calls", []).append(call)
+        else:
+            result.append({"role": message.role, "content": message.content})
+    return result, tools
+
+
+def _wrap_tool(tool: Any) -> dict[str, Any]:
+    return tool if "function" in tool else {"type": "function", "function": tool}
+
+
+def _call_id(number: int) -> str:
+    return f"call{number:05d}"  # nine letters or digits, as Mistral's templates demand
+
+
+def _last_call(messages: Sequence[Message]) -> str:
+    return next((m.metadata for m in reversed(messages) if _is_call(m)), "")
+
+
+def _to_tool_call(index: int, message: Message, number: int) -> dict[str, Any]:
+    try:
+        arguments = parse_tool_call(message.content)
+    except ValueError as error:
+        raise TemplateError(
+            f"turn {index} calls {message.metadata!r} in a way that this model's chat template "
+            f"cannot carry: {error}"
+        ) from error
+    function = {"name": message.metadata, "arguments": arguments}
+    return {"type": "function", "id": _call_id(number), "function": function}

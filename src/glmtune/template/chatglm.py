@@ -1,0 +1,242 @@
+"""ChatGLM3's own conversation format, as ids and labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from glmtune.conversation import ROLES, Conversation, Message
+from glmtune.errors import TemplateError
+
+if TYPE_CHECKING:
+    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
+from glmtune.template.base import IGNORE, LAYOUTS, Example, Layout, Template, decode, is_learned
+from glmtune.template.probes import PLAIN_PROBES, PROBES, ROUND_PROBES
+
+# ---- ChatGLM3 -------------------------------------------------------------------------------
+
+
+# a stretch of a conversation, ids as they are or a string to be encoded on its own, and whether
+# it is learned
+Part = tuple[str | list[int], bool]
+
+
+class ChatGLMTemplate(Template):
+    """ChatGLM3's own format, without a detour through text.
+
+    Layouts:
+
+    - `official`: newline and content are two strings; every answer is learned.
+    - `tutorial`: the last answer, with its newline, is one string and the only one learned;
+      the turns before it are official, since that is how `model.chat` shows them to the model.
+    - `chatglm2`: numbered rounds of 问 and 答 in one string, for ChatGLM2 and CodeGeeX2, which
+      have no roles; the last answer is a string of its own, and the only one learned.
+    - `plain`: a prompt and an answer without roles, for base models.
+
+    Args:
+        tokenizer: ChatGLM's.
+        layout: one of the four.
+
+    Raises:
+        TemplateError: there is no such layout.
+    """
+
+    def __init__(self, tokenizer: ChatGLMTokenizer, layout: Layout = "official") -> None:
+        if layout not in LAYOUTS:
+            raise TemplateError(f"got layout {layout!r}, expected one of {', '.join(LAYOUTS)}.")
+        self._tokenizer = tokenizer
+        self._layout = layout
+        self._start_ids = tokenizer.build_inputs_with_special_tokens([])
+        self._end_ids = [tokenizer.get_command("<eos>")]
+        self._role_ids = {role: [tokenizer.get_command(f"<|{role}|>")] for role in ROLES}
+        self.stop_ids = tuple(self._end_ids)
+        if layout in ("official", "tutorial"):
+            self.stop_ids += (*self._role_ids["user"], *self._role_ids["observation"])
+        self.description = {"family": "chatglm3", "layout": layout}
+
+    def encode_batch(self, conversations: Sequence[Conversation]) -> list[Example]:
+        """Give the ids and labels of many conversations: all texts in one threaded call.
+
+        Raises:
+            TemplateError: a conversation cannot be rendered; says which and why.
+        """
+        parts_of = [self._parts(conversation) for conversation in conversations]
+        ids_of = self._encode_texts(parts_of)
+        return [_join(parts, ids_of) for parts in parts_of]
+
+    def prompt_ids(self, conversation: Conversation) -> list[int]:
+        """Give the ids up to `<|assistant|>`, which are those of `build_chat_input`.
+
+        Raises:
+            TemplateError: the conversation cannot be rendered.
+        """
+        if self._layout == "plain":
+            parts = self._plain_parts([*conversation, Message("assistant", "")])[:-2]
+        elif self._layout == "chatglm2":
+            parts = self._round_parts(conversation.messages)
+        else:
+            parts = [*self._turns(conversation), (self._role_ids["assistant"], False)]
+        return _join(parts, self._encode_texts([parts])).input_ids
+
+    def parse(self, ids: Sequence[int]) -> list[Message]:
+        """Read generated ids: one message, or a remark and the tool call after it.
+
+        A message begins with its metadata line, empty for an ordinary answer, whose content is
+        stripped. Where a content was encoded on its own, the space in front of it is not its.
+        """
+        ids = self._until_stop(ids)
+        if self._layout == "plain":
+            return [Message("assistant", decode(self._tokenizer, ids))]
+        if self._layout == "chatglm2":
+            return [Message("assistant", decode(self._tokenizer, ids).strip())]
+        messages = []
+        for part in _split(ids, *self._role_ids["assistant"]):
+            text = decode(self._tokenizer, part)
+            metadata, newline, content = text.partition("\n")
+            if not newline:
+                metadata, content = "", text
+            metadata = metadata.strip()
+            content = content.removeprefix(" ") if metadata else content.strip()
+            messages.append(Message("assistant", content, metadata=metadata))
+        return messages
+
+    def _parts(self, conversation: Conversation) -> list[Part]:
+        """Cut a conversation as its layout does."""
+        if not conversation.messages:
+            raise TemplateError("the conversation has no messages; it needs at least one.")
+        if self._layout == "plain":
+            return self._plain_parts(list(conversation))
+        if self._layout == "tutorial":
+            return self._tutorial_parts(conversation)
+        if self._layout == "chatglm2":
+            return self._chatglm2_parts(conversation)
+        last = is_learned(conversation.messages[-1])
+        return [*self._turns(conversation), (self._end_ids, last)]
+
+    def _turns(self, messages: Sequence[Message] | Conversation) -> list[Part]:
+        """Cut every turn in the official way."""
+        parts: list[Part] = [(self._start_ids, False)]
+        was_learned = False
+        for index, message in enumerate(messages):
+            role_ids = self._role_ids.get(message.role)
+            if role_ids is None:
+                raise TemplateError(
+                    f"turn {index} is from {message.role!r}, expected one of {', '.join(ROLES)}."
+                )
+            learns = is_learned(message)
+            parts += (
+                (role_ids, was_learned),  # what ends the turn before
+                (f"{message.metadata}\n", learns),
+                (message.text, learns),
+            )
+            was_learned = learns
+        return parts
+
+    def _tutorial_parts(self, conversation: Conversation) -> list[Part]:
+        *history, answer = conversation.messages
+        if answer.role != "assistant":
+            raise TemplateError(
+                f"the last turn is from {answer.role!r}, but the {self._layout} layout learns the "
+                "last turn and so needs an answer there. Drop the turns after the last answer, or "
+                "use the official layout."
+            )
+        unlearned = [(piece, False) for piece, _ in self._turns(history)]
+        text = f"{answer.metadata}\n{answer.content}"
+        learns = is_learned(answer)
+        return [
+            *unlearned,
+            (self._role_ids["assistant"], False),
+            (text, learns),
+            (self._end_ids, learns),
+        ]
+
+    def _chatglm2_parts(self, conversation: Conversation) -> list[Part]:
+        """Cut as the fine-tuning code of ChatGLM2 does: the rounds, then the last answer."""
+        *history, answer = conversation.messages
+        if answer.role != "assistant" or answer.metadata:
+            raise TemplateError(
+                "the chatglm2 layout learns the last turn and so needs an answer there, got "
+                f"{'a tool call' if answer.metadata else answer.role}. Drop the turns behind the "
+                "last answer."
+            )
+        learns = is_learned(answer)
+        return [*self._round_parts(history), (answer.content, learns), (self._end_ids, learns)]
+
+    def _round_parts(self, messages: Sequence[Message]) -> list[Part]:
+        """Write turns up to a question as numbered rounds: one string, as ChatGLM2 has it."""
+        roles = [message.role for message in messages]
+        expected = (["user", "assistant"] * (len(messages) // 2 + 1))[: len(messages)]
+        if roles != expected or not len(messages) % 2 or any(m.metadata for m in messages):
+            raise TemplateError(
+                "ChatGLM2 knows questions and answers in turn, and neither system messages nor "
+                f"tools; got {' '.join(roles)} before an answer. Put what the system message says "
+                "into the first question."
+            )
+        rounds = [
+            f"[Round {number}]\n\n问：{question.content}\n\n答：{answer.content}\n\n"
+            for number, (question, answer) in enumerate(
+                zip(messages[::2], messages[1::2], strict=False), start=1
+            )
+        ]
+        last = f"[Round {len(rounds) + 1}]\n\n问：{messages[-1].content}\n\n答："
+        return [(self._start_ids, False), ("".join(rounds) + last, False)]
+
+    def _plain_parts(self, messages: Sequence[Message]) -> list[Part]:
+        roles = [message.role for message in messages]
+        if roles not in (["user", "assistant"], ["assistant"]):
+            raise TemplateError(
+                "the plain layout has one prompt from the user and one answer, got "
+                f"{' '.join(roles)}. Use the official layout for chats."
+            )
+        answer = messages[-1]
+        return [
+            (self._start_ids, False),
+            *((message.content, False) for message in messages[:-1]),
+            (answer.content, is_learned(answer)),
+            (self._end_ids, is_learned(answer)),
+        ]
+
+    def _encode_texts(self, parts_of: Sequence[Sequence[Part]]) -> dict[str, list[int]]:
+        """Encode every different text of many conversations once."""
+        texts = list(
+            {piece: 0 for parts in parts_of for piece, _ in parts if not isinstance(piece, list)}
+        )
+        try:
+            return dict(zip(texts, self._tokenizer.encode_texts(texts), strict=True))
+        except ValueError as error:
+            raise TemplateError(f"a message cannot be encoded: {error}") from error
+
+    def _fingerprinted(self) -> Mapping[str, Any]:
+        probes = {"plain": PLAIN_PROBES, "chatglm2": ROUND_PROBES}.get(self._layout, PROBES)
+        examples = self.encode_batch(probes)
+        pieces = self._tokenizer.sp_model.serialized_model_proto()
+        return {
+            "pieces": hashlib.sha256(pieces).hexdigest(),
+            "added": self._tokenizer.added_tokens_encoder,
+            "roles": self._role_ids,
+            "examples": [[example.input_ids, example.labels] for example in examples],
+            "prompt": self.prompt_ids(Conversation(PLAIN_PROBES[0].messages[:1])),
+        }
+
+
+def _join(parts: Sequence[Part], ids_of: Mapping[str, list[int]]) -> Example:
+    """Put the ids of the parts one after the other, with their labels."""
+    input_ids: list[int] = []
+    labels: list[int] = []
+    for piece, learns in parts:
+        ids = piece if isinstance(piece, list) else ids_of[piece]
+        input_ids += ids
+        labels += ids if learns else [IGNORE] * len(ids)
+    return Example(input_ids, labels)
+
+
+def _split(ids: Sequence[int], separator: int) -> list[list[int]]:
+    """Split a list as `str.split` splits a string."""
+    parts: list[list[int]] = [[]]
+    for index in ids:
+        if index == separator:
+            parts.append([])
+        else:
+            parts[-1].append(index)
+    return parts

@@ -1,0 +1,60 @@
+"""Choose the template of a tokenizer."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glmtune.errors import TemplateError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+from glmtune.template.base import Layout, Template
+from glmtune.template.chat_template import ChatTemplate
+from glmtune.template.chatglm import ChatGLMTemplate
+
+
+def template_for(tokenizer: PreTrainedTokenizerBase, layout: Layout = "official") -> Template:
+    """Give the template of a tokenizer's family.
+
+    Args:
+        tokenizer: ChatGLM's, or any that has a chat template.
+        layout: a layout of ChatGLM3; other families have their own, which is `official`.
+
+    Raises:
+        TemplateError: the family has no such layout, or no template that can be trained on.
+    """
+    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
+
+    if isinstance(tokenizer, ChatGLMTokenizer):
+        if layout in ("official", "tutorial") and (name := _chatglm2_name(tokenizer)):
+            raise TemplateError(
+                f"this is {name}, which knows no roles: the {layout} layout is ChatGLM3's. Use "
+                "layout: chatglm2 for dialogues, or plain for text and code."
+            )
+        return ChatGLMTemplate(tokenizer, layout)
+    if layout != "official":
+        raise TemplateError(
+            f"the layout {layout!r} is ChatGLM's, but the tokenizer is a "
+            f"{type(tokenizer).__name__}, which has its own chat template. Use layout: official."
+        )
+    return ChatTemplate(tokenizer)
+
+
+def _chatglm2_name(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Give the name under which ChatGLM2 or CodeGeeX2 was published, "" where it is neither.
+
+    Its files are ChatGLM3's, the tokenizer to the byte; only their names tell it.
+    """
+    folder = Path(tokenizer.name_or_path)
+    names = [folder.name]
+    for file, key in (("config.json", "_name_or_path"), ("tokenizer_config.json", "name_or_path")):
+        try:
+            content = json.loads((folder / file).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # a hub id, or no such file
+            continue
+        names.append(str(content.get(key, "")) if isinstance(content, dict) else "")
+    return next((n for n in names if re.search(r"(chatglm|codegeex)2-", n.lower())), "")

@@ -1,0 +1,300 @@
+"""A file of rows -> a file of answers, which is whole or absent.
+
+    rows.json                 answers.jsonl.partial           answers.jsonl
+    {"instruction": ...}  ->  what these answers are of   ->  {"row": 1, "answer": ..., ...}
+    {"instruction": ...}      {"row": 2, "answer": ...}       {"row": 2, "answer": ..., ...}
+                              {"row": 1, "answer": ...}
+
+Answers are added to the partial file as they end, so an interrupt, a crash or a full disk
+loses only what was being written. The first line says of what model, prompts and settings they
+are, and a run goes on with them only if its own are the same.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from glmtune.data.formats import check_roles, detect, split_answer
+from glmtune.data.rows import BadRow, Row, RowError
+from glmtune.data.sources import find_source
+from glmtune.errors import DataError, OutputError, TemplateError
+from glmtune.files import explain_write_error, write_atomically
+from glmtune.recipe.sections import DataSection
+from glmtune.template.base import Template
+from glmtune.use.chat import reply_text
+from glmtune.use.generate import ROWS, Request, Sampling, write
+
+logger = logging.getLogger(__name__)
+
+FIRST_ROWS = 20  # that may tell the format of a file
+SHOWN = 3  # bad rows in the log
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a row asks.
+
+    Attributes:
+        row: its number among all rows, from 1.
+        file, line: where it stands.
+        id: the row's own "id", if it has one.
+        text: the last turn, for people.
+        ids: the whole prompt.
+        reference: the row's own answer; None when it has none.
+    """
+
+    row: int
+    file: str
+    line: int
+    id: Any
+    text: str
+    ids: tuple[int, ...]
+    reference: str | None
+
+
+def read_questions(
+    section: DataSection, template: Template, *, context_length: int | None = None
+) -> list[Question]:
+    """Read the rows of `data.train` as questions; the last answer of a row is its reference.
+
+    Args:
+        section: which rows, and how they are read.
+        template: makes the prompts.
+        context_length: the tokens that prompt and answer may have together.
+
+    Raises:
+        DataError: a source cannot be read, there are no rows, or, unless `data.bad_rows` is
+            "skip", a row cannot be used.
+    """
+    check_roles(section.roles)
+    bad: list[BadRow] = []
+
+    def on_bad(row: BadRow) -> None:
+        if section.bad_rows == "fail":
+            raise RowError(row)
+        bad.append(row)
+
+    questions = []
+    for number, (row, name) in enumerate(_rows(section, on_bad), start=1):
+        try:
+            questions.append(_question(number, row, name, section, template, context_length))
+        except RowError as error:
+            on_bad(error.bad)
+    for left_out in bad[:SHOWN]:
+        logger.warning("left out: %s", left_out)
+    if len(bad) > SHOWN:
+        logger.warning("left out: %d rows more", len(bad) - SHOWN)
+    if not questions:
+        raise DataError(f"{', '.join(section.train)}: there is no row to answer.")
+    return questions
+
+
+def _rows(section: DataSection, on_bad: Callable[[BadRow], None]) -> Iterator[tuple[Row, Any]]:
+    """Every row, with the format of its source."""
+    for path in section.train:
+        rows = find_source(path, split=section.split).rows(on_bad)
+        first = list(islice(rows, FIRST_ROWS))
+        if not first:
+            continue
+        form = detect(first, section.format, section.columns, needs_answer=False)
+        for row in chain(first, rows):
+            yield row, form
+
+
+def _question(
+    number: int,
+    row: Row,
+    form: Any,
+    section: DataSection,
+    template: Template,
+    context_length: int | None,
+) -> Question:
+    prompt, answer = split_answer(row, form, section.columns, section.roles)
+    try:
+        ids = template.prompt_ids(prompt)
+    except TemplateError as error:
+        raise RowError(BadRow(row.file, row.line, "", str(error), "")) from None
+    if context_length is not None and len(ids) >= context_length:
+        told = (
+            f"the prompt has {len(ids):,} tokens, which leaves no room for an answer in the "
+            f"{context_length:,} that the model was made for. Shorten it, or take it out."
+        )
+        raise RowError(BadRow(row.file, row.line, "", told, prompt.messages[-1].content[:80]))
+    return Question(
+        row=number,
+        file=row.file,
+        line=row.line,
+        id=row.get("id"),
+        text=prompt.messages[-1].content,
+        ids=tuple(ids),
+        reference=reply_text(answer) if answer else None,
+    )
+
+
+def predict(
+    model: Any,
+    template: Template,
+    questions: Sequence[Question],
+    *,
+    sampling: Sampling,
+    context_length: int | None = None,
+    num_rows: int = ROWS,
+) -> Iterator[dict[str, Any]]:
+    """Answer questions, many at once, and give each as a line of the file when it has ended.
+
+    Args:
+        model: a causal language model, with an adapter over it or not.
+        template: made the prompts; reads the answers.
+        questions: in any order; what is drawn for a row depends on its number alone.
+        sampling: how to draw.
+        context_length: the tokens that prompt and answer may have together.
+        num_rows: how many are written at once.
+
+    Raises:
+        CheckpointError: the model's scores are not finite.
+    """
+
+    def request(question: Question) -> Request:
+        room = sampling.max_new_tokens
+        if context_length is not None:
+            room = min(room, context_length - len(question.ids))
+        return Request(question.ids, room, sampling.generator(model.device, question.row))
+
+    requests = map(request, questions)
+    for written in write(
+        model, requests, stop_ids=template.stop_ids, sampling=sampling, num_rows=num_rows
+    ):
+        question = questions[written.index]
+        line: dict[str, Any] = {"row": question.row, "file": question.file, "line": question.line}
+        if question.id is not None:
+            line["id"] = question.id
+        line |= {
+            "prompt": question.text,
+            "answer": reply_text(template.parse(written.ids)),
+            "ended": written.has_ended,
+            "tokens": len(written.ids) - written.has_ended,
+        }
+        if question.reference is not None:
+            line["reference"] = question.reference
+        yield line
+
+
+class AnswerFile:
+    """A file of answers in the making.
+
+    Args:
+        path: what it will be called when it is whole.
+        identity: what decides the answers; a partial file of another is not gone on with.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path = path
+        self.partial = partial_of(path)
+        self.identity = json.loads(json.dumps(identity))
+        self.lines: dict[int, dict[str, Any]] = {}
+
+    def resume(self) -> None:
+        """Take over the answers of an interrupted run; a line that breaks off is dropped.
+
+        Raises:
+            OutputError: they are answers to something else, or it is no such file.
+        """
+        if not self.partial.is_file():
+            return
+        content = self.partial.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        try:
+            first, *rest = [json.loads(line) for line in whole.splitlines()] or [self.identity]
+            lines = {line["row"]: line for line in rest}
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"{self.partial}: is damaged, or was not written by glmtune predict ({error}). "
+                "Move it away, or begin anew with --overwrite."
+            ) from None
+        if first != self.identity:
+            changed = [key for key in self.identity if first.get(key) != self.identity[key]]
+            raise OutputError(
+                f"{self.partial}: holds answers of another run; {', '.join(changed)} changed. "
+                "Give what was given then, or begin anew with --overwrite."
+            )
+        self.lines = lines
+
+    def write(self, answers: Iterator[dict[str, Any]]) -> None:
+        """Add answers as they come, then give the whole file its name, in the order of rows.
+
+        Raises:
+            OutputError: the disk is full, or the folder cannot be written; what was answered
+                stays in the partial file.
+        """
+        try:
+            kept = [self.identity, *self.lines.values()]
+            write_atomically(self.partial, "".join(map(_as_line, kept)))
+            with self.partial.open("a", encoding="utf-8") as file:
+                for answer in answers:
+                    file.write(_as_line(answer))
+                    file.flush()
+                    self.lines[answer["row"]] = answer
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(explain_write_error(self.partial, error)) from error
+        in_order = (self.lines[row] for row in sorted(self.lines))
+        write_atomically(self.path, "".join(map(_as_line, in_order)))
+        self.partial.unlink()
+
+
+def partial_of(path: Path) -> Path:
+    """Give the name that a file of answers has while it is written."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a file that cannot be written, or whose contents would be lost.
+
+    Raises:
+        OutputError: says which, and what to do.
+    """
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}. Make it, or choose another.")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder, expected a file such as {path / 'answers.jsonl'}.")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists already. Choose another --output, or --overwrite it.")
+    partial = partial_of(path)
+    if partial.exists() and not (resume or overwrite):
+        raise OutputError(
+            f"{partial}: holds the answers of an interrupted run. Go on with --resume, or begin "
+            "anew with --overwrite."
+        )
+
+
+def identify(
+    model: str,
+    adapter: Path | None,
+    template: Template,
+    questions: Sequence[Question],
+    sampling: Sampling,
+    dtype: str,
+) -> dict[str, Any]:
+    """Give what decides the answers."""
+    asked = hashlib.sha256()
+    for question in questions:
+        asked.update(json.dumps([question.row, question.ids]).encode())
+    weights = sorted(adapter.glob("adapter_model.*")) if adapter is not None else []
+    return {
+        "model": model,
+        "adapter": [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in weights],
+        "template": template.fingerprint[:16],
+        "prompts": asked.hexdigest()[:16],
+        "dtype": dtype,
+        "sampling": asdict(sampling),
+    }
+
+
+def _as_line(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"

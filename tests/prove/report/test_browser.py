@@ -1,0 +1,170 @@
+"""The pages in a real browser: silent, offline, and readable on a phone and on a desk."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmtune.prove.report.facts import ReportFacts
+from glmtune.prove.report.page import rewrite_report, write_report, write_rows_page
+from glmtune.recipe.reading import build_recipe
+
+pytestmark = pytest.mark.slow
+
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+WIDTHS = {"phone": 390, "desk": 1280}
+ROWS: list[dict[str, Any]] = [
+    {"instruction": "写一首诗\n" + "长" * 60, "input": "", "output": "春天来了。鑫😀"},
+    {"instruction": "x" * 300, "input": "", "output": "<script>document.title='owned'</script>"},
+    {"instruction": "诗", "input": "", "output": "春天来了，" * 300},
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("there is no chromium or google-chrome on the PATH")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(params=["report", "bare report", "rows"])
+def page_file(
+    request: pytest.FixtureRequest, run_dir: Path, facts: ReportFacts, tiny_model_dir: Path
+) -> Path:
+    """A page of each kind, and a report of a run that left next to nothing."""
+    if request.param == "report":
+        return write_report(run_dir, facts)
+    if request.param == "bare report":
+        (run_dir / "metrics.jsonl").unlink()
+        return rewrite_report(run_dir)
+    return write_rows(tiny_model_dir, run_dir)
+
+
+def write_rows(model: Path, folder: Path) -> Path:
+    rows = folder / "rows.json"
+    rows.write_text(json.dumps(ROWS, ensure_ascii=False, indent=0), encoding="utf-8")
+    tree = {
+        "model": {"name_or_path": str(model)},
+        "data": {"train": str(rows), "max_length": 900},
+        "output": {"dir": "."},
+    }
+    return write_rows_page(build_recipe(tree), folder / "rows.html", count=3)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("device", WIDTHS)
+def test_a_page_asks_nobody_complains_of_nothing_and_fits(
+    browser: Any, page_file: Path, device: str, scheme: str
+) -> None:
+    context = browser.new_context(
+        viewport={"width": WIDTHS[device], "height": 800}, color_scheme=scheme
+    )
+    page = context.new_page()
+    asked: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+
+    page.goto(page_file.as_uri())
+    for details in page.query_selector_all("details:not([open]) summary"):
+        details.click()
+    page.check("#show-ids") if page.query_selector("#show-ids") else None
+
+    assert asked == [page_file.as_uri()]
+    assert complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[device]
+    assert page.title() != "owned"
+    background, ink = page.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    )
+    assert (brightness(background) > brightness(ink)) == (scheme == "light")
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('p, dd, dt, pre, .t, .xs span, .ys span, summary')]"
+        ".map((each) => parseFloat(getComputedStyle(each).fontSize))"
+    )
+    assert min(sizes) >= 12  # px
+    context.close()
+
+
+def brightness(colour: str) -> int:
+    """Of `rgb(1, 2, 3)`."""
+    return sum(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(","))
+
+
+def test_the_policy_of_the_page_stops_a_script_that_got_in(browser: Any, run_dir: Path) -> None:
+    path = rewrite_report(run_dir)
+    html = path.read_text(encoding="utf-8")
+    evil = "<script>document.title='owned'</script><img src='https://example.com/x.png'>"
+    path.write_text(html.replace("<h1>", f"{evil}<h1>"), encoding="utf-8")
+    page = browser.new_page()
+    loaded: list[str] = []
+    page.on("requestfinished", lambda request: loaded.append(request.url))
+
+    page.goto(path.as_uri())
+
+    assert page.title() == "Run run · glmtune"
+    assert loaded == [path.as_uri()]
+    page.close()
+
+
+def test_ids_of_a_token_are_told_to_mouse_finger_and_keyboard(
+    browser: Any, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    path = write_rows(tiny_model_dir, tmp_path)
+    context = browser.new_context(viewport={"width": 390, "height": 800}, has_touch=True)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    block = page.locator(".tokens").first
+    rare = block.locator(".t", has_text="😀")
+    ids = rare.get_attribute("data-i")
+    assert len(ids.split()) == 4
+
+    rare.hover()
+    by_mouse = page.text_content("#readout")
+    page.mouse.move(0, 0)
+    rare.tap()
+    by_finger = page.text_content("#readout")
+    block.focus()
+    page.keyboard.press("End")  # </s>
+    page.keyboard.press("ArrowLeft")
+    by_keyboard = page.text_content("#readout")
+
+    assert f"ids {ids} · learned" in by_mouse
+    assert by_finger == by_mouse == by_keyboard
+    page.keyboard.press("Escape")
+    assert page.locator("#readout").is_hidden()
+    context.close()
+
+
+def test_a_chart_tells_its_values_to_mouse_and_keyboard(
+    browser: Any, run_dir: Path, facts: ReportFacts
+) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(write_report(run_dir, facts).as_uri())
+    chart = page.locator(".chart").first
+    plot, value = chart.locator(".plot"), chart.locator(".value")
+    box = plot.bounding_box()
+
+    plot.hover(position={"x": box["width"] - 1, "y": 50})
+    by_mouse = value.text_content()
+    page.mouse.move(0, 0)
+    assert value.text_content().strip() == ""
+    plot.focus()
+    by_keyboard = value.text_content()
+    page.keyboard.press("ArrowLeft")
+
+    assert by_mouse == by_keyboard == "step 40: training 0.6325, held out 1.75"
+    assert value.text_content().startswith("step 39: training 0.6405")
+    page.close()

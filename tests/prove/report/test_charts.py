@@ -1,0 +1,83 @@
+"""Curves show what was measured, gaps and peaks included."""
+
+import json
+from typing import Any
+
+import pytest
+
+from glmtune.prove.report.charts import draw_charts, number, thin
+
+
+def lines(losses: list[float | None]) -> list[dict[str, Any]]:
+    return [{"step": step, "loss": loss} for step, loss in enumerate(losses, start=1)]
+
+
+def test_a_curve_goes_through_its_points_between_round_numbers() -> None:
+    [chart] = draw_charts(lines([4.0, 2.0, 1.0]))
+
+    assert chart.title == "Loss"
+    assert [tick.text for tick in chart.y_ticks] == ["0", "1", "2", "3", "4"]
+    assert [curve.line for curve in chart.curves] == ["M0.0 0.0L500.0 500.0L1000.0 750.0"]
+    assert [(tick.at, tick.text) for tick in chart.x_ticks] == [(0, "1"), (50, "2"), (100, "3")]
+    assert chart.summary == (
+        "Loss in nats per learned token: training from 4 at step 1 to 1 at step 3."
+    )
+
+
+def test_the_loss_of_preferences_is_told_by_the_pair() -> None:
+    [chart] = draw_charts([line | {"reward_margin": 0.1} for line in lines([0.7, 0.2])])
+
+    assert chart.unit == "nats per pair of answers"
+    assert "nats per pair of answers" in chart.summary
+
+
+def test_a_value_that_was_not_finite_is_a_gap_and_says_so() -> None:
+    [chart] = draw_charts(lines([4.0, 3.0, None, 1.0]))
+
+    assert chart.curves[0].line.count("M") == 2
+    assert json.loads(chart.data)["values"] == [["4", "3", "not finite", "1"]]
+
+
+def test_held_out_and_training_loss_share_their_axes() -> None:
+    measured = [*lines([4.0, 2.0]), {"step": 2, "eval_loss": 8.0}]
+
+    [chart] = draw_charts(measured)
+
+    assert [curve.name for curve in chart.curves] == ["training", "held out"]
+    assert float(chart.y_ticks[-1].text) == 8
+    assert json.loads(chart.data)["values"] == [["4", "2"], [None, "8"]]
+
+
+def test_a_constant_is_drawn_in_the_middle_rather_than_divided_by_zero() -> None:
+    [chart] = draw_charts([{"step": 1, "learning_rate": 1e-4}, {"step": 9, "learning_rate": 1e-4}])
+
+    lowest, highest = float(chart.y_ticks[0].text), float(chart.y_ticks[-1].text)
+    assert lowest <= 1e-4 < highest
+
+
+@pytest.mark.parametrize("measured", [[], lines([1.0]), lines([None, None])])
+def test_what_cannot_be_drawn_is_left_out(measured: list[dict[str, Any]]) -> None:
+    assert draw_charts(measured) == []
+
+
+def test_thinning_keeps_the_peaks_the_evaluations_and_both_ends() -> None:
+    many = lines([1.0] * 1000)
+    many[333]["loss"] = 9.0
+    many[555]["loss"] = None  # not finite
+    many.insert(777, {"step": 777, "eval_loss": 2.0})
+
+    kept = thin(many, limit=50)
+
+    assert len(kept) < 60
+    assert many[333] in kept
+    assert many[555] in kept
+    assert many[777] in kept
+    assert (kept[0], kept[-1]) == (many[0], many[-1])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0001, "0.0001"), (1.23456, "1.235"), (12345.6, "12,346"), (0.0, "0"), (2.5e-05, "2.5e-05")],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert number(value) == text

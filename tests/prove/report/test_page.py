@@ -1,0 +1,257 @@
+"""The pages hold everything a run did and proved, and nothing that data could do to a reader."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmtune.errors import OutputError
+from glmtune.prove.proof import ALIVE, STOPS, TEMPLATE, Proof
+from glmtune.prove.report.facts import ReportFacts
+from glmtune.prove.report.page import duration, rewrite_report, write_report, write_rows_page
+from glmtune.recipe.reading import build_recipe
+
+VOID = {"meta", "link", "br", "img", "input", "path"}
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page, as far as the tests ask."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(html)
+        assert self._open == [], f"not closed: {self._open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] not in ("script", "style"):
+            self.text += data
+
+
+def proof_lines(html: str) -> dict[str, str]:
+    """The verdict beside each proof."""
+    found = re.findall(r'class="verdict">. ([a-z ]+)</span><div><b>([^<]+)</b>', html)
+    return {name: verdict for verdict, name in found}
+
+
+def test_the_report_tells_all_that_is_known(run_dir: Path, facts: ReportFacts) -> None:
+    path = write_report(run_dir, facts)
+
+    html = path.read_text(encoding="utf-8")
+    page = Page(html)
+    assert path == run_dir / "report.html"
+    for told in (
+        "name_or_path: ./chatglm3-6b",  # the recipe
+        "a" * 64,
+        "b" * 64,
+        "1,949,696 of 6,245,533,696 weights learned",
+        "1 h 2 min",
+        "1.75",  # held-out loss
+        "3.00 GiB",
+        "not finite",  # step 31
+        "no-stop",
+        "The logits differ.",
+        "transformers",
+        f"glmtune train {run_dir}/recipe.yaml output.dir={run_dir}-again",
+        "cut at the limit",
+    ):
+        assert told in page.text, told
+    assert "Missing" not in page.text
+    assert html.index("no-stop") < html.index("duplicate")  # the gravest first
+
+
+def test_a_proof_that_nobody_ran_is_shown_as_not_run(run_dir: Path, facts: ReportFacts) -> None:
+    html = write_report(run_dir, facts).read_text(encoding="utf-8")
+
+    verdicts = proof_lines(html)
+    assert verdicts[ALIVE] == "passed"
+    assert verdicts["reloaded from disk it is the same"] == "failed"
+    assert verdicts[TEMPLATE] == "not run"
+    assert verdicts[STOPS] == "not run"
+    assert "1 of 7 passed" in Page(html).text
+
+
+def test_a_proof_of_another_kind_is_shown_too(run_dir: Path, facts: ReportFacts) -> None:
+    more = facts.model_copy(update={"proofs": (Proof("nothing forgotten", "passed", "0.1 %"),)})
+
+    html = write_report(run_dir, more).read_text(encoding="utf-8")
+
+    assert proof_lines(html)["nothing forgotten"] == "passed"
+    assert proof_lines(html)[ALIVE] == "not run"
+
+
+def test_a_run_without_facts_says_what_is_missing_and_passes_nothing(run_dir: Path) -> None:
+    html = rewrite_report(run_dir).read_text(encoding="utf-8")
+
+    text = Page(html).text
+    assert set(proof_lines(html).values()) == {"not run"}
+    for told in (
+        "has no report.json",
+        "Nobody asked the model.",
+        "The run kept no example.",
+        "It is not known what became of the rows.",
+        "The data was not checked for faults.",
+        "It is not known where the run was done.",
+        "It is not known with which versions.",
+    ):
+        assert told in text, told
+    assert "Loss in nats" not in text
+    assert 'aria-label="Loss in nats per learned token: training from 4' in html  # curves are there
+
+
+def test_a_check_that_found_nothing_is_not_a_check_that_never_was(
+    run_dir: Path, facts: ReportFacts
+) -> None:
+    clean = facts.model_copy(update={"lint": (), "samples": ()})
+
+    text = Page(write_report(run_dir, clean).read_text(encoding="utf-8")).text
+
+    assert "The check found nothing." in text
+    assert "There were no prompts to ask." in text
+
+
+def test_the_report_can_be_made_anew_from_the_folder_alone(
+    run_dir: Path, facts: ReportFacts
+) -> None:
+    first = write_report(run_dir, facts).read_bytes()
+    (run_dir / "report.html").unlink()
+
+    assert rewrite_report(run_dir).read_bytes() == first
+
+
+def test_facts_of_another_run_in_the_same_folder_are_not_believed(
+    run_dir: Path, facts: ReportFacts
+) -> None:
+    write_report(run_dir, facts)
+    recipe = run_dir / "recipe.yaml"
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("0.1", "0.2"), encoding="utf-8")
+
+    html = rewrite_report(run_dir).read_text(encoding="utf-8")
+
+    assert "is of a run with another recipe" in Page(html).text
+    assert set(proof_lines(html).values()) == {"not run"}
+
+
+def test_a_run_that_was_stopped_says_so(run_dir: Path, facts: ReportFacts) -> None:
+    stopped = facts.model_copy(update={"is_finished": False, "num_steps": 100})
+
+    text = Page(write_report(run_dir, stopped).read_text(encoding="utf-8")).text
+
+    assert "The run was stopped after step 40 of 100." in text
+
+
+def test_a_damaged_facts_file_is_named_with_what_to_do(run_dir: Path) -> None:
+    (run_dir / "report.json").write_text('{"recipe_sha256": "', encoding="utf-8")
+
+    with pytest.raises(OutputError, match=r"report\.json: expected the JSON .* delete it to make"):
+        rewrite_report(run_dir)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"no recipe\.yaml in it, so it is not the folder of a"):
+        rewrite_report(tmp_path)
+
+
+def check_harmless(html: str) -> None:
+    """No tag comes from data, and nothing is loaded from anywhere."""
+    page = Page(html)
+    assert [tag for tag, _ in page.tags if tag in ("script", "img", "iframe")] == ["script"]
+    handlers = [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+    assert handlers == []
+    links = [
+        attrs[name]
+        for _, attrs in page.tags
+        for name in ("src", "href")
+        if name in attrs and not str(attrs[name]).startswith("#")
+    ]
+    assert links == ["data:,"]
+    [policy] = [
+        attrs["content"]
+        for tag, attrs in page.tags
+        if tag == "meta" and attrs.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert str(policy).startswith("default-src 'none';")
+
+
+def test_markup_in_data_stays_text_in_the_report(run_dir: Path, facts: ReportFacts) -> None:
+    html = write_report(run_dir, facts).read_text(encoding="utf-8")
+
+    check_harmless(html)
+    # recipe, lint place and excerpt, proof, prompt, expected, base answer, place of the example
+    assert html.count("&lt;script&gt;document.title") >= 8
+
+
+ROWS: list[dict[str, Any]] = [
+    {"instruction": "翻译 <script>alert(1)</script>", "input": "", "output": "鑫 <img src=x>"},
+    {"instruction": "写一首诗", "input": "", "output": "春天来了，" * 40},
+    {"instruction": "没有回答 <b>", "input": "", "output": ""},
+]
+
+
+def rows_page(model: Path, folder: Path, **which: int) -> str:
+    rows = folder / "<i>rows.json"
+    rows.write_text(json.dumps(ROWS, ensure_ascii=False, indent=0), encoding="utf-8")
+    tree = {
+        "model": {"name_or_path": str(model)},
+        "data": {"train": str(rows), "max_length": 120, "bad_rows": "skip"},
+        "output": {"dir": "."},
+    }
+    path = write_rows_page(build_recipe(tree), folder / "pages" / "rows.html", **which)
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_page_of_rows_shows_the_row_that_was_asked_for_and_the_worst(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    html = rows_page(tiny_model_dir, tmp_path, first=1)
+
+    text = Page(html).text
+    headings = re.findall(r"<h2>(.*?)</h2>", html)
+    assert headings == [
+        "Totals", "Row 1", "Longest", "Too long: cut, shortened or left out",
+        "Most byte tokens", "Nothing learned", "Could not be used",
+    ]  # fmt: skip
+    assert "left out: longer than max_length" in text
+    assert "the answer is empty" in text
+    assert re.search(r'<span class="t l" data-p="\d+" data-i="\d+ \d+ \d+">鑫</span>', html)
+    assert 'class="t x"' in html
+
+
+def test_markup_in_data_stays_text_in_the_page_of_rows(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    html = rows_page(tiny_model_dir, tmp_path, first=1, count=3)
+
+    check_harmless(html)
+    text = Page(html).text
+    assert "<script>alert(1)</script>" in text
+    assert "没有回答 <b>" in text
+
+
+def test_the_page_says_when_there_is_no_such_row(tiny_model_dir: Path, tmp_path: Path) -> None:
+    text = Page(rows_page(tiny_model_dir, tmp_path, first=9)).text
+
+    assert "There is no row to show from 9 on" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(42.4, "42 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")]
+)
+def test_a_time_is_written_as_people_say_it(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

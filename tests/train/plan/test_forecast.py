@@ -1,0 +1,163 @@
+"""What is predicted is held against a machine, and what would make it fit is told."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from glmtune.errors import DataError, RecipeError
+from glmtune.model.load import load_model
+from glmtune.recipe.reading import build_recipe
+from glmtune.recipe.recipe import Recipe
+from glmtune.train.plan.forecast import (
+    Memory,
+    Place,
+    aim,
+    converted_bytes,
+    knobs,
+    make_plan,
+    parse_size,
+)
+from glmtune.train.plan.simulation import Simulation
+from glmtune.train.plan.workload import Rows, describe_workload
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def recipe_for(model: Path | str, *overrides: str) -> Recipe:
+    tree = {"model": {"name_or_path": str(model)}, "data": {"train": "rows.json"}}
+    return build_recipe(tree | {"output": {"dir": "out"}}, overrides)
+
+
+ROWS = Rows(
+    lengths=[10, 40, 30, 20, 90],
+    learned=[9, 5, 5, 5, 5],
+    chosen=[0, 1, 2, 3],
+)
+
+
+def test_the_heaviest_pack_is_the_one_that_training_rehearses() -> None:
+    recipe = recipe_for(
+        "x",
+        *("data.max_length=50", "training.per_device_train_batch_size=1"),
+        *("training.gradient_accumulation_steps=4", "training.num_train_epochs=3"),
+    )
+
+    workload = describe_workload(recipe, ROWS)
+
+    # Packs of 50: 40 + 10, and 30 + 20. Both are full; the first has more to learn.
+    assert (workload.lengths, workload.learned, workload.rows) == ((40, 10), (5, 9), (1, 0))
+    assert (workload.num_rows, workload.num_steps, workload.num_tokens) == (4, 3, 300)
+    assert (workload.later_lengths, workload.later_learned) == ((30, 20), (5, 5))
+    batch = workload.micro_batch()
+    assert batch.cu_seq_lens is not None
+    assert batch.cu_seq_lens.tolist() == [0, 40, 50]
+    assert int((batch.labels >= 0).sum()) == 14
+    assert workload.micro_batch(45).input_ids.shape == (1, 45)
+
+
+def test_without_data_packs_are_full_and_nothing_else_is_known() -> None:
+    workload = describe_workload(recipe_for("x", "data.max_length=50"), None)
+
+    assert (workload.lengths, workload.learned) == ((50, 50), (49, 49))
+    assert workload.later_lengths == (50, 50)
+    assert (workload.num_rows, workload.num_steps, workload.num_tokens) == (None, None, None)
+
+
+def test_a_step_of_one_pack_has_no_later_one() -> None:
+    recipe = recipe_for(
+        "x",
+        *("data.max_length=50", "training.per_device_train_batch_size=2"),
+        "training.gradient_accumulation_steps=1",
+    )
+
+    assert describe_workload(recipe, ROWS).later_micro_batch() is None
+    assert describe_workload(recipe, None).later_micro_batch() is None
+
+
+def test_a_max_length_that_no_row_meets_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"data.max_length=9; the shortest has 10 tokens"):
+        describe_workload(recipe_for("x", "data.max_length=9"), ROWS)
+
+
+def test_what_is_converted_is_in_memory_beside_its_files(tiny_model_dir: Path) -> None:
+    file = (tiny_model_dir / "model.safetensors").stat().st_size
+    parts = Simulation(*(0,) * 6, dtype=torch.float32)
+
+    assert converted_bytes(recipe_for(tiny_model_dir), parts) is None
+    assert converted_bytes(recipe_for(tiny_model_dir, "model.compute=int8"), parts) == file
+    memory = Memory(100, 400, 10, 10, 20, activations=50, proof=40, loading=600)
+    assert (memory.required, memory.peak) == (590, 700)
+    assert Memory(100, 400, 10, 10, 20, activations=50, proof=80, loading=0).peak == 610
+
+
+def test_int8_and_nf4_hold_one_file_at_a_time_and_8_bits_all(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    load_model(tiny_model_dir).save_pretrained(tmp_path, max_shard_size="300KB")
+    sizes = [file.stat().st_size for file in tmp_path.glob("*.safetensors")]
+    parts = Simulation(*(0,) * 6, dtype=torch.float32)
+    qlora = "adapter.method=qlora"
+
+    assert len(sizes) > 1
+    assert converted_bytes(recipe_for(tmp_path, "model.compute=int8"), parts) == max(sizes)
+    assert converted_bytes(recipe_for(tmp_path, qlora), parts) == max(sizes)
+    eight = recipe_for(tmp_path, qlora, "adapter.quantization_bit=8")
+    assert converted_bytes(eight, parts) == sum(sizes)
+
+
+def test_the_changes_that_make_it_fit_are_told_with_their_bytes(tiny_model_dir: Path) -> None:
+    recipe = recipe_for(tiny_model_dir, "data.max_length=256")
+    place = Place(None, GPU, base=0)
+    full = place.memory(recipe).required
+
+    assert aim("here", full, place, recipe).fits
+    target = aim("here", full - 1, place, recipe)
+    assert not target.fits
+    assert target.would_fit
+    [change] = target.changes
+    assert change.overrides == (
+        "training.per_device_train_batch_size=1",
+        "training.gradient_accumulation_steps=32",  # 2 x 16 rows a step, as before
+    )
+    assert (
+        change.required
+        == place.memory(build_recipe(recipe.model_dump(mode="json"), change.overrides)).required
+    )
+    hopeless = aim("here", 1000, place, recipe)
+    assert not hopeless.would_fit
+    needed = [full, *(change.required for change in hopeless.changes)]
+    assert needed == sorted(needed, reverse=True)
+    assert len(needed) > 2
+
+
+def test_changes_of_what_is_learned_come_last() -> None:
+    recipe = recipe_for("x", "data.max_length=512")
+
+    assert [overrides[-1] for overrides in knobs(recipe, CPU)] == [
+        "training.gradient_accumulation_steps=32",
+        "training.gradient_checkpointing=true",
+        "model.dtype=bfloat16",
+        "model.compute=int8",
+        "data.max_length=256",
+        "data.max_length=128",
+    ]
+    full = recipe_for("x", "adapter.method=full", "training.per_device_train_batch_size=1")
+    assert [overrides[-1] for overrides in knobs(full, GPU)][:2] == [
+        "training.gradient_checkpointing=true",
+        "adapter.method=lora",
+    ]
+
+
+def test_pairs_and_dealt_out_weights_are_not_reckoned_with(tiny_model_dir: Path) -> None:
+    for change in ("stage=dpo", "training.sharding=fsdp2"):
+        tree = {"model": {"name_or_path": str(tiny_model_dir)}, "data": {"train": "rows.json"}}
+        with pytest.raises(RecipeError, match=r"knows neither preference\.stage=dpo nor"):
+            make_plan(build_recipe(tree | {"output": {"dir": "out"}}, [change]))
+
+
+def test_a_device_is_a_size() -> None:
+    assert parse_size("24GB") == 24 * 10**9
+    assert parse_size("1.5 GiB") == 3 * 2**29
+    with pytest.raises(RecipeError, match="'A100': expected a size of memory, such as 24GB"):
+        parse_size("A100")

@@ -1,0 +1,145 @@
+"""A step in tensors without numbers takes the memory that a real one takes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from glmtune.data.batches import MicroBatch, micro_batch_of
+from glmtune.data.packing import pack
+from glmtune.methods import method
+from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.objective.next_token import next_token_loss
+from glmtune.recipe.reading import build_recipe
+from glmtune.recipe.recipe import Recipe
+from glmtune.template.base import IGNORE, Example
+from glmtune.train.optimizer import make_optimizer
+from glmtune.train.plan.simulation import Simulation, Tally, simulate
+from glmtune.train.run import load_base
+
+CPU = torch.device("cpu")
+CHECKPOINTING = "training.gradient_checkpointing=true"
+
+
+def recipe_for(model: Path | str, *overrides: str) -> Recipe:
+    tree = {"model": {"name_or_path": str(model)}, "data": {"train": "rows.json"}}
+    return build_recipe(tree | {"output": {"dir": "out"}}, overrides)
+
+
+def packed(*lengths: int) -> MicroBatch:
+    """Rows of which the second half is learned."""
+    return micro_batch_of(
+        pack([Example([5] * n, [IGNORE] * (n - n // 2) + [5] * (n // 2)) for n in lengths])
+    )
+
+
+def measure(recipe: Recipe, batch: MicroBatch, *, is_first: bool = False) -> int:
+    """The most that is alive besides weights, gradients and optimizer, with real numbers."""
+    model = load_base(recipe, CPU)
+    if recipe.training.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    model = method.attach(model, recipe.adapter).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = make_optimizer(model, recipe.training)
+    optimizer.step()
+    means = [t for state in optimizer.state.values() for t in state.values() if t.ndim]
+    tally = Tally()
+    gradients = [p.grad for p in trained if p.grad is not None]
+    held = tally.hold([*model.parameters(), *model.buffers(), *gradients, *means])
+    del gradients
+    if is_first:
+        optimizer.zero_grad()
+    with tally:
+        next_token_loss(model, batch).backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+    return tally.peak - held
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        (CHECKPOINTING,),
+        ("model.dtype=bfloat16",),
+        ("model.dtype=bfloat16", "model.compute=int8"),
+        ("adapter.target_modules=[dense,dense_4h_to_h]", "adapter.lora_dropout=0.1"),
+        ("adapter.method=freeze", "adapter.trainable_layers=1"),
+    ],
+    ids=" ".join,
+)
+def test_a_step_without_numbers_takes_the_memory_of_a_real_one(
+    tiny_model_dir: Path, overrides: tuple[str, ...]
+) -> None:
+    recipe, batch = recipe_for(tiny_model_dir, *overrides), packed(100, 60)
+
+    predicted = simulate(recipe, batch, batch, packed(20), CPU)
+
+    assert predicted.activations == pytest.approx(measure(recipe, batch), rel=0.02)
+
+
+def test_the_first_pack_of_a_step_finds_no_gradients(tiny_model_dir: Path) -> None:
+    recipe = recipe_for(tiny_model_dir, "adapter.method=full")
+    heavy, light, proof = packed(200, 100), packed(10), packed(20)
+
+    alone = simulate(recipe, heavy, None, proof, CPU)
+    before_a_light_one = simulate(recipe, heavy, light, proof, CPU)
+    after_another = simulate(recipe, heavy, heavy, proof, CPU)
+
+    assert before_a_light_one.activations == pytest.approx(alone.activations, rel=0.001)
+    assert alone.activations == pytest.approx(measure(recipe, heavy, is_first=True), rel=0.02)
+    assert after_another.activations == pytest.approx(measure(recipe, heavy), rel=0.02)
+    assert after_another.activations - alone.activations > 0.9 * alone.gradients
+
+
+def write_config(folder: Path, num_layers: int, **fields: int) -> None:
+    ChatGLMConfig(
+        num_layers=num_layers,
+        seq_length=8192,
+        add_qkv_bias=True,
+        multi_query_attention=True,
+        multi_query_group_num=2,
+        **fields,
+    ).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_a_deep_model_is_reckoned_from_two_shallow_ones(tmp_path: Path, checkpointing: str) -> None:
+    deep = 7
+    write_config(tmp_path, deep, hidden_size=64, ffn_hidden_size=96, kv_channels=16)
+    overrides = [f"training.gradient_checkpointing={checkpointing}", "adapter.r=4"]
+    reckoned = simulate(recipe_for(tmp_path, *overrides), packed(90), packed(60), packed(20), CPU)
+
+    # A layer with a rank of its own makes it simulate all of them.
+    pattern = 'adapter.rank_pattern={"layers.0.self_attention.query_key_value": 4}'
+    deep_recipe = recipe_for(tmp_path, *overrides, pattern)
+    whole = simulate(deep_recipe, packed(90), packed(60), packed(20), CPU)
+
+    assert reckoned == whole
+
+
+def of_6b(tmp_path: Path, device: str, *overrides: str) -> Simulation:
+    write_config(tmp_path, 28)
+    recipe = recipe_for(tmp_path, "model.dtype=bfloat16", *overrides)
+    return simulate(recipe, packed(16), None, packed(16), torch.device(device))
+
+
+def test_the_weights_of_6b_are_counted_from_its_config_alone(tmp_path: Path) -> None:
+    predicted = of_6b(tmp_path, "cuda")
+
+    assert predicted.frozen == 2 * 6_243_584_000 + 2 * 32  # and inv_freq
+    assert predicted.trained == predicted.gradients == 4 * 1_949_696
+    assert predicted.optimizer == 2 * predicted.trained
+
+
+def test_packed_weights_are_counted_by_their_bits(tmp_path: Path) -> None:
+    matrices = 28 * (4096 * 4608 + 4096 * 4096 + 4096 * 27392 + 13696 * 4096)
+
+    predicted = of_6b(tmp_path, "cuda", "adapter.method=qlora")
+
+    rest = 6_243_584_000 - matrices  # embedding, output layer, norms and biases, in 16 bits
+    assert predicted.frozen == pytest.approx(matrices * (1 / 2 + 1 / 64) + 2 * rest, rel=1e-4)
+    assert predicted.activations > 2 * 4096 * 27392, "the widest one is unpacked for its product"

@@ -1,0 +1,99 @@
+from typing import Any
+
+import pytest
+
+from glmtune.recipe.reading import build_recipe
+from glmtune.recipe.recipe import Recipe
+from glmtune.recipe.sections import ChecksSection
+from glmtune.train.alarms import Watch, proportions
+
+
+def recipe(*overrides: str) -> Recipe:
+    tree = {
+        "model": {"name_or_path": "m"},
+        "data": {"train": "rows.json"},
+        "output": {"dir": "out"},
+    }
+    return build_recipe(tree, overrides)
+
+
+def healthy(watch: Watch, steps: int = 60) -> None:
+    for step in range(1, steps + 1):
+        watch.step(step, 3.0 / step**0.3 + 0.3 * (step % 3), 1.0 + 0.5 * (step % 4))
+
+
+def test_a_healthy_run_passes_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    watch = Watch(ChecksSection())
+    healthy(watch)
+    for step, loss in enumerate([2.0, 1.8, 1.81, 1.7, 1.69]):
+        watch.evaluation(step, loss)
+
+    assert caplog.text == ""
+    assert proportions(recipe(), num_rows=10_000, num_steps=313) == []
+
+
+def test_an_exploding_gradient_is_named_with_its_step(caplog: pytest.LogCaptureFixture) -> None:
+    watch = Watch(ChecksSection())
+    healthy(watch)
+
+    watch.step(61, 0.9, 40.0)
+
+    assert "step 61: the gradient exploded: its norm is 40" in caplog.text
+
+
+def test_a_rising_loss_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    watch = Watch(ChecksSection())
+    healthy(watch)
+
+    for step in range(61, 90):
+        watch.step(step, 5.0, 1.0)
+
+    assert caplog.text.count("the loss rises") == 1
+
+
+def test_one_hard_step_is_no_rising_loss(caplog: pytest.LogCaptureFixture) -> None:
+    watch = Watch(ChecksSection())
+    healthy(watch)
+    watch.step(61, 4.0, 1.0)
+
+    assert "the loss rises" not in caplog.text
+
+
+def test_what_is_known_by_heart_may_tremble(caplog: pytest.LogCaptureFixture) -> None:
+    watch = Watch(ChecksSection())
+    for step in range(1, 60):
+        watch.step(step, 0.007 if step < 40 else 0.011, 1.0)
+
+    assert caplog.text == ""
+
+
+def test_a_held_out_loss_that_turned_up_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    watch = Watch(ChecksSection(worse_evaluations=2))
+    for step, loss in enumerate([2.0, 1.5, 1.6, 1.7]):
+        watch.evaluation(100 * step, loss)
+
+    assert "step 300: the held-out loss has turned up: 1.7000 after 1.5000" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sizes", "complaint"),
+    [
+        (["learning_rate=0.05"], (10_000, 313), "diverges or forgets"),
+        (["learning_rate=1e-8"], (10_000, 313), "barely learns"),
+        (["learning_rate=1e-3", "adapter.method=full"], (10_000, 313), "1e-5 is a good start"),
+        (["gradient_accumulation_steps=1"], (10_000, 5000), "a step learns 2 rows"),
+        (["gradient_accumulation_steps=64"], (100, 15), "asks for 128 rows, and there are 100"),
+        ([], (64, 2), "2 optimizer steps"),
+        ([], (100, 400), "learned about 128 times"),
+    ],
+)
+def test_what_is_out_of_proportion_is_said_before_the_first_step(
+    overrides: list[Any], sizes: tuple[int, int], complaint: str
+) -> None:
+    [said] = proportions(recipe(*overrides), *sizes)
+    assert complaint in said
+
+
+def test_each_method_has_its_own_sane_learning_rates() -> None:
+    adapter, weights = recipe("learning_rate=1e-3"), recipe("learning_rate=1e-5", "method=full")
+    assert proportions(adapter, 10_000, 313) == proportions(weights, 10_000, 313) == []

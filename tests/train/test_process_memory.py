@@ -1,0 +1,67 @@
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from glmtune.train.process_memory import give_back
+
+MIB = 2**20
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+COUNT_LARGE = """
+import os, pathlib, re
+from glmtune.train import process_memory as heap
+heap.set_defaults()
+import torch
+large = torch.ones(2**24)
+pages = pathlib.Path("/proc/self/smaps_rollup").read_text()
+print(re.search(r"AnonHugePages: +(\\d+) kB", pages)[1], os.environ["THP_MEM_ALLOC_ENABLE"])
+"""
+
+
+def resident() -> int:
+    """Bytes of this process that no file backs."""
+    status = Path("/proc/self/status").read_text()
+    [kib] = re.findall(r"RssAnon:\s+(\d+)", status)
+    return int(kib) * 1024
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc gives memory back when asked")
+def test_what_is_freed_below_a_tensor_that_stays_is_given_back() -> None:
+    give_back()  # or what other tests have freed would be used again, and nothing would grow
+    before = resident()
+    freed = [torch.ones(2**14) for _ in range(2000)]  # 64 KiB each, too small to be mapped alone
+    stays = [torch.ones(2**14) for _ in range(10)]
+    assert resident() - before > 100 * MIB
+    freed.clear()
+
+    give_back()
+
+    assert resident() - before < 30 * MIB
+    assert all(tensor.eq(1).all() for tensor in stays)
+
+
+def count_large(environment: Mapping[str, str]) -> tuple[int, str]:
+    """KiB in large pages of a process that has made a tensor of 64 MiB, and what was set."""
+    command = [sys.executable, "-c", COUNT_LARGE]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    kib, chosen = done.stdout.split()
+    return int(kib), chosen
+
+
+@pytest.mark.skipif(
+    not LARGE_PAGES.is_file() or "[never]" in LARGE_PAGES.read_text(),
+    reason="this system gives no large pages to those who ask",
+)
+def test_a_large_tensor_lies_in_large_pages_unless_the_user_says_otherwise() -> None:
+    without = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
+
+    kib, chosen = count_large(without)
+
+    assert chosen == "1"
+    assert kib > 32 * 1024
+    assert count_large(without | {"THP_MEM_ALLOC_ENABLE": "0"})[1] == "0"
