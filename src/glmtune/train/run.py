@@ -31,7 +31,7 @@ from glmtune.objective.preference import Preference
 from glmtune.prove import liveness
 from glmtune.prove.answers import Answer, Prompt, answer_all
 from glmtune.prove.forgetting import METRIC, general_conversations, general_loss
-from glmtune.prove.metrics import MetricsFile, cut_metrics, read_metrics
+from glmtune.prove.metrics import METRICS, MetricsFile, cut_metrics, read_metrics
 from glmtune.prove.proof import Proof
 from glmtune.recipe.methods import (
     AdapterSection,
@@ -40,7 +40,7 @@ from glmtune.recipe.methods import (
     NoneSection,
     QloraSection,
 )
-from glmtune.recipe.recipe import Recipe, RunRecipe
+from glmtune.recipe.recipe import RECIPE, Recipe, RunRecipe
 from glmtune.recipe.sections import DataSection, TrainingSection
 from glmtune.template.base import Example, Template
 from glmtune.template.select import template_for
@@ -67,7 +67,7 @@ from glmtune.train.finish import (
 from glmtune.train.loop import Judge, Run, train
 from glmtune.train.neftune import add_noise
 from glmtune.train.optimizer import make_optimizer, make_scheduler, optimizer_class
-from glmtune.train.output import METRICS, RECIPE, clear_run, prepare_output
+from glmtune.train.output import clear_run, prepare_output
 from glmtune.train.precision import autocast, check_base, dtype_of_autocast, make_scaler
 
 logger = logging.getLogger(__name__)
