@@ -462,7 +462,8 @@ def make_accelerator(recipe: RunRecipe) -> Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     installed = {str(tracker) for tracker in get_available_trackers()}
-    for name in recipe.output.report_to:
+    trackers = recipe.output.trackers(installed)
+    for name in trackers:
         if name not in LOGGER_TYPE_TO_CLASS:
             known = ", ".join(LOGGER_TYPE_TO_CLASS)
             raise RecipeError(f"output.report_to names {name!r}; accelerate knows {known}.")
@@ -475,7 +476,7 @@ def make_accelerator(recipe: RunRecipe) -> Any:
         # Without a GPU accelerate knows of several processes only if told that it is a CPU.
         cpu=recipe.training.use_cpu or not torch.accelerator.is_available(),
         mixed_precision="no",  # train/precision.py has it on a CPU too
-        log_with=list(recipe.output.report_to) or None,
+        log_with=list(trackers) or None,
         project_dir=str(Path(recipe.output.dir) / "runs"),
     )
 
@@ -614,6 +615,9 @@ def lint(recipe: Recipe, template: Template) -> tuple[dict[str, Any], ...] | Non
         logger.warning("lint: %s. `glmtune lint` with this recipe shows them", ", ".join(counted))
     else:
         logger.info("lint: nothing to mend in %d rows", report.num_rows)
+    for check, reason in report.not_checked.items():
+        if check not in recipe.lint.off:
+            logger.info("lint: not checked: %s (%s)", check, reason)
     return tuple(
         {
             "id": finding.check,
