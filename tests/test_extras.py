@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from glmtune.cli.main import app
 from glmtune.data.lint import lint_data
 from glmtune.data.sources import read_rows
 from glmtune.errors import DataError
@@ -77,6 +79,20 @@ def test_lint_without_its_extra_checks_all_but_near_duplicates(
     assert report.not_checked["near-duplicate"] == (
         "needs the package rensa: pip install 'glmtune[lint]'; "
         "leaks are found by equal prompts only"
+    )
+
+
+def test_the_lint_command_names_the_extra_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide(monkeypatch, "rensa")
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([alpaca("问", "答")]), encoding="utf-8")
+
+    shown = CliRunner().invoke(app, ["lint", str(rows)], env={"COLUMNS": "200"}).output
+
+    assert "not checked: near-duplicate (needs the package rensa: pip install 'glmtune[lint]'" in (
+        " ".join(shown.split())  # brackets are markup in rich
     )
 
 
