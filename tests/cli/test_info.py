@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from glmtune.cli.info import readable
 from glmtune.cli.main import app
 from glmtune.errors import CheckpointError, RecipeError
-from glmtune.inspect.checkpoint import describe_adapter, describe_model, group_parameters
+from glmtune.inspect.adapter import describe_adapter
+from glmtune.inspect.checkpoint import describe_model, group_parameters
 from glmtune.methods import lora
 from glmtune.methods.layers import adapted_layers
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig

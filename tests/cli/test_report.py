@@ -1,6 +1,8 @@
 """`glmtune report` and `glmtune inspect --html` write a page and say where."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,25 @@ def test_report_writes_the_page_of_a_run_and_says_where(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     assert printed == f"{page}\n"
     assert "name_or_path: ./base" in page.read_text(encoding="utf-8")
+
+
+def test_report_loads_no_library_for_tensors(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("model: {name_or_path: ./base}", encoding="utf-8")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n{"step": 2, "loss": 1}\n')
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from glmtune.prove.report.page import rewrite_report\n"
+        "rewrite_report(Path(sys.argv[1]))\n"
+        "print([m for m in ('torch', 'transformers', 'peft', 'datasets') if m in sys.modules])"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.strip() == "[]"
+    assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "loss.svg").is_file()
 
 
 def test_report_of_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:

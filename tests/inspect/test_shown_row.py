@@ -1,4 +1,4 @@
-"""A row on a page: what is learned, what is not, and what was cut away."""
+"""A row on a page: what is learned, what is not, and what was cut."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -36,7 +36,7 @@ def kept_ids(row: ShownRow) -> list[int]:
     return [i for piece in row.pieces if piece.state != "cut" for i in piece.ids]
 
 
-def test_a_whole_row_is_learned_and_unlearned_pieces_and_nothing_cut(tokenizer: Any) -> None:
+def test_a_complete_row_has_learned_and_unlearned_pieces_and_no_cut_ones(tokenizer: Any) -> None:
     example = template_for(tokenizer).encode(TALK)
 
     row = show_row(example, example, tokenizer, place="rows.json:2")
@@ -95,7 +95,7 @@ def test_a_row_that_is_left_out_has_no_tokens_that_count(tokenizer: Any) -> None
     assert (row.num_tokens, row.num_learned, row.num_cut) == (0, 0, len(whole.input_ids))
 
 
-def test_of_a_book_in_one_row_only_the_beginning_is_shown_but_all_is_counted(
+def test_of_a_very_long_row_only_the_beginning_is_shown_but_all_tokens_are_counted(
     tokenizer: Any,
 ) -> None:
     [token_id] = tokenizer.encode_texts(["。"])[0][-1:]
@@ -106,7 +106,7 @@ def test_of_a_book_in_one_row_only_the_beginning_is_shown_but_all_is_counted(
     assert (len(row.pieces), row.num_hidden, row.num_tokens) == (MAX_PIECES, 7, MAX_PIECES + 7)
 
 
-def test_markup_in_a_piece_is_text_and_what_turns_a_line_around_is_spelled_out() -> None:
+def test_markup_in_a_piece_is_text_and_direction_marks_are_spelled_out() -> None:
     piece = ShownPiece(0, (1,), "<b>\u202e\t&\n", "learned", is_special=False)
 
     assert str(piece.html) == "&lt;b&gt;\\u202e⇥&amp;⏎"

@@ -157,7 +157,7 @@ def test_a_run_leaves_a_prefix_that_chat_uses_and_resumes_to_the_same_bytes(
 ) -> None:
     import shutil
 
-    from glmtune.inspect.checkpoint import describe_adapter
+    from glmtune.inspect.adapter import describe_adapter
     from glmtune.use.chat import open_session
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from glmtune.errors import RecipeError
 from glmtune.recipe.reading import build_recipe, load_recipe
@@ -178,3 +179,20 @@ def test_a_number_where_a_list_belongs_is_told_in_plain_words(key: str) -> None:
     tree = {"model": {"name_or_path": "x"}, "data": {"train": "r"}, "output": {"dir": "o"}}
     with pytest.raises(RecipeError, match=rf"{key} is 3, expected a list. Write {key}: \[first"):
         build_recipe(tree, [f"{key}=3"])
+
+
+def test_the_default_tracker_is_tensorboard_only_where_it_is_installed() -> None:
+    output = build_recipe(SMALLEST).output
+
+    assert output.trackers({"tensorboard", "wandb"}) == ("tensorboard",)
+    assert output.trackers({"wandb"}) == ()
+
+
+def test_a_tracker_that_is_named_is_used_once_whether_or_not_it_is_installed() -> None:
+    named = build_recipe(SMALLEST, ["report_to=[auto,tensorboard,wandb]"]).output
+    nothing = build_recipe(SMALLEST, ["report_to=null"])
+
+    assert named.trackers({"tensorboard"}) == ("tensorboard", "wandb")
+    assert named.trackers(set()) == ("tensorboard", "wandb")  # refused later, with its name
+    assert nothing.output.trackers({"tensorboard"}) == ()
+    assert build_recipe(yaml.safe_load(nothing.to_yaml())) == nothing

@@ -18,6 +18,7 @@ from glmtune.model.chatglm.train_tokenizer import train_tokenizer
 from glmtune.prove.proof import FORGETS, PROOFS, STOPS
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
+from glmtune.train.output import clear_run
 from glmtune.train.run import Result, fine_tune
 
 ROWS = [
@@ -105,7 +106,7 @@ def test_a_run_leaves_an_adapter_that_any_peft_user_can_load(
     written = {path.name for path in output.iterdir()}
     assert written >= {
         "adapter_config.json", "adapter_model.safetensors", "README.md", "glmtune.json",
-        "tokenizer.model", "recipe.yaml", "metrics.jsonl", "loss.png", "checkpoint-6",
+        "tokenizer.model", "recipe.yaml", "metrics.jsonl", "loss.svg", "checkpoint-6",
     }  # fmt: skip
     assert not [name for name in written if name.endswith(".partial")]
     model = AutoPeftModelForCausalLM.from_pretrained(output)
@@ -370,12 +371,12 @@ def test_a_tracker_that_is_unknown_or_not_installed_is_refused_at_once(
 
 
 def test_tensorboard_gets_the_curves(tiny_model_dir: Path, rows: Path, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
     output = tmp_path / "out"
     fine_tune(recipe_for(tiny_model_dir, rows, output, "report_to=tensorboard"))
 
-    events = EventAccumulator(str(output / "runs" / "glmtune"))
+    events = accumulators.EventAccumulator(str(output / "runs" / "glmtune"))
     events.Reload()
     losses = [(event.step, event.value) for event in events.Scalars("loss")]
     assert losses == [(line["step"], pytest.approx(line["loss"])) for line in metrics(output)]
@@ -422,3 +423,12 @@ def test_prompts_are_answered_in_the_middle_of_a_run(
 
     assert "step 2: asked '[gMASK]sop<|user|>" in caplog.text
     assert weights(tmp_path / "a") == weights(tmp_path / "b")  # asking changes nothing
+
+
+def test_a_new_run_removes_the_curve_of_an_old_version_too(tmp_path: Path) -> None:
+    for name in ("loss.png", "loss.svg", "report.html", "my.txt"):
+        (tmp_path / name).write_text("old")
+
+    clear_run(tmp_path)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["my.txt"]

@@ -11,7 +11,8 @@ from glmtune.gc_pause import loading
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from glmtune.inspect.checkpoint import AdapterFacts, ModelFacts, TokenizerFacts
+    from glmtune.inspect.adapter import AdapterFacts
+    from glmtune.inspect.checkpoint import ModelFacts, TokenizerFacts
 
 Lines = Iterator[tuple[str, str]]  # a label and what it says
 CACHE_TOKENS = 1024  # the portion in which the cache is reckoned
@@ -39,14 +40,16 @@ def info(
     from dataclasses import asdict
 
     with loading():
-        from glmtune.inspect.checkpoint import describe_adapter, describe_model
-        from glmtune.methods import method
+        from glmtune.inspect.adapter import describe_adapter, is_adapter
 
     facts: AdapterFacts | ModelFacts
-    if method.is_adapter(Path(model)):
+    if is_adapter(Path(model)):
         facts = describe_adapter(Path(model))
         table, lines = layer_table(facts), adapter_lines(facts)
     else:
+        with loading():
+            from glmtune.inspect.checkpoint import describe_model
+
         facts = describe_model(model, lora_r=lora_r, target_modules=_split(target_modules))
         table, lines = parameter_table(facts), model_lines(facts)
     if as_json:

@@ -162,7 +162,7 @@ def print_report(report: "LintReport", console: "Console", shown: int) -> None:
         sorted(report.not_checked, key=report.not_checked.__getitem__),
         key=report.not_checked.__getitem__,
     ):
-        console.print(f"not checked: {', '.join(checks)} ({reason})")
+        console.print(f"not checked: {', '.join(checks)} ({reason})", markup=False)
     if shown:
         for id, found in itertools.groupby(report.findings, key=lambda finding: finding.check):
             findings = list(found)

@@ -23,6 +23,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -178,8 +179,17 @@ _READERS: dict[str, Callable[[Path, str, OnBad], Iterator[Row]]] = {
 }
 
 
+def _require_datasets(problem: str) -> None:
+    if find_spec("datasets") is None:
+        raise DataError(
+            f"{problem} needs the package datasets, which is not installed. Run "
+            "`pip install 'glmtune[datasets]'`, or give a JSON, CSV or Parquet file."
+        )
+
+
 def _find_saved(name: str, folder: Path, split: str | None, max_rows: int | None) -> Source:
     """A folder written by `save_to_disk`, of a Dataset or of a DatasetDict."""
+    _require_datasets(f"{name}: is a `datasets.save_to_disk` folder, and reading it")
     import datasets
 
     if (folder / "dataset_dict.json").exists():
@@ -209,6 +219,10 @@ def _choose_split(name: str, splits: list[str], split: str | None) -> str:
 
 
 def _find_on_hub(name: str, split: str | None, max_rows: int | None) -> Source:
+    _require_datasets(
+        f"{name}: there is no such file or folder (working folder: {Path.cwd()}), and reading it "
+        "from a hub"
+    )
     import datasets
 
     owner_and_name = name.removeprefix(MODELSCOPE)

@@ -1,14 +1,14 @@
-"""A model folder -> its parameters by name and what they cost; an adapter folder -> its updates.
+"""A model folder -> its parameters by name, and the memory that they take.
 
-Nothing large is read: the network is built on the meta device, and of the weights only the
-names, shapes and dtypes that stand in front of the files. So 12 GB take seconds, and a bare
-config.json is enough for everything but the dtypes.
+No weights are read: the network is built on the meta device, and names, shapes and dtypes come from
+the headers of the files. So 12 GB take seconds, and a config.json alone is enough for everything
+but the dtypes.
 
     transformer.encoder.layers.{0..27}.mlp.dense_4h_to_h.weight   4096 x 13696   bfloat16   28 x
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,39 +18,25 @@ from torch import Tensor, nn
 
 import glmtune.auto  # noqa: F401  # makes ChatGLM known to transformers
 from glmtune.errors import CheckpointError, GlmtuneError
-from glmtune.methods import adapter_folder, layers, lora, method, ptuning_v2
+from glmtune.inspect.adapter import DTYPES
+from glmtune.methods import layers, lora
 from glmtune.model.files import locate, weight_files
 from glmtune.model.load import load_config, load_shapes, load_tokenizer
 from glmtune.recipe.methods import LoraSection
 from glmtune.template.select import template_for
 
-SAFETENSORS_DTYPES = {  # the dtype names in front of a safetensors file
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class ParameterGroup:
-    """Parameters that have everything in common but the number of their layer.
+    """Parameters that differ only in the number of their layer.
 
     Attributes:
         name: with the layer numbers as `{first..last}`.
         shape: of each.
-        dtype: as stored, "" when there are no files, and "missing" when the files lack them.
-        count: how many there are.
-        numel: numbers in all of them together.
-        stored_bytes: of all of them, 0 when there are no files.
+        dtype: as stored, "" without weight files, "missing" if the files lack these parameters.
+        count: parameters in the group.
+        numel: numbers in all of them.
+        stored_bytes: of all of them, 0 without weight files.
     """
 
     name: str
@@ -63,14 +49,14 @@ class ParameterGroup:
 
 @dataclass(frozen=True, slots=True)
 class LoraFacts:
-    """What an adapter would add.
+    """The cost of a LoRA adapter.
 
     Attributes:
         r: the rank.
-        target_modules: the layers it would be put on.
-        trainable: numbers in it.
-        total: numbers in the model with it.
-        file_bytes: of its float32 file.
+        target_modules: the layers it changes.
+        trainable: numbers in the adapter.
+        total: numbers in the model and the adapter.
+        file_bytes: of the adapter's float32 file.
     """
 
     r: int
@@ -82,16 +68,16 @@ class LoraFacts:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFacts:
-    """What text becomes, and what ends an answer.
+    """A tokenizer and the template that goes with it.
 
     Attributes:
         kind: the class of the tokenizer.
         size: number of ids.
-        special_ids: named tokens and their ids.
-        stop_ids: what ends an answer.
-        template: how prompts are built, None when the tokenizer cannot tell.
+        special_ids: special tokens and their ids.
+        stop_ids: ids that end an answer.
+        template: how prompts are built, None if no template fits the tokenizer.
         fingerprint: of that template.
-        problem: why there is no template, "" when there is one.
+        problem: why there is no template, "" if there is one.
     """
 
     kind: str
@@ -111,16 +97,16 @@ class ModelFacts:
         name: the folder or hub id.
         kind: `model_type` and the class that reads it.
         groups: the parameters, in the order of the network.
-        num_tensors: how many parameters there are.
+        num_tensors: number of parameters.
         numel: numbers in them.
-        buffers: stored tensors that are no parameters, by name.
-        unexpected: stored tensors that the network has not.
-        memory_bytes: of the weights by how they are held.
+        buffers: names of stored tensors that are buffers of the network.
+        unexpected: names of stored tensors that the network does not have.
+        memory_bytes: of the weights, by dtype or quantization.
         cache_bytes_per_token: of keys and values in 16 bit.
-        context_length: tokens, None when the config does not say.
-        rope_ratio: multiplies the rotary base; None for families without it.
-        lora: what an adapter would add.
-        tokenizer: None when the folder has none.
+        context_length: tokens, None if the configuration does not say.
+        rope_ratio: factor of the rotary base; None for families without it.
+        lora: the cost of an adapter.
+        tokenizer: None if the folder has none.
         tokenizer_problem: why there is no tokenizer.
     """
 
@@ -143,15 +129,15 @@ class ModelFacts:
 def describe_model(
     name: str, *, lora_r: int = 8, target_modules: tuple[str, ...] | None = None
 ) -> ModelFacts:
-    """Say what a model is made of, without its weights.
+    """Describe a model without reading its weights.
 
     Args:
         name: a folder with at least a config.json, or a hub id.
-        lora_r: the rank of the adapter to reckon with.
-        target_modules: its layers; None is peft's choice for this family.
+        lora_r: the rank of the adapter to estimate.
+        target_modules: its layers; None for peft's choice for this family.
 
     Raises:
-        CheckpointError: it is no model that transformers knows, or a file is damaged.
+        CheckpointError: transformers does not know this kind of model, or a file is damaged.
         RecipeError: the model has no such layers.
     """
     config = load_config(name)
@@ -182,29 +168,29 @@ def describe_model(
 
 
 def memory_bytes(model: Any) -> dict[str, int]:
-    """Give the size of a model's weights by how they are held.
+    """Compute the size of a model's weights by dtype or quantization.
 
-    Quantisation takes the matrices of the layers; embeddings, the output layer, norms and
-    biases stay in 16 bit. The scales of its blocks, some percent more, are not counted.
+    Quantization applies to the matrices of the layers; embeddings, the output layer, norms and
+    biases stay in 16 bit. The scales of its blocks, a few percent more, are not counted.
     """
     numel = sum(parameter.numel() for parameter in model.parameters())
     output_layer = model.get_output_embeddings()
-    quantised = sum(
+    quantized = sum(
         module.weight.numel()
         for module in model.modules()
         if isinstance(module, nn.Linear) and module is not output_layer
     )
-    rest = 2 * (numel - quantised)
+    rest = 2 * (numel - quantized)
     return {
         "float32": 4 * numel,
         "bfloat16": 2 * numel,
-        "int8": quantised + rest,
-        "4 bit": quantised // 2 + rest,
+        "int8": quantized + rest,
+        "4 bit": quantized // 2 + rest,
     }
 
 
 def cache_bytes_per_token(config: Any) -> int:
-    """Give the size of one token's keys and values of all layers, in 16 bit."""
+    """Compute the size of one token's keys and values of all layers, in 16 bit."""
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -217,11 +203,11 @@ def cache_bytes_per_token(config: Any) -> int:
 def group_parameters(
     parameters: Mapping[str, Tensor], stored: Mapping[str, Tensor]
 ) -> tuple[ParameterGroup, ...]:
-    """Join the parameters that differ in the number of their layer alone.
+    """Group the parameters that differ only in the number of their layer.
 
     Args:
         parameters: of the network, by name.
-        stored: what the files hold, by name; tensors on the meta device. Empty without files.
+        stored: tensors in the files, by name, on the meta device; empty without files.
     """
     members: dict[tuple[str, tuple[int, ...], str], list[str]] = {}
     for name, parameter in parameters.items():
@@ -267,10 +253,10 @@ def _range(numbers: list[int]) -> str:
 def stored_tensors(folder: Path) -> dict[str, Tensor]:
     """Read names, shapes and dtypes of the weights in a folder; tensors on the meta device.
 
-    safetensors go before `.bin`, as they do in loading. A folder without weights gives {}.
+    safetensors take precedence over `.bin`, as in loading. A folder without weights gives {}.
 
     Raises:
-        CheckpointError: an index names a file that is not there, or a file is damaged.
+        CheckpointError: an index names a missing file, or a file is damaged.
     """
     tensors: dict[str, Tensor] = {}
     for file in weight_files(folder):
@@ -291,7 +277,7 @@ def _safetensors_header(file: Path) -> dict[str, Tensor]:
         with safe_open(str(file), framework="pt") as content:
             for name in content.keys():  # noqa: SIM118  # it is no mapping
                 part = content.get_slice(name)
-                dtype = getattr(torch, SAFETENSORS_DTYPES[part.get_dtype()])
+                dtype = getattr(torch, DTYPES[part.get_dtype()])
                 tensors[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
     except (SafetensorError, KeyError) as error:
         raise CheckpointError(
@@ -310,7 +296,7 @@ def _bin_header(file: Path) -> dict[str, Tensor]:
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 
 
-# ---- what goes with it -------------------------------------------------------------------
+# ---- adapter and tokenizer ---------------------------------------------------------------
 
 
 def _describe_lora(model: nn.Module, r: int, target_modules: tuple[str, ...] | None) -> LoraFacts:
@@ -344,93 +330,3 @@ def _describe_tokenizer(name: str) -> tuple[TokenizerFacts | None, str]:
         ),
         "",
     )
-
-
-# ---- adapters ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterFacts:
-    """Everything that `glmtune info` shows of an adapter folder.
-
-    Attributes:
-        folder: where it is.
-        method: peft's name of the method.
-        base: the model that it was trained on.
-        r, lora_alpha: rank and scale of its update.
-        target_modules: the layers it changes.
-        template: how its prompts were built, None when it does not say.
-        fingerprint: of that template, "" when it does not say.
-        glmtune_version: that made it, "" when it was made elsewhere.
-        num_tensors, numel: how much is in it.
-        dtypes: of its tensors.
-        file_bytes: of its weights file.
-        norms: of B by layer; the update of a layer with 0 does nothing.
-        dead: the layers whose B is zero or not finite.
-    """
-
-    folder: str
-    method: str
-    base: str
-    r: int | None
-    lora_alpha: float | None
-    target_modules: tuple[str, ...]
-    template: Mapping[str, Any] | None
-    fingerprint: str
-    glmtune_version: str
-    num_tensors: int
-    numel: int
-    dtypes: tuple[str, ...]
-    file_bytes: int
-    norms: Mapping[str, float]
-    dead: tuple[str, ...]
-
-
-def describe_adapter(folder: Path) -> AdapterFacts:
-    """Say what an adapter is, what it belongs to, and whether it does anything.
-
-    Raises:
-        CheckpointError: the folder is no adapter, or a file is damaged.
-    """
-    method.check_folder(folder)
-    if ptuning_v2.is_folder(folder):
-        config: dict[str, Any] = {"peft_type": "P-Tuning v2"}
-        file, tensors = folder / ptuning_v2.WEIGHTS, ptuning_v2.read_tensors(folder)
-    else:
-        config = adapter_folder.read_config(folder)
-        file, tensors = adapter_folder.read_tensors(folder)
-    card = adapter_folder.load_card(folder)
-    norms = {
-        _layer(name): value.float().norm().item()
-        for name, value in tensors.items()
-        if "lora_B" in name or "lora_embedding_B" in name
-    }
-    return AdapterFacts(
-        folder=str(folder),
-        method=str(config.get("peft_type", "")),
-        base=method.base_name(folder),
-        r=config.get("r"),
-        lora_alpha=config.get("lora_alpha"),
-        target_modules=_as_tuple(config.get("target_modules")),
-        template=None if card is None else card.template,
-        fingerprint="" if card is None else card.fingerprint,
-        glmtune_version="" if card is None else card.version,
-        num_tensors=len(tensors),
-        numel=sum(value.numel() for value in tensors.values()),
-        dtypes=tuple(
-            sorted({str(value.dtype).removeprefix("torch.") for value in tensors.values()})
-        ),
-        file_bytes=file.stat().st_size,
-        norms=norms,
-        dead=tuple(name for name, norm in norms.items() if not 0 < norm < float("inf")),
-    )
-
-
-def _layer(name: str) -> str:
-    return re.split(r"\.lora_", name.removeprefix("base_model.model."))[0]
-
-
-def _as_tuple(value: str | Iterable[str] | None) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(sorted(value))

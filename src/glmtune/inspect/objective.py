@@ -1,4 +1,4 @@
-"""A text -> what GLM's objective makes of it: tokens, both positions, and who sees whom."""
+"""A text -> its example under GLM's objective: tokens, both positions, and the attention mask."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from glmtune.recipe.recipe import PretrainRecipe
 from glmtune.recipe.sections import ObjectiveSection
 from glmtune.template.base import IGNORE
 
-# Each as settings of the one objective: those of a mixture, and the task families of the field.
+# Settings for one objective: those of the mixture, and the usual names of task families.
 OBJECTIVES: Mapping[str, Mapping[str, float]] = {
     "token": {"token": 1},
     "sentence": {"sentence": 1},
@@ -33,13 +33,13 @@ OBJECTIVES: Mapping[str, Mapping[str, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class SeenInfilling:
-    """What an objective makes of a text.
+    """A text as an example of one objective.
 
     Attributes:
         place: `file:line`.
         example: ids, targets and positions.
-        tokens, targets: as pieces of text; a target that is not learned is "".
-        may_attend: whether a token (row) sees another (column), (seq, seq).
+        tokens, targets: as text; a target that is not learned is "".
+        may_attend: whether a token (row) attends to another (column), (seq, seq).
     """
 
     place: str
@@ -50,22 +50,22 @@ class SeenInfilling:
 
 
 def see_infilling(recipe: PretrainRecipe, objective: str, row: int = 1) -> SeenInfilling:
-    """Cut a text as a run of the recipe would with one objective alone.
+    """Prepare a text as a run of the recipe would with a single objective.
 
     Args:
-        recipe: its model (the tokenizer alone is read), its texts, and the other settings.
+        recipe: its model, of which only the tokenizer is read, its texts and settings.
         objective: a key of `OBJECTIVES`.
-        row: which text of data.train, counted from 1.
+        row: the text of data.train, counted from 1.
 
     Raises:
         CheckpointError: there is no tokenizer.
-        DataError: the tokenizer is not ChatGLM's, a file cannot be read, or it has fewer texts.
+        DataError: the tokenizer is not ChatGLM's, a file cannot be read, or there are fewer texts.
     """
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     marks = marks_of(tokenizer)
-    place, text = _find(recipe, row)
+    place, text = _find_text(recipe, row)
     ids = [*tokenizer.encode(text, add_special_tokens=False), marks.end][: recipe.data.max_length]
-    infilling = BlankInfilling(alone(recipe.objective, objective), marks)
+    infilling = BlankInfilling(single_objective(recipe.objective, objective), marks)
     generator = np.random.default_rng((recipe.training.seed, row))
     [example] = infilling.batch([np.array(ids)], generator)
     mask = spell_out(torch.tensor([0, len(example)]), torch.tensor([example.prefix_length]))
@@ -78,19 +78,19 @@ def see_infilling(recipe: PretrainRecipe, objective: str, row: int = 1) -> SeenI
     )
 
 
-def alone(section: ObjectiveSection, objective: str) -> ObjectiveSection:
-    """Give the settings with which one objective is all there is."""
-    nothing = dict.fromkeys(section.weights(), 0.0)
-    return section.model_copy(update={**nothing, **OBJECTIVES[objective]})
+def single_objective(section: ObjectiveSection, objective: str) -> ObjectiveSection:
+    """Give the settings of one objective, with the weights of all others at 0."""
+    no_weights = dict.fromkeys(section.weights(), 0.0)
+    return section.model_copy(update={**no_weights, **OBJECTIVES[objective]})
 
 
 def _pieces(ids: list[int], tokenizer: Any) -> tuple[str, ...]:
-    # ChatGLM's tokenizer has no text for the end.
+    # ChatGLM's tokenizer has no text for the end-of-text token.
     named = {IGNORE: "", tokenizer.eos_token_id: str(tokenizer.eos_token)}
     return tuple(named[i] if i in named else str(tokenizer.convert_ids_to_tokens(i)) for i in ids)
 
 
-def _find(recipe: PretrainRecipe, row: int) -> tuple[str, str]:
+def _find_text(recipe: PretrainRecipe, row: int) -> tuple[str, str]:
     def refuse(bad: BadRow) -> None:
         raise RowError(bad)
 
@@ -103,5 +103,5 @@ def _find(recipe: PretrainRecipe, row: int) -> tuple[str, str]:
                 return f"{first.file}:{first.line}", text
     raise DataError(
         f"{', '.join(recipe.data.train)}: there is no text {row}, only {number:,}. "
-        "They are counted from 1."
+        "Texts are counted from 1."
     )

@@ -1,11 +1,11 @@
-"""A row as a page shows it: pieces that are learned, not learned, or cut away.
+"""A row as a page shows it: pieces that are learned, not learned, or cut.
 
-    whole     P P A A B B C C     the conversation, encoded
-    fitted    P P B B C           what training sees of it, in data.max_length
-    shown     P P(A A)B B C(C)    in brackets what was cut
+    whole     P P A A B B C C     the encoded conversation
+    fitted    P P B B C           shortened to data.max_length, as training sees it
+    shown     P P(A A)B B C(C)    the cut pieces are in parentheses
 
-What is not cut, in order, is exactly what training sees, so numbers on the page are those of
-the trainer.
+The pieces that are not cut are exactly the tokens that training sees, so the counts on the page
+equal those of training.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,19 +20,19 @@ from glmtune.template.pieces import pieces_of
 
 State = Literal["learned", "unlearned", "cut"]
 
-MAX_PIECES = 4000  # of a row on a page; a book in one row would make it useless
+MAX_PIECES = 4000  # shown of a row, so that a book in one row does not make the page useless
 _VISIBLE = {"\n": "⏎\n", "\t": "⇥", "\r": "␍"}
 
 
 @dataclass(frozen=True, slots=True)
 class ShownPiece:
-    """A run of tokens that is text.
+    """The shortest run of tokens that decodes to text.
 
     Attributes:
         position: of its first token in the whole row, counted from 0.
         ids: of the tokens.
-        text: what they are, a special token as its name.
-        state: what training does with it.
+        text: the decoded text; of a special token, its name.
+        state: how training uses it.
         is_special: whether it is a special token.
     """
 
@@ -44,7 +44,7 @@ class ShownPiece:
 
     @property
     def html(self) -> Markup:
-        """The text, escaped, with white space that can be seen; a last line break is a sign."""
+        """The escaped text with visible white space; a line break at the end is only a sign."""
         return visible(self.text).removesuffix("\n")
 
     @property
@@ -61,13 +61,12 @@ class ShownRow:
         number: counted from 1 through all files, as `glmtune inspect --row` does; 0 if unknown.
         place: `file:line`.
         format: the format it was read as.
-        fate: what became of it for its length or labels, "" when it is learned whole.
-        num_tokens, num_learned: as the trainer counts them: cut tokens do not count.
+        fate: how it was shortened or why it was left out, "" if it is complete.
+        num_tokens, num_learned: as training counts them, without cut tokens.
         num_cut: tokens that training does not see.
-        num_byte_tokens: tokens of the whole row that are one byte of a character; None
-            if not counted.
+        num_byte_tokens: byte tokens in the complete row; None if not counted.
         pieces: the row, or its beginning.
-        num_hidden: tokens behind these pieces that are not shown.
+        num_hidden: tokens after these pieces that are not shown.
     """
 
     number: int
@@ -93,18 +92,18 @@ def show_row(
     number: int = 0,
     num_byte_tokens: int | None = None,
 ) -> ShownRow:
-    """Make a row fit to be shown.
+    """Split a row into pieces for a page.
 
     Args:
-        whole: the conversation encoded.
-        fitted: what training sees of it; None when it is left out.
-        tokenizer: makes text of the ids.
+        whole: the encoded conversation.
+        fitted: the part that training sees; None if the row is left out.
+        tokenizer: decodes the ids.
         place, format, fate, number, num_byte_tokens: as in `ShownRow`.
     """
     kept = fitted or Example([], [])
     pieces: list[ShownPiece] = []
     position = 0
-    for part, is_cut in _stretches(whole, kept):
+    for part, is_cut in _spans(whole, kept):
         for piece in pieces_of(part, tokenizer):
             state: State = "cut" if is_cut else "learned" if piece.is_learned else "unlearned"
             if len(pieces) < MAX_PIECES:
@@ -125,8 +124,8 @@ def show_row(
     )
 
 
-def _stretches(whole: Example, kept: Example) -> Iterator[tuple[Example, bool]]:
-    """Give the kept stretches of a row in order, and between them what was cut there."""
+def _spans(whole: Example, kept: Example) -> Iterator[tuple[Example, bool]]:
+    """Yield the kept and the cut spans of a row in order."""
     if whole.input_ids == kept.input_ids:
         yield kept, False
         return
@@ -134,17 +133,17 @@ def _stretches(whole: Example, kept: Example) -> Iterator[tuple[Example, bool]]:
     for tag, a0, a1, b0, b1 in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if tag in ("delete", "replace"):
             yield Example(a[a0:a1], [IGNORE] * (a1 - a0)), True
-        if b1 > b0:  # a word that was cut through may have other tokens than the whole one
+        if b1 > b0:  # a word that is cut in the middle may have other tokens
             yield Example(b[b0:b1], kept.labels[b0:b1]), False
 
 
 def visible(text: str) -> Markup:
-    """Escape a text, and make its white space visible."""
+    """Escape a text and make its white space visible."""
     return harmless(text, _VISIBLE)
 
 
 def harmless(text: str, instead: Mapping[str, str] | None = None) -> Markup:
-    """Escape a text, and spell out what would turn the line around or cannot be seen."""
+    """Escape a text and spell out invisible characters and those that reverse the direction."""
     instead = {"\n": "\n", "\t": "\t"} if instead is None else instead
     return escape(
         "".join(

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 import glmtune
 from glmtune.errors import CheckpointError, TemplateError
 from glmtune.files import write_atomically
 from glmtune.template.base import Template
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def read_peft_config(folder: Path) -> Any:
         ) from None
 
 
-def by_peft_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def by_peft_names(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """Give tensors the names that peft saves; scripts of old and ms-swift 1 save others.
 
     base_model.model.LAYER.lora_A.weight           peft
@@ -152,7 +152,7 @@ def check_folder(folder: Path) -> None:
     weights = folder / "adapter_model.safetensors"
     if weights.is_file():
         try:
-            with safe_open(str(weights), framework="pt") as file:
+            with safe_open(str(weights), framework="np") as file:
                 file.keys()
         except SafetensorError as error:
             raise CheckpointError(
@@ -200,12 +200,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_tensors(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+def read_tensors(folder: Path) -> "tuple[Path, dict[str, Tensor]]":
     """Read the weights of an adapter, and say from which file.
 
     Raises:
         CheckpointError: the file is damaged.
     """
+    import torch  # the other functions answer without it
     from safetensors.torch import load_file
 
     file = folder / "adapter_model.safetensors"

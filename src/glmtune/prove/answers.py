@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from glmtune.template.base import IGNORE, Example, Template
-from glmtune.use.chat import reply_text
-from glmtune.use.generate import Request, Sampling, write
 
 PATIENCE = 16  # tokens that an answer may take beyond twice the data's
 
@@ -58,6 +56,8 @@ def first_prompt(example: Example, template: Template, tokenizer: Any) -> Prompt
     Raises:
         ValueError: nothing in the row is learned.
     """
+    from glmtune.use.chat import reply_text  # loads torch; a report needs only the classes
+
     start = next((i for i, label in enumerate(example.labels) if label != IGNORE), None)
     if start is None:
         raise ValueError("nothing in this example is learned, so it has no answer")
@@ -88,6 +88,9 @@ def answer_all(
 
     The model's training mode is put back afterwards.
     """
+    from glmtune.use.chat import reply_text
+    from glmtune.use.generate import Request, Sampling, write
+
     requests = [Request(prompt.ids, max_new_tokens) for prompt in prompts]
     greedy = Sampling(temperature=0)
     answers: dict[int, Answer] = {}

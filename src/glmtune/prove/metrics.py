@@ -1,11 +1,11 @@
-"""What is measured, in which unit: JSON lines, a picture, and trackers.
+"""The metrics of a run, as JSON lines: `metrics.jsonl` written, truncated for a resume, and read.
 
-Every line of `metrics.jsonl` has `step` (optimizer steps done) and some of: `loss` (nats per
-learned token, the mean since the line before), `eval_loss` (nats per learned token),
-`learning_rate`, `grad_norm` (before clipping), `tokens_per_second` (real tokens, padding not
-counted), `epoch`, `peak_memory_bytes`, `replayed_rows` (general rows so far), and in float16
-`loss_scale` and `skipped_steps` (so far). The last has `general_loss` and `base_general_loss`, nats
-per token of general rows after and before. A value that is not finite is never written as a number.
+Every line has `step` (optimizer steps done) and some of: `loss` (nats per learned token, the mean
+since the previous line), `eval_loss` (nats per learned token), `learning_rate`, `grad_norm` (before
+clipping), `tokens_per_second` (padding not counted), `epoch`, `peak_memory_bytes`, `replayed_rows`
+(general rows so far), and in float16 `loss_scale` and `skipped_steps` (so far). The last line has
+`general_loss` and `base_general_loss`: nats per token of general rows after and before training. A
+value that is not finite is written as null, since JSON has no such number.
 """
 
 import json
@@ -13,18 +13,20 @@ import math
 import os
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, write_atomically
 
+METRICS = "metrics.jsonl"  # in the output folder
+
 
 def peak_memory_bytes() -> int:
     """The most memory this process has held: of the GPU where there is one, else of the host."""
+    import torch  # a report reads metrics without it
+
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -38,7 +40,7 @@ class MetricsFile:
         self.path = path
 
     def write(self, values: Mapping[str, Any]) -> None:
-        """Append one line, so that it is on disk even if the process dies next."""
+        """Append one line and flush it to disk, so that a crash cannot lose it."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(_line(values))
@@ -49,7 +51,7 @@ class MetricsFile:
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Keep the lines up to a step, where a run resumes; none for step 0."""
+    """Remove the lines after the step at which a run resumes; all of them for step 0."""
     kept = [line for line in read_metrics(path) if line["step"] <= step]
     write_atomically(path, "".join(_line(values) for values in kept))
 
@@ -63,7 +65,7 @@ def _line(values: Mapping[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a metrics file; a last line that was cut off is left out."""
+    """Read the lines of a metrics file, up to one that an interrupt left incomplete."""
     if not path.is_file():
         return []
     lines = []
@@ -73,23 +75,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
-
-
-def plot_loss(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw training and held-out loss over steps as a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for key, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o--")):
-        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats per learned token)")
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
-    figure.savefig(path)

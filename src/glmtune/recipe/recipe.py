@@ -43,6 +43,8 @@ from glmtune.recipe.sections import (
     TrainingSection,
 )
 
+RECIPE = "recipe.yaml"  # of a run, in its output folder
+
 
 class RunRecipe(Section):
     """What every run has."""

@@ -1,5 +1,6 @@
 """The sections of a recipe: every key, its type, its default and what it means."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -247,7 +248,7 @@ class OutputSection(Section):
 
     dir: str
     overwrite: bool = False  # replace a run that the folder already holds
-    report_to: tuple[str, ...] = ("tensorboard",)
+    report_to: tuple[str, ...] = ("auto",)  # TensorBoard where it is installed
     run_name: str | None = None
 
     @field_validator("report_to", mode="before")
@@ -256,3 +257,10 @@ class OutputSection(Section):
         if value in (None, "none", "None"):
             return ()
         return (value,) if isinstance(value, str) else value
+
+    def trackers(self, installed: Collection[str]) -> tuple[str, ...]:
+        """Give the trackers to start; `auto` is TensorBoard if that is among the installed."""
+        names = [name for name in self.report_to if name != "auto"]
+        if "auto" in self.report_to and "tensorboard" in installed:
+            names.append("tensorboard")
+        return tuple(dict.fromkeys(names))

@@ -26,7 +26,7 @@ from glmtune.prove import liveness
 from glmtune.prove.answers import Answer, Prompt, Sample, answer_all, answer_limit, first_prompt
 from glmtune.prove.forgetting import METRIC, check_forgetting, general_loss
 from glmtune.prove.merged import check_merged
-from glmtune.prove.metrics import plot_loss, read_metrics
+from glmtune.prove.metrics import read_metrics
 from glmtune.prove.prompts import check_template_agrees
 from glmtune.prove.proof import (
     ALIVE,
@@ -251,7 +251,7 @@ def write_run_report(
     seconds: float,
     replay: EncodeReport | None = None,
 ) -> Path:
-    """Draw the curves, and write `report.html` with all that the run knows of itself.
+    """Write `report.html` with all that the run knows of itself.
 
     Args:
         run: finished or interrupted.
@@ -262,7 +262,6 @@ def write_run_report(
         seconds: from the first step to the last.
         replay: what became of the general rows that were mixed in.
     """
-    plot_loss(read_metrics(run.metrics.path), run.output / "loss.png")
     trainable, total = method.count_parameters(run.accelerator.unwrap_model(run.model))
     row = run.plan.step_rows(0)[0]
     split_off = eval_examples is examples

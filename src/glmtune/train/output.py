@@ -6,7 +6,8 @@ config.json, model*.safetensors                  where the weights themselves we
 tokenizer files, glmtune.json                    how prompts are built
 README.md                                        what the model is, for people
 recipe.yaml                                      every value of the run, to repeat it
-metrics.jsonl, loss.png, runs/                   curves; runs/ is for TensorBoard
+metrics.jsonl, loss.svg, runs/                   curves; runs/ is for TensorBoard
+report.html, report.json                         what the run did and proved
 checkpoint-N/                                    to resume, each an adapter too
 bad_rows.jsonl                                   rows that were skipped, if asked for
 """
@@ -20,12 +21,11 @@ import glmtune
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, written_folder
 from glmtune.methods import adapter_folder, method, ptuning_v2, virtual_tokens
-from glmtune.recipe.recipe import Recipe, RunRecipe
+from glmtune.prove.metrics import METRICS
+from glmtune.recipe.recipe import RECIPE, Recipe, RunRecipe
 from glmtune.template.base import Template
 from glmtune.train.checkpoint import checkpoints
 
-METRICS = "metrics.jsonl"
-RECIPE = "recipe.yaml"
 _RUN_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -34,7 +34,8 @@ _RUN_FILES = (
     "README.md",
     RECIPE,
     METRICS,
-    "loss.png",
+    "loss.svg",
+    "loss.png",  # of runs of earlier versions
     "report.html",
     "report.json",
 )

@@ -31,7 +31,7 @@ from glmtune.objective.preference import Preference
 from glmtune.prove import liveness
 from glmtune.prove.answers import Answer, Prompt, answer_all
 from glmtune.prove.forgetting import METRIC, general_conversations, general_loss
-from glmtune.prove.metrics import MetricsFile, cut_metrics, read_metrics
+from glmtune.prove.metrics import METRICS, MetricsFile, cut_metrics, read_metrics
 from glmtune.prove.proof import Proof
 from glmtune.recipe.methods import (
     AdapterSection,
@@ -40,7 +40,7 @@ from glmtune.recipe.methods import (
     NoneSection,
     QloraSection,
 )
-from glmtune.recipe.recipe import Recipe, RunRecipe
+from glmtune.recipe.recipe import RECIPE, Recipe, RunRecipe
 from glmtune.recipe.sections import DataSection, TrainingSection
 from glmtune.template.base import Example, Template
 from glmtune.template.select import template_for
@@ -67,7 +67,7 @@ from glmtune.train.finish import (
 from glmtune.train.loop import Judge, Run, train
 from glmtune.train.neftune import add_noise
 from glmtune.train.optimizer import make_optimizer, make_scheduler, optimizer_class
-from glmtune.train.output import METRICS, RECIPE, clear_run, prepare_output
+from glmtune.train.output import clear_run, prepare_output
 from glmtune.train.precision import autocast, check_base, dtype_of_autocast, make_scaler
 
 logger = logging.getLogger(__name__)
@@ -462,7 +462,8 @@ def make_accelerator(recipe: RunRecipe) -> Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     installed = {str(tracker) for tracker in get_available_trackers()}
-    for name in recipe.output.report_to:
+    trackers = recipe.output.trackers(installed)
+    for name in trackers:
         if name not in LOGGER_TYPE_TO_CLASS:
             known = ", ".join(LOGGER_TYPE_TO_CLASS)
             raise RecipeError(f"output.report_to names {name!r}; accelerate knows {known}.")
@@ -475,7 +476,7 @@ def make_accelerator(recipe: RunRecipe) -> Any:
         # Without a GPU accelerate knows of several processes only if told that it is a CPU.
         cpu=recipe.training.use_cpu or not torch.accelerator.is_available(),
         mixed_precision="no",  # train/precision.py has it on a CPU too
-        log_with=list(recipe.output.report_to) or None,
+        log_with=list(trackers) or None,
         project_dir=str(Path(recipe.output.dir) / "runs"),
     )
 
@@ -614,6 +615,9 @@ def lint(recipe: Recipe, template: Template) -> tuple[dict[str, Any], ...] | Non
         logger.warning("lint: %s. `glmtune lint` with this recipe shows them", ", ".join(counted))
     else:
         logger.info("lint: nothing to mend in %d rows", report.num_rows)
+    for check, reason in report.not_checked.items():
+        if check not in recipe.lint.off:
+            logger.info("lint: not checked: %s (%s)", check, reason)
     return tuple(
         {
             "id": finding.check,

@@ -610,10 +610,10 @@ def test_copies_and_pickles_give_the_same_ids(tiny_tokenizer: ChatGLMTokenizer) 
 
 @pytest.mark.slow
 def test_datasets_map_works_in_two_processes(tiny_tokenizer: ChatGLMTokenizer) -> None:
-    from datasets import Dataset
+    datasets = pytest.importorskip("datasets")
 
     texts = [f"你好{i}" for i in range(200)]
-    mapped = Dataset.from_dict({"text": texts}).map(
+    mapped = datasets.Dataset.from_dict({"text": texts}).map(
         lambda rows: tiny_tokenizer(rows["text"]), batched=True, batch_size=64, num_proc=2
     )
     assert mapped["input_ids"][:] == tiny_tokenizer(texts)["input_ids"]

@@ -21,7 +21,7 @@ EVIL = "<script>document.title='owned'</script><img src=x onerror=document.title
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """What a run of 40 steps leaves, without its report."""
+    """The folder of a run of 40 steps, without its report."""
     output = tmp_path / "run"
     output.mkdir()
     tree = {
@@ -50,7 +50,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def facts(tiny_model_dir: Path) -> ReportFacts:
-    """Facts of that run: one proof passed, one failed, two not given."""
+    """Facts of that run: one proof passed, one failed, the others missing."""
     from glmtune.conversation import Conversation, Message
 
     tokenizer = load_tokenizer(str(tiny_model_dir))

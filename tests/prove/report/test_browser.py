@@ -1,4 +1,4 @@
-"""The pages in a real browser: silent, offline, and readable on a phone and on a desk."""
+"""The pages in a real browser: no errors, no requests, readable on a phone and a desktop."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-WIDTHS = {"phone": 390, "desk": 1280}
+WIDTHS = {"phone": 390, "desktop": 1280}
 ROWS: list[dict[str, Any]] = [
     {"instruction": "写一首诗\n" + "长" * 60, "input": "", "output": "春天来了。鑫😀"},
     {"instruction": "x" * 300, "input": "", "output": "<script>document.title='owned'</script>"},
@@ -64,26 +64,26 @@ def write_rows(model: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("device", WIDTHS)
-def test_a_page_asks_nobody_complains_of_nothing_and_fits(
+def test_a_page_makes_no_request_logs_no_error_and_fits(
     browser: Any, page_file: Path, device: str, scheme: str
 ) -> None:
     context = browser.new_context(
         viewport={"width": WIDTHS[device], "height": 800}, color_scheme=scheme
     )
     page = context.new_page()
-    asked: list[str] = []
-    complaints: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    requested: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
+    page.on("console", lambda message: errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
 
     page.goto(page_file.as_uri())
     for details in page.query_selector_all("details:not([open]) summary"):
         details.click()
     page.check("#show-ids") if page.query_selector("#show-ids") else None
 
-    assert asked == [page_file.as_uri()]
-    assert complaints == []
+    assert requested == [page_file.as_uri()]
+    assert errors == []
     assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[device]
     assert page.title() != "owned"
     background, ink = page.evaluate(
@@ -103,7 +103,7 @@ def brightness(colour: str) -> int:
     return sum(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(","))
 
 
-def test_the_policy_of_the_page_stops_a_script_that_got_in(browser: Any, run_dir: Path) -> None:
+def test_the_policy_of_the_page_blocks_an_injected_script(browser: Any, run_dir: Path) -> None:
     path = rewrite_report(run_dir)
     html = path.read_text(encoding="utf-8")
     evil = "<script>document.title='owned'</script><img src='https://example.com/x.png'>"
@@ -119,7 +119,7 @@ def test_the_policy_of_the_page_stops_a_script_that_got_in(browser: Any, run_dir
     page.close()
 
 
-def test_ids_of_a_token_are_told_to_mouse_finger_and_keyboard(
+def test_ids_of_a_token_are_shown_to_mouse_finger_and_keyboard(
     browser: Any, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     path = write_rows(tiny_model_dir, tmp_path)
@@ -148,7 +148,7 @@ def test_ids_of_a_token_are_told_to_mouse_finger_and_keyboard(
     context.close()
 
 
-def test_a_chart_tells_its_values_to_mouse_and_keyboard(
+def test_a_chart_shows_its_values_to_mouse_and_keyboard(
     browser: Any, run_dir: Path, facts: ReportFacts
 ) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 800})

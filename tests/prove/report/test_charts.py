@@ -1,11 +1,11 @@
-"""Curves show what was measured, gaps and peaks included."""
+"""Charts show what was measured, gaps and peaks included."""
 
 import json
 from typing import Any
 
 import pytest
 
-from glmtune.prove.report.charts import draw_charts, number, thin
+from glmtune.prove.report.charts import make_charts, number, text_curve, thin
 
 
 def lines(losses: list[float | None]) -> list[dict[str, Any]]:
@@ -13,7 +13,7 @@ def lines(losses: list[float | None]) -> list[dict[str, Any]]:
 
 
 def test_a_curve_goes_through_its_points_between_round_numbers() -> None:
-    [chart] = draw_charts(lines([4.0, 2.0, 1.0]))
+    [chart] = make_charts(lines([4.0, 2.0, 1.0]))
 
     assert chart.title == "Loss"
     assert [tick.text for tick in chart.y_ticks] == ["0", "1", "2", "3", "4"]
@@ -24,24 +24,24 @@ def test_a_curve_goes_through_its_points_between_round_numbers() -> None:
     )
 
 
-def test_the_loss_of_preferences_is_told_by_the_pair() -> None:
-    [chart] = draw_charts([line | {"reward_margin": 0.1} for line in lines([0.7, 0.2])])
+def test_the_loss_of_preferences_is_per_pair() -> None:
+    [chart] = make_charts([line | {"reward_margin": 0.1} for line in lines([0.7, 0.2])])
 
     assert chart.unit == "nats per pair of answers"
     assert "nats per pair of answers" in chart.summary
 
 
-def test_a_value_that_was_not_finite_is_a_gap_and_says_so() -> None:
-    [chart] = draw_charts(lines([4.0, 3.0, None, 1.0]))
+def test_a_value_that_is_not_finite_is_a_gap_with_a_label() -> None:
+    [chart] = make_charts(lines([4.0, 3.0, None, 1.0]))
 
     assert chart.curves[0].line.count("M") == 2
     assert json.loads(chart.data)["values"] == [["4", "3", "not finite", "1"]]
 
 
 def test_held_out_and_training_loss_share_their_axes() -> None:
-    measured = [*lines([4.0, 2.0]), {"step": 2, "eval_loss": 8.0}]
+    values = [*lines([4.0, 2.0]), {"step": 2, "eval_loss": 8.0}]
 
-    [chart] = draw_charts(measured)
+    [chart] = make_charts(values)
 
     assert [curve.name for curve in chart.curves] == ["training", "held out"]
     assert float(chart.y_ticks[-1].text) == 8
@@ -49,7 +49,7 @@ def test_held_out_and_training_loss_share_their_axes() -> None:
 
 
 def test_a_constant_is_drawn_in_the_middle_rather_than_divided_by_zero() -> None:
-    [chart] = draw_charts([{"step": 1, "learning_rate": 1e-4}, {"step": 9, "learning_rate": 1e-4}])
+    [chart] = make_charts([{"step": 1, "learning_rate": 1e-4}, {"step": 9, "learning_rate": 1e-4}])
 
     lowest, highest = float(chart.y_ticks[0].text), float(chart.y_ticks[-1].text)
     assert lowest <= 1e-4 < highest
@@ -57,7 +57,7 @@ def test_a_constant_is_drawn_in_the_middle_rather_than_divided_by_zero() -> None
 
 @pytest.mark.parametrize("measured", [[], lines([1.0]), lines([None, None])])
 def test_what_cannot_be_drawn_is_left_out(measured: list[dict[str, Any]]) -> None:
-    assert draw_charts(measured) == []
+    assert make_charts(measured) == []
 
 
 def test_thinning_keeps_the_peaks_the_evaluations_and_both_ends() -> None:
@@ -73,6 +73,20 @@ def test_thinning_keeps_the_peaks_the_evaluations_and_both_ends() -> None:
     assert many[555] in kept
     assert many[777] in kept
     assert (kept[0], kept[-1]) == (many[0], many[-1])
+
+
+def test_a_curve_for_a_terminal_is_logarithmic_between_its_labeled_ends() -> None:
+    rows = list(text_curve([8.0, 4.0, 2.0, 1.0]))
+
+    assert [row[:10] for row in (rows[0], rows[-1])] == ["   8.000 |", "   1.000 |"]
+    assert all(row.startswith("         |") for row in rows[1:-1])
+    heights = [sum(" ▁▂▃▄▅▆▇█".index(row[10 + column]) for row in rows) for column in range(4)]
+    assert heights == [64, 43, 22, 1]  # eighths; equal ratios are equal distances
+
+
+def test_a_curve_for_a_terminal_can_show_one_value_and_zero() -> None:
+    assert [row[10:] for row in text_curve([2.0])] == [" "] * 7 + ["▁"]
+    assert next(iter(text_curve([1.0, 0.0]))).endswith("█ ")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -18,7 +19,7 @@ VOID = {"meta", "link", "br", "img", "input", "path"}
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page, as far as the tests ask."""
+    """A page as a browser parses it, as far as the tests need."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -45,22 +46,22 @@ class Page(HTMLParser):
 
 
 def proof_lines(html: str) -> dict[str, str]:
-    """The verdict beside each proof."""
+    """The verdict next to each proof."""
     found = re.findall(r'class="verdict">. ([a-z ]+)</span><div><b>([^<]+)</b>', html)
     return {name: verdict for verdict, name in found}
 
 
-def test_the_report_tells_all_that_is_known(run_dir: Path, facts: ReportFacts) -> None:
+def test_the_report_shows_everything_that_is_known(run_dir: Path, facts: ReportFacts) -> None:
     path = write_report(run_dir, facts)
 
     html = path.read_text(encoding="utf-8")
     page = Page(html)
     assert path == run_dir / "report.html"
-    for told in (
+    for text in (
         "name_or_path: ./chatglm3-6b",  # the recipe
         "a" * 64,
         "b" * 64,
-        "1,949,696 of 6,245,533,696 weights learned",
+        "1,949,696 of 6,245,533,696 parameters trained",
         "1 h 2 min",
         "1.75",  # held-out loss
         "3.00 GiB",
@@ -69,14 +70,14 @@ def test_the_report_tells_all_that_is_known(run_dir: Path, facts: ReportFacts) -
         "The logits differ.",
         "transformers",
         f"glmtune train {run_dir}/recipe.yaml output.dir={run_dir}-again",
-        "cut at the limit",
+        "stopped at the token limit",
     ):
-        assert told in page.text, told
+        assert text in page.text, text
     assert "Missing" not in page.text
-    assert html.index("no-stop") < html.index("duplicate")  # the gravest first
+    assert html.index("no-stop") < html.index("duplicate")  # the most severe first
 
 
-def test_a_proof_that_nobody_ran_is_shown_as_not_run(run_dir: Path, facts: ReportFacts) -> None:
+def test_a_proof_that_is_missing_is_shown_as_not_run(run_dir: Path, facts: ReportFacts) -> None:
     html = write_report(run_dir, facts).read_text(encoding="utf-8")
 
     verdicts = proof_lines(html)
@@ -96,37 +97,37 @@ def test_a_proof_of_another_kind_is_shown_too(run_dir: Path, facts: ReportFacts)
     assert proof_lines(html)[ALIVE] == "not run"
 
 
-def test_a_run_without_facts_says_what_is_missing_and_passes_nothing(run_dir: Path) -> None:
+def test_a_run_without_facts_shows_what_is_missing_and_no_passed_proof(run_dir: Path) -> None:
     html = rewrite_report(run_dir).read_text(encoding="utf-8")
 
-    text = Page(html).text
+    shown = Page(html).text
     assert set(proof_lines(html).values()) == {"not run"}
-    for told in (
+    for text in (
         "has no report.json",
-        "Nobody asked the model.",
-        "The run kept no example.",
-        "It is not known what became of the rows.",
-        "The data was not checked for faults.",
-        "It is not known where the run was done.",
-        "It is not known with which versions.",
+        "No sample answers were recorded.",
+        "No example row was recorded.",
+        "How many rows were used was not recorded.",
+        "Lint did not check the data.",
+        "The machine was not recorded.",
+        "The library versions were not recorded.",
     ):
-        assert told in text, told
-    assert "Loss in nats" not in text
+        assert text in shown, text
+    assert "Loss in nats" not in shown
     assert 'aria-label="Loss in nats per learned token: training from 4' in html  # curves are there
 
 
-def test_a_check_that_found_nothing_is_not_a_check_that_never_was(
+def test_a_check_that_found_nothing_differs_from_a_check_that_did_not_run(
     run_dir: Path, facts: ReportFacts
 ) -> None:
     clean = facts.model_copy(update={"lint": (), "samples": ()})
 
     text = Page(write_report(run_dir, clean).read_text(encoding="utf-8")).text
 
-    assert "The check found nothing." in text
-    assert "There were no prompts to ask." in text
+    assert "Lint found no problems." in text
+    assert "There were no prompts to answer." in text
 
 
-def test_the_report_can_be_made_anew_from_the_folder_alone(
+def test_the_report_can_be_made_again_from_the_folder_alone(
     run_dir: Path, facts: ReportFacts
 ) -> None:
     first = write_report(run_dir, facts).read_bytes()
@@ -135,7 +136,7 @@ def test_the_report_can_be_made_anew_from_the_folder_alone(
     assert rewrite_report(run_dir).read_bytes() == first
 
 
-def test_facts_of_another_run_in_the_same_folder_are_not_believed(
+def test_facts_of_another_run_in_the_same_folder_are_not_used(
     run_dir: Path, facts: ReportFacts
 ) -> None:
     write_report(run_dir, facts)
@@ -144,11 +145,11 @@ def test_facts_of_another_run_in_the_same_folder_are_not_believed(
 
     html = rewrite_report(run_dir).read_text(encoding="utf-8")
 
-    assert "is of a run with another recipe" in Page(html).text
+    assert "belongs to a run with another recipe" in Page(html).text
     assert set(proof_lines(html).values()) == {"not run"}
 
 
-def test_a_run_that_was_stopped_says_so(run_dir: Path, facts: ReportFacts) -> None:
+def test_the_report_of_a_stopped_run_says_so(run_dir: Path, facts: ReportFacts) -> None:
     stopped = facts.model_copy(update={"is_finished": False, "num_steps": 100})
 
     text = Page(write_report(run_dir, stopped).read_text(encoding="utf-8")).text
@@ -166,6 +167,28 @@ def test_a_damaged_facts_file_is_named_with_what_to_do(run_dir: Path) -> None:
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"no recipe\.yaml in it, so it is not the folder of a"):
         rewrite_report(tmp_path)
+
+
+def test_the_loss_curve_is_a_file_of_its_own(run_dir: Path, facts: ReportFacts) -> None:
+    write_report(run_dir, facts)
+
+    svg = ElementTree.parse(run_dir / "loss.svg").getroot()
+    texts = ["".join(each.itertext()) for each in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[:3] == ["Loss (nats per learned token)", "training", "held out"]
+    assert texts[-1] == "optimizer step"
+    classes = [each.get("class") for each in svg.iter("{http://www.w3.org/2000/svg}path")]
+    assert {"grid", "curve c0", "curve c1"} <= set(classes)
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    [curve, _] = [each.get("d") for each in svg.iter() if "curve" in each.get("class", "")]
+    assert f'd="{curve}"' in page  # one renderer for both
+
+
+def test_a_run_without_losses_has_no_curve(run_dir: Path) -> None:
+    (run_dir / "metrics.jsonl").unlink()
+
+    rewrite_report(run_dir)
+
+    assert not (run_dir / "loss.svg").exists()
 
 
 def check_harmless(html: str) -> None:
@@ -216,7 +239,7 @@ def rows_page(model: Path, folder: Path, **which: int) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def test_the_page_of_rows_shows_the_row_that_was_asked_for_and_the_worst(
+def test_the_page_of_rows_shows_the_requested_row_and_the_most_problematic(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     html = rows_page(tiny_model_dir, tmp_path, first=1)
@@ -225,7 +248,7 @@ def test_the_page_of_rows_shows_the_row_that_was_asked_for_and_the_worst(
     headings = re.findall(r"<h2>(.*?)</h2>", html)
     assert headings == [
         "Totals", "Row 1", "Longest", "Too long: cut, shortened or left out",
-        "Most byte tokens", "Nothing learned", "Could not be used",
+        "Most byte tokens", "Nothing learned", "Invalid rows",
     ]  # fmt: skip
     assert "left out: longer than max_length" in text
     assert "the answer is empty" in text
@@ -244,14 +267,16 @@ def test_markup_in_data_stays_text_in_the_page_of_rows(
     assert "没有回答 <b>" in text
 
 
-def test_the_page_says_when_there_is_no_such_row(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_the_page_of_rows_reports_that_there_is_no_such_row(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
     text = Page(rows_page(tiny_model_dir, tmp_path, first=9)).text
 
-    assert "There is no row to show from 9 on" in text
+    assert "There is no usable row from row 9 on" in text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(42.4, "42 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")]
 )
-def test_a_time_is_written_as_people_say_it(seconds: float, text: str) -> None:
+def test_a_time_is_written_in_its_two_largest_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text

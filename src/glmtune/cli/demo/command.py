@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import exp, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 NUM_STAGES = 5
 SHOWN_ROWS = 8
 HELLO = "你好，你是谁？"
-CURVE_WIDTH, CURVE_HEIGHT = 60, 8  # of the terminal, in characters
-SMALLEST = 1e-6  # loss that the curve shows
 
 
 def demo(
@@ -139,8 +136,8 @@ def show_rows(console: "Console", folder: "DemoFolder", questions: "Sequence[Que
 
 def show_result(console: "Console", folder: "DemoFolder", result: "Result") -> None:
     """Say what the run did to the loss, and what it left behind."""
-    from glmtune.prove.metrics import read_metrics
-    from glmtune.train.output import METRICS
+    from glmtune.prove.metrics import METRICS, read_metrics
+    from glmtune.prove.report.charts import text_curve
 
     lines = read_metrics(folder.adapter / METRICS)
     losses = [line["loss"] for line in lines if "loss" in line]
@@ -148,9 +145,9 @@ def show_result(console: "Console", folder: "DemoFolder", result: "Result") -> N
     weights = folder.adapter / "adapter_model.safetensors"
     console.print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {result.num_steps} steps", end="")
     console.print(f", held-out loss {held_out[0]:.3f} -> {held_out[-1]:.3f}" if held_out else "")
-    for line in draw_curve(losses):
+    for line in text_curve(losses):
         console.print(line, markup=False)
-    console.print(f"curve:   {folder.adapter / 'loss.png'}")
+    console.print(f"curve:   {folder.adapter / 'loss.svg'}")
     console.print(f"adapter: {weights}, {weights.stat().st_size / 2**20:.1f} MiB")
     show_proofs(console, folder, result.proofs)
 
@@ -164,21 +161,6 @@ def show_proofs(console: "Console", folder: "DemoFolder", proofs: "Sequence[Proo
         if proof.verdict != "passed":
             told = f"  {proof.verdict}: {proof.name}: {proof.detail}"
             console.print(told, style="red", markup=False)
-
-
-def draw_curve(values: Sequence[float]) -> Iterator[str]:
-    """Draw a curve on a logarithmic scale, its highest and lowest value beside it."""
-    width = min(CURVE_WIDTH, len(values))
-    chosen = [values[index * (len(values) - 1) // max(width - 1, 1)] for index in range(width)]
-    shown = [log(max(value, SMALLEST)) for value in chosen]
-    low, high = min(shown), max(shown)
-    heights = [
-        round((value - low) / ((high - low) or 1) * (8 * CURVE_HEIGHT - 1)) + 1 for value in shown
-    ]
-    for row in reversed(range(CURVE_HEIGHT)):
-        label = {CURVE_HEIGHT - 1: f"{exp(high):.3f}", 0: f"{exp(low):.3f}"}.get(row, "")
-        bars = "".join(" ▁▂▃▄▅▆▇█"[max(0, min(8, height - 8 * row))] for height in heights)
-        yield f"{label:>8} |{bars}"
 
 
 def show_answers(

@@ -24,8 +24,8 @@ from glmtune.cli.demo.fractions import GAUGE, GENERAL, HELD_OUT, TRAIN
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, write_atomically
 from glmtune.recipe.reading import load_recipe
+from glmtune.recipe.recipe import RECIPE as RUN_RECIPE
 from glmtune.recipe.recipe import Recipe
-from glmtune.train.output import RECIPE as RUN_RECIPE
 from glmtune.train.output import clear_run
 
 MARK = "demo.json"

@@ -16,7 +16,7 @@ from glmtune.data.lint.findings import CHECKS, Fault, Finding, Severity, check_o
 from glmtune.data.lint.report import LintReport
 from glmtune.data.lint.texts import TextCheck, around, find_same_answers, text_checks
 from glmtune.data.lint.tokens import Lengths, find_token_faults
-from glmtune.data.lint.twins import Twins
+from glmtune.data.lint.twins import Twins, can_find_near
 from glmtune.data.rows import BadRow, Row, RowError
 from glmtune.data.sources import find_source
 from glmtune.errors import DataError, OutputError, TemplateError
@@ -184,6 +184,10 @@ _TOLD = (
 )
 
 
+_NEEDS_RENSA = (
+    "needs the package rensa: pip install 'glmtune[lint]'; leaks are found by equal prompts only"
+)
+
 # What may be just what makes an answer the worse one.
 _FINE_IF_REJECTED = ("refusal", "language-mix")
 
@@ -273,6 +277,8 @@ class _Scan:
         """Compare the rows with each other, and put everything in order."""
         self._compare(seed)
         not_checked = dict.fromkeys(self._lint.off, "switched off by lint.off")
+        if not can_find_near():
+            not_checked.setdefault("near-duplicate", _NEEDS_RENSA)
         if self._template is None:
             tokens = [check.id for check in CHECKS.values() if check.needs_model]
             not_checked |= dict.fromkeys(tokens, "needs a tokenizer, and no model was given")

@@ -15,11 +15,11 @@ Rajaraman and Ullman, "Mining of Massive Datasets", section 3.4.
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import rensa
 
 from glmtune.conversation import Conversation
 from glmtune.data.lint.findings import Fault
@@ -52,6 +52,11 @@ class Twin:
     fault: Fault
 
 
+def can_find_near() -> bool:
+    """Whether near-duplicates can be found: rensa, which computes the MinHash, is an extra."""
+    return find_spec("rensa") is not None
+
+
 class Twins:
     """Collects rows, then compares each with those that may be like it."""
 
@@ -60,6 +65,7 @@ class Twins:
         self._prompt_keys = array("q")
         self._answer_chars = array("q")
         self._digests: list[Digests] = []
+        self._finds_near = can_find_near()
 
     def __len__(self) -> int:
         return len(self._row_keys)
@@ -78,6 +84,8 @@ class Twins:
             self._row_keys.append(hash((*turns, worse)))
             self._prompt_keys.append(hash(tuple(prompt)))
             self._answer_chars.append(len(turns[last][2]))
+        if not self._finds_near:
+            return
         questions = [
             _plain("".join(m.content for m in c if m.role in ("user", "observation")))
             for c in conversations
@@ -97,8 +105,7 @@ class Twins:
         """
         if not len(self):
             return
-        digests = np.concatenate(self._digests)  # (rows, 2 * SLOTS)
-        bands = _band_keys(digests)
+        digests, bands = self._hash_bands()
         row_keys, prompts = np.asarray(self._row_keys), np.asarray(self._prompt_keys)
         for rows in (np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)):
             same = _earlier_same(row_keys, rows)
@@ -113,6 +120,13 @@ class Twins:
                     fault = self._contradiction(row, first, section)
                     yield Twin("contradiction", row, first, fault)
         yield from _leaks(digests, bands, prompts, is_held_out, section.near_duplicate)
+
+    def _hash_bands(self) -> tuple[Digests, npt.NDArray[np.uint64]]:
+        """Give digests, (rows, 2 * SLOTS), and keys, (bands, rows); no bands without rensa."""
+        if not self._digests:
+            return np.empty((len(self), 0), np.uint16), np.empty((0, len(self)), np.uint64)
+        digests = np.concatenate(self._digests)
+        return digests, _band_keys(digests)
 
     def _contradiction(self, row: int, first: int, section: LintSection) -> Fault:
         longest = max(self._answer_chars[row], self._answer_chars[first])
@@ -156,6 +170,8 @@ def _plain(text: str) -> str:
 
 def _digest(texts: Sequence[str]) -> Digests:
     """MinHash the pieces of texts, (texts, SLOTS); texts without any are alike."""
+    import rensa
+
     hashes, offsets = _piece_hashes(texts)
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, SLOTS, _SEED)
     slots = np.array(matrix.to_rows(), dtype=np.uint32).reshape(len(texts), SLOTS)

@@ -23,7 +23,7 @@ class Version:
         name: of the package.
         found: its version, None when it is not there.
         wanted: the range of the package's metadata, "" for any.
-        fits: whether the version is in it.
+        fits: whether the version is in it; an optional package may also be missing.
     """
 
     name: str
@@ -117,13 +117,15 @@ def _versions() -> Iterator[Version]:
     wanted = about["Requires-Python"]
     yield Version("python", python, wanted, SpecifierSet(wanted).contains(python))
     yield Version("glmtune", about["Version"], "", True)
-    ranges = {r.name: r.specifier for r in map(Requirement, metadata.requires("glmtune") or ())}
+    required = {r.name: r for r in map(Requirement, metadata.requires("glmtune") or ())}
     for name in PACKAGES:
-        specifier = ranges.get(name, SpecifierSet())
+        requirement = required.get(name, Requirement(name))
+        specifier = requirement.specifier
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Version(name, None, str(specifier), fits=False)
+            is_extra = requirement.marker is not None  # fine without it
+            yield Version(name, None, str(specifier), fits=is_extra)
             continue
         yield Version(name, found, str(specifier), specifier.contains(found, prereleases=True))
 

@@ -1,29 +1,31 @@
-r"""The lines of `metrics.jsonl` -> curves, as SVG that any browser draws by itself.
+r"""The lines of `metrics.jsonl` -> charts: SVG paths for a page and a file, text for a terminal.
 
-The drawing is stretched to whatever width there is, so only lines are in it; what is to be
-read, the numbers at the axes, is text beside it and stays as large as other text.
+A browser stretches the drawing to the available width, so the SVG holds only lines. The numbers at
+the axes are text beside it and keep their size.
 
-    0.8 |\__             y ticks: HTML      curves, grid: SVG in a square of 1000 x 1000
+    0.8 |\__             y ticks: text      curves, grid: SVG in a square of 1000 x 1000
     0.4 |   \____
-        +---------       x ticks: HTML
+        +---------       x ticks: text
          0      600
 """
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SIZE = 1000  # of the drawing's own coordinates
+SIZE = 1000  # of the square that the paths are in
 MAX_LINES = 3000  # of metrics that are drawn; a screen has no more columns
+TEXT_WIDTH, TEXT_HEIGHT = 60, 8  # of a curve in a terminal, in characters
+SMALLEST = 1e-6  # value that a logarithmic curve can show
 
 Line = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A number at an axis; `at` is where, 0 to 100 from the left or from the top."""
+    """A number at an axis; `at` is its position, 0 to 100 from the left or from the top."""
 
     at: float
     text: str
@@ -31,11 +33,11 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One curve: what a legend calls it, and its SVG paths.
+    """One curve: its name in the legend, and its SVG paths.
 
     Attributes:
         name: for the legend.
-        line: the path through all points, with a gap where a value is missing.
+        line: the path through all points, with a gap where a value is not finite.
         dots: a path that draws each point, for curves of few points; "" for others.
     """
 
@@ -50,11 +52,11 @@ class Chart:
 
     Attributes:
         title, unit: what is drawn.
-        summary: the same in one sentence, for who cannot see it.
+        summary: the same in one sentence, for screen readers.
         curves: at least one.
         x_ticks, y_ticks: the axes.
-        data: JSON: `names`, `steps`, `at` (0 to 100), `values` (a list per curve, null for
-            none) as text, for the readout under the pointer.
+        data: JSON for the readout under the pointer: `names`, `steps`, `at` (0 to 100) and
+            `values`, for each curve a list of texts, null where it has no value.
     """
 
     title: str
@@ -68,26 +70,34 @@ class Chart:
 
 _PER_TOKEN, _PER_PAIR = "nats per learned token", "nats per pair of answers"
 # title, unit, keys of metrics.jsonl with their names
-_CHARTS: tuple[tuple[str, str, dict[str, str]], ...] = (
-    ("Loss", _PER_TOKEN, {"loss": "training", "eval_loss": "held out"}),
+_LOSS = ("Loss", _PER_TOKEN, {"loss": "training", "eval_loss": "held out"})
+_OTHERS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("Learning rate", "", {"learning_rate": "learning rate"}),
     ("Gradient norm", "before clipping", {"grad_norm": "gradient norm"}),
-    ("Speed", "real tokens per second", {"tokens_per_second": "tokens/s"}),
+    ("Speed", "tokens per second, without padding", {"tokens_per_second": "tokens/s"}),
 )
 
 
-def draw_charts(lines: Sequence[Line]) -> list[Chart]:
-    """Draw what was measured; a quantity without two finite values is left out."""
+def make_charts(lines: Sequence[Line]) -> list[Chart]:
+    """Make a chart of each quantity that has at least two finite values, the loss first."""
+    charts = [loss_chart(lines)]
     lines = thin(lines)
-    units = {_PER_TOKEN: _PER_PAIR} if any("reward_margin" in line for line in lines) else {}
-    charts = [_draw(title, units.get(unit, unit), names, lines) for title, unit, names in _CHARTS]
+    charts += [_make_chart(title, unit, names, lines) for title, unit, names in _OTHERS]
     return [chart for chart in charts if chart is not None]
 
 
-def thin(lines: Sequence[Line], limit: int = MAX_LINES) -> list[Line]:
-    """Keep about `limit` lines: of neighbours the one with the highest loss, so no peak goes.
+def loss_chart(lines: Sequence[Line]) -> Chart | None:
+    """Make the chart of training and held-out loss; None with fewer than two finite values."""
+    title, unit, names = _LOSS
+    if any("reward_margin" in line for line in lines):  # of preferences
+        unit = _PER_PAIR
+    return _make_chart(title, unit, names, thin(lines))
 
-    Lines with a held-out loss, the first and the last all stay.
+
+def thin(lines: Sequence[Line], limit: int = MAX_LINES) -> list[Line]:
+    """Keep about `limit` lines: of each group of neighbors the highest loss, so peaks survive.
+
+    Lines with a held-out loss, the first and the last are always kept.
     """
     if len(lines) <= limit:
         return list(lines)
@@ -96,16 +106,39 @@ def thin(lines: Sequence[Line], limit: int = MAX_LINES) -> list[Line]:
     kept |= {index for index, line in enumerate(lines) if line.get("eval_loss") is not None}
     for start in range(0, len(lines), size):
         group = range(start, min(start + size, len(lines)))
-        kept.add(max(group, key=lambda index: _height(lines[index])))
+        kept.add(max(group, key=lambda index: _loss_or_infinity(lines[index])))
     return [lines[index] for index in sorted(kept)]
 
 
-def _height(line: Line) -> float:
+def _loss_or_infinity(line: Line) -> float:
     loss: float | None = line.get("loss", -math.inf)
     return math.inf if loss is None else float(loss)  # None was not finite: nothing is higher
 
 
-def _draw(title: str, unit: str, names: Mapping[str, str], lines: Sequence[Line]) -> Chart | None:
+def text_curve(values: Sequence[float]) -> Iterator[str]:
+    """Draw a curve for a terminal, on a logarithmic scale with its highest and lowest value.
+
+    Args:
+        values: at least one; those below `SMALLEST` are drawn as that.
+
+    Yields:
+        The lines, from the top.
+    """
+    width = min(TEXT_WIDTH, len(values))
+    sampled = [values[index * (len(values) - 1) // max(width - 1, 1)] for index in range(width)]
+    logs = [math.log(max(value, SMALLEST)) for value in sampled]
+    low, high = min(logs), max(logs)
+    eighths = 8 * TEXT_HEIGHT  # a character shows a bar in eighths of its height
+    heights = [round((value - low) / ((high - low) or 1) * (eighths - 1)) + 1 for value in logs]
+    labels = {TEXT_HEIGHT - 1: f"{math.exp(high):.3f}", 0: f"{math.exp(low):.3f}"}
+    for row in reversed(range(TEXT_HEIGHT)):
+        bars = "".join(" ▁▂▃▄▅▆▇█"[max(0, min(8, height - 8 * row))] for height in heights)
+        yield f"{labels.get(row, ''):>8} |{bars}"
+
+
+def _make_chart(
+    title: str, unit: str, names: Mapping[str, str], lines: Sequence[Line]
+) -> Chart | None:
     series = {
         name: {line["step"]: line[key] for line in lines if key in line}
         for key, name in names.items()
@@ -115,7 +148,7 @@ def _draw(title: str, unit: str, names: Mapping[str, str], lines: Sequence[Line]
     steps: list[int] = sorted({step for points in series.values() for step in points})
     if len(finite) < 2 or len(steps) < 2:
         return None
-    low, high, y_ticks = _axis(min(finite), max(finite))
+    low, high, y_ticks = _round_axis(min(finite), max(finite))
     first, last = steps[0], steps[-1]
 
     def x(step: int) -> float:
@@ -127,13 +160,14 @@ def _draw(title: str, unit: str, names: Mapping[str, str], lines: Sequence[Line]
     curves = []
     for name, points in series.items():
         placed = [(x(s), None if v is None else y(v)) for s, v in points.items()]
-        curves.append(Curve(name, _path(placed), _dots(placed) if len(placed) <= 60 else ""))
-    values = [[_said(points, step) for step in steps] for points in series.values()]
+        curves.append(
+            Curve(name, _line_path(placed), _dot_path(placed) if len(placed) <= 60 else "")
+        )
     data = {
         "names": list(series),
         "steps": steps,
         "at": [round(100 * x(step), 2) for step in steps],
-        "values": values,
+        "values": [[_value_text(points, step) for step in steps] for points in series.values()],
     }
     return Chart(
         title=title,
@@ -148,7 +182,7 @@ def _draw(title: str, unit: str, names: Mapping[str, str], lines: Sequence[Line]
     )
 
 
-def _said(points: Mapping[int, float | None], step: int) -> str | None:
+def _value_text(points: Mapping[int, float | None], step: int) -> str | None:
     if step not in points:
         return None
     value = points[step]
@@ -156,18 +190,18 @@ def _said(points: Mapping[int, float | None], step: int) -> str | None:
 
 
 def _summary(title: str, unit: str, series: Mapping[str, Mapping[int, float | None]]) -> str:
-    told = []
+    parts = []
     for name, points in series.items():
         finite = [(step, value) for step, value in points.items() if value is not None]
         if finite:
             (first, begin), (last, end) = finite[0], finite[-1]
-            told.append(
+            parts.append(
                 f"{name} from {number(begin)} at step {first:,} to {number(end)} at step {last:,}"
             )
-    return f"{title}{f' in {unit}' if unit else ''}: {'; '.join(told)}."
+    return f"{title}{f' in {unit}' if unit else ''}: {'; '.join(parts)}."
 
 
-def _path(points: Sequence[tuple[float, float | None]]) -> str:
+def _line_path(points: Sequence[tuple[float, float | None]]) -> str:
     parts, is_drawing = [], False
     for x, y in points:
         if y is None:
@@ -178,12 +212,12 @@ def _path(points: Sequence[tuple[float, float | None]]) -> str:
     return "".join(parts)
 
 
-def _dots(points: Sequence[tuple[float, float | None]]) -> str:
-    """Draw lines without length: with round ends they are dots, in a stretched drawing too."""
+def _dot_path(points: Sequence[tuple[float, float | None]]) -> str:
+    """Draw lines of length 0: round line caps make them dots, even in a stretched drawing."""
     return "".join(f"M{x * SIZE:.1f} {y * SIZE:.1f}h0" for x, y in points if y is not None)
 
 
-def _axis(low: float, high: float) -> tuple[float, float, list[float]]:
+def _round_axis(low: float, high: float) -> tuple[float, float, list[float]]:
     """Choose round numbers that enclose the values; from 0 where the values come near it."""
     if 0 <= low < high / 2:
         low = 0.0
@@ -204,7 +238,7 @@ def _step_ticks(first: int, last: int) -> list[int]:
     step = max(1, round(_round_step((last - first) / 4)))
     inner = range(math.ceil(first / step) * step, last + 1, step)
     ends = {first, last}
-    # A number too near to an end would be written over it.
+    # A number too close to an end would overlap its label.
     return sorted(
         ends | {s for s in inner if all(abs(s - end) > (last - first) / 8 for end in ends)}
     )

@@ -1,7 +1,8 @@
-"""What a report tells of a run beside its recipe and its metrics; kept in `report.json`.
+"""The facts of a run that only the run itself knows, kept in `report.json` for its report.
 
-The recipe and the metrics are files of the run already, so a report reads those. What only the
-run itself knows is here, and is written down so that `glmtune report` can make the page anew.
+The recipe and the metrics are files of the run already, so a report reads those. Everything else on
+the page comes from here, so `glmtune report` can make the page again without the model. Reading it
+back loads neither torch nor transformers.
 """
 
 import hashlib
@@ -9,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from glmtune.data.store import EncodeReport
@@ -31,6 +31,8 @@ def library_versions() -> dict[str, str]:
 
 def machine_facts() -> dict[str, str]:
     """Say what this machine is, and which variables change what libraries do on it."""
+    import torch
+
     machine = describe_machine()
     gpus = [f"{gpu.name} ({gpu.memory_bytes / GIB:.1f} GiB)" for gpu in machine.gpus]
     variables = [f"{name}={value}" for name, value in machine.environment.items()]
@@ -45,27 +47,28 @@ def machine_facts() -> dict[str, str]:
 
 
 class ReportFacts(BaseModel):
-    """What a run knows of itself. None, everywhere, is "not known", and the page says so.
+    """What a run knows about itself. None always means "not recorded", and the page says so.
 
     Attributes:
         is_finished: False after an interrupt or an error.
-        num_steps: optimizer steps of the whole run, done or not.
+        num_steps: optimizer steps of the complete run, done or not.
         seconds: from the first step to the last.
-        num_trainable, num_parameters: weights that are learned, and all.
+        num_trainable, num_parameters: parameters that are trained, and all.
         template: family and layout.
         template_fingerprint, data_fingerprint, held_out_fingerprint: hex.
-        data, held_out: what became of the rows; `held_out` is None when rows were split off.
-        replay: what became of the general rows that were mixed in, if there were to be any.
-        num_train_rows, num_held_out_rows: examples to learn, and those held out.
+        data, held_out: how many rows were used and left out; `held_out` is None when rows were
+            split off from the training data.
+        replay: the same for the general rows that were mixed in, if any were asked for.
+        num_train_rows, num_held_out_rows: examples to train on, and those held out.
         num_replayed_rows: general rows in each epoch.
         lint: findings, each with `id`, `severity`, `place`, `excerpt`, `message`; empty when
             nothing was found.
-        example: one row as it was learned.
-        proofs: in the order to show them. What is in `glmtune.prove.proof.PROOFS` and not here is
-            shown as not run.
-        samples: held-out prompts, answered with the adapter and without it.
-        command: that repeats the run; None makes it from the folder.
-        versions, machine: found out where the facts are made; empty is "not known".
+        example: one row as it was trained on.
+        proofs: in the order to show them. Members of `glmtune.prove.proof.PROOFS` that are missing
+            here are shown as not run.
+        samples: held-out prompts, answered with and without the adapter.
+        command: repeats the run; None derives it from the folder.
+        versions, machine: found when the facts are made; empty means "not recorded".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,59 +98,56 @@ class ReportFacts(BaseModel):
 
     @property
     def all_proofs(self) -> list[Proof]:
-        """The proofs that were given, and those that should have been, as not run."""
-        given = {proof.name for proof in self.proofs}
-        missing = [Proof(name, "not run") for name in PROOFS if name not in given]
+        """The recorded proofs, then the missing members of `PROOFS` as not run."""
+        recorded = {proof.name for proof in self.proofs}
+        missing = [Proof(name, "not run") for name in PROOFS if name not in recorded]
         return [*self.proofs, *missing]
 
 
-NOTHING_KNOWN = ReportFacts(versions={}, machine={})
+NO_FACTS = ReportFacts(versions={}, machine={})
 
 
-class _Kept(BaseModel):
-    """The file: facts, and the run they are of."""
+class _FactsFile(BaseModel):
+    """The file: facts, and a checksum of the recipe of their run."""
 
     recipe_sha256: str
     facts: ReportFacts
 
 
 def write_facts(output: Path, facts: ReportFacts, recipe_text: str) -> None:
-    """Keep the facts beside the adapter.
+    """Write the facts into the folder of the run.
 
     Raises:
         OutputError: the folder cannot be written.
     """
-    kept = _Kept(recipe_sha256=_digest(recipe_text), facts=facts)
-    write_atomically(output / FACTS, kept.model_dump_json(indent=1) + "\n")
+    content = _FactsFile(recipe_sha256=_sha256(recipe_text), facts=facts)
+    write_atomically(output / FACTS, content.model_dump_json(indent=1) + "\n")
 
 
 def read_facts(output: Path, recipe_text: str) -> tuple[ReportFacts, str]:
     """Read the facts of a run.
 
     Returns:
-        The facts, and "" or why there are none.
+        The facts, and "" or the reason why there are none.
 
     Raises:
         OutputError: the file is damaged.
     """
     path = output / FACTS
     if not path.is_file():
-        return (
-            NOTHING_KNOWN,
-            f"The folder has no {FACTS}, where a run says what it knows of itself.",
-        )
+        return NO_FACTS, f"The folder has no {FACTS}, where a run records facts for its report."
     try:
-        kept = _Kept.model_validate_json(path.read_text(encoding="utf-8"))
+        content = _FactsFile.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise OutputError(
             f"{path}: expected the JSON that `glmtune train` wrote, but: {reason}. "
-            "Restore the file, or delete it to make a report of what else there is."
+            "Restore the file, or delete it to make a report from the other files."
         ) from None
-    if kept.recipe_sha256 != _digest(recipe_text):
-        return NOTHING_KNOWN, f"The {FACTS} in the folder is of a run with another recipe."
-    return kept.facts, ""
+    if content.recipe_sha256 != _sha256(recipe_text):
+        return NO_FACTS, f"The {FACTS} in the folder belongs to a run with another recipe."
+    return content.facts, ""
 
 
-def _digest(text: str) -> str:
+def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Facts -> one HTML file that needs nothing else: no network, no library, no build.
+"""The files of a run -> `report.html`, one self-contained HTML file, and `loss.svg`.
 
-Everything that comes from data is escaped by the template engine. Should that ever fail, the
-page's own policy lets the browser run no script but ours, and load nothing from anywhere.
+The template engine escapes everything that comes from data. If that ever fails, the content
+security policy of the page still blocks all scripts but ours and every request.
 """
 
 import base64
@@ -21,29 +21,27 @@ import glmtune
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, write_atomically
 from glmtune.inspect.shown_row import harmless
-from glmtune.inspect.survey import survey_rows
-from glmtune.prove.metrics import read_metrics
-from glmtune.prove.report.charts import draw_charts, number, thin
+from glmtune.prove.metrics import METRICS, read_metrics
+from glmtune.prove.report.charts import loss_chart, make_charts, number, thin
 from glmtune.prove.report.facts import ReportFacts, read_facts, write_facts
-from glmtune.recipe.recipe import Recipe
+from glmtune.recipe.recipe import RECIPE, Recipe
 
-REPORT = "report.html"
+REPORT, LOSS_CURVE = "report.html", "loss.svg"
 MAX_FINDINGS = 200  # shown; all are counted
-_RECIPE, _METRICS = "recipe.yaml", "metrics.jsonl"
 _SEVERITIES = ("error", "warning", "info")
 
 
 def write_report(output: Path, facts: ReportFacts) -> Path:
-    """Write `report.html`, and the facts in `report.json`, into the folder of a run.
+    """Write `report.html`, `loss.svg`, and the facts in `report.json`, into the folder of a run.
 
-    The recipe and the curves are read from `recipe.yaml` and `metrics.jsonl` there.
+    The recipe and the metrics are read from `recipe.yaml` and `metrics.jsonl` there.
 
     Args:
-        output: the run's folder.
-        facts: whatever the run knows.
+        output: the folder of the run.
+        facts: what the run knows; a field that is None is shown as not recorded.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         OutputError: the folder holds no run, or cannot be written.
@@ -53,25 +51,33 @@ def write_report(output: Path, facts: ReportFacts) -> Path:
 
 
 def rewrite_report(output: Path) -> Path:
-    """Make `report.html` anew from what a run left.
+    """Write `report.html` and `loss.svg` again from the other files of a run.
+
+    A run without two finite losses has no `loss.svg`.
+
+    Returns:
+        The path of the page.
 
     Raises:
         OutputError: the folder holds no run, is damaged, or cannot be written.
     """
     recipe_text = _read_recipe(output)
-    facts, gap = read_facts(output, recipe_text)
-    page = render_run(output, recipe_text, read_metrics(output / _METRICS), facts, gap)
+    facts, why_missing = read_facts(output, recipe_text)
+    lines = read_metrics(output / METRICS)
+    if chart := loss_chart(lines):
+        write_atomically(output / LOSS_CURVE, _render("chart.svg", chart=chart))
+    page = render_run(output, recipe_text, lines, facts, why_missing)
     write_atomically(output / REPORT, page)
     return output / REPORT
 
 
 def _read_recipe(output: Path) -> str:
-    path = output / _RECIPE
+    path = output / RECIPE
     try:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         raise OutputError(
-            f"{output}: there is no {_RECIPE} in it, so it is not the folder of a run. "
+            f"{output}: there is no {RECIPE} in it, so it is not the folder of a run. "
             "Give the output.dir of `glmtune train`."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -81,13 +87,13 @@ def _read_recipe(output: Path) -> str:
 def write_rows_page(
     recipe: Recipe, path: Path, first: int = 1, count: int = 1, *, pairs: bool | None = False
 ) -> Path:
-    """Write a page of rows as training sees them: those asked for, and the worst.
+    """Write a page of rows as training sees them: those asked for, and the most problematic.
 
     Args:
-        recipe: its model (the tokenizer alone is read) and its data.
+        recipe: its model, of which only the tokenizer is read, and its data.
         path: the page to write.
         first: the first row to show, counted from 1.
-        count: how many from there.
+        count: the number of rows to show.
         pairs: as for `convert_sides`.
 
     Raises:
@@ -95,17 +101,15 @@ def write_rows_page(
         DataError: a source or a row cannot be used.
         OutputError: the page cannot be written.
     """
-    survey = survey_rows(recipe, first, count, pairs=pairs)
-    page = (
-        _environment()
-        .get_template("rows.html")
-        .render(
-            title=f"Rows of {', '.join(recipe.data.train)}",
-            survey=survey,
-            first=first,
-            section=recipe.data,
-            model=recipe.model.name_or_path,
-        )
+    from glmtune.inspect.survey import survey_rows  # loads transformers, which a report is without
+
+    page = _render(
+        "rows.html",
+        title=f"Rows of {', '.join(recipe.data.train)}",
+        survey=survey_rows(recipe, first, count, pairs=pairs),
+        first=first,
+        section=recipe.data,
+        model=recipe.model.name_or_path,
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,39 +124,34 @@ def render_run(
     recipe_text: str,
     lines: Sequence[Mapping[str, Any]],
     facts: ReportFacts,
-    gap: str = "",
+    why_missing: str = "",
 ) -> str:
     """Give the page of a run as HTML.
 
     Args:
-        output: the run's folder, for its name and the command.
+        output: the folder of the run, for its name and the command.
         recipe_text: the resolved recipe.
-        lines: of its metrics.
-        facts: what else is known.
-        gap: why facts are missing, "" when they are not.
+        lines: of the metrics.
+        facts: everything else.
+        why_missing: the reason why there are no facts, "" if there are.
     """
     proofs = facts.all_proofs
     findings = sorted(facts.lint or (), key=_severity)
-    return (
-        _environment()
-        .get_template("run.html")
-        .render(
-            title=f"Run {output.resolve().name}",
-            gap=gap,
-            facts=facts,
-            measured=measured(lines),
-            proofs=proofs,
-            verdicts={
-                v: sum(p.verdict == v for p in proofs) for v in ("passed", "failed", "not run")
-            },
-            charts=draw_charts(lines),
-            lines=thin(lines),
-            num_lines=len(lines),
-            findings=findings[:MAX_FINDINGS],
-            num_findings=len(findings),
-            recipe_text=recipe_text,
-            command=facts.command or repeat_command(output),
-        )
+    return _render(
+        "run.html",
+        title=f"Run {output.resolve().name}",
+        why_missing=why_missing,
+        facts=facts,
+        key_figures=key_figures(lines),
+        proofs=proofs,
+        verdicts={v: sum(p.verdict == v for p in proofs) for v in ("passed", "failed", "not run")},
+        charts=make_charts(lines),
+        lines=thin(lines),
+        num_lines=len(lines),
+        findings=findings[:MAX_FINDINGS],
+        num_findings=len(findings),
+        recipe_text=recipe_text,
+        command=facts.command or repeat_command(output),
     )
 
 
@@ -162,18 +161,18 @@ def _severity(finding: Mapping[str, Any]) -> int:
 
 
 def repeat_command(output: Path) -> str:
-    """Give the command that trains the same again, beside the first run.
+    """Give the command that repeats a run, into another folder next to the first.
 
-    Paths in a recipe are relative to the working directory, so it goes there first.
+    Paths in a recipe are relative to the working directory, so the command changes to it first.
     """
     again = output.with_name(f"{output.name}-again")
-    recipe = shlex.quote(str(output / _RECIPE))
+    recipe = shlex.quote(str(output / RECIPE))
     target = shlex.quote(f"output.dir={again}")
     return f"cd {shlex.quote(str(Path.cwd()))} && glmtune train {recipe} {target}"
 
 
-def measured(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Pick out of the metrics what stands at the head of a report; None where there is none."""
+def key_figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Summarize the metrics for the top of a report; None for what was not measured."""
 
     def of(key: str) -> list[tuple[int, Any]]:
         return [(line["step"], line[key]) for line in lines if line.get(key) is not None]
@@ -186,10 +185,14 @@ def measured(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "last_loss": losses[-1][1] if losses else None,
         "last_held_out": held_out[-1][1] if held_out else None,
         "best_held_out": min(held_out, key=lambda each: each[1]) if held_out else None,
-        # The first line of a run tells of a cold start.
+        # The first line of a run includes the warm-up.
         "speed": median([value for _, value in speeds[1:] or speeds]) if speeds else None,
         "memory": max(value for _, value in memory) if memory else None,
     }
+
+
+def _render(template: str, **values: Any) -> str:
+    return _environment().get_template(template).render(values)
 
 
 @cache
@@ -219,7 +222,7 @@ def _environment() -> Environment:
 
 
 def duration(seconds: float) -> str:
-    """Write a time as people say it: 42 s, 3 min 5 s, 2 h 10 min."""
+    """Write a time in its two largest units: 42 s, 3 min 5 s, 2 h 10 min."""
     total = round(seconds)
     if total < 60:
         return f"{total} s"

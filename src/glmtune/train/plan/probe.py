@@ -10,11 +10,10 @@ from tempfile import TemporaryDirectory
 
 from glmtune.errors import TrainingError
 from glmtune.model.load import load_tokenizer
-from glmtune.prove.metrics import peak_memory_bytes, read_metrics
+from glmtune.prove.metrics import METRICS, peak_memory_bytes, read_metrics
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
 from glmtune.template.select import template_for
-from glmtune.train.output import METRICS
 from glmtune.train.plan.workload import describe_workload, rows_of
 from glmtune.train.run import Ingredients, begin, carry_out, load_base, load_data
 

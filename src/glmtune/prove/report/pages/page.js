@@ -1,52 +1,52 @@
 "use strict";
 
-// ---- tokens: which ids a piece has, under the pointer, by tap, and by the arrow keys
+// ---- tokens: show the ids of a piece on hover, tap and arrow keys
 const readout = document.getElementById("readout");
-const words = { l: "learned", u: "not learned", x: "cut" };
-let now = null;
+const stateNames = { l: "learned", u: "not learned", x: "cut" };
+let current = null;
 
-function tell(piece) {
-  if (now) now.classList.remove("now");
-  now = piece;
+function showPiece(piece) {
+  if (current) current.classList.remove("now");
+  current = piece;
   readout.hidden = !piece;
   if (!piece) return;
   piece.classList.add("now");
   const ids = piece.dataset.i.split(" ");
   const first = Number(piece.dataset.p);
   const where = ids.length > 1 ? `tokens ${first}–${first + ids.length - 1}` : `token ${first}`;
-  const state = Object.keys(words).find((name) => piece.classList.contains(name));
-  readout.textContent = `“${piece.textContent.trimEnd()}” · ${where} · ${ids.length > 1 ? "ids" : "id"} ${ids.join(" ")} · ${words[state]}`;
+  const state = Object.keys(stateNames).find((name) => piece.classList.contains(name));
+  readout.textContent = `“${piece.textContent.trimEnd()}” · ${where} · ${ids.length > 1 ? "ids" : "id"} ${ids.join(" ")} · ${stateNames[state]}`;
 }
 
 for (const block of document.querySelectorAll(".tokens")) {
   block.addEventListener("pointerover", (event) => {
     const piece = event.target.closest(".t");
-    if (piece) tell(piece);
+    if (piece) showPiece(piece);
   });
   block.addEventListener("pointerleave", (event) => {
-    if (event.pointerType === "mouse") tell(null);
+    if (event.pointerType === "mouse") showPiece(null);
   });
   block.addEventListener("focus", () => {
-    if (!now || !block.contains(now)) tell(block.firstElementChild);
+    if (!current || !block.contains(current)) showPiece(block.firstElementChild);
   });
-  block.addEventListener("blur", () => tell(null));
+  block.addEventListener("blur", () => showPiece(null));
   block.addEventListener("keydown", (event) => {
-    const here = now && block.contains(now) ? now : block.firstElementChild;
+    const here = current && block.contains(current) ? current : block.firstElementChild;
     const next = {
       ArrowRight: here.nextElementSibling,
       ArrowLeft: here.previousElementSibling,
       Home: block.firstElementChild,
       End: block.lastElementChild,
     }[event.key];
-    if (event.key === "Escape") tell(null);
+    if (event.key === "Escape") showPiece(null);
     if (!next) return;
     event.preventDefault();
-    tell(next);
+    showPiece(next);
     next.scrollIntoView({ block: "nearest" });
   });
 }
 
-// ---- charts: the values of a step, under the pointer and by the arrow keys
+// ---- charts: show the values of a step on hover and arrow keys
 for (const chart of document.querySelectorAll(".chart")) {
   const data = JSON.parse(chart.dataset.chart);
   const plot = chart.querySelector(".plot");
@@ -58,11 +58,11 @@ for (const chart of document.querySelectorAll(".chart")) {
     index = Math.max(0, Math.min(data.steps.length - 1, chosen));
     rule.hidden = false;
     rule.style.left = data.at[index] + "%";
-    const said = data.names
+    const values = data.names
       .map((name, curve) => [name, data.values[curve][index]])
       .filter(([, number]) => number !== null)
       .map(([name, number]) => `${name} ${number}`);
-    value.textContent = `step ${data.steps[index].toLocaleString("en")}: ${said.join(", ")}`;
+    value.textContent = `step ${data.steps[index].toLocaleString("en")}: ${values.join(", ")}`;
   }
   function hide() {
     rule.hidden = true;
