@@ -21,7 +21,8 @@ from glmtune.prove.proof import STOPS, Proof
 from glmtune.prove.stops import StopRate, stop_rate
 from glmtune.prove.streamed import PROBE_TOKENS, check_streamed, probe
 from glmtune.recipe.methods import LoraSection
-from glmtune.template.base import IGNORE, LAYOUTS, Template
+from glmtune.recipe.sections import LAYOUTS
+from glmtune.template.base import IGNORE, Template
 from glmtune.template.chatglm import ChatGLMTemplate
 from glmtune.template.select import template_for
 
