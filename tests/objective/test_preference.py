@@ -339,7 +339,7 @@ def test_a_run_of_pairs_resumes_to_the_same_bytes(tree: dict[str, Any], tmp_path
     ("changes", "message"),
     [
         (["adapter.method=full"], "is for an adapter over its base, and adapter.method=full"),
-        (["adapter.method=prompt_tuning"], "adapter.method=prompt_tuning is none of that kind"),
+        (["adapter.method=prompt_tuning"], "adapter.method=prompt_tuning is not of that kind"),
         (["adapter.bias=all"], "compares with the base, which"),
         (["adapter.name_or_path=earlier"], "Merge that one first"),
         (["data.overlong=truncate_prompt"], "different prompts"),

@@ -256,7 +256,7 @@ def test_dealing_out_is_refused_where_it_cannot_work(recipe: Path, tmp_path: Pat
         ),
         ("model.compute=int8", "model.compute=int8 packs them"),
         ("checks.sample_steps=5", "none has the whole model"),
-        ("training.optim=adamw_bnb_8bit", "do not go together"),
+        ("training.optim=adamw_bnb_8bit", "cannot be combined"),
     ):
         with pytest.raises(RecipeError, match=message):
             build_recipe(tree, [change])
