@@ -1,8 +1,8 @@
 """General rows for `glmtune demo`, of those that taught nano to answer.
 
-    python recipes/nano/demo_rows.py src/glmtune/demo
+    python recipes/nano/demo_rows.py src/glmtune/cli/demo
 
-    general.json    learned beside the fractions, so that nano goes on greeting
+    general.json    learned beside the fractions, so that nano still greets
     gauge.json      asked before and after, and not learned
 
 No answer is in both files, so what is asked is not what was just repeated. Only rows that need no

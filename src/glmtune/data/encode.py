@@ -31,7 +31,7 @@ from glmtune.data.rows import BadRow, Row, RowError, excerpt
 from glmtune.data.sources import Source
 from glmtune.data.store import EncodedData, Encoder, Progress, code_digests, encode_sources
 from glmtune.errors import TemplateError
-from glmtune.recipe.sections import BadRows, Overlong
+from glmtune.recipe.choices import BadRows, Overlong
 from glmtune.template.base import IGNORE, Example, Template
 
 # What is encoded by one call and written as one Arrow record batch: so many rows, or fewer

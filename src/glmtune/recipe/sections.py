@@ -1,6 +1,6 @@
 """The sections of a recipe: every key, its type, its default and what it means."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -13,12 +13,7 @@ from pydantic import (
     field_validator,
 )
 
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]  # of weights
-Layout = Literal["official", "tutorial", "chatglm2", "plain"]  # how a row becomes token ids
-Overlong = Literal["drop", "truncate_prompt", "tutorial"]  # rows longer than data.max_length
-BadRows = Literal["fail", "skip"]  # rows that cannot be read
-
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+from glmtune.recipe.choices import BadRows, Dtype, Layout, Overlong
 
 
 class Section(BaseModel):
