@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from glmtune.cli.info import readable
 from glmtune.cli.main import app
 from glmtune.errors import CheckpointError, RecipeError
 from glmtune.inspect.checkpoint import describe_adapter, describe_model, group_parameters
@@ -19,6 +18,7 @@ from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.load import load_model, load_tokenizer
 from glmtune.recipe.methods import LoraSection
 from glmtune.template.select import template_for
+from glmtune.units import readable
 
 
 def run_info(*arguments: str | Path) -> str:

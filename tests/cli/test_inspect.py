@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from glmtune.cli.inspect import flowing, print_row, printable
 from glmtune.cli.main import app
+from glmtune.cli.printing import flowing_text, print_row, printable
 from glmtune.data.encode import EncodeOptions, encode_data
 from glmtune.data.pairs import encode_pairs
 from glmtune.errors import CheckpointError, DataError, RecipeError
@@ -168,8 +168,8 @@ def test_a_terminal_gets_colours_instead_of_brackets(rows: Path, tiny_model_dir:
 def test_nothing_in_a_row_commands_the_terminal() -> None:
     piece = Piece((1,), "\x1b[31m\ta\u200bb\u3000", is_learned=False, is_special=False)
 
-    assert flowing((piece,), has_colour=False).plain == r"\x1b[31m⇥a\u200bb" + "\u3000"
-    assert printable("a\nb\r\x07", keep="\n") == "a\nb␍\\x07"
+    assert flowing_text((piece,), has_color=False).plain == r"\x1b[31m⇥a\u200bb" + "\u3000"
+    assert printable("a\nb\r\x07", keep_lines=True) == "a\nb␍\\x07"
 
 
 def test_several_rows_are_shown_one_after_the_other(rows: Path, tiny_model_dir: Path) -> None:

@@ -25,9 +25,10 @@ from glmtune.recipe.methods import (
 )
 
 if TYPE_CHECKING:
-    from glmtune.recipe.recipe import PretrainRecipe, Recipe, RunRecipe
+    from glmtune.recipe.recipe import AnyRecipe, PretrainRecipe, Recipe, RunRecipe
 
-AnyRunRecipe = TypeVar("AnyRunRecipe", bound="RunRecipe")
+# A rule of every run also applies to each kind of recipe.
+CheckedRecipe = TypeVar("CheckedRecipe", bound="RunRecipe", contravariant=True)
 
 # Methods whose weights FSDP2 and DeepSpeed can shard; a subclass needs an entry of its own.
 SHARDABLE = (LoraSection, FullSection, FreezeSection)
@@ -35,7 +36,7 @@ _SHARDABLE_METHODS = ", ".join(kind.model_fields["method"].default for kind in S
 
 
 @dataclass(frozen=True, slots=True)
-class Rule(Generic[AnyRunRecipe]):
+class Rule(Generic[CheckedRecipe]):
     """Values of keys that do not go together.
 
     Attributes:
@@ -46,17 +47,17 @@ class Rule(Generic[AnyRunRecipe]):
     """
 
     example: tuple[str, ...]
-    is_broken: Callable[[AnyRunRecipe], bool]
+    is_broken: Callable[[CheckedRecipe], bool]
     message: str
 
-    def explain(self, recipe: AnyRunRecipe) -> str:
+    def explain(self, recipe: CheckedRecipe) -> str:
         """Write the message with the values of a recipe."""
         return self.message.format_map(
             {name: getattr(recipe, name) for name in type(recipe).model_fields}
         )
 
 
-def check_rules(recipe: AnyRunRecipe, rules: Sequence[Rule[AnyRunRecipe]]) -> None:
+def check_rules(recipe: "AnyRecipe", rules: Sequence[Rule["AnyRecipe"]]) -> None:
     """Refuse a recipe that breaks a rule.
 
     Raises:

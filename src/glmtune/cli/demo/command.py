@@ -111,7 +111,7 @@ def show_base(console: "Console", model: "PreTrainedModel") -> None:
 
 def show_rows(console: "Console", folder: "DemoFolder", questions: "Sequence[Question]") -> None:
     """Show a few rows, and one as the tokens that training sees."""
-    from glmtune.cli.inspect import print_row
+    from glmtune.cli.printing import print_row
     from glmtune.data.sources import read_rows
     from glmtune.inspect.row import see_rows
 
@@ -219,7 +219,7 @@ def show_answers(
 
 def _one_line(text: str) -> str:
     """Make babble fit a table."""
-    from glmtune.cli.inspect import printable
+    from glmtune.cli.printing import printable
 
     line = printable(" ".join(text.split()))
     return line if len(line) <= 16 else f"{line[:15]}…"
