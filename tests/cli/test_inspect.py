@@ -270,7 +270,7 @@ def test_missing_things_are_named(rows: Path, tiny_model_dir: Path, tmp_path: Pa
         run_inspect(rows, "--model", tmp_path / "no" / "such")
     with pytest.raises(DataError, match=r"no\.json"):
         run_inspect(tmp_path / "no.json", "--model", tiny_model_dir)
-    with pytest.raises(RecipeError, match=r"--columns a: expected a pair"):
+    with pytest.raises(RecipeError, match=r"--columns a: expected two names"):
         run_inspect(rows, "--model", tiny_model_dir, "--columns", "a")
     with pytest.raises(RecipeError, match=r"there is no such recipe"):
         run_inspect(tmp_path / "no.yaml")
@@ -341,7 +341,7 @@ def test_what_an_objective_cannot_show_is_refused(
     given = (text, "--objective", "token", "--model")
     with pytest.raises(DataError, match=r"there is no text 3, only 2"):
         run_inspect(*given, tiny_model_dir, "--row", 3)
-    with pytest.raises(RecipeError, match="leave it out with --objective"):
+    with pytest.raises(RecipeError, match="Leave it out with --objective"):
         run_inspect(*given, tiny_model_dir, "--html", tmp_path / "page.html")
     with pytest.raises(DataError, match=r"no token \[MASK\]"):
         run_inspect(*given, tiny_llama_dir)

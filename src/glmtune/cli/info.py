@@ -88,7 +88,7 @@ def model_lines(facts: "ModelFacts") -> Lines:
         yield "also stored", ", ".join(facts.buffers)
     if facts.unexpected:
         some = ", ".join(facts.unexpected[:3])
-        yield "not used", f"{len(facts.unexpected)} stored tensors: {some}"
+        yield "unexpected", f"{len(facts.unexpected)} stored tensors that are not used: {some}"
     if missing := sum(group.count for group in facts.groups if group.dtype == "missing"):
         yield "missing", f"{missing} tensors are not in the files; this folder cannot be loaded"
     sizes = (f"{dtype} {readable(size)}" for dtype, size in facts.memory_bytes.items())

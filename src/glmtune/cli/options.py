@@ -144,7 +144,7 @@ def recipe_for_rows(
     if is_recipe(data):
         return load_recipe(data, [*given, *overrides], kind=kind)
     assumed = assumed or {}
-    names_model = ("model.name_or_path=", "name_or_path=", "model_name_or_path=")
+    names_model = ("model.name_or_path=", "model_name_or_path=")
     if "model" not in assumed and not any(
         each.startswith(names_model) for each in [*given, *overrides]
     ):
