@@ -51,7 +51,7 @@ def choose() -> tuple[list[Row], list[Row]]:
 
 
 def to_json(rows: list[Row]) -> str:
-    """Write rows as they stand in the files."""
+    """Format rows as in the files."""
     return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
 
 

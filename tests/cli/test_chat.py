@@ -73,11 +73,11 @@ def test_bytes_that_are_not_text_are_refused(taught_model_dir: Path) -> None:
 
 def test_a_system_message_is_put_in_front(taught_model_dir: Path) -> None:
     alone = run_chat(taught_model_dir, "-p", AGAIN, "--max-new-tokens", "20").stdout
-    told = run_chat(
+    shown = run_chat(
         taught_model_dir, "-p", AGAIN, "--max-new-tokens", "20", "--system", "春天 " * 9
     ).stdout
 
-    assert alone != told
+    assert alone != shown
 
 
 # ---- a conversation ----------------------------------------------------------------------

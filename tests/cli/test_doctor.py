@@ -44,12 +44,12 @@ def test_a_missing_log_is_reported() -> None:
 def test_the_machine_is_described_without_its_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
 
-    told = CliRunner().invoke(app, ["doctor"], catch_exceptions=False).stdout
+    shown = CliRunner().invoke(app, ["doctor"], catch_exceptions=False).stdout
     as_json = CliRunner().invoke(app, ["doctor", "--json"], catch_exceptions=False).stdout
 
-    assert f"glmtune        {glmtune.__version__}" in told
-    assert "HF_TOKEN=set, not shown" in told
-    assert "hf_verysecret" not in told + as_json
+    assert f"glmtune        {glmtune.__version__}" in shown
+    assert "HF_TOKEN=set, not shown" in shown
+    assert "hf_verysecret" not in shown + as_json
     machine = json.loads(as_json)
     assert 0 < machine["available_bytes"] <= machine["memory_bytes"]
     assert all(version["fits"] for version in machine["versions"])

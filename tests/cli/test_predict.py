@@ -305,8 +305,8 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(
             r"l\.jsonl:2: the prompt has [\d,]+ tokens, which leaves no room .* in the 512",
         ),
     ]
-    for data, told in cases:
-        with pytest.raises(DataError, match=told):
+    for data, message in cases:
+        with pytest.raises(DataError, match=message):
             run(data, *rest)
     good = write(tmp_path / "good.jsonl", ROWS)
     with pytest.raises(RecipeError, match="--model is missing"):

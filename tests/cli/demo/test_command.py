@@ -40,4 +40,4 @@ def test_the_demo_learns_what_it_claims(tmp_path: Path) -> None:
     proofs = json.loads(report.read_text(encoding="utf-8"))["facts"]["proofs"]
     assert {proof["name"]: proof["verdict"] for proof in proofs} == dict.fromkeys(PROOFS, "passed")
     assert "proofs:  7 of 7 passed" in result.output
-    assert WHO_ANSWER in result.output.rpartition("Its mistakes stand")[2], "nano still greets"
+    assert WHO_ANSWER in result.output.rpartition("Its mistakes are")[2], "nano still greets"

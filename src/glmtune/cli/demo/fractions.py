@@ -1,8 +1,7 @@
-"""Fractions to reduce: the demo's rows, in `train.json` and `held_out.json`.
+"""Make the rows of the demo: fractions to reduce, in `train.json` and `held_out.json`.
 
-A fraction of small numbers with something to cancel is asked once, in one of a few wordings. The
-answer goes the way that a child learns: divide by the smallest prime that divides both, again and
-again.
+Each reducible fraction of small numbers is asked once, in one of a few wordings. The answer
+divides by the smallest common prime factor until there is none.
 
     48/36 -> 48/36，除以2得24/18，除以2得12/9，除以3得4/3
 
