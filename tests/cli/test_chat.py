@@ -83,7 +83,7 @@ def test_a_system_message_is_put_in_front(taught_model_dir: Path) -> None:
 # ---- a conversation ----------------------------------------------------------------------
 
 
-def test_a_conversation_remembers_what_was_said(taught_model_dir: Path) -> None:
+def test_a_conversation_remembers_earlier_turns(taught_model_dir: Path) -> None:
     result = talk(taught_model_dir, QUESTION, "", AGAIN)
 
     assert result.stdout == f"{ANSWER}\n{AGAIN_ANSWER}\n"

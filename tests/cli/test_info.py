@@ -79,7 +79,7 @@ def test_layers_are_shown_in_one_line(config_of_6b: Path) -> None:
     assert "tokenizer.model" in shown  # which this folder has not
 
 
-def test_another_lora_is_reckoned_on_request(config_of_6b: Path) -> None:
+def test_another_lora_is_estimated_on_request(config_of_6b: Path) -> None:
     shown = run_info(config_of_6b, "--lora-r", 16, "--target-modules", "query_key_value, dense")
 
     trainable = 28 * 16 * (4096 + 4608 + 4096 + 4096)
@@ -133,7 +133,7 @@ def test_tensors_that_the_files_lack_or_have_too_many_are_shown(
     assert "1 stored tensors that are not used: stray" in shown
 
 
-def test_layers_that_differ_are_not_thrown_together() -> None:
+def test_layers_that_differ_are_not_grouped() -> None:
     def tensor(width: int) -> torch.Tensor:
         return torch.empty(width, device="meta")
 

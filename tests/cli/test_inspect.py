@@ -188,7 +188,7 @@ def test_several_rows_are_shown_one_after_the_other(rows: Path, tiny_model_dir: 
         ("tutorial", "cut off behind token 20 of ", "⟧"),
     ],
 )
-def test_what_becomes_of_a_long_row_is_said(
+def test_what_is_done_with_a_long_row_is_shown(
     tmp_path: Path, tiny_model_dir: Path, overlong: str, note: str, ends_with: str
 ) -> None:
     path = tmp_path / "long.jsonl"

@@ -168,7 +168,7 @@ def test_float16_is_of_the_frozen_base_or_of_the_arithmetic(tmp_path: Path) -> N
     assert "dtype" not in full.sections["model"]
 
 
-def test_preferences_of_llama_factory_come_along(tmp_path: Path) -> None:
+def test_preferences_of_llama_factory_are_converted(tmp_path: Path) -> None:
     register = {"identity": {"file_name": "pairs.json", "ranking": True}}
     (tmp_path / "dataset_info.json").write_text(json.dumps(register), encoding="utf-8")
     tree = LLAMA_FACTORY | {"dataset": "identity", "stage": "dpo", "pref_loss": "orpo"}
@@ -179,7 +179,7 @@ def test_preferences_of_llama_factory_come_along(tmp_path: Path) -> None:
     assert [line for line in converted.not_converted if not line.startswith("truncating")] == []
 
 
-def test_columns_and_roles_of_a_data_set_come_along(tmp_path: Path) -> None:
+def test_columns_and_roles_of_a_data_set_are_converted(tmp_path: Path) -> None:
     register = {
         "identity": {
             "file_name": "talks.json",
@@ -210,7 +210,7 @@ def load_full(tmp_path: Path, tree: dict[str, Any]) -> bool:
     return bool(converted.sections["training"]["bf16"])
 
 
-def test_what_has_no_counterpart_is_listed_and_not_bent(tmp_path: Path) -> None:
+def test_what_has_no_counterpart_is_listed(tmp_path: Path) -> None:
     tree = LLAMA_FACTORY | {
         "lr_scheduler_type": "cosine_with_restarts",
         "mask_history": True,

@@ -66,7 +66,7 @@ def test_a_missing_key_says_how_to_give_it() -> None:
         build_recipe({"model": {"name_or_path": "m"}, "data": {"train": "x"}})
 
 
-def test_names_of_older_releases_are_taken_over_with_one_warning() -> None:
+def test_names_of_older_releases_are_accepted_with_one_warning() -> None:
     tree = {**SMALLEST, "training": {"evaluation_strategy": "steps", "warmup_ratio": 0.1}}
     with pytest.warns(UserWarning, match="is now called") as warned:
         recipe = build_recipe(tree)
@@ -168,7 +168,7 @@ def test_adalora_is_refused_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize("key", ["checks.general_rows", "data.train", "lint.off"])
-def test_a_number_where_a_list_belongs_is_told_in_plain_words(key: str) -> None:
+def test_a_number_instead_of_a_list_is_explained(key: str) -> None:
     tree = {"model": {"name_or_path": "x"}, "data": {"train": "r"}, "output": {"dir": "o"}}
     with pytest.raises(RecipeError, match=rf"{key} is 3, expected a list. Write {key}: \[first"):
         build_recipe(tree, [f"{key}=3"])

@@ -255,7 +255,7 @@ def test_dealing_out_is_refused_where_it_cannot_work(recipe: Path, tmp_path: Pat
             "works with adapter.method=lora, full, freeze, and not with qlora",
         ),
         ("model.compute=int8", "model.compute=int8 packs them"),
-        ("checks.sample_steps=5", "none has the whole model"),
+        ("checks.sample_steps=5", "no process has the complete model"),
         ("training.optim=adamw_bnb_8bit", "cannot be combined"),
     ):
         with pytest.raises(RecipeError, match=message):

@@ -1,5 +1,6 @@
 """`glmtune inspect`: show rows or texts as the tokens that training sees."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from glmtune.inspect.objective import SeenInfilling
+    from glmtune.recipe.recipe import PretrainRecipe
 
 Objective = Literal[
     "token", "sentence", "document", "causal", "masked-lm", "prefix-lm", "causal-lm"
@@ -85,12 +87,7 @@ def inspect(
         if html is not None:
             raise RecipeError("--html shows rows for fine-tuning. Leave it out with --objective.")
         texts = recipe_for_rows(data, values, overrides or [], PretrainRecipe)
-
-        with loading():
-            from glmtune.inspect.objective import see_infilling
-
-        for number in range(row, row + count):
-            print_infilling(see_infilling(texts, objective, number), console)
+        print_texts(texts, objective, range(row, row + count), console)
         return
     recipe = recipe_for_rows(data, values, overrides or [], Recipe)
     pairs = shows_pairs(recipe, data)
@@ -108,6 +105,17 @@ def inspect(
 
     for seen in see_rows(recipe, first=row, count=count, pairs=pairs):
         print_row(seen, console, with_ids=ids)
+
+
+def print_texts(
+    recipe: "PretrainRecipe", objective: Objective, numbers: Iterable[int], console: "Console"
+) -> None:
+    """Print texts as pre-training sees them with one objective."""
+    with loading():
+        from glmtune.inspect.objective import see_infilling
+
+    for number in numbers:
+        print_infilling(see_infilling(recipe, objective, number), console)
 
 
 def _pairs(key: str, pairs: list[str] | None) -> dict[str, str]:

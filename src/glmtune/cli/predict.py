@@ -27,6 +27,8 @@ from glmtune.recipe.shipped import is_recipe
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from glmtune.use.predict import AnswerFile
+
 
 def predict(
     data: Annotated[
@@ -121,17 +123,31 @@ def predict(
             context_length=context_length,
             num_rows=batch_size,
         )
+    write_answers(answers, new, len(questions), output)
+
+
+def write_answers(
+    answers: "AnswerFile", new: Iterator[dict[str, Any]], total: int, output: Path
+) -> None:
+    """Write answers as they come, and print how many there are.
+
+    Args:
+        answers: the file, with the answers of an interrupted run.
+        new: the other answers.
+        total: number of rows.
+        output: the path of the file.
+    """
     try:
-        answers.write(show(new, len(questions), done=len(answers.lines)))
+        answers.write(show(new, total, done=len(answers.lines)))
     except KeyboardInterrupt:
         typer.echo(
-            f"Stopped: {len(answers.lines):,} of {len(questions):,} rows are answered, in "
+            f"Stopped: {len(answers.lines):,} of {total:,} rows are answered, in "
             f"{answers.partial}. Continue with the same command and --resume.",
             err=True,
         )
         raise typer.Exit(130) from None
     num_ended = sum(line["ended"] for line in answers.lines.values())
-    typer.echo(f"{output}: {len(questions):,} answers, {num_ended:,} of them ended by themselves")
+    typer.echo(f"{output}: {total:,} answers, {num_ended:,} of them ended by themselves")
 
 
 def show(answers: "Iterable[dict[str, Any]]", total: int, *, done: int) -> Iterator[dict[str, Any]]:
