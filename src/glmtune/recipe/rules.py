@@ -27,8 +27,8 @@ from glmtune.recipe.methods import (
 if TYPE_CHECKING:
     from glmtune.recipe.recipe import AnyRecipe, PretrainRecipe, Recipe, RunRecipe
 
-# A rule of every run also applies to each kind of recipe.
-CheckedRecipe = TypeVar("CheckedRecipe", bound="RunRecipe", contravariant=True)
+# Contravariant: a rule of every run also applies to each kind of recipe.
+CheckedRecipe_contra = TypeVar("CheckedRecipe_contra", bound="RunRecipe", contravariant=True)
 
 # Methods whose weights FSDP2 and DeepSpeed can shard; a subclass needs an entry of its own.
 SHARDABLE = (LoraSection, FullSection, FreezeSection)
@@ -36,7 +36,7 @@ _SHARDABLE_METHODS = ", ".join(kind.model_fields["method"].default for kind in S
 
 
 @dataclass(frozen=True, slots=True)
-class Rule(Generic[CheckedRecipe]):
+class Rule(Generic[CheckedRecipe_contra]):
     """Values of keys that do not go together.
 
     Attributes:
@@ -47,10 +47,10 @@ class Rule(Generic[CheckedRecipe]):
     """
 
     example: tuple[str, ...]
-    is_broken: Callable[[CheckedRecipe], bool]
+    is_broken: Callable[[CheckedRecipe_contra], bool]
     message: str
 
-    def explain(self, recipe: CheckedRecipe) -> str:
+    def explain(self, recipe: CheckedRecipe_contra) -> str:
         """Write the message with the values of a recipe."""
         return self.message.format_map(
             {name: getattr(recipe, name) for name in type(recipe).model_fields}
