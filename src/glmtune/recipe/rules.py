@@ -259,7 +259,8 @@ RUN_RULES: tuple[Rule["RunRecipe"], ...] = (
         ("training.sharding=fsdp2", "checks.sample_steps=10"),
         lambda recipe: recipe.training.sharding is not None and bool(recipe.checks.sample_steps),
         "checks.sample_steps lets one process answer in the middle of a run, and with "
-        "training.{training.sharded_by} no process has the complete model. Leave one of the two out",
+        "training.{training.sharded_by} no process has the complete model. Leave one of the two "
+        "out",
     ),
     Rule(
         ("adapter.method=none",),
