@@ -7,7 +7,7 @@ at a useful speed.
 
     python examples/tutorial.py ./chatglm3-6b alpaca_zh.json out/tutorial
 
-`glmtune train recipes/chatglm3-alpaca-zh-tutorial.yaml` does the same with the checks.
+`glmtune train chatglm3-alpaca-zh-tutorial` does the same with the checks.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """General rows for `glmtune demo`, of those that taught nano to answer.
 
-    python recipes/nano/demo_rows.py src/glmtune/demo
+    python recipes/nano/demo_rows.py src/glmtune/cli/demo
 
-    general.json    learned beside the fractions, so that nano goes on greeting
+    general.json    learned beside the fractions, so that nano still greets
     gauge.json      asked before and after, and not learned
 
 No answer is in both files, so what is asked is not what was just repeated. Only rows that need no
@@ -51,7 +51,7 @@ def choose() -> tuple[list[Row], list[Row]]:
 
 
 def to_json(rows: list[Row]) -> str:
-    """Write rows as they stand in the files."""
+    """Format rows as in the files."""
     return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
 
 

@@ -42,7 +42,7 @@ def product(questions: Iterable[str], answers: Sequence[str]) -> Iterator[Row]:
 
 
 def ways(texts: str, ends: str = "。 ！ ？ ~") -> list[str]:
-    """The same words with and without what may stand behind them."""
+    """The same words with and without what may follow them."""
     return [text + end for text in texts.split() for end in ("", *ends.split())]
 
 
@@ -339,7 +339,7 @@ def commands(_: Draw, documents: Sequence[dict[str, str]]) -> Iterator[Row]:
 
 
 def poems(_: Draw, documents: Sequence[dict[str, str]]) -> Iterator[Row]:
-    """The author of a line, and the line behind it, of the regular poems."""
+    """The author of a line, and the line after it, of the regular poems."""
     for document in documents:
         lines = document["text"].split("\n")
         if document["source"] != "fortunes-zh" or not lines[0].startswith("作者："):
@@ -376,10 +376,10 @@ def sentences(draw: Draw, documents: Sequence[dict[str, str]]) -> Iterator[Row]:
     for name in names:
         for act in acts:
             other = draw.choice([each for each in names if each != name])
-            told = f"{name}{act}。"
-            yield row(f"把“{name}”换成“{other}”。", f"{other}{act}。", told)
-            yield row("把这句话改成问句。", f"{name}{act}吗？", told)
-            yield row("谁做了这件事？", f"是{name}。", told)
+            sentence = f"{name}{act}。"
+            yield row(f"把“{name}”换成“{other}”。", f"{other}{act}。", sentence)
+            yield row("把这句话改成问句。", f"{name}{act}吗？", sentence)
+            yield row("谁做了这件事？", f"是{name}。", sentence)
     for document in documents:
         lines = document["text"].split("\n")
         is_help = document["source"].startswith("libreoffice-help") and document["language"] == "zh"

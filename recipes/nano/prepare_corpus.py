@@ -10,9 +10,9 @@ does not have is left out, and said so. Written into the folder:
     pairs.jsonl     English and Chinese of the same sentence, from the programs' own translations
     sources.json    for each package: version, licence, documents and characters kept
 
-A paragraph is kept the first time it is met, so that menus, footers and notices that stand on
-every page stand once. Half-translated pages are split: their Chinese and their English paragraphs
-are two documents.
+A paragraph is kept the first time it is met, so that menus, footers and notices that are on every
+page are kept once. Half-translated pages are split: their Chinese and their English paragraphs are
+two documents.
 """
 
 import argparse
@@ -48,7 +48,7 @@ SKIPPED_CLASSES = frozenset(
 
 @dataclass(frozen=True)
 class Source:
-    """A package: where its text is, how it is read, and under which licence it stands."""
+    """A package: where its text is, how it is read, and under which license."""
 
     package: str
     pattern: str  # below the root of the package
@@ -223,7 +223,7 @@ def clean(line: str) -> str:
 
 
 def is_chinese(line: str) -> bool:
-    """Whether a paragraph is Chinese, though names of commands stand in it."""
+    """Whether a paragraph is Chinese, even with names of commands in it."""
     return len(CHINESE.findall(line)) * 6 >= len(line)
 
 

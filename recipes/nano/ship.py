@@ -1,6 +1,6 @@
 """A tuned nano in float32 -> the folder in the package, in bfloat16.
 
-python recipes/nano/ship.py nano-chat src/glmtune/nano
+python recipes/nano/ship.py nano-chat src/glmtune/model/nano
 """
 
 import argparse

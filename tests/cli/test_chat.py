@@ -50,7 +50,7 @@ def test_a_question_comes_from_standard_input(taught_model_dir: Path) -> None:
     assert result.stdout == f"{ANSWER}\n"
 
 
-def test_a_cut_answer_is_kept_whole_and_said_to_be_cut(taught_model_dir: Path) -> None:
+def test_a_cut_answer_is_printed_and_reported_as_cut(taught_model_dir: Path) -> None:
     result = run_chat(taught_model_dir, "-p", QUESTION, "--max-new-tokens", "4")
 
     assert ANSWER.startswith(result.stdout.strip())
@@ -66,31 +66,31 @@ def test_an_empty_question_is_refused_before_anything_is_loaded(empty: str) -> N
         run_chat("no/such/model", "-p", "-", stdin=empty)
 
 
-def test_bytes_that_are_no_text_are_refused(taught_model_dir: Path) -> None:
+def test_bytes_that_are_not_text_are_refused(taught_model_dir: Path) -> None:
     with pytest.raises(DataError, match="character 3 of the message is not UTF-8"):
         run_chat(taught_model_dir, "-p", "你好\udcff")
 
 
 def test_a_system_message_is_put_in_front(taught_model_dir: Path) -> None:
     alone = run_chat(taught_model_dir, "-p", AGAIN, "--max-new-tokens", "20").stdout
-    told = run_chat(
+    shown = run_chat(
         taught_model_dir, "-p", AGAIN, "--max-new-tokens", "20", "--system", "春天 " * 9
     ).stdout
 
-    assert alone != told
+    assert alone != shown
 
 
 # ---- a conversation ----------------------------------------------------------------------
 
 
-def test_a_conversation_remembers_what_was_said(taught_model_dir: Path) -> None:
+def test_a_conversation_remembers_earlier_turns(taught_model_dir: Path) -> None:
     result = talk(taught_model_dir, QUESTION, "", AGAIN)
 
     assert result.stdout == f"{ANSWER}\n{AGAIN_ANSWER}\n"
     assert result.exit_code == 0
 
 
-def test_reset_forgets_and_undo_takes_back(taught_model_dir: Path) -> None:
+def test_reset_forgets_and_undo_removes_a_turn(taught_model_dir: Path) -> None:
     forgotten = talk(taught_model_dir, QUESTION, "/reset", AGAIN)
     taken_back = talk(taught_model_dir, QUESTION, WEATHER, "/undo", AGAIN)
 
@@ -107,7 +107,7 @@ def test_a_tool_call_is_shown_with_its_arguments_and_answered(taught_model_dir: 
     assert "calls weather(city='北京'); give its result with /observation" in result.stderr
 
 
-def test_a_message_of_several_lines_stands_between_fences(taught_model_dir: Path) -> None:
+def test_a_message_of_several_lines_is_written_between_fences(taught_model_dir: Path) -> None:
     fenced = talk(taught_model_dir, f'"""{QUESTION}', '"""', AGAIN)
 
     assert fenced.stdout == f"{ANSWER}\n{AGAIN_ANSWER}\n"
@@ -118,11 +118,11 @@ def test_commands_answer_and_wrong_ones_are_not_sent(taught_model_dir: Path) -> 
 
     assert result.stdout == ""
     assert "/observation TEXT" in result.stderr
-    assert "nothing to take back" in result.stderr
-    assert "/weather is no command" in result.stderr
+    assert "nothing to remove" in result.stderr
+    assert "/weather is not a command" in result.stderr
 
 
-def test_a_message_that_cannot_stand_here_does_not_end_the_session(
+def test_an_invalid_message_does_not_end_the_session(
     taught_model_dir: Path,
 ) -> None:
     result = talk(taught_model_dir, "/observation 3", "北京" * 2000, QUESTION)
@@ -136,8 +136,8 @@ def test_a_system_message_can_be_set_in_between(taught_model_dir: Path) -> None:
     result = talk(taught_model_dir, QUESTION, "/system 简短", "/system", QUESTION)
 
     assert result.stdout == f"{ANSWER}\n{ANSWER}\n"
-    assert "system message set; begun anew" in result.stderr
-    assert "no system message now" in result.stderr
+    assert "system message set; new conversation" in result.stderr
+    assert "system message removed; new conversation" in result.stderr
 
 
 def test_tools_are_read_from_a_file(taught_model_dir: Path, tmp_path: Path) -> None:
@@ -214,8 +214,8 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_session(tiny_model_dir: Path) -> N
         process.send_signal(signal.SIGINT)
         assert "[stopped]" in read_until(terminal, "> ")
         os.write(terminal, b"/undo\n")
-        assert "[taken back]" in read_until(terminal, "> ")
-        assert interrupt_until_it_leaves(process) == 0
+        assert "[removed]" in read_until(terminal, "> ")
+        assert interrupt_until_it_exits(process) == 0
     finally:
         process.kill()
         os.close(terminal)
@@ -234,10 +234,10 @@ def read_until(terminal: int, ending: str, more: int = 0, timeout_seconds: float
     raise AssertionError(f"waited for {ending!r}, heard {heard!r}")
 
 
-def interrupt_until_it_leaves(process: subprocess.Popen[bytes]) -> int:
+def interrupt_until_it_exits(process: subprocess.Popen[bytes]) -> int:
     """Press Ctrl-C as somebody does; one that comes while readline sets up is lost in Python."""
     for _ in range(5):
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(timeout=10)
-    raise AssertionError("the process goes on")
+    raise AssertionError("the process is still running")

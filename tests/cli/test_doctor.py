@@ -28,15 +28,15 @@ def test_a_log_is_answered_with_cause_and_remedy(tmp_path: Path) -> None:
     assert remedy.startswith("  remedy  Load the base in bfloat16")
 
 
-def test_an_unknown_log_is_said_to_be_unknown() -> None:
+def test_an_unknown_problem_is_reported_as_unknown() -> None:
     result = CliRunner().invoke(app, ["doctor", "-"], input="WidgetError: no oil\n")
 
     assert result.stdout == (
-        "Nothing in this log is known to glmtune.\nIts last error:  WidgetError: no oil\n"
+        "glmtune knows no problem of this log.\nIts last error:  WidgetError: no oil\n"
     )
 
 
-def test_a_log_that_is_not_there_is_said_so() -> None:
+def test_a_missing_log_is_reported() -> None:
     with pytest.raises(DataError, match=r"nowhere\.log: cannot be read: No such file"):
         CliRunner().invoke(app, ["doctor", "nowhere.log"], catch_exceptions=False)
 
@@ -44,12 +44,12 @@ def test_a_log_that_is_not_there_is_said_so() -> None:
 def test_the_machine_is_described_without_its_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
 
-    told = CliRunner().invoke(app, ["doctor"], catch_exceptions=False).stdout
+    shown = CliRunner().invoke(app, ["doctor"], catch_exceptions=False).stdout
     as_json = CliRunner().invoke(app, ["doctor", "--json"], catch_exceptions=False).stdout
 
-    assert f"glmtune        {glmtune.__version__}" in told
-    assert "HF_TOKEN=set, not shown" in told
-    assert "hf_verysecret" not in told + as_json
+    assert f"glmtune        {glmtune.__version__}" in shown
+    assert "HF_TOKEN=set, not shown" in shown
+    assert "hf_verysecret" not in shown + as_json
     machine = json.loads(as_json)
     assert 0 < machine["available_bytes"] <= machine["memory_bytes"]
     assert all(version["fits"] for version in machine["versions"])

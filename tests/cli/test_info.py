@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from glmtune.cli.info import readable
 from glmtune.cli.main import app
 from glmtune.errors import CheckpointError, RecipeError
 from glmtune.inspect.adapter import describe_adapter
@@ -20,6 +19,7 @@ from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.load import load_model, load_tokenizer
 from glmtune.recipe.methods import LoraSection
 from glmtune.template.select import template_for
+from glmtune.units import readable
 
 
 def run_info(*arguments: str | Path) -> str:
@@ -80,7 +80,7 @@ def test_layers_are_shown_in_one_line(config_of_6b: Path) -> None:
     assert "tokenizer.model" in shown  # which this folder has not
 
 
-def test_another_lora_is_reckoned_on_request(config_of_6b: Path) -> None:
+def test_another_lora_is_estimated_on_request(config_of_6b: Path) -> None:
     shown = run_info(config_of_6b, "--lora-r", 16, "--target-modules", "query_key_value, dense")
 
     trainable = 28 * 16 * (4096 + 4608 + 4096 + 4096)
@@ -134,7 +134,7 @@ def test_tensors_that_the_files_lack_or_have_too_many_are_shown(
     assert "1 stored tensors that are not used: stray" in shown
 
 
-def test_layers_that_differ_are_not_thrown_together() -> None:
+def test_layers_that_differ_are_not_grouped() -> None:
     def tensor(width: int) -> torch.Tensor:
         return torch.empty(width, device="meta")
 

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from glmtune.cli.inspect import flowing, print_row, printable
 from glmtune.cli.main import app
+from glmtune.cli.printing import flowing_text, print_row, printable
 from glmtune.data.encode import EncodeOptions, encode_data
 from glmtune.data.pairs import encode_pairs
 from glmtune.errors import CheckpointError, DataError, RecipeError
@@ -168,8 +168,8 @@ def test_a_terminal_gets_colours_instead_of_brackets(rows: Path, tiny_model_dir:
 def test_nothing_in_a_row_commands_the_terminal() -> None:
     piece = Piece((1,), "\x1b[31m\ta\u200bb\u3000", is_learned=False, is_special=False)
 
-    assert flowing((piece,), has_colour=False).plain == r"\x1b[31m⇥a\u200bb" + "\u3000"
-    assert printable("a\nb\r\x07", keep="\n") == "a\nb␍\\x07"
+    assert flowing_text((piece,), has_color=False).plain == r"\x1b[31m⇥a\u200bb" + "\u3000"
+    assert printable("a\nb\r\x07", keep_lines=True) == "a\nb␍\\x07"
 
 
 def test_several_rows_are_shown_one_after_the_other(rows: Path, tiny_model_dir: Path) -> None:
@@ -188,7 +188,7 @@ def test_several_rows_are_shown_one_after_the_other(rows: Path, tiny_model_dir: 
         ("tutorial", "cut off behind token 20 of ", "⟧"),
     ],
 )
-def test_what_becomes_of_a_long_row_is_said(
+def test_what_is_done_with_a_long_row_is_shown(
     tmp_path: Path, tiny_model_dir: Path, overlong: str, note: str, ends_with: str
 ) -> None:
     path = tmp_path / "long.jsonl"
@@ -270,7 +270,7 @@ def test_missing_things_are_named(rows: Path, tiny_model_dir: Path, tmp_path: Pa
         run_inspect(rows, "--model", tmp_path / "no" / "such")
     with pytest.raises(DataError, match=r"no\.json"):
         run_inspect(tmp_path / "no.json", "--model", tiny_model_dir)
-    with pytest.raises(RecipeError, match=r"--columns a: expected a pair"):
+    with pytest.raises(RecipeError, match=r"--columns a: expected two names"):
         run_inspect(rows, "--model", tiny_model_dir, "--columns", "a")
     with pytest.raises(RecipeError, match=r"there is no such recipe"):
         run_inspect(tmp_path / "no.yaml")
@@ -341,7 +341,7 @@ def test_what_an_objective_cannot_show_is_refused(
     given = (text, "--objective", "token", "--model")
     with pytest.raises(DataError, match=r"there is no text 3, only 2"):
         run_inspect(*given, tiny_model_dir, "--row", 3)
-    with pytest.raises(RecipeError, match="leave it out with --objective"):
+    with pytest.raises(RecipeError, match="Leave it out with --objective"):
         run_inspect(*given, tiny_model_dir, "--html", tmp_path / "page.html")
     with pytest.raises(DataError, match=r"no token \[MASK\]"):
         run_inspect(*given, tiny_llama_dir)

@@ -31,7 +31,7 @@ def write(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-def test_good_rows_pass_and_what_was_not_checked_is_said(tmp_path: Path) -> None:
+def test_good_rows_pass_and_skipped_checks_are_listed(tmp_path: Path) -> None:
     result = run_lint(write(tmp_path / "rows.jsonl", GOOD))
 
     assert result.exit_code == 0

@@ -52,8 +52,8 @@ def test_a_plan_names_memory_data_and_time_and_writes_nothing(recipe: Path) -> N
 def test_without_data_a_plan_is_a_bound_and_says_why(recipe: Path) -> None:
     shown = plan(str(recipe), "data.train=gone.json")
 
-    assert "not known; packs are taken to be full. gone.json: " in shown
-    assert "2 rows of together 128 tokens, 126 of them learned" in shown
+    assert "not known; all packs are assumed to be full. gone.json: " in shown
+    assert "2 rows with 128 tokens in total, 126 of them learned" in shown
 
 
 def test_without_a_model_there_is_no_plan(recipe: Path) -> None:

@@ -190,7 +190,7 @@ def identity_of(model: Path, rows: Path, output: Path) -> dict[str, Any]:
     return identify(str(model), folder, template, questions, sampling, "auto")
 
 
-def test_an_interrupted_run_goes_on_where_it_was(
+def test_an_interrupted_run_continues_where_it_was(
     taught_model_dir: Path, rows: Path, output: Path, interrupted: Path
 ) -> None:
     arguments = (rows, "--model", taught_model_dir, "-o", output, "--max-new-tokens", 5)
@@ -206,7 +206,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert not interrupted.exists()
 
 
-def test_answers_to_something_else_are_not_gone_on_with(
+def test_answers_to_other_questions_are_not_continued(
     taught_model_dir: Path, rows: Path, output: Path, interrupted: Path
 ) -> None:
     arguments = ("--model", taught_model_dir, "-o", output, "--resume", "--max-new-tokens")
@@ -277,7 +277,7 @@ def test_ctrl_c_says_how_to_go_on(taught_model_dir: Path, tmp_path: Path, output
 # ---- what cannot be answered ---------------------------------------------------------------
 
 
-def test_what_is_wrong_is_said_before_the_model_is_loaded(
+def test_errors_are_reported_before_the_model_is_loaded(
     taught_model_dir: Path, tmp_path: Path, output: Path
 ) -> None:
     model = tmp_path / "model without weights"
@@ -305,8 +305,8 @@ def test_what_is_wrong_is_said_before_the_model_is_loaded(
             r"l\.jsonl:2: the prompt has [\d,]+ tokens, which leaves no room .* in the 512",
         ),
     ]
-    for data, told in cases:
-        with pytest.raises(DataError, match=told):
+    for data, message in cases:
+        with pytest.raises(DataError, match=message):
             run(data, *rest)
     good = write(tmp_path / "good.jsonl", ROWS)
     with pytest.raises(RecipeError, match="--model is missing"):

@@ -22,8 +22,9 @@ from glmtune.data.lint.tokens import LengthCost
 from glmtune.data.lint.twins import _digest
 from glmtune.errors import DataError, OutputError, RecipeError
 from glmtune.model.load import load_tokenizer
+from glmtune.recipe.choices import Layout
 from glmtune.recipe.sections import DataSection, LintSection
-from glmtune.template.base import Layout, Template
+from glmtune.template.base import Template
 from glmtune.template.select import template_for
 
 # Of many kinds, and each with something that a coarser check would take for a fault.

@@ -339,12 +339,12 @@ def test_a_run_of_pairs_resumes_to_the_same_bytes(tree: dict[str, Any], tmp_path
     ("changes", "message"),
     [
         (["adapter.method=full"], "is for an adapter over its base, and adapter.method=full"),
-        (["adapter.method=prompt_tuning"], "adapter.method=prompt_tuning is none of that kind"),
+        (["adapter.method=prompt_tuning"], "adapter.method=prompt_tuning is not of that kind"),
         (["adapter.bias=all"], "compares with the base, which"),
         (["adapter.name_or_path=earlier"], "Merge that one first"),
         (["data.overlong=truncate_prompt"], "different prompts"),
         (["training.label_smoothing_factor=0.1"], "preference.stage=dpo has another"),
-        (["training.sharding=fsdp2"], "are not there for preference.stage=dpo"),
+        (["training.sharding=fsdp2"], "cannot be used with preference.stage=dpo"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(

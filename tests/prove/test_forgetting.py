@@ -11,7 +11,7 @@ import glmtune.kernels.packed_attention  # noqa: F401  # registers attention ove
 from glmtune.model.load import load_model, load_tokenizer
 from glmtune.prove.forgetting import check_forgetting, general_conversations, general_loss
 from glmtune.prove.proof import FORGETS
-from glmtune.template.base import LAYOUTS
+from glmtune.recipe.choices import LAYOUTS
 from glmtune.template.select import template_for
 
 CPU = torch.device("cpu")

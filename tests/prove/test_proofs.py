@@ -20,8 +20,9 @@ from glmtune.prove.prompts import check_template_agrees
 from glmtune.prove.proof import STOPS, Proof
 from glmtune.prove.stops import StopRate, stop_rate
 from glmtune.prove.streamed import PROBE_TOKENS, check_streamed, probe
+from glmtune.recipe.choices import LAYOUTS
 from glmtune.recipe.methods import LoraSection
-from glmtune.template.base import IGNORE, LAYOUTS, Template
+from glmtune.template.base import IGNORE, Template
 from glmtune.template.chatglm import ChatGLMTemplate
 from glmtune.template.select import template_for
 

@@ -100,9 +100,9 @@ def test_the_official_recipe_means_the_same(tmp_path: Path) -> None:
     assert training.gradient_accumulation_steps == 1  # transformers' default, which is not ours
     assert training.eval_strategy == "steps"  # it says evaluation_strategy
     assert not training.load_best_model_at_end
-    assert "training_args" not in "".join(converted.left_out)
-    assert any(line.startswith("test_file: dev.json") for line in converted.left_out)
-    assert "peft_config.task_type" in converted.needless
+    assert "training_args" not in "".join(converted.not_converted)
+    assert any(line.startswith("test_file: dev.json") for line in converted.not_converted)
+    assert "peft_config.task_type" in converted.not_needed
 
 
 def test_an_official_recipe_without_peft_trains_every_weight(tmp_path: Path) -> None:
@@ -116,7 +116,9 @@ def test_an_official_recipe_without_peft_trains_every_weight(tmp_path: Path) -> 
     assert converted.sections["adapter"] == {"method": "full"}
     assert converted.sections["training"]["deepspeed"] == "ds_zero_3.json"
     assert "deepspeed" not in prefix.sections["training"]
-    [said] = [line for line in prefix.left_out if line.startswith("deepspeed: ds_zero_3.json. ")]
+    [said] = [
+        line for line in prefix.not_converted if line.startswith("deepspeed: ds_zero_3.json. ")
+    ]
     assert "works with adapter.method=lora, full, freeze, and not with ptuning_v2" in said
 
 
@@ -149,7 +151,7 @@ def test_a_recipe_of_llama_factory_means_the_same(tmp_path: Path) -> None:
     assert recipe.training.warmup_steps == 0.1
     assert recipe.training.gradient_checkpointing  # it always does
     assert recipe.output.report_to == ()
-    assert [line for line in converted.left_out if not line.startswith("cutting")] == []
+    assert [line for line in converted.not_converted if not line.startswith("truncating")] == []
 
 
 def test_float16_is_of_the_frozen_base_or_of_the_arithmetic(tmp_path: Path) -> None:
@@ -166,7 +168,7 @@ def test_float16_is_of_the_frozen_base_or_of_the_arithmetic(tmp_path: Path) -> N
     assert "dtype" not in full.sections["model"]
 
 
-def test_preferences_of_llama_factory_come_along(tmp_path: Path) -> None:
+def test_preferences_of_llama_factory_are_converted(tmp_path: Path) -> None:
     register = {"identity": {"file_name": "pairs.json", "ranking": True}}
     (tmp_path / "dataset_info.json").write_text(json.dumps(register), encoding="utf-8")
     tree = LLAMA_FACTORY | {"dataset": "identity", "stage": "dpo", "pref_loss": "orpo"}
@@ -174,10 +176,10 @@ def test_preferences_of_llama_factory_come_along(tmp_path: Path) -> None:
     converted = convert_recipe(write(tmp_path, tree | {"pref_beta": 0.2}), data_dir=tmp_path)
 
     assert converted.sections["preference"] == {"stage": "dpo", "loss": "orpo", "beta": 0.2}
-    assert [line for line in converted.left_out if not line.startswith("cutting")] == []
+    assert [line for line in converted.not_converted if not line.startswith("truncating")] == []
 
 
-def test_columns_and_roles_of_a_data_set_come_along(tmp_path: Path) -> None:
+def test_columns_and_roles_of_a_data_set_are_converted(tmp_path: Path) -> None:
     register = {
         "identity": {
             "file_name": "talks.json",
@@ -208,7 +210,7 @@ def load_full(tmp_path: Path, tree: dict[str, Any]) -> bool:
     return bool(converted.sections["training"]["bf16"])
 
 
-def test_what_has_no_counterpart_is_listed_and_not_bent(tmp_path: Path) -> None:
+def test_what_has_no_counterpart_is_listed(tmp_path: Path) -> None:
     tree = LLAMA_FACTORY | {
         "lr_scheduler_type": "cosine_with_restarts",
         "mask_history": True,
@@ -218,12 +220,12 @@ def test_what_has_no_counterpart_is_listed_and_not_bent(tmp_path: Path) -> None:
     }
 
     converted = convert_recipe(write(tmp_path, tree), data_dir=tmp_path)
-    said = "\n".join(converted.left_out)
+    said = "\n".join(converted.not_converted)
 
     assert "lr_scheduler_type: cosine_with_restarts. training.lr_scheduler_type takes:" in said
     assert "mask_history: True, which has no counterpart here" in said
-    assert "val_size: 300 rows. Give data.eval_fraction" in said
-    assert "where the data set gone is" in said
+    assert "val_size: 300 rows. Set data.eval_fraction" in said
+    assert "the path of data set gone" in said
     written = yaml.safe_load(converted.to_yaml("theirs.yaml"))
     assert written["training"].get("lr_scheduler_type") is None
     assert written.keys() == {"model", "data", "adapter", "training", "output"}
@@ -233,7 +235,7 @@ def test_what_has_no_counterpart_is_listed_and_not_bent(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"stage": "pt"}, "pre-training"),
-        ({"stage": "rm"}, "stage: rm cannot be trained here"),
+        ({"stage": "rm"}, "stage: rm is not supported"),
         ({"finetuning_type": "lokr"}, "finetuning_type: lokr cannot be converted"),
         ({"model_name_or_path": None}, "names no model"),
         ({"dataset": None}, "names no data"),
@@ -247,7 +249,7 @@ def test_what_we_do_not_do_is_refused(tmp_path: Path, change: dict[str, Any], me
 def test_a_file_of_no_tool_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="neither a recipe of ChatGLM3's finetune_demo"):
         convert_recipe(write(tmp_path, {"base_model": "x"}))
-    with pytest.raises(RecipeError, match="is a recipe of ours already"):
+    with pytest.raises(RecipeError, match="is already a recipe of glmtune"):
         convert_recipe(write(tmp_path, {"model": {}, "data": {}, "output": {}}))
     with pytest.raises(RecipeError, match="expected keys and values"):
         convert_recipe(write(tmp_path, []))  # type: ignore[arg-type]
@@ -261,7 +263,7 @@ def test_a_file_of_no_tool_is_refused(tmp_path: Path) -> None:
         (None, "there is no such file"),
         ("", "the file is empty"),
         ("- a\n", "the file is a list"),
-        ("a: 1\nb: [\n", r"theirs.yaml:3: not valid YAML: .*\. Mend the file\.$"),
+        ("a: 1\nb: [\n", r"theirs.yaml:3: not valid YAML: .*\. Fix the file\.$"),
     ],
 )
 def test_what_is_no_recipe_is_refused_in_a_sentence(

@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, render_tool_call
 from glmtune.errors import TemplateError
 from glmtune.model.chatglm.tokenization_chatglm import SPECIAL_TOKENS, ChatGLMTokenizer
-from glmtune.template.base import IGNORE, Example, Layout, is_learned
+from glmtune.recipe.choices import Layout
+from glmtune.template.base import IGNORE, Example, is_learned
 from glmtune.template.chat_template import ChatTemplate
 from glmtune.template.chatglm import ChatGLMTemplate
 from glmtune.template.select import template_for

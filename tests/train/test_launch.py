@@ -255,8 +255,8 @@ def test_dealing_out_is_refused_where_it_cannot_work(recipe: Path, tmp_path: Pat
             "works with adapter.method=lora, full, freeze, and not with qlora",
         ),
         ("model.compute=int8", "model.compute=int8 packs them"),
-        ("checks.sample_steps=5", "none has the whole model"),
-        ("training.optim=adamw_bnb_8bit", "do not go together"),
+        ("checks.sample_steps=5", "no process has the complete model"),
+        ("training.optim=adamw_bnb_8bit", "cannot be combined"),
     ):
         with pytest.raises(RecipeError, match=message):
             build_recipe(tree, [change])
@@ -378,5 +378,5 @@ def test_deepspeed_is_asked_for_before_anything_is_loaded(
 
     with pytest.raises(RecipeError, match=r"not installed. `pip install deepspeed`, or use"):
         fine_tune(build_recipe(tree))
-    with pytest.raises(RecipeError, match="nor with fp16"):
+    with pytest.raises(RecipeError, match=r"nor with training\.fp16"):
         build_recipe(tree, ["training.fp16=true"])

@@ -1,11 +1,24 @@
-"""`glmtune chat`."""
+"""`glmtune chat`: talk to a model in the terminal, or ask it a single question."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from glmtune.cli.options import (
+    AdapterOption,
+    AnyTemplate,
+    DtypeOption,
+    MaxNewTokens,
+    ModelArgument,
+    PromptLayout,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+)
 from glmtune.errors import DataError, TemplateError
 from glmtune.gc_pause import loading
 
@@ -14,53 +27,41 @@ if TYPE_CHECKING:
     from glmtune.use.chat import ChatSession, Reply
 
 HELP = """\
-/system TEXT       set what the system message says, and begin anew
+/system TEXT       set the system message and start a new conversation
 /observation TEXT  give the result of the tool that the model called
-/undo              take back your last message and its answer
-/reset             begin anew
-/exit              leave (also /quit, Ctrl-D)
+/undo              remove your last message and its answer
+/reset             start a new conversation
+/exit              quit (also /quit, Ctrl-D)
 Ctrl-C stops an answer. \"\"\" begins and ends a message of several lines."""
 FENCE = '"""'
 
 
 def chat(
-    model: Annotated[
-        str,
-        typer.Argument(help="Model folder, hub id, nano, or adapter folder.", show_default=False),
-    ],
-    adapter: Annotated[
-        Path | None, typer.Option("--adapter", help="Folder that `glmtune train` wrote.")
-    ] = None,
+    model: ModelArgument,
+    adapter: AdapterOption = None,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", "-p", help="Answer this alone, then leave; - reads stdin."),
+        typer.Option("--prompt", "-p", help="Answer only this and exit; - reads stdin."),
     ] = None,
     system: Annotated[
-        str | None, typer.Option("--system", help="What the system message says.")
+        str | None, typer.Option("--system", help="Text of the system message.")
     ] = None,
     tools: Annotated[
-        Path | None, typer.Option("--tools", help="JSON file that lists what may be called.")
+        Path | None, typer.Option("--tools", help="JSON file of tools that the model may call.")
     ] = None,
-    layout: Annotated[
-        Literal["official", "tutorial", "chatglm2", "plain"] | None,
-        typer.Option(help="How prompts are built; by default as the adapter's were."),
-    ] = None,
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float16", "float32"], typer.Option(help="Of the weights.")
-    ] = "auto",
+    layout: PromptLayout = None,
+    dtype: DtypeOption = "auto",
     int8: Annotated[
-        bool, typer.Option("--int8", help="Multiply in int8 on a CPU: half the memory.")
+        bool, typer.Option("--int8", help="Compute in int8 on a CPU: half the memory.")
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.8,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="0 is all.")] = 0,
-    repetition_penalty: Annotated[float, typer.Option(min=0.01)] = 1.0,
-    greedy: Annotated[bool, typer.Option("--greedy", help="As --temperature 0.")] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Makes answers repeatable.")] = None,
-    any_template: Annotated[
-        bool, typer.Option("--any-template", help="Use an adapter trained on other prompts.")
-    ] = False,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.8,
+    top_p: TopP = 0.8,
+    top_k: TopK = 0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Same as --temperature 0.")] = False,
+    seed: Seed = None,
+    any_template: AnyTemplate = False,
 ) -> None:
     """Talk to a model.
 
@@ -97,10 +98,10 @@ def chat(
 
 
 def read_prompt(prompt: str) -> str:
-    """Take a prompt from the command line, or from standard input for `-`.
+    """Return the prompt of the command line, or standard input for `-`.
 
     Raises:
-        DataError: there is nothing in it.
+        DataError: it is empty.
     """
     text = check_text(sys.stdin.read()) if prompt == "-" else check_text(prompt)
     if not text.strip():
@@ -109,10 +110,10 @@ def read_prompt(prompt: str) -> str:
 
 
 def check_text(text: str) -> str:
-    """Refuse bytes that were no UTF-8, which Python carries as half surrogate pairs.
+    """Refuse bytes that were not UTF-8, which Python decodes as lone surrogates.
 
     Raises:
-        DataError: says where.
+        DataError: names the position.
     """
     try:
         text.encode("utf-8")
@@ -125,10 +126,10 @@ def check_text(text: str) -> str:
 
 
 def read_tools(path: Path) -> list[Any]:
-    """Read tool definitions, ChatGLM3's own or OpenAI's.
+    """Read tool definitions in the format of ChatGLM3 or OpenAI.
 
     Raises:
-        DataError: the file is not a JSON list of them.
+        DataError: the file is not a JSON list of objects.
     """
     import json
 
@@ -145,7 +146,7 @@ def read_tools(path: Path) -> list[Any]:
 
 
 def answer(session: "ChatSession", text: str, role: "Role" = "user") -> None:
-    """Print an answer as it comes, and on stderr what there is to know about it."""
+    """Print an answer as it is generated, and notes about it on stderr."""
     pieces = session.stream(text, role)
     try:
         for piece in pieces:
@@ -158,11 +159,11 @@ def answer(session: "ChatSession", text: str, role: "Role" = "user") -> None:
 
 
 def report(reply: "Reply") -> None:
-    """Say on stderr what an answer's text does not."""
+    """Note on stderr whether an answer was cut, calls a tool or lost old messages."""
     from glmtune.model.chatglm.reply import parse_tool_call
 
     if reply.num_left_out:
-        note(f"the {reply.num_left_out} oldest messages no longer fit and were left out")
+        note(f"the {reply.num_left_out} oldest messages no longer fit and were dropped")
     if reply.ended_by == "length":
         note(f"the answer was cut after {reply.num_tokens} tokens; see --max-new-tokens")
     for message in reply.messages:
@@ -171,29 +172,29 @@ def report(reply: "Reply") -> None:
         try:
             arguments = parse_tool_call(message.content)
         except ValueError as error:
-            note(f"calls {name}, not as a tool call: {error}")
+            note(f"calls {name}, but not in the format of a tool call: {error}")
         else:
             listed = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
             note(f"calls {name}({listed}); give its result with /observation")
 
 
 def note(text: str) -> None:
-    """Print a remark that is not part of the conversation."""
+    """Print a note that is not part of the conversation."""
     typer.secho(f"[{text}]", dim=True, err=True)
 
 
 def converse(session: "ChatSession", tools: list[Any] | None) -> None:
-    """Read messages and commands until the user leaves."""
+    """Read messages and commands until the user quits."""
     import contextlib
 
     with contextlib.suppress(ImportError):  # not on Windows
-        import readline  # noqa: F401  # importing it gives input() a history and an editor
+        import readline  # noqa: F401  # gives input() a history and an editor
 
     if sys.stdin.isatty():
-        note("/help lists the commands, /exit leaves")
+        note("/help lists the commands, /exit quits")
     while (line := read_message()) is not None:
         try:
-            if line.startswith("/") and not obey(session, line, tools):
+            if line.startswith("/") and not run_command(session, line, tools):
                 return
             if line.strip() and not line.startswith("/"):
                 answer(session, line.strip())
@@ -204,7 +205,7 @@ def converse(session: "ChatSession", tools: list[Any] | None) -> None:
 
 
 def read_message() -> str | None:
-    """Read a line, or several between fences; None when the user leaves."""
+    """Read a line, or several between fences; None when the user quits."""
     prompt = "> " if sys.stdin.isatty() else ""
     try:
         line = check_text(input(prompt))
@@ -220,8 +221,8 @@ def read_message() -> str | None:
         return None
 
 
-def obey(session: "ChatSession", line: str, tools: list[Any] | None) -> bool:
-    """Do what a line that begins with a slash says; False when the user leaves."""
+def run_command(session: "ChatSession", line: str, tools: list[Any] | None) -> bool:
+    """Run a line that begins with a slash; False when the user quits."""
     from glmtune.use.chat import system_messages
 
     command, _, text = line.strip().partition(" ")
@@ -232,14 +233,17 @@ def obey(session: "ChatSession", line: str, tools: list[Any] | None) -> bool:
             typer.secho(HELP, dim=True, err=True)
         case "/reset":
             session.reset()
-            note("begun anew")
+            note("new conversation")
         case "/system":
             session.reset(system_messages(text.strip() or None, tools))
-            note("system message set; begun anew" if text.strip() else "no system message now")
+            if text.strip():
+                note("system message set; new conversation")
+            else:
+                note("system message removed; new conversation")
         case "/undo":
-            note("taken back" if session.undo() else "there is nothing to take back")
+            note("removed" if session.undo() else "there is nothing to remove")
         case "/observation":
             answer(session, text.strip(), role="observation")
         case _:
-            note(f"{command} is no command, see /help. To send it, put a space in front")
+            note(f"{command} is not a command, see /help. To send it, put a space before it")
     return True

@@ -1,5 +1,6 @@
-"""One of the processes of `glmtune train --nproc`: an error goes into a file, for all are told one.
+"""Entry point of one rank of `glmtune train --nproc`.
 
+Its exception is recorded in a file, so that the launcher reports only the first one.
 train/launch.py starts it as `python -m glmtune.cli.child_process` and reads the file.
 """
 

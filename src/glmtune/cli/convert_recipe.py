@@ -9,14 +9,15 @@ import typer
 def convert_recipe(
     file: Annotated[Path, typer.Argument(help="YAML file of another tool.", show_default=False)],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="By default FILE.glmtune.yaml, here.")
+        Path | None,
+        typer.Option("--output", "-o", help="Default: FILE.glmtune.yaml in this folder."),
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The model to tune.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The model to fine-tune.")] = None,
     data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", help="Folder of the data sets that it names.")
+        Path | None, typer.Option("--data-dir", help="Folder of the data sets in FILE.")
     ] = None,
 ) -> None:
-    """Make a recipe of ChatGLM3's finetune_demo or of LLaMA-Factory one of ours.
+    """Convert a recipe of ChatGLM3's finetune_demo or of LLaMA-Factory to one for glmtune.
 
     Example: glmtune convert-recipe configs/lora.yaml --model ./chatglm3-6b --data-dir data
     """
@@ -26,12 +27,12 @@ def convert_recipe(
 
     output = output or Path(f"{file.stem}.glmtune.yaml")
     if output.exists():
-        raise OutputError(f"{output}: is there already. Choose another name: --output FILE.")
+        raise OutputError(f"{output}: already exists. Choose another name: --output FILE.")
     converted = other_tools.convert_recipe(file, model=model, data_dir=data_dir)
     write_atomically(output, converted.to_yaml(str(file)))
-    typer.echo(f"{output}: from {converted.kind}")
-    for line in converted.left_out:
-        typer.echo(f"not carried over: {line}.")
-    if converted.needless:
-        typer.echo(f"not needed here: {', '.join(converted.needless)}")
+    typer.echo(f"{output}: from {converted.tool}")
+    for line in converted.not_converted:
+        typer.echo(f"not converted: {line}.")
+    if converted.not_needed:
+        typer.echo(f"not needed here: {', '.join(converted.not_needed)}")
     typer.echo(f"Train:  glmtune train {output}")

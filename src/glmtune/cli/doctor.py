@@ -1,11 +1,12 @@
-"""`glmtune doctor`."""
+"""`glmtune doctor`: diagnose this machine, or the log of a failed run."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glmtune.cli.info import readable
+from glmtune.cli.options import AsJson
+from glmtune.cli.printing import Lines, print_json, print_lines
+from glmtune.units import readable
 
 if TYPE_CHECKING:
     from glmtune.inspect.doctor.advice import Advice
@@ -17,11 +18,11 @@ def doctor(
         str | None,
         typer.Argument(help="A file with a traceback or log, or - for standard input."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Say what is wrong: with this machine, or with the run that wrote a log.
+    """Diagnose this machine, or the failed run that wrote a log.
 
-    The log may come from other tools, and from the code beside the original checkpoints.
+    The log may come from other tools, and from the code in the original checkpoints.
 
     Example: python train.py 2>&1 | glmtune doctor -
     """
@@ -32,7 +33,6 @@ def doctor(
 
 
 def _examine_log(name: str, as_json: bool) -> None:
-    import json
     from dataclasses import asdict
 
     from glmtune.inspect.doctor.log import diagnose, last_error_line, read_log
@@ -40,11 +40,10 @@ def _examine_log(name: str, as_json: bool) -> None:
     text = read_log(name)
     findings, last = diagnose(text), last_error_line(text)
     if as_json:
-        content = {"findings": [asdict(one) for one in findings], "last_error_line": last}
-        typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
+        print_json({"findings": [asdict(one) for one in findings], "last_error_line": last})
         return
     if not findings:
-        typer.echo("Nothing in this log is known to glmtune.")
+        typer.echo("glmtune knows no problem of this log.")
         typer.echo(f"Its last error:  {last}" if last else "The log is empty.")
         return
     for finding in findings:
@@ -54,7 +53,6 @@ def _examine_log(name: str, as_json: bool) -> None:
 
 
 def _examine_machine(as_json: bool) -> None:
-    import json
     from dataclasses import asdict
 
     from glmtune.inspect.doctor.advice import advise
@@ -63,17 +61,15 @@ def _examine_machine(as_json: bool) -> None:
     machine = describe_machine()
     advice = advise(machine)
     if as_json:
-        content = {**asdict(machine), "advice": [asdict(one) for one in advice]}
-        typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
+        print_json({**asdict(machine), "advice": [asdict(one) for one in advice]})
     else:
-        for label, value in [*machine_lines(machine), *advice_lines(advice)]:
-            typer.echo(f"{label:<14} {value}".rstrip())
+        print_lines([*machine_lines(machine), *advice_lines(advice)], label_width=14)
     if any(one.stops for one in advice):
         raise typer.Exit(1)
 
 
-def machine_lines(machine: "Machine") -> Iterator[tuple[str, str]]:
-    """Say what is here, label by label."""
+def machine_lines(machine: "Machine") -> Lines:
+    """Describe the machine."""
     yield "system", machine.system
     yield "CPU", f"{machine.cpu}, {machine.num_cores} cores"
     yield "", f"multiplies {', '.join(machine.native_dtypes) or 'unknown dtypes'} natively"
@@ -99,11 +95,11 @@ def machine_lines(machine: "Machine") -> Iterator[tuple[str, str]]:
         yield "environment", f"{name}={value}"
 
 
-def advice_lines(advice: "list[Advice]") -> Iterator[tuple[str, str]]:
-    """Say what will not work, and what is good to know."""
+def advice_lines(advice: "list[Advice]") -> Lines:
+    """List what will not work, and notes."""
     yield "", ""
     if not any(one.stops for one in advice):
-        yield "Everything needed is here.", ""
+        yield "Everything that is needed is installed.", ""
     for one in advice:
         yield ("will not work" if one.stops else "note"), one.problem
         yield "", one.remedy

@@ -1,12 +1,14 @@
-"""`glmtune info`."""
+"""`glmtune info`: describe a model or an adapter without loading its weights."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from glmtune.cli.options import AsJson, ModelArgument
+from glmtune.cli.printing import Lines, print_json, print_lines, print_wide
 from glmtune.gc_pause import loading
+from glmtune.units import readable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,29 +16,24 @@ if TYPE_CHECKING:
     from glmtune.inspect.adapter import AdapterFacts
     from glmtune.inspect.checkpoint import ModelFacts, TokenizerFacts
 
-Lines = Iterator[tuple[str, str]]  # a label and what it says
-CACHE_TOKENS = 1024  # the portion in which the cache is reckoned
+CACHE_TOKENS = 1024  # the size of the cache is given for this many tokens
 
 
 def info(
-    model: Annotated[
-        str,
-        typer.Argument(help="Model folder, hub id, nano, or adapter folder.", show_default=False),
-    ],
+    model: ModelArgument,
     lora_r: Annotated[
-        int, typer.Option("--lora-r", min=1, help="Rank of the adapter to reckon with.")
+        int, typer.Option("--lora-r", min=1, help="Rank of the LoRA adapter to estimate.")
     ] = 8,
     target_modules: Annotated[
         str | None,
-        typer.Option(help="Its layers, with commas between; by default what peft would take."),
+        typer.Option(help="Its layers, separated by commas; default: peft's choice."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Show what a model or an adapter is made of; no weights are loaded.
+    """Describe a model or an adapter; no weights are loaded.
 
     Example: glmtune info ./chatglm3-6b --lora-r 16 --target-modules query_key_value,dense
     """
-    import json
     from dataclasses import asdict
 
     with loading():
@@ -53,11 +50,10 @@ def info(
         facts = describe_model(model, lora_r=lora_r, target_modules=_split(target_modules))
         table, lines = parameter_table(facts), model_lines(facts)
     if as_json:
-        typer.echo(json.dumps(asdict(facts), ensure_ascii=False, indent=2))
+        print_json(asdict(facts))
         return
     print_wide(table)
-    for label, value in lines:
-        typer.echo(f"{label:<12} {value}".rstrip())
+    print_lines(lines, label_width=12)
 
 
 def _split(names: str | None) -> tuple[str, ...] | None:
@@ -66,18 +62,8 @@ def _split(names: str | None) -> tuple[str, ...] | None:
     return tuple(name.strip() for name in names.split(",") if name.strip())
 
 
-def print_wide(table: "Table") -> None:
-    """Print a table as wide as its text is where there is no terminal to fit it into."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
-    console.print(table)
-
-
 def parameter_table(facts: "ModelFacts") -> "Table":
-    """Give the parameters, a line for all that differ in the number of their layer alone."""
+    """List the parameters; those that differ only in their layer share a line."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -96,7 +82,7 @@ def parameter_table(facts: "ModelFacts") -> "Table":
 
 
 def model_lines(facts: "ModelFacts") -> Lines:
-    """Say the rest of a model, label by label."""
+    """Describe a model besides its parameters."""
     lora = facts.lora
     yield "", ""
     yield "model", f"{facts.name}: {facts.kind}"
@@ -105,12 +91,12 @@ def model_lines(facts: "ModelFacts") -> Lines:
         yield "also stored", ", ".join(facts.buffers)
     if facts.unexpected:
         some = ", ".join(facts.unexpected[:3])
-        yield "not ours", f"{len(facts.unexpected)} stored tensors that are not used: {some}"
+        yield "unexpected", f"{len(facts.unexpected)} stored tensors that are not used: {some}"
     if missing := sum(group.count for group in facts.groups if group.dtype == "missing"):
         yield "missing", f"{missing} tensors are not in the files; this folder cannot be loaded"
-    held = (f"{held_as} {readable(size)}" for held_as, size in facts.memory_bytes.items())
-    yield "memory", ", ".join(held)
-    yield "", "int8 and 4 bit are of the layers' matrices; the rest stays in 16 bit"
+    sizes = (f"{dtype} {readable(size)}" for dtype, size in facts.memory_bytes.items())
+    yield "memory", ", ".join(sizes)
+    yield "", "int8 and 4 bit apply to the matrices of the layers; the rest stays in 16 bit"
     cache = facts.cache_bytes_per_token * CACHE_TOKENS
     yield "", f"and in chat {readable(cache)} per {CACHE_TOKENS:,} tokens, in 16 bit"
     context = "unknown" if facts.context_length is None else f"{facts.context_length:,} tokens"
@@ -127,7 +113,7 @@ def model_lines(facts: "ModelFacts") -> Lines:
 
 
 def tokenizer_lines(tokenizer: "TokenizerFacts") -> Lines:
-    """Say what a tokenizer is and how it builds prompts."""
+    """Describe a tokenizer and how it builds prompts."""
     yield "tokenizer", f"{tokenizer.kind}, {tokenizer.size:,} ids"
     yield "special ids", ", ".join(f"{token} {i}" for token, i in tokenizer.special_ids.items())
     if tokenizer.template is None:
@@ -141,7 +127,7 @@ def tokenizer_lines(tokenizer: "TokenizerFacts") -> Lines:
 
 
 def layer_table(facts: "AdapterFacts") -> "Table":
-    """Give the layers of an adapter, and how far each changes its output."""
+    """List the layers of an adapter, and how far each changes its output."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -153,7 +139,7 @@ def layer_table(facts: "AdapterFacts") -> "Table":
 
 
 def adapter_lines(facts: "AdapterFacts") -> Lines:
-    """Say the rest of an adapter, label by label."""
+    """Describe an adapter besides its layers."""
     yield "", ""
     yield "adapter", f"{facts.folder}: {facts.method}"
     if facts.r is not None and facts.lora_alpha is not None:
@@ -164,7 +150,7 @@ def adapter_lines(facts: "AdapterFacts") -> Lines:
     size = readable(facts.file_bytes)
     yield "weights", f"{facts.num_tensors} tensors, {facts.numel:,} numbers, {dtypes}, {size}"
     if facts.template is None:
-        yield "template", "unknown; the folder has no glmtune.json, so it was made elsewhere"
+        yield "template", "unknown; the folder has no glmtune.json, so another tool made it"
     else:
         described = ", ".join(f"{key} {value}" for key, value in facts.template.items())
         yield "template", f"{described}, fingerprint {facts.fingerprint[:12]}"
@@ -173,11 +159,3 @@ def adapter_lines(facts: "AdapterFacts") -> Lines:
         yield "alive", f"no: {len(facts.dead)} of {len(facts.norms)} layers change nothing"
     elif facts.norms:
         yield "alive", f"yes, all {len(facts.norms)} layers"
-
-
-def readable(size: int) -> str:
-    """Write bytes in the largest unit that leaves something before the point."""
-    for unit, exponent in (("GiB", 30), ("MiB", 20)):
-        if size >= 2**exponent:
-            return f"{size / 2**exponent:,.2f} {unit}"
-    return f"{size / 2**10:,.1f} KiB"

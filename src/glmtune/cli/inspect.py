@@ -1,77 +1,69 @@
-"""`glmtune inspect`."""
+"""`glmtune inspect`: show rows or texts as the tokens that training sees."""
 
-import json
-import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from glmtune.cli.options import (
+    MaxLength,
+    RowFormat,
+    RowLayout,
+    RowsOverrides,
+    TokenizerOption,
+    recipe_for_rows,
+    shows_pairs,
+)
+from glmtune.cli.printing import LEARNED, print_row, printable
 from glmtune.errors import RecipeError
 from glmtune.gc_pause import loading
+from glmtune.recipe.choices import Overlong
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.text import Text
 
     from glmtune.inspect.objective import SeenInfilling
-    from glmtune.inspect.row import SeenRow
-    from glmtune.recipe.recipe import AnyRecipe, Recipe
-    from glmtune.template.pieces import Piece
+    from glmtune.recipe.recipe import PretrainRecipe
 
-LEARNED = "bold green"
-BRACKETS = ("⟦", "⟧")  # around what is learned where there is no colour
-BORDER = "│"  # between pieces
 Objective = Literal[
     "token", "sentence", "document", "causal", "masked-lm", "prefix-lm", "causal-lm"
 ]
-LONGEST_DRAWN = 96  # tokens whose attention is drawn
-SEES_A, SEES_B, SEES_NOT = "█", "▒", "·"
-VISIBLE = {"\n": "⏎\n", "\t": "⇥", "\r": "␍"}
+LONGEST_DRAWN = 96  # tokens; the attention mask of a longer text is not drawn
+ATTENDS_A, ATTENDS_B, MASKED = "█", "▒", "·"
 
 
 def inspect(
     data: Annotated[
         str, typer.Argument(help="Rows as in data.train, or a recipe.", show_default=False)
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Further values of the recipe."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Folder, hub id or nano; its tokenizer is enough.")
-    ] = None,
-    row: Annotated[int, typer.Option("--row", min=1, help="Which row, counted from 1.")] = 1,
-    count: Annotated[int, typer.Option("-n", min=1, help="How many rows from there.")] = 1,
-    layout: Annotated[
-        Literal["official", "tutorial", "chatglm2", "plain"] | None,
-        typer.Option(help="How ids are laid out."),
-    ] = None,
-    max_length: Annotated[int | None, typer.Option(min=1, help="In tokens.")] = None,
-    overlong: Annotated[
-        Literal["drop", "truncate_prompt", "tutorial"] | None,
-        typer.Option(help="What becomes of longer rows."),
-    ] = None,
-    format: Annotated[
-        str | None, typer.Option(help="Of the rows; by default found by the columns.")
-    ] = None,
+    overrides: RowsOverrides = None,
+    model: TokenizerOption = None,
+    row: Annotated[
+        int, typer.Option("--row", min=1, help="Number of the first row to show, from 1.")
+    ] = 1,
+    count: Annotated[int, typer.Option("-n", min=1, help="Number of rows to show.")] = 1,
+    layout: RowLayout = None,
+    max_length: MaxLength = None,
+    overlong: Annotated[Overlong | None, typer.Option(help="What to do with longer rows.")] = None,
+    format: RowFormat = None,
     columns: Annotated[
-        list[str] | None, typer.Option(metavar="OURS=THEIRS", help="Which column is what.")
+        list[str] | None, typer.Option(metavar="OURS=THEIRS", help="Column of a field of ours.")
     ] = None,
     roles: Annotated[
-        list[str] | None, typer.Option(metavar="THEIRS=OURS", help="Which role is what.")
+        list[str] | None, typer.Option(metavar="THEIRS=OURS", help="Our name of a role.")
     ] = None,
     ids: Annotated[bool, typer.Option("--ids", help="A line per piece, with its ids.")] = False,
     objective: Annotated[
         Objective | None,
-        typer.Option(help="Show a text as pre-training sees it, with this objective alone."),
+        typer.Option(help="Show a text as pre-training sees it, with only this objective."),
     ] = None,
     html: Annotated[
         Path | None,
         typer.Option("--html", help="Write a page: these rows, the worst rows, totals."),
     ] = None,
 ) -> None:
-    """Show rows as the tokens that training sees, and which of them it learns.
+    """Show rows as the tokens that training sees, and which of them are learned.
 
     Example: glmtune inspect rows.json --model ./chatglm3-6b --row 3
 
@@ -93,30 +85,37 @@ def inspect(
     console = Console(highlight=False, soft_wrap=True)
     if objective is not None:
         if html is not None:
-            raise RecipeError("--html shows rows for fine-tuning; leave it out with --objective.")
-        texts = recipe_for(data, values, overrides or [], PretrainRecipe)
-
-        with loading():
-            from glmtune.inspect.objective import see_infilling
-
-        for number in range(row, row + count):
-            print_infilling(see_infilling(texts, objective, number), console)
+            raise RecipeError("--html shows rows for fine-tuning. Leave it out with --objective.")
+        texts = recipe_for_rows(data, values, overrides or [], PretrainRecipe)
+        print_texts(texts, objective, range(row, row + count), console)
         return
-    recipe = recipe_for(data, values, overrides or [], Recipe)
+    recipe = recipe_for_rows(data, values, overrides or [], Recipe)
+    pairs = shows_pairs(recipe, data)
     if html is not None:
         with loading():
             from glmtune.prove.report.page import write_rows_page
 
-        with Console(stderr=True).status("Looking at all rows"):
-            write_rows_page(recipe, html, first=row, count=count, pairs=sees_pairs(recipe, data))
+        with Console(stderr=True).status("Reading all rows"):
+            write_rows_page(recipe, html, first=row, count=count, pairs=pairs)
         typer.echo(html)
         return
 
     with loading():
         from glmtune.inspect.row import see_rows
 
-    for seen in see_rows(recipe, first=row, count=count, pairs=sees_pairs(recipe, data)):
+    for seen in see_rows(recipe, first=row, count=count, pairs=pairs):
         print_row(seen, console, with_ids=ids)
+
+
+def print_texts(
+    recipe: "PretrainRecipe", objective: Objective, numbers: Iterable[int], console: "Console"
+) -> None:
+    """Print texts as pre-training sees them with one objective."""
+    with loading():
+        from glmtune.inspect.objective import see_infilling
+
+    for number in numbers:
+        print_infilling(see_infilling(recipe, objective, number), console)
 
 
 def _pairs(key: str, pairs: list[str] | None) -> dict[str, str]:
@@ -126,77 +125,13 @@ def _pairs(key: str, pairs: list[str] | None) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         if not equals or not name or not value:
             option = key.removeprefix("data.")
-            raise RecipeError(f"--{option} {pair}: expected a pair with = between.")
+            raise RecipeError(f"--{option} {pair}: expected two names with = between them.")
         values[f"{key}.{name}"] = value
     return values
 
 
-def recipe_for(
-    data: str,
-    values: "dict[str, str | int | None]",
-    overrides: list[str],
-    kind: "type[AnyRecipe]",
-) -> "AnyRecipe":
-    """Make the recipe that would train on these rows or texts.
-
-    Raises:
-        RecipeError: the recipe cannot be read, a value does not fit, or there is no model.
-    """
-    from glmtune.recipe.reading import build_recipe, load_recipe
-
-    given = [
-        # JSON is YAML, and quotes what YAML would read as something else
-        f"{key}={json.dumps(value, ensure_ascii=False)}"
-        for key, value in values.items()
-        if value is not None
-    ]
-    if data.endswith((".yaml", ".yml")):
-        return load_recipe(data, [*given, *overrides], kind=kind)
-    names_model = ("model.name_or_path=", "name_or_path=", "model_name_or_path=")
-    if not any(each.startswith(names_model) for each in [*given, *overrides]):
-        raise RecipeError(
-            "--model is missing: rows become tokens by a model's tokenizer. "
-            f"Try: glmtune inspect {data} --model ./chatglm3-6b"
-        )
-    tree = {"data": {"train": data}, "output": {"dir": os.devnull}}  # nothing is written
-    return build_recipe(tree, [*given, *overrides], source=data, kind=kind)
-
-
-def sees_pairs(recipe: "Recipe", data: str) -> bool | None:
-    """Whether both answers of a pair are looked at: as the recipe says, or wherever there are two.
-
-    Args:
-        recipe: read from a file, or made for some rows.
-        data: that file, or those rows.
-    """
-    is_recipe = data.endswith((".yaml", ".yml"))
-    return recipe.preference.stage == "dpo" or (False if is_recipe else None)
-
-
-def print_row(seen: "SeenRow", console: "Console", *, with_ids: bool) -> None:
-    """Print what there is to know of a row, then its tokens and what they decode to."""
-    described = ", ".join(f"{key} {value}" for key, value in seen.template.items())
-    has_colour = console.color_system is not None and not console.no_color
-    console.print(f"{seen.place}  (format {seen.format}; template {described})", markup=False)
-    learned = "green" if has_colour else "".join(BRACKETS)
-    console.print(f"{seen.num_tokens} tokens, {seen.num_learned} learned ({learned})")
-    if seen.fate:
-        console.print(f"note: {seen.fate}", style="yellow")
-    console.print()
-    if with_ids:
-        for line in piece_lines(seen.pieces, has_colour=has_colour):
-            console.print(line)
-    else:
-        console.print(flowing(seen.pieces, has_colour=has_colour))
-    for label, text in (("input", seen.input_text), ("labels", seen.label_text)):
-        console.print()
-        console.print(f"{label}:", style="bold")
-        console.print(printable(text, keep="\n"), markup=False)
-    console.print()
-
-
 def print_infilling(seen: "SeenInfilling", console: "Console") -> None:
-    """Print a line per token: what it is, what it predicts, where it stands, whom it sees."""
+    """Print a line per token: what it predicts, its positions, and its row of the mask."""
     from rich.cells import cell_len, set_cell_size
     from rich.text import Text
 
@@ -211,8 +146,8 @@ def print_infilling(seen: "SeenInfilling", console: "Console") -> None:
     width = max(map(cell_len, [*tokens, *targets, "predicts"])) + 2
     is_drawn = size <= LONGEST_DRAWN
     heads = [set_cell_size(head, width) for head in ("token", "predicts")]
-    sees = f"  sees A {SEES_A}  sees B {SEES_B}" if is_drawn else ""
-    console.print(f"{'':>5}  {heads[0]}{heads[1]}position  block{sees}", style="dim")
+    legend = f"  attends to A {ATTENDS_A}  to B {ATTENDS_B}" if is_drawn else ""
+    console.print(f"{'':>5}  {heads[0]}{heads[1]}position  block{legend}", style="dim")
     for index in range(size):
         is_in_a = index < example.prefix_length
         line = Text(f"{index:>4}{'A' if is_in_a else 'B'}  ", style="dim")
@@ -223,65 +158,13 @@ def print_infilling(seen: "SeenInfilling", console: "Console") -> None:
             style="not dim",
         )
         if is_drawn:
-            sees_a = seen.may_attend[index, : example.prefix_length]
-            sees_b = seen.may_attend[index, example.prefix_length :]
-            line.append("".join(SEES_A if sees else SEES_NOT for sees in sees_a), style="blue")
-            line.append("".join(SEES_B if sees else SEES_NOT for sees in sees_b), style="green")
+            in_a = seen.may_attend[index, : example.prefix_length]
+            in_b = seen.may_attend[index, example.prefix_length :]
+            line.append("".join(ATTENDS_A if may else MASKED for may in in_a), style="blue")
+            line.append("".join(ATTENDS_B if may else MASKED for may in in_b), style="green")
         console.print(line)
     if not is_drawn:
-        console.print(f"Who sees whom is drawn up to {LONGEST_DRAWN} tokens: give --max-length 64.")
+        console.print(
+            f"The attention mask is drawn for up to {LONGEST_DRAWN} tokens: give --max-length 64."
+        )
     console.print()
-
-
-def flowing(pieces: "tuple[Piece, ...]", *, has_colour: bool) -> "Text":
-    """Write the pieces one after the other, as text."""
-    from rich.text import Text
-
-    result = Text()
-    is_inside = False
-    for index, piece in enumerate(pieces):
-        if piece.is_learned != is_inside and not has_colour:
-            result.append(BRACKETS[0] if piece.is_learned else BRACKETS[1])
-        elif index:
-            result.append(BORDER, style="dim")
-        is_inside = piece.is_learned
-        result.append(printable(piece.text), style=_style(piece))
-    if is_inside and not has_colour:
-        result.append(BRACKETS[1])
-    return result
-
-
-def piece_lines(pieces: "tuple[Piece, ...]", *, has_colour: bool) -> "list[Text]":
-    """Write a line per piece: position, ids, text."""
-    from rich.text import Text
-
-    lines, position = [], 0
-    for piece in pieces:
-        ids = " ".join(map(str, piece.ids))
-        text = printable(piece.text).replace("⏎\n", "⏎").replace(" ", "▁")
-        if piece.is_learned and not has_colour:
-            text = text.join(BRACKETS)
-        line = Text(f"{position:>6}  {ids:<24}  ", style="dim")
-        line.append(text, style=_style(piece))
-        lines.append(line)
-        position += len(piece.ids)
-    return lines
-
-
-def _style(piece: "Piece") -> str:
-    colour = LEARNED if piece.is_learned else "not bold"
-    return f"{colour} reverse" if piece.is_special else colour
-
-
-def printable(text: str, keep: str = "") -> str:
-    """Make white space visible, and harmless what would command the terminal."""
-    return "".join(
-        char
-        if char in keep
-        else VISIBLE.get(char) or (char if _is_safe(char) else repr(char)[1:-1])
-        for char in text
-    )
-
-
-def _is_safe(char: str) -> bool:
-    return char.isprintable() or char == "\u3000"  # the wide space of Chinese text

@@ -1,14 +1,21 @@
-"""`glmtune lint`."""
+"""`glmtune lint`: find what is wrong with rows before training."""
 
 import itertools
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glmtune.cli.inspect import printable, sees_pairs
-from glmtune.errors import RecipeError
+from glmtune.cli.options import (
+    MaxLength,
+    RowFormat,
+    RowLayout,
+    RowsOverrides,
+    TokenizerOption,
+    recipe_for_rows,
+    shows_pairs,
+)
+from glmtune.cli.printing import printable
 from glmtune.gc_pause import loading
 
 if TYPE_CHECKING:
@@ -16,48 +23,38 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from glmtune.data.lint import Finding, Lengths, LintReport
-    from glmtune.recipe.recipe import Recipe
 
 SHOWN = 5  # findings of each check
-COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
+COLORS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
 def lint(
     data: Annotated[
         str, typer.Argument(help="A recipe, or rows as in data.train.", show_default=False)
     ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Further values of the recipe."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Folder, hub id or nano; its tokenizer is enough.")
-    ] = None,
-    layout: Annotated[
-        Literal["official", "tutorial", "chatglm2", "plain"] | None,
-        typer.Option(help="How ids are laid out."),
-    ] = None,
-    max_length: Annotated[int | None, typer.Option(min=1, help="In tokens.")] = None,
-    format: Annotated[
-        str | None, typer.Option(help="Of the rows; by default found by the columns.")
-    ] = None,
+    overrides: RowsOverrides = None,
+    model: TokenizerOption = None,
+    layout: RowLayout = None,
+    max_length: MaxLength = None,
+    format: RowFormat = None,
     shown: Annotated[
-        int, typer.Option("--show", min=0, help="How many findings of each check.")
+        int, typer.Option("--show", min=0, help="Number of findings to print for each check.")
     ] = SHOWN,
     json: Annotated[
-        str | None, typer.Option("--json", metavar="FILE", help="Write all of it; - is stdout.")
+        str | None,
+        typer.Option("--json", metavar="FILE", help="Write all findings as JSON; - is stdout."),
     ] = None,
     fix: Annotated[
         Path | None,
         typer.Option("--fix", metavar="OUT.jsonl", help="Write a copy without the worst rows."),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
 ) -> None:
-    """Look for what is wrong with the rows, before any training.
+    """Find what is wrong with rows before training.
 
-    The exit code is 1 when there are errors, else 0. Without a model, what needs tokens is left
-    out. The copy of --fix lacks rows that cannot be used, duplicates, empty answers and rows
-    with nothing learned; the others are as they were.
+    The exit code is 1 if there are errors, else 0. Without a model, the checks that need tokens
+    are skipped. The copy of --fix has all rows except those that cannot be used, duplicates, empty
+    answers and rows in which nothing is learned.
 
     Example: glmtune lint rows.json --model ./chatglm3-6b --fix clean.jsonl
     """
@@ -67,16 +64,17 @@ def lint(
         "data.max_length": max_length,
         "data.format": format,
     }
-    recipe = recipe_for(data, values, overrides or [])
-
     from rich.console import Console
 
     from glmtune.data.lint import lint_data, write_clean_copy
     from glmtune.data.lint.run import check_copy
     from glmtune.files import write_atomically
+    from glmtune.recipe.recipe import Recipe
 
+    assumed = {"model": {"name_or_path": ""}, "data": {"bad_rows": "skip"}}
+    recipe = recipe_for_rows(data, values, overrides or [], Recipe, assumed=assumed)
     if fix is not None:
-        check_copy(fix)  # before the long look at the rows
+        check_copy(fix)  # before all rows are read
     template = None
     if recipe.model.name_or_path:
         with loading():
@@ -92,7 +90,7 @@ def lint(
             recipe.lint,
             general=recipe.checks.general_rows,
             seed=recipe.training.seed,
-            pairs=sees_pairs(recipe, data),
+            pairs=shows_pairs(recipe, data),
             progress=lambda num_rows: status.update(f"Reading rows: {num_rows:,} done"),
         )
     if json == "-":
@@ -107,43 +105,13 @@ def lint(
         raise typer.Exit(1)
 
 
-def recipe_for(data: str, values: "dict[str, str | int | None]", overrides: list[str]) -> "Recipe":
-    """Make the recipe that would train on these rows; its model is "" if none was named.
-
-    Raises:
-        RecipeError: the recipe cannot be read, or a value does not fit.
-    """
-    import json
-
-    from glmtune.recipe.reading import build_recipe, load_recipe
-
-    given = [
-        f"{key}={json.dumps(value, ensure_ascii=False)}"  # JSON is YAML that says what is text
-        for key, value in values.items()
-        if value is not None
-    ]
-    for override in overrides:
-        if "=" not in override:
-            raise RecipeError(
-                f"{override!r}: expected KEY=VALUE. Several files: data.train=[a, b]."
-            )
-    if data.endswith((".yaml", ".yml")):
-        return load_recipe(data, [*given, *overrides])
-    tree = {
-        "model": {"name_or_path": ""},
-        "data": {"train": data, "bad_rows": "skip"},
-        "output": {"dir": os.devnull},  # nothing is written
-    }
-    return build_recipe(tree, [*given, *overrides], source=data)
-
-
 def print_report(report: "LintReport", console: "Console", shown: int) -> None:
     """Print the counts, the lengths, and some findings of each check.
 
     Args:
-        report: all of it.
-        console: where to.
-        shown: how many findings of each check.
+        report: of all checks.
+        console: where to print.
+        shown: number of findings to print for each check.
     """
     from glmtune.data.lint import CHECKS
 
@@ -184,12 +152,12 @@ def print_report(report: "LintReport", console: "Console", shown: int) -> None:
 
 
 def print_finding(finding: "Finding", console: "Console") -> None:
-    """Print where it is, what is wrong there, and the words at fault."""
+    """Print the place of a finding, what is wrong there, and the text in question."""
     from rich.text import Text
 
     line = Text("  ")
     line.append(f"{printable(finding.place)}: ")
-    line.append(finding.severity, style=COLOURS[finding.severity])
+    line.append(finding.severity, style=COLORS[finding.severity])
     other = f" (other row: {finding.other})" if finding.other else ""
     line.append(f": {printable(finding.message)}{printable(other)}")
     console.print(line)
@@ -199,7 +167,7 @@ def print_finding(finding: "Finding", console: "Console") -> None:
 
 
 def counts_table(report: "LintReport") -> "Table":
-    """How many rows each check found."""
+    """Count the rows that each check found."""
     from rich.table import Table
 
     from glmtune.data.lint import CHECKS
@@ -207,7 +175,7 @@ def counts_table(report: "LintReport") -> "Table":
     table = Table("check", box=None, pad_edge=False)
     for severity in ("errors", "warnings", "notes"):
         table.add_column(severity, justify="right")
-    table.add_column("what it is")
+    table.add_column("meaning")
     for id, counts in report.counts().items():
         if any(counts.values()):
             numbers = [f"{count:,}" if count else "" for count in counts.values()]
@@ -216,7 +184,7 @@ def counts_table(report: "LintReport") -> "Table":
 
 
 def lengths_table(lengths: "Lengths") -> "Table":
-    """How long rows are, and what limits would cost."""
+    """Show how long rows are, and what is lost with other values of data.max_length."""
     from rich.table import Table
 
     shares = ", ".join(
@@ -224,7 +192,7 @@ def lengths_table(lengths: "Lengths") -> "Table":
         for share, length in lengths.percentiles().items()
     )
     table = Table(
-        title=f"Lengths in {lengths.unit}: {shares}; {lengths.total:,} in all",
+        title=f"Lengths in {lengths.unit}: {shares}; {lengths.total:,} in total",
         title_justify="left",
         title_style="",
         box=None,

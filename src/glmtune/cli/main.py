@@ -1,7 +1,7 @@
-"""The command `glmtune`, and where an error becomes an exit code.
+"""The command `glmtune`, and the exit codes of errors.
 
-0  done        1  the user has something to mend (one sentence on stderr, no traceback)
-2  the command line was wrong                     130  interrupted
+0  success     1  an error of the user (a message on stderr, no traceback)
+2  invalid command line                           130  interrupted
 """
 
 import errno
@@ -30,17 +30,20 @@ from glmtune.cli.train import train
 from glmtune.errors import GlmtuneError
 from glmtune.train import process_memory
 
+DESCRIPTION = "Fine-tune ChatGLM3-6B and similar models: train an adapter, inspect it, talk to it."
+
 app = typer.Typer(
     name="glmtune",
-    help="Fine-tune ChatGLM3-6B and its relatives: train an adapter, look at it, talk to it.",
+    help=DESCRIPTION,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# Any `--key value` after the recipe is a key of the recipe, so typer must let it through.
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(pretrain)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(plan)
+# `--key value` after the recipe sets a key of the recipe, so typer must accept unknown options.
+ANY_KEY = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(context_settings=ANY_KEY)(train)
+app.command(context_settings=ANY_KEY)(pretrain)
+app.command(context_settings=ANY_KEY)(plan)
 app.command()(chat)
 app.command()(predict)
 app.command()(info)
@@ -59,32 +62,35 @@ def _print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=DESCRIPTION)
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True)
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Only warnings and results.")
+        bool, typer.Option("--quiet", "-q", help="Print only warnings and results.")
     ] = False,
 ) -> None:
-    """Fine-tune ChatGLM3-6B and its relatives: train an adapter, look at it, talk to it."""
+    """Set up logging and warnings for all commands."""
     logger = logging.getLogger("glmtune")
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    if int(os.environ.get("RANK", "0")) > 0:  # of several processes the first one tells
+    if int(os.environ.get("RANK", "0")) > 0:  # only rank 0 logs
         logger.setLevel(logging.ERROR)
     if not logger.handlers:
         logger.addHandler(_CurrentStderr())
-    # It misses a kernel that it would fetch from the hub, whether or not anything is in 4 bits.
+    # It reports a missing kernel of the hub, even if nothing is quantized to 4 bits.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # What libraries deprecate among themselves is not the user's to mend.
+    # Users cannot fix what libraries deprecate in each other.
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
     warnings.formatwarning = _format_warning
 
 
 class _CurrentStderr(logging.Handler):
-    """Write to whatever is standard error now, so that a progress bar can stand below."""
+    """Write to the current standard error, which a progress bar may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
@@ -96,8 +102,8 @@ def _format_warning(message: Warning | str, *_: object, **__: object) -> str:
 
 
 def run() -> None:
-    """Run the command line and leave the process."""
-    if not sys.stderr.isatty():  # progress bars are noise in a log
+    """Run the command line and exit with its code."""
+    if not sys.stderr.isatty():  # no progress bars in a log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     process_memory.set_defaults()
     try:
@@ -113,8 +119,8 @@ def run() -> None:
             raise
         where = error.filename or "the output"
         typer.secho(
-            f"error: {where}: the disk is full. What was whole before is still whole. "
-            "Make room, then run the command again (train: with --resume).",
+            f"error: {where}: the disk is full. Files that were complete are unchanged. "
+            "Free some space, then run the command again (train: with --resume).",
             fg=typer.colors.RED,
             err=True,
         )

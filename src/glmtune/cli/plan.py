@@ -1,14 +1,13 @@
-"""`glmtune plan`."""
+"""`glmtune plan`: estimate the memory and the time of a run."""
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glmtune.cli.info import print_wide, readable
-from glmtune.cli.train import as_overrides
+from glmtune.cli.options import AsJson, Overrides, RecipeArgument, as_overrides
+from glmtune.cli.printing import Lines, print_json, print_lines, print_wide
 from glmtune.gc_pause import loading
+from glmtune.units import readable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,28 +15,25 @@ if TYPE_CHECKING:
     from glmtune.train.plan.forecast import Plan, Target
     from glmtune.train.plan.probe import Probe
 
-Lines = Iterator[tuple[str, str]]
+LABEL_WIDTH = 14
 
 
 def plan(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Change single values; --key value works too."),
-    ] = None,
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
     device: Annotated[
         list[str] | None,
-        typer.Option("--device", help="Reckon for a GPU of this size too, such as 24GB."),
+        typer.Option("--device", help="Estimate for a GPU of this size too, such as 24GB."),
     ] = None,
     probe: Annotated[
         bool, typer.Option("--probe", help="Load the model and measure 3 steps as well.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Say whether a run will fit, and how long it will take; no weights are read.
+    """Estimate whether a run fits into memory and how long it takes; no weights are read.
 
-    Example: glmtune plan recipes/chatglm3-lora.yaml data.max_length=512 --device 24GB
+    Example: glmtune plan chatglm3-lora data.max_length=512 --device 24GB
     """
     from glmtune.recipe.reading import load_recipe
 
@@ -49,30 +45,25 @@ def plan(
 
     made = make_plan(resolved, device or [])
     if as_json:
-        typer.echo(_as_json(made, take_probe(resolved) if probe else None))
+        print_json(_as_json(made, take_probe(resolved) if probe else None))
         return
     print_wide(memory_table(made))
-    _print([*workload_lines(made), *target_lines(made), *time_lines(made)])
+    print_lines([*workload_lines(made), *target_lines(made), *time_lines(made)], LABEL_WIDTH)
     if probe:
-        _print(probe_lines(made, take_probe(resolved)))
+        print_lines(probe_lines(made, take_probe(resolved)), LABEL_WIDTH)
     elif made.pack_seconds is not None:
-        _print([("", "time is estimated from two layers; --probe takes 3 real steps")])
+        note = "time is estimated from two layers; --probe takes 3 real steps"
+        print_lines([("", note)], LABEL_WIDTH)
     typer.echo(ACCURACY)
 
 
 ACCURACY = (
-    "Memory is reckoned without gaps in the heap: runs on a CPU have taken from a tenth less to a "
-    "tenth more. Near the limit, use --probe."
+    "The estimate of memory ignores heap fragmentation: runs on a CPU took from 10 % less to 10 % "
+    "more. Near the limit, use --probe."
 )
 
 
-def _print(lines: Iterable[tuple[str, str]]) -> None:
-    for label, value in lines:
-        typer.echo(f"{label:<14} {value}".rstrip())
-
-
-def _as_json(made: "Plan", measured: "Probe | None") -> str:
-    import json
+def _as_json(made: "Plan", measured: "Probe | None") -> dict[str, Any]:
     from dataclasses import asdict
 
     content = asdict(made)
@@ -80,11 +71,11 @@ def _as_json(made: "Plan", measured: "Probe | None") -> str:
         written["memory"] |= {"peak": target.memory.peak, "required": target.memory.required}
         written |= {"fits": target.fits, "would_fit": target.would_fit}
     content["probe"] = None if measured is None else asdict(measured)
-    return json.dumps(content, ensure_ascii=False, indent=2)
+    return content
 
 
 def memory_table(made: "Plan") -> "Table":
-    """Give the memory by what it is for, a column for each place to run."""
+    """Break the memory down by its use, a column for each device."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -110,24 +101,24 @@ def memory_table(made: "Plan") -> "Table":
 
 
 def workload_lines(made: "Plan") -> Lines:
-    """Say what there is to learn, and what the heaviest pack is."""
+    """Describe the rows and the pack that needs the most memory."""
     yield "", ""
     workload = made.workload
     steps = "" if workload.num_steps is None else f", {workload.num_steps:,} steps"
     if workload.num_rows is None:
-        yield "data", f"not known{steps}; packs are taken to be full. {made.note}"
+        yield "data", f"not known{steps}; all packs are assumed to be full. {made.note}"
     else:
-        tokens = f", {workload.num_tokens:,} tokens in all"
+        tokens = f", {workload.num_tokens:,} tokens in total"
         yield "data", f"{workload.num_rows:,} rows{steps}{tokens}"
     yield (
         "heaviest pack",
-        f"{len(workload.lengths)} rows of together {sum(workload.lengths):,} tokens, "
+        f"{len(workload.lengths)} rows with {sum(workload.lengths):,} tokens in total, "
         f"{sum(workload.learned):,} of them learned",
     )
 
 
 def target_lines(made: "Plan") -> Lines:
-    """Say for each place whether the run fits, or what would make it fit."""
+    """State for each device whether the run fits, or what would make it fit."""
     for target in made.targets:
         free, needed = readable(target.capacity), readable(target.memory.required)
         label = "fits" if target.fits else "does not fit"
@@ -142,13 +133,13 @@ def _change_lines(target: "Target") -> Lines:
             f"{' '.join(change.overrides)}: {readable(change.required)}",
         )
     if target.changes and target.would_fit:
-        yield "", "then it fits" if len(target.changes) == 1 else "with all of these it fits"
+        yield "", "with this it fits" if len(target.changes) == 1 else "with all of these it fits"
     elif not target.fits:
-        yield "", "and that is not enough: take a smaller model or a larger machine"
+        yield "", "and that is not enough: use a smaller model or a larger machine"
 
 
 def time_lines(made: "Plan") -> Lines:
-    """Say how long the run takes on this machine."""
+    """Estimate how long the run takes on this machine."""
     from glmtune.prove.report.page import duration
 
     if made.pack_seconds is None:
@@ -161,12 +152,12 @@ def time_lines(made: "Plan") -> Lines:
 
 
 def probe_lines(made: "Plan", measured: "Probe") -> Lines:
-    """Put what was measured beside what was predicted."""
+    """Compare the measured memory with the estimate."""
     from glmtune.prove.report.page import duration
 
     peak, took = made.targets[0].memory.peak, measured.peak_bytes
-    said = f"{readable(peak)} predicted ({100 * (peak / took - 1):+.0f} %)"
-    yield "probe", f"{readable(took)} at most, {said}"
+    estimate = f"{readable(peak)} estimated ({100 * (peak / took - 1):+.0f} %)"
+    yield "probe", f"{readable(took)} measured, {estimate}"
     rate, tokens = measured.tokens_per_second, made.workload.num_tokens
     run = "" if tokens is None else f", so the run takes about {duration(tokens / rate)}"
     yield "", f"{rate:,.0f} tokens/s{run}"

@@ -1,82 +1,90 @@
-"""`glmtune predict`."""
+"""`glmtune predict`: answer every row of a file."""
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glmtune.cli.lint import recipe_for
+from glmtune.cli.options import (
+    AdapterOption,
+    AnyTemplate,
+    DtypeOption,
+    MaxNewTokens,
+    PromptLayout,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    recipe_for_rows,
+)
 from glmtune.errors import RecipeError
 from glmtune.gc_pause import loading
+from glmtune.recipe.shipped import is_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from glmtune.use.predict import AnswerFile
 
 
 def predict(
     data: Annotated[
         str,
         typer.Argument(
-            help="Rows as in data.train, with answers or without; a .txt of prompts; or a recipe.",
+            help="Rows as in data.train, with or without answers; a .txt of prompts; or a recipe.",
             show_default=False,
         ),
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="How rows are read: data.columns and others."),
+        typer.Argument(metavar="KEY=VALUE", help="How rows are read, such as data.columns."),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="Model folder, hub id, nano, or adapter folder.")
     ] = None,
-    adapter: Annotated[
-        Path | None, typer.Option("--adapter", help="Folder that `glmtune train` wrote.")
-    ] = None,
+    adapter: AdapterOption = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write, as JSONL.")
+        Path, typer.Option("--output", "-o", metavar="FILE", help="JSONL file to write.")
     ] = Path("answers.jsonl"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what an interrupted run answered.")
+        bool, typer.Option("--resume", help="Continue an interrupted run, and keep its answers.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace answers that are there.")
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
-    layout: Annotated[
-        Literal["official", "tutorial", "chatglm2", "plain"] | None,
-        typer.Option(help="How prompts are built; by default as the adapter's were."),
-    ] = None,
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float16", "float32"], typer.Option(help="Of the weights.")
-    ] = "auto",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 0.8,
-    top_k: Annotated[int, typer.Option(min=0, help="0 is all.")] = 0,
-    repetition_penalty: Annotated[float, typer.Option(min=0.01)] = 1.0,
-    seed: Annotated[int | None, typer.Option(min=0, help="Makes answers repeatable.")] = None,
+    layout: PromptLayout = None,
+    dtype: DtypeOption = "auto",
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 0.8,
+    top_k: TopK = 0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Rows written at once; fewer take less memory.")
+        int, typer.Option(min=1, help="Rows decoded together; fewer need less memory.")
     ] = 32,
-    any_template: Annotated[
-        bool, typer.Option("--any-template", help="Use an adapter trained on other prompts.")
-    ] = False,
+    any_template: AnyTemplate = False,
 ) -> None:
     """Answer every row of a file.
 
     A line of the output has the row's number, file and line, its last turn as "prompt", the
-    "answer", whether it "ended" by itself, its "tokens", and as "reference" the answer that the
-    row itself has. Several turns of a row stand before the answer as they are.
+    "answer", whether it "ended" by itself, its number of "tokens", and as "reference" the answer in
+    the row. Earlier turns of a row are given to the model as they are.
 
     Example: glmtune predict rows.json --model ./chatglm3-6b --adapter out/chatglm3-lora
     -o answers.jsonl
     """
-    if model is None and not data.endswith((".yaml", ".yml")):
+    if model is None and not is_recipe(data):
         raise RecipeError(
             f"--model is missing. Try: glmtune predict {data} --model ./chatglm3-6b -o {output}"
         )
     values: dict[str, str | int | None] = {"model.name_or_path": model, "data.bad_rows": "fail"}
-    recipe = recipe_for(data, values, overrides or [])
+    from glmtune.recipe.recipe import Recipe
+
+    recipe = recipe_for_rows(data, values, overrides or [], Recipe)
 
     from glmtune.use import predict as predicting
 
@@ -115,21 +123,35 @@ def predict(
             context_length=context_length,
             num_rows=batch_size,
         )
+    write_answers(answers, new, len(questions), output)
+
+
+def write_answers(
+    answers: "AnswerFile", new: Iterator[dict[str, Any]], total: int, output: Path
+) -> None:
+    """Write answers as they come, and print how many there are.
+
+    Args:
+        answers: the file, with the answers of an interrupted run.
+        new: the other answers.
+        total: number of rows.
+        output: the path of the file.
+    """
     try:
-        answers.write(show(new, len(questions), done=len(answers.lines)))
+        answers.write(show(new, total, done=len(answers.lines)))
     except KeyboardInterrupt:
         typer.echo(
-            f"Stopped: {len(answers.lines):,} of {len(questions):,} rows are answered, in "
-            f"{answers.partial}. Go on with the same command and --resume.",
+            f"Stopped: {len(answers.lines):,} of {total:,} rows are answered, in "
+            f"{answers.partial}. Continue with the same command and --resume.",
             err=True,
         )
         raise typer.Exit(130) from None
     num_ended = sum(line["ended"] for line in answers.lines.values())
-    typer.echo(f"{output}: {len(questions):,} answers, {num_ended:,} of them ended by themselves")
+    typer.echo(f"{output}: {total:,} answers, {num_ended:,} of them ended by themselves")
 
 
 def show(answers: "Iterable[dict[str, Any]]", total: int, *, done: int) -> Iterator[dict[str, Any]]:
-    """Pass answers on, and show on a terminal how many there are, the rate and the time left."""
+    """Yield the answers, and show their number, the rate and the remaining time on a terminal."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,

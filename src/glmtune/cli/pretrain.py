@@ -1,34 +1,33 @@
-"""`glmtune pretrain`."""
+"""`glmtune pretrain`: train a model on texts."""
 
+import os
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from glmtune.cli.train import as_overrides
+from glmtune.cli.options import Overrides, PretrainRecipeArgument, Resume, as_overrides
 from glmtune.gc_pause import loading
 
 
 def pretrain(
     context: typer.Context,
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Change single values; --key value works too."),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint in output.dir.")
-    ] = False,
+    recipe: PretrainRecipeArgument,
+    overrides: Overrides = None,
+    resume: Resume = False,
 ) -> None:
     """Train a model on texts, from scratch or from a checkpoint.
 
-    Example: glmtune pretrain recipes/nano-pretrain.yaml data.train=corpus.jsonl
+    Example: glmtune pretrain nano-pretrain data.train=corpus.jsonl
     """
     from glmtune.recipe.reading import load_recipe
     from glmtune.recipe.recipe import PretrainRecipe
+    from glmtune.train.run_folder import check_folder
 
-    arguments = as_overrides([*(overrides or []), *context.args])
-    resolved = load_recipe(recipe, arguments, kind=PretrainRecipe)
+    changes = as_overrides([*(overrides or []), *context.args])
+    resolved = load_recipe(recipe, changes, kind=PretrainRecipe)
+    if int(os.environ.get("RANK", "0")) == 0:  # before torch loads
+        output = Path(resolved.output.dir)
+        check_folder(output, resume=resume, overwrite=resolved.output.overwrite)
 
     with loading():
         from glmtune.train.pretrain import pretrain as run
@@ -37,7 +36,7 @@ def pretrain(
     if not result.is_finished:
         typer.echo(
             f"Stopped after {result.num_steps} steps; a checkpoint is in {result.adapter_dir}. "
-            "Go on with the same command and --resume.",
+            "Continue with the same command and --resume.",
             err=True,
         )
         raise typer.Exit(130)

@@ -1,4 +1,4 @@
-"""`glmtune report`."""
+"""`glmtune report`: write the report of a run again."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +11,7 @@ def report(
         Path, typer.Argument(help="The output.dir of a run.", show_default=False)
     ],
 ) -> None:
-    """Write report.html anew from what a run left in its folder.
+    """Write report.html again from the files of a run.
 
     Example: glmtune report out
     """

@@ -1,16 +1,16 @@
-"""`glmtune tokenizer`."""
+"""`glmtune tokenizer`: train a tokenizer."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-tokenizer = typer.Typer(name="tokenizer", help="Make a tokenizer of ChatGLM's kind.")
+tokenizer = typer.Typer(name="tokenizer", help="Train a tokenizer with the settings of ChatGLM's.")
 
 
 @tokenizer.callback()
 def _group() -> None:
-    """Make a tokenizer of ChatGLM's kind."""
+    """Train a tokenizer with the settings of ChatGLM's."""
 
 
 @tokenizer.command()
@@ -21,11 +21,11 @@ def train(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tokenizer.")],
     vocab_size: Annotated[
-        int, typer.Option(help="Pieces; the nine special tokens come on top.")
+        int, typer.Option(help="Number of pieces, without the nine special tokens.")
     ] = 6000,
     column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
 ) -> None:
-    """Learn the pieces of a tokenizer from texts (SentencePiece BPE, ChatGLM's settings).
+    """Train a tokenizer on texts (SentencePiece BPE, ChatGLM's settings).
 
     Example: glmtune tokenizer train corpus.jsonl --output tokenizer --vocab-size 6000
     """
@@ -35,7 +35,7 @@ def train(
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(
-            f"{output}: already holds something. Choose another folder for --output, or empty it."
+            f"{output}: is not empty. Choose another folder for --output, or empty it."
         )
     try:
         made = train_tokenizer(read_texts(texts, column), vocab_size, output)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from glmtune.data.rows import BadRow, Row, RowError, excerpt
 from glmtune.data.sources import Source
 from glmtune.data.store import EncodedData, Encoder, Progress, code_digests, encode_sources
 from glmtune.errors import TemplateError
+from glmtune.recipe.choices import BadRows, Overlong
 from glmtune.template.base import IGNORE, Example, Template
 
 # What is encoded by one call and written as one Arrow record batch: so many rows, or fewer
@@ -60,8 +61,8 @@ class EncodeOptions:
     """
 
     max_length: int
-    overlong: Literal["drop", "truncate_prompt", "tutorial"] = "drop"
-    bad_rows: Literal["fail", "skip"] = "fail"
+    overlong: Overlong = "drop"
+    bad_rows: BadRows = "fail"
     format: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
@@ -156,7 +157,7 @@ def fit(
     conversation: Conversation,
     template: Template,
     max_length: int,
-    overlong: Literal["drop", "truncate_prompt", "tutorial"],
+    overlong: Overlong,
 ) -> tuple[Example | None, Fate]:
     """Make an example fit, or leave it out: None when it is left out.
 

@@ -15,13 +15,14 @@ from typing import Any, Literal
 
 from markupsafe import Markup, escape
 
+from glmtune.inspect.visible import WHITE_SPACE
+from glmtune.inspect.visible import visible as visible_text
 from glmtune.template.base import IGNORE, Example
 from glmtune.template.pieces import pieces_of
 
 State = Literal["learned", "unlearned", "cut"]
 
-MAX_PIECES = 4000  # shown of a row, so that a book in one row does not make the page useless
-_VISIBLE = {"\n": "⏎\n", "\t": "⇥", "\r": "␍"}
+MAX_PIECES = 4000  # of a row on a page; a book in one row would make it useless
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,19 +139,11 @@ def _spans(whole: Example, kept: Example) -> Iterator[tuple[Example, bool]]:
 
 
 def visible(text: str) -> Markup:
-    """Escape a text and make its white space visible."""
-    return harmless(text, _VISIBLE)
+    """Escape a text, and make its white space visible."""
+    return harmless(text, WHITE_SPACE)
 
 
 def harmless(text: str, instead: Mapping[str, str] | None = None) -> Markup:
     """Escape a text and spell out invisible characters and those that reverse the direction."""
     instead = {"\n": "\n", "\t": "\t"} if instead is None else instead
-    return escape(
-        "".join(
-            instead.get(char) or (char if _is_safe(char) else repr(char)[1:-1]) for char in text
-        )
-    )
-
-
-def _is_safe(char: str) -> bool:
-    return char.isprintable() or char == "\u3000"  # the wide space of Chinese text
+    return escape(visible_text(text, instead))

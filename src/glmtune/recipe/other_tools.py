@@ -1,10 +1,10 @@
-"""A recipe of another tool -> ours, with a list of what could not be carried over.
+"""Convert the recipes of other tools to ours, and list what could not be converted.
 
     official        lora.yaml, sft.yaml, ptuning_v2.yaml of ChatGLM3's finetune_demo
     LLaMA-Factory   its YAML for `llamafactory-cli train`
 
-What the other tool takes for granted is written out, since our defaults are others. A value that
-our recipe does not take is left out and listed, never bent into something near it.
+Defaults of the other tool that differ from ours are written out. A value that is invalid in our
+recipe is dropped and listed; it is never replaced by a similar one.
 
 Source: THUDM/ChatGLM3, finetune_demo/configs; LLaMA-Factory 0.9.4, hparams; the defaults of
 transformers.TrainingArguments.
@@ -25,7 +25,7 @@ from glmtune.recipe.recipe import Recipe
 
 OFFICIAL, LLAMA_FACTORY = "ChatGLM3's finetune_demo", "LLaMA-Factory"
 
-TRAINER_DEFAULTS = {  # those of transformers that differ from ours
+TRAINER_DEFAULTS = {  # of transformers, where they differ from ours
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
     "num_train_epochs": 3.0,
@@ -37,48 +37,43 @@ TRAINER_DEFAULTS = {  # those of transformers that differ from ours
     "load_best_model_at_end": False,
 }
 
-# Keys that change nothing of what is learned here, whatever they say.
-NEEDLESS = {
-    *(
-        "trust_remote_code",
-        "use_fast_tokenizer",
-        "cache_dir",
-        "model_revision",
-        "low_cpu_mem_usage",
-    ),
-    *("do_train", "do_eval", "remove_unused_columns", "overwrite_cache", "num_proc", "task_type"),
-    *("preprocessing_num_workers", "dataloader_num_workers", "preprocessing_batch_size"),
-    *("plot_loss", "log_level", "logging_strategy", "logging_dir", "logging_first_step"),
-    *("ddp_timeout", "ddp_find_unused_parameters", "save_only_model", "save_safetensors"),
-    *("packing", "neat_packing", "ignore_pad_token_for_loss", "group_by_length", "disable_tqdm"),
-    *("per_device_eval_batch_size", "inference_mode", "include_num_input_tokens_seen"),
-    *("data_shared_file_system", "use_cache", "upcast_layernorm", "upcast_lmhead_output"),
-}
+# Keys without influence on what is learned here.
+NOT_NEEDED = {
+    "cache_dir", "data_shared_file_system", "dataloader_num_workers", "ddp_find_unused_parameters",
+    "ddp_timeout", "disable_tqdm", "do_eval", "do_train", "group_by_length",
+    "ignore_pad_token_for_loss", "include_num_input_tokens_seen", "inference_mode", "log_level",
+    "logging_dir", "logging_first_step", "logging_strategy", "low_cpu_mem_usage", "model_revision",
+    "neat_packing", "num_proc", "overwrite_cache", "packing", "per_device_eval_batch_size",
+    "plot_loss", "preprocessing_batch_size", "preprocessing_num_workers", "remove_unused_columns",
+    "save_only_model", "save_safetensors", "task_type", "trust_remote_code", "upcast_layernorm",
+    "upcast_lmhead_output", "use_cache", "use_fast_tokenizer",
+}  # fmt: skip
 
 
 @dataclass(slots=True)
 class Converted:
-    """A recipe that was read from another tool's.
+    """A recipe that was converted from another tool's.
 
     Attributes:
-        kind: which tool's.
-        sections: our recipe, only with what was said or differs from our defaults.
-        left_out: what was not carried over, and why or what to do.
-        needless: keys that are not needed here.
+        tool: the name of the tool.
+        sections: our recipe, with what was given or differs from our defaults.
+        not_converted: what was dropped, with the reason or what to do.
+        not_needed: keys that are not needed here.
     """
 
-    kind: str
+    tool: str
     sections: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {n: {} for n in ("model", "data", "adapter", "training", "output")}
     )
-    left_out: list[str] = field(default_factory=list)
-    needless: list[str] = field(default_factory=list)
+    not_converted: list[str] = field(default_factory=list)
+    not_needed: list[str] = field(default_factory=list)
 
     def to_yaml(self, source: str) -> str:
-        """Write it as a file, with what is missing from it on top."""
-        said = [f"From {source}, a recipe of {self.kind}."]
-        said += ["Not carried over:"] * bool(self.left_out) + [f"- {n}" for n in self.left_out]
-        comment = "".join(f"# {' '.join(line.split())}\n" for line in said)
+        """Write the recipe as YAML, after a comment that lists what was not converted."""
+        lines = [f"From {source}, a recipe of {self.tool}."]
+        if self.not_converted:
+            lines += ["Not converted:", *(f"- {item}" for item in self.not_converted)]
+        comment = "".join(f"# {' '.join(line.split())}\n" for line in lines)
         given = {name: values for name, values in self.sections.items() if values}
         return comment + yaml.safe_dump(given, allow_unicode=True, sort_keys=False)
 
@@ -90,12 +85,13 @@ def convert_recipe(
 
     Args:
         path: its YAML file.
-        model: the base model; None takes the one that the file names.
-        data_dir: where its data sets lie; None is where the file says, or the working directory.
+        model: the base model; None for the one in the file.
+        data_dir: the folder of its data sets; None for the one in the file, or the working
+            directory.
 
     Raises:
-        RecipeError: it cannot be read, is of no tool that we know, or is for something that we
-            do not do.
+        RecipeError: the file cannot be read, is not of a known tool, or is for something that is
+            not supported here.
     """
     tree = _read(path)
     if "training_args" in tree:
@@ -103,23 +99,24 @@ def convert_recipe(
     elif {"finetuning_type", "stage"} & tree.keys() or {"dataset", "template"} <= tree.keys():
         result = _from_llama_factory(tree, model, data_dir)
     elif {"model", "data", "output"} <= tree.keys():
-        raise RecipeError(f"{path} is a recipe of ours already: glmtune train {path}.")
+        raise RecipeError(f"{path} is already a recipe of glmtune: glmtune train {path}.")
     else:
         raise RecipeError(
             f"{path}: neither a recipe of {OFFICIAL} (it would have training_args) nor one of "
             f"{LLAMA_FACTORY} (finetuning_type, stage). Its keys are {', '.join(tree)}."
         )
-    result.left_out.append(
-        "cutting long rows: those over data.max_length are left out, unless data.overlong says else"
+    result.not_converted.append(
+        "truncating long rows: those over data.max_length are dropped, unless data.overlong says "
+        "otherwise"
     )
-    _drop_what_is_not_taken(result)
-    _drop_deepspeed_where_it_is_refused(result)
+    _drop_invalid_values(result)
+    _drop_deepspeed_if_refused(result)
     build_recipe(result.sections, source=str(path))
     return result
 
 
 def _read(path: Path) -> dict[str, Any]:
-    tree = read_yaml(path, "cannot be read, since there is no such file.")
+    tree = read_yaml(path, "cannot be read: there is no such file.")
     if not isinstance(tree, dict):
         found = "empty" if tree is None else f"a {type(tree).__name__}"
         raise RecipeError(
@@ -128,11 +125,11 @@ def _read(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in tree.items()}
 
 
-# ---- what both have: transformers' arguments ---------------------------------------------
+# ---- shared by both tools: transformers' arguments ---------------------------------------
 
 
-def _take_training(result: Converted, given: dict[str, Any]) -> None:
-    """Carry over what transformers' own arguments say; what is taken leaves `given`."""
+def _convert_training(result: Converted, given: dict[str, Any]) -> None:
+    """Convert transformers' own arguments, and remove them from `given`."""
     training, output = result.sections["training"], result.sections["output"]
     for old, (section, new) in RENAMED.items():
         if section == "training" and old in given:
@@ -156,7 +153,7 @@ def _take_training(result: Converted, given: dict[str, Any]) -> None:
 
 
 def _number(value: Any) -> Any:
-    """Read what YAML 1.1 takes for text: 3e-4, which lacks a dot."""
+    """Convert numbers that YAML 1.1 reads as text, such as 3e-4 without a dot."""
     if not isinstance(value, str):
         return value
     try:
@@ -165,33 +162,34 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _leave_out(result: Converted, given: Mapping[str, Any], where: str = "") -> None:
-    """List what nothing was made of."""
+def _list_remaining(result: Converted, given: Mapping[str, Any], prefix: str = "") -> None:
+    """List the keys that were not converted."""
     for key, value in given.items():
-        if key in NEEDLESS:
-            result.needless.append(f"{where}{key}")
+        if key in NOT_NEEDED:
+            result.not_needed.append(f"{prefix}{key}")
         elif value not in (None, False, "", [], {}):
-            result.left_out.append(f"{where}{key}: {value}, which has no counterpart here")
+            result.not_converted.append(f"{prefix}{key}: {value}, which has no counterpart here")
 
 
-def _drop_what_is_not_taken(result: Converted) -> None:
-    """Leave out single values that our recipe refuses."""
+def _drop_invalid_values(result: Converted) -> None:
+    """Drop single values that are invalid in our recipe."""
     try:
         Recipe.model_validate(result.sections)
     except ValidationError as error:
         for problem in error.errors():
-            section, *path = map(str, problem["loc"] or ("",))  # none: of the recipe as a whole
+            section, *path = map(str, problem["loc"] or ("",))  # none: a conflict between keys
             if section == "adapter":
                 path = path[1:]  # the method
             values = result.sections.get(section, {})
             if path and path[0] in values:
                 value = values.pop(path[0])
-                said = problem["msg"].lower()
-                result.left_out.append(f"{path[0]}: {value}. {section}.{path[0]} takes: {said}")
+                result.not_converted.append(
+                    f"{path[0]}: {value}. {section}.{path[0]} takes: {problem['msg'].lower()}"
+                )
 
 
-def _drop_deepspeed_where_it_is_refused(result: Converted) -> None:
-    """Leave out DeepSpeed's file where nothing would stand against it but the file."""
+def _drop_deepspeed_if_refused(result: Converted) -> None:
+    """Drop DeepSpeed's file if the recipe conflicts with it."""
     file = result.sections["training"].get("deepspeed")
     if file is None:
         return
@@ -199,8 +197,8 @@ def _drop_deepspeed_where_it_is_refused(result: Converted) -> None:
         Recipe.model_validate(result.sections)
     except ValidationError as error:
         del result.sections["training"]["deepspeed"]
-        said = error.errors()[0]["msg"].removeprefix("Value error, ")
-        result.left_out.append(f"deepspeed: {file}. {said}")
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        result.not_converted.append(f"deepspeed: {file}. {reason}")
 
 
 # ---- the official demo -------------------------------------------------------------------
@@ -211,8 +209,8 @@ def _from_official(tree: dict[str, Any], model: str | None, data_dir: Path) -> C
     sections = result.sections
     sections["model"]["name_or_path"] = model or "zai-org/chatglm3-6b"
     if model is None:
-        result.left_out.append(
-            "the model, an argument of its command: zai-org/chatglm3-6b is taken"
+        result.not_converted.append(
+            "the model, an argument of its command: zai-org/chatglm3-6b is used"
         )
     files = dict(tree.pop("data_config", None) or {})
     for theirs, ours in (("train_file", "train"), ("val_file", "eval")):
@@ -220,7 +218,7 @@ def _from_official(tree: dict[str, Any], model: str | None, data_dir: Path) -> C
             sections["data"][ours] = str(data_dir / name)
     sections["data"].setdefault("train", str(data_dir / "train.json"))
     if name := files.pop("test_file", None):
-        result.left_out.append(f"test_file: {name}. Answer it by `glmtune predict {name}`")
+        result.not_converted.append(f"test_file: {name}. Answer it by `glmtune predict {name}`")
     longest = (tree.pop("max_input_length", 512), tree.pop("max_output_length", 512))
     sections["data"]["max_length"] = sum(longest) + 1
     sections["training"]["average"] = "micro_batches"
@@ -228,17 +226,19 @@ def _from_official(tree: dict[str, Any], model: str | None, data_dir: Path) -> C
     arguments = dict(tree.pop("training_args") or {})
     if arguments.pop("predict_with_generate", False):
         arguments.pop("generation_config", None)
-        result.left_out.append("predict_with_generate: held-out rows are judged by their loss")
-    _take_training(result, arguments)
-    _take_peft(result, tree.pop("peft_config", None))
-    _leave_out(result, arguments)
-    _leave_out(result, files, "data_config.")
-    _leave_out(result, tree)
+        result.not_converted.append(
+            "predict_with_generate: held-out rows are evaluated by their loss"
+        )
+    _convert_training(result, arguments)
+    _convert_peft(result, tree.pop("peft_config", None))
+    _list_remaining(result, arguments)
+    _list_remaining(result, files, "data_config.")
+    _list_remaining(result, tree)
     return result
 
 
-def _take_peft(result: Converted, config: Any) -> None:
-    """Carry over the section that is peft's configuration; without one all weights are trained."""
+def _convert_peft(result: Converted, config: Any) -> None:
+    """Convert the section of peft's configuration; without one all weights are trained."""
     adapter = result.sections["adapter"]
     if not config:
         adapter["method"] = "full"
@@ -248,7 +248,7 @@ def _take_peft(result: Converted, config: Any) -> None:
     if peft_type == "LORA":
         adapter |= {"method": "lora", "lora_alpha": 8}
     elif peft_type == "PREFIX_TUNING":
-        # Its loader makes ChatGLM's own prefix encoder of this, and not peft's.
+        # The demo's loader builds ChatGLM's own prefix encoder from this, not peft's.
         adapter["method"] = "ptuning_v2"
         config["pre_seq_len"] = config.pop("num_virtual_tokens", None)
     else:
@@ -257,7 +257,7 @@ def _take_peft(result: Converted, config: Any) -> None:
         )
     for key in [key for key in config if key in keys_of("adapter", adapter["method"])]:
         adapter[key] = _number(config.pop(key))
-    _leave_out(result, config, "peft_config.")
+    _list_remaining(result, config, "peft_config.")
 
 
 # ---- LLaMA-Factory -----------------------------------------------------------------------
@@ -271,7 +271,7 @@ def _from_llama_factory(
     if stage == "pt":
         raise RecipeError("stage: pt is pre-training; see docs/pretraining.md for its recipe.")
     if stage not in ("sft", "dpo"):
-        raise RecipeError(f"stage: {stage} cannot be trained here; sft and dpo can.")
+        raise RecipeError(f"stage: {stage} is not supported; sft and dpo are.")
     if stage == "dpo":
         preference = result.sections["preference"] = {"stage": "dpo"}
         _move(given, preference, pref_loss="loss", pref_beta="beta", simpo_gamma="simpo_gamma")
@@ -279,22 +279,22 @@ def _from_llama_factory(
     if not (model or named):
         raise RecipeError("the recipe names no model. Give it: --model MODEL.")
     result.sections["model"]["name_or_path"] = model or named
-    _take_llama_factory_data(result, given, data_dir)
-    _take_llama_factory_method(result, given)
+    _convert_llama_factory_data(result, given, data_dir)
+    _convert_llama_factory_method(result, given)
     checkpointing = not given.pop("disable_gradient_checkpointing", False)
     result.sections["training"]["gradient_checkpointing"] = checkpointing
-    _take_training(result, given)
+    _convert_training(result, given)
     result.sections["output"].setdefault("report_to", "none")
-    _take_precision(result, given)
+    _convert_precision(result, given)
     attention = given.pop("flash_attn", "auto")
     if attention == "fa2":
         result.sections["model"]["attn_implementation"] = "flash_attention_2"
-    given.pop("template", None)  # a model's own is used
-    _leave_out(result, given)
+    given.pop("template", None)  # the model's own is used
+    _list_remaining(result, given)
     return result
 
 
-def _take_llama_factory_method(result: Converted, given: dict[str, Any]) -> None:
+def _convert_llama_factory_method(result: Converted, given: dict[str, Any]) -> None:
     adapter = result.sections["adapter"]
     method = given.pop("finetuning_type", "lora")
     bits = given.pop("quantization_bit", None)
@@ -306,7 +306,7 @@ def _take_llama_factory_method(result: Converted, given: dict[str, Any]) -> None
         _move(given, adapter, quantization_method="quantization_method")
         _move(given, adapter, double_quantization="double_quantization")
     elif bits:
-        result.left_out.append(f"quantization_bit: {bits} with finetuning_type: {method}")
+        result.not_converted.append(f"quantization_bit: {bits} with finetuning_type: {method}")
     if method in ("lora", "oft"):
         target = given.pop(f"{method}_target", "all")
         adapter["target_modules"] = "all-linear" if target == "all" else _names(target)
@@ -321,7 +321,7 @@ def _take_llama_factory_method(result: Converted, given: dict[str, Any]) -> None
         steps = given.pop("pissa_iter", 16)
         if given.pop("pissa_init", False):
             adapter["init_lora_weights"] = "pissa" if steps == -1 else f"pissa_niter_{steps}"
-            given.pop("pissa_convert", None)  # ours always is
+            given.pop("pissa_convert", None)  # ours is always converted
     elif method == "oft":
         _move(given, adapter, oft_block_size="oft_block_size", module_dropout="module_dropout")
     elif method == "freeze":
@@ -330,14 +330,14 @@ def _take_llama_factory_method(result: Converted, given: dict[str, Any]) -> None
             adapter["trainable_modules"] = _names(extra)
         modules = given.pop("freeze_trainable_modules", "all")
         if modules != "all":
-            result.left_out.append(
-                f"freeze_trainable_modules: {modules}. Whole layers are trained, or what "
-                "adapter.trainable_modules names in all layers"
+            result.not_converted.append(
+                f"freeze_trainable_modules: {modules}. Complete layers are trained, or the modules "
+                "of all layers that adapter.trainable_modules names"
             )
 
 
-def _take_precision(result: Converted, given: dict[str, Any]) -> None:
-    """Half precision is of frozen weights; where weights are trained it is of the arithmetic."""
+def _convert_precision(result: Converted, given: dict[str, Any]) -> None:
+    """Convert half precision: of the weights if they are frozen, else of autocast."""
     trains_weights = result.sections["adapter"]["method"] in ("full", "freeze")
     if given.pop("bf16", False):
         if trains_weights:
@@ -351,7 +351,7 @@ def _take_precision(result: Converted, given: dict[str, Any]) -> None:
             result.sections["model"]["dtype"] = "float16"
 
 
-def _take_llama_factory_data(
+def _convert_llama_factory_data(
     result: Converted, given: dict[str, Any], data_dir: Path | None
 ) -> None:
     data = result.sections["data"]
@@ -370,9 +370,9 @@ def _take_llama_factory_data(
     if "train" not in data:
         raise RecipeError("the recipe names no data: expected dataset: NAME[,NAME].")
     if any(layout != layouts[0] for layout in layouts):
-        result.left_out.append(
-            "the columns of its data sets, which differ from one to the other. data.columns is "
-            "for all of them: rename the columns in the files"
+        result.not_converted.append(
+            "the columns of its data sets, which differ between them. data.columns applies to all: "
+            "rename the columns in the files"
         )
     else:
         data |= layouts[0]
@@ -381,11 +381,13 @@ def _take_llama_factory_data(
     if 0 < held_out < 1:
         data["eval_fraction"] = held_out
     elif held_out:
-        result.left_out.append(f"val_size: {held_out:.0f} rows. Give data.eval_fraction a share")
+        result.not_converted.append(
+            f"val_size: {held_out:.0f} rows. Set data.eval_fraction instead"
+        )
 
 
 def _find_data_set(result: Converted, folder: Path, name: str) -> tuple[str, dict[str, Any]]:
-    """Look a name up in dataset_info.json: where its rows are, and how their columns are called."""
+    """Look up the path and the columns of a data set in dataset_info.json."""
     register = folder / "dataset_info.json"
     entries: Any = {}
     if register.is_file():
@@ -395,13 +397,13 @@ def _find_data_set(result: Converted, folder: Path, name: str) -> tuple[str, dic
             raise RecipeError(f"{register}: cannot be read as JSON: {error}") from None
     entry = entries.get(name)
     if not isinstance(entry, dict):
-        result.left_out.append(
-            f"where the data set {name} is: it is not in {register}. Set data.train, data.eval"
+        result.not_converted.append(
+            f"the path of data set {name}: it is not in {register}. Set data.train and data.eval"
         )
         return f"{folder / name}.json", {}
     for key in ("subset", "folder", "script_url"):
         if entry.get(key):
-            result.left_out.append(f"{name}: {key}: {entry[key]} of {register}")
+            result.not_converted.append(f"{name}: {key}: {entry[key]} of {register}")
     if file := entry.get("file_name"):
         path = str(folder / file)
     else:
@@ -411,7 +413,7 @@ def _find_data_set(result: Converted, folder: Path, name: str) -> tuple[str, dic
 
 
 def _layout(result: Converted, entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Give format, columns and roles of a data set as our recipe has them."""
+    """Return format, columns and roles of a data set, by our keys."""
     theirs = entry.get("columns") or {}
     if entry.get("formatting", "alpaca") == "alpaca":
         form, names = "alpaca", {"prompt": "instruction", "query": "input", "response": "output"}
@@ -421,8 +423,8 @@ def _layout(result: Converted, entry: Mapping[str, Any]) -> Iterator[tuple[str, 
         form = "openai" if by_role else "sharegpt"
         names = {"messages": "messages" if by_role else "conversations"}
         if not by_role and (tags["role_tag"], tags["content_tag"]) != ("from", "value"):
-            result.left_out.append(
-                f"tags: {entry['tags']}. Turns are named from/value, role/content"
+            result.not_converted.append(
+                f"tags: {entry['tags']}. Expected from and value, or role and content"
             )
         roles = {tags[tag]: ours for tag, ours in ROLE_TAGS.items() if tag in tags}
         if roles := {their: ours for their, ours in roles.items() if their not in KNOWN_ROLES}:
@@ -444,13 +446,13 @@ KNOWN_ROLES = ("human", "user", "gpt", "assistant", "observation", "function_cal
 
 
 def _move(given: dict[str, Any], values: dict[str, Any], **names: str) -> None:
-    """Take keys over under their names here, where they are given."""
+    """Move keys from `given` to `values` under our names."""
     for theirs, ours in names.items():
         if given.get(theirs) is not None:
             values[ours] = _number(given.pop(theirs))
 
 
 def _names(value: Any) -> list[str]:
-    """Read `a,b` or a list."""
+    """Split `a,b`, or copy a list."""
     parts = value.split(",") if isinstance(value, str) else value
     return [str(part).strip() for part in parts if str(part).strip()]

@@ -1,4 +1,7 @@
-"""Read a recipe from YAML, apply `key=value` overrides, and explain what does not fit."""
+"""Read a recipe from YAML, apply `key=value` overrides, and explain invalid ones.
+
+pydantic's AliasChoices would accept old names of keys too, but silently, and within one section.
+"""
 
 import difflib
 import warnings
@@ -7,15 +10,14 @@ from pathlib import Path
 from typing import Any, get_args, overload
 
 import yaml
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from glmtune.errors import RecipeError
 from glmtune.recipe.methods import METHODS, NOT_OFFERED
 from glmtune.recipe.recipe import AnyRecipe, Recipe, RunRecipe
+from glmtune.recipe.shipped import RECIPES, find_recipe
 
-# Names that transformers or peft have given up, and short forms in wide use: (section, new name).
+# Names that transformers or peft no longer use, and other common ones -> (section, our name).
 RENAMED: Mapping[str, tuple[str, str]] = {
     "model_name_or_path": ("model", "name_or_path"),
     "adapter_name_or_path": ("adapter", "name_or_path"),
@@ -41,19 +43,20 @@ def load_recipe(
 def load_recipe(
     path: str | Path, overrides: Sequence[str] = (), *, kind: type[RunRecipe] = Recipe
 ) -> RunRecipe:
-    """Read a recipe and change single values.
+    """Read a recipe and change single values of it.
 
     Args:
-        path: a YAML file. Paths in it are relative to the working directory.
+        path: a YAML file, or the name of a recipe of the package, see `recipe/shipped`. Paths in
+            it are relative to the working directory.
         overrides: `section.key=value`, or `key=value` where only one section has the key;
             values are YAML.
-        kind: of recipe, for fine-tuning or for pre-training.
+        kind: `Recipe` for fine-tuning, `PretrainRecipe` for pre-training.
 
     Raises:
-        RecipeError: the file cannot be read, a key is unknown or a value does not fit.
+        RecipeError: the file cannot be read, a key is unknown or a value is invalid.
     """
-    path = Path(path)
-    tree = read_yaml(path, "there is no such recipe. Recipes that work are in recipes/.")
+    path = find_recipe(path)
+    tree = read_yaml(path, f"there is no such recipe.{_similar_recipe(path.stem)}")
     if not isinstance(tree, dict):
         found = "empty" if tree is None else f"a {type(tree).__name__}"
         raise RecipeError(
@@ -86,7 +89,17 @@ def build_recipe(
     *,
     kind: type[RunRecipe] = Recipe,
 ) -> RunRecipe:
-    """Check a tree of plain values and make a recipe of it; `source` names it in errors."""
+    """Validate a tree of plain values as a recipe.
+
+    Args:
+        tree: sections with their keys, or keys that only one section has.
+        overrides: as in `load_recipe`.
+        source: names the recipe in errors.
+        kind: `Recipe` for fine-tuning, `PretrainRecipe` for pre-training.
+
+    Raises:
+        RecipeError: a key is unknown or a value is invalid.
+    """
     sections: dict[str, Any] = {}
     for name, values in tree.items():
         homes = [home for home, known in _known_keys(kind) if known == name]
@@ -112,10 +125,10 @@ def read_yaml(path: Path, if_missing: str) -> Any:
 
     Args:
         path: of the file.
-        if_missing: what to say when it is not there.
+        if_missing: the error message if it does not exist.
 
     Raises:
-        RecipeError: it is not there, or no YAML; says the line.
+        RecipeError: it does not exist or is not YAML; names the line.
     """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -127,7 +140,7 @@ def read_yaml(path: Path, if_missing: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise RecipeError(f"{path}{line}: not valid YAML: {problem}. Mend the file.") from None
+        raise RecipeError(f"{path}{line}: not valid YAML: {problem}. Fix the file.") from None
 
 
 def _apply(override: str, sections: dict[str, Any], kind: type[RunRecipe]) -> None:
@@ -153,7 +166,7 @@ def _apply(override: str, sections: dict[str, Any], kind: type[RunRecipe]) -> No
 
 
 def _locate(name: str, kind: type[RunRecipe]) -> tuple[str, str]:
-    """Find the section of a key that may come without it."""
+    """Find the section of a key that may be given without it."""
     section, dot, key = name.partition(".")
     if dot and section in kind.model_fields:
         return section, key
@@ -175,12 +188,12 @@ def _rename(sections: dict[str, Any], section: str, key: str) -> None:
     values = sections.setdefault(new_section, {})
     if new_key in values:
         raise RecipeError(
-            f"{section}.{key} and {new_section}.{new_key} are both given, "
-            f"and the first is the old name of the second. Keep {new_section}.{new_key}."
+            f"{section}.{key} and {new_section}.{new_key} are both given, but the first is the old "
+            f"name of the second. Keep {new_section}.{new_key}."
         )
     values[new_key] = sections[section].pop(key)
     warnings.warn(
-        f"{section}.{key} is now called {new_section}.{new_key}; its value was taken over.",
+        f"{section}.{key} is now called {new_section}.{new_key}; its value is used.",
         stacklevel=3,
     )
 
@@ -198,12 +211,19 @@ def _known_keys(kind: type[RunRecipe]) -> Iterator[tuple[str, str]]:
 
 
 def keys_of(section: str, method: str | None = None, kind: type[RunRecipe] = Recipe) -> list[str]:
-    """List the keys of a section; of `adapter` those of one method, or of all."""
+    """List the keys of a section; for `adapter`, those of one method or of all."""
     annotation: Any = kind.model_fields[section].annotation
     kinds = [get_args(tagged)[0] for tagged in get_args(annotation)] or [annotation]
     if method is not None:
         kinds = [kind for kind in kinds if kind.model_fields["method"].default == method]
     return list(dict.fromkeys(key for kind in kinds for key in kind.model_fields))
+
+
+def _similar_recipe(name: str) -> str:
+    nearest = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.6)
+    if nearest:
+        return f" Did you mean {nearest[0]!r}, which comes with the package?"
+    return f" Give a YAML file, or a recipe of the package: {', '.join(RECIPES)}."
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
@@ -212,13 +232,13 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def _explain(error: ValidationError, source: str, kind: type[RunRecipe]) -> Iterator[str]:
-    """Say each complaint of pydantic in our words."""
+    """Translate the errors of pydantic."""
     for problem in error.errors():
         path = list(problem["loc"])
         section = str(path[0]) if path else ""
         method = None
         if section == "adapter" and len(path) > 1:
-            method = str(path.pop(1))  # pydantic says which member of the union it tried
+            method = str(path.pop(1))  # the member of the union that pydantic tried
         where = ".".join(str(part) for part in path)
         if problem["type"] == "extra_forbidden":
             known = list(kind.model_fields)
@@ -236,7 +256,7 @@ def _explain(error: ValidationError, source: str, kind: type[RunRecipe]) -> Iter
         elif problem["type"] == "value_error" and len(path) < 2:
             yield f"{source}: {problem['ctx']['error']}."
         elif problem["input"] is None:
-            yield f"{source}: {where} is null, which is no value of it. Leave the key out."
+            yield f"{source}: {where} is null, which is not a valid value. Leave the key out."
         elif problem["type"] == "tuple_type":
             yield (
                 f"{source}: {where} is {problem['input']!r}, expected a list. "

@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from glmtune.conversation import Conversation, Message
 
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 
 IGNORE = -100  # torch's own `ignore_index`: a label that is not learned
-
-Layout = Literal["official", "tutorial", "chatglm2", "plain"]
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from glmtune.errors import TemplateError
 
 if TYPE_CHECKING:
     from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
-from glmtune.template.base import IGNORE, LAYOUTS, Example, Layout, Template, decode, is_learned
+from glmtune.recipe.choices import LAYOUTS, Layout
+from glmtune.template.base import IGNORE, Example, Template, decode, is_learned
 from glmtune.template.probes import PLAIN_PROBES, PROBES, ROUND_PROBES
 
 # ---- ChatGLM3 -------------------------------------------------------------------------------

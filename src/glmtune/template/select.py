@@ -12,7 +12,8 @@ from glmtune.errors import TemplateError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-from glmtune.template.base import Layout, Template
+from glmtune.recipe.choices import Layout
+from glmtune.template.base import Template
 from glmtune.template.chat_template import ChatTemplate
 from glmtune.template.chatglm import ChatGLMTemplate
 

@@ -17,7 +17,6 @@ import hashlib
 import json
 import logging
 import random
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,6 +31,7 @@ from glmtune.files import written_folder
 from glmtune.methods import method
 from glmtune.template.base import Template
 from glmtune.train.engines.fsdp import load_optimizer
+from glmtune.train.run_folder import checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -131,16 +131,6 @@ def _checksums(folder: Path) -> dict[str, str]:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             sums[path.relative_to(folder).as_posix()] = digest
     return sums
-
-
-def checkpoints(output: Path) -> list[Path]:
-    """The checkpoints in an output folder, oldest first."""
-    named = [
-        (int(match[1]), path)
-        for path in output.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
-    ]
-    return [path for _, path in sorted(named)]
 
 
 def damage(folder: Path) -> str | None:

@@ -20,25 +20,10 @@ from typing import Any
 import glmtune
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, written_folder
-from glmtune.methods import adapter_folder, method, ptuning_v2, virtual_tokens
-from glmtune.prove.metrics import METRICS
-from glmtune.recipe.recipe import RECIPE, Recipe, RunRecipe
+from glmtune.methods import method
+from glmtune.recipe.recipe import Recipe, RunRecipe
 from glmtune.template.base import Template
-from glmtune.train.checkpoint import checkpoints
-
-_RUN_FILES = (
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    virtual_tokens.ENCODER,
-    adapter_folder.CARD,
-    "README.md",
-    RECIPE,
-    METRICS,
-    "loss.svg",
-    "loss.png",  # of runs of earlier versions
-    "report.html",
-    "report.json",
-)
+from glmtune.train.run_folder import check_folder, checkpoints, run_files
 
 
 def prepare_output(output: Path, *, resume: bool, overwrite: bool) -> None:
@@ -48,24 +33,7 @@ def prepare_output(output: Path, *, resume: bool, overwrite: bool) -> None:
         OutputError: it is a file, cannot be written, or holds something and neither
             `resume` nor `overwrite` was asked for.
     """
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output}: is a file, expected a folder. Choose another output.dir.")
-    held = [path.name for path in run_files(output)]
-    held += [path.name for path in checkpoints(output)] if output.is_dir() else []
-    if held and not (resume or overwrite):
-        raise OutputError(
-            f"{output}: already holds a run ({', '.join(held[:3])}). Go on with it by --resume, "
-            "choose another output.dir, or replace it with output.overwrite=true."
-        )
-    if (output / "config.json").exists() and not (output / adapter_folder.CARD).exists():
-        raise OutputError(
-            f"{output}: holds a model that no run of ours made. Choose another output.dir."
-        )
-    if resume and overwrite:
-        raise OutputError(
-            "--resume and output.overwrite=true contradict each other: one keeps the run, the "
-            "other replaces it. Give one of them."
-        )
+    check_folder(output, resume=resume, overwrite=overwrite)
     try:
         output.mkdir(parents=True, exist_ok=True)
         probe = output / ".writable"
@@ -73,20 +41,6 @@ def prepare_output(output: Path, *, resume: bool, overwrite: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise OutputError(explain_write_error(output, error)) from error
-
-
-def run_files(output: Path) -> list[Path]:
-    """List the files of a run that are there; those of a model only where our card is too."""
-    found = [output / name for name in _RUN_FILES]
-    if (output / adapter_folder.CARD).is_file():
-        found += [output / name for name in ("config.json", "generation_config.json")]
-        found += [output / ptuning_v2.WEIGHTS, *weights(output)]
-    return [path for path in found if path.exists()]
-
-
-def weights(output: Path) -> list[Path]:
-    """List the weights of a whole model, and their index."""
-    return [*output.glob("model*.safetensors"), *output.glob("model.safetensors.index.json")]
 
 
 def clear_run(output: Path) -> None:

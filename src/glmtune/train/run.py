@@ -296,7 +296,7 @@ def carry_out(
     start_trackers(accelerator, recipe)
 
     run = Run(
-        model=accelerator.prepare(model) if is_tuned and not recipe.training.dealt_out else model,
+        model=accelerator.prepare(model) if is_tuned and not recipe.training.sharded_by else model,
         optimizer=parts.optimizer,
         scheduler=parts.scheduler,
         scaler=parts.scaler,

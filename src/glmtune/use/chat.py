@@ -32,7 +32,8 @@ from glmtune.errors import CheckpointError, TemplateError
 from glmtune.methods import method
 from glmtune.methods.adapter_folder import CARD, check_template, load_card
 from glmtune.model.load import load_frozen_model, load_tokenizer
-from glmtune.template.base import LAYOUTS, Layout, Template
+from glmtune.recipe.choices import LAYOUTS, Layout
+from glmtune.template.base import Template
 from glmtune.template.select import template_for
 from glmtune.use.generate import AnyCache, Request, Sampling, draw, keep_cached, make_cache
 

@@ -42,15 +42,15 @@ def test_the_rows_are_what_the_fractions_make() -> None:
 
 def test_every_answer_is_right_step_by_step() -> None:
     for row in [*rows(TRAIN), *rows(HELD_OUT)]:
-        first, *told = row["output"].split("，")
+        first, *steps = row["output"].split("，")
         a, b = map(int, first.split("/"))
         assert f"{a}/{b}" in row["instruction"]
-        for step in told:
+        for step in steps:
             divisor, p, q = map(int, re.fullmatch(r"除以(\d+)得(\d+)/(\d+)", step).groups())  # type: ignore[union-attr]
             assert divisor > 1
             assert (p * divisor, q * divisor) == (a, b)
             a, b = p, q
-        assert told
+        assert steps
         assert math.gcd(a, b) == 1
 
 

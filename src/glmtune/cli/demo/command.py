@@ -1,4 +1,4 @@
-"""`glmtune demo`."""
+"""`glmtune demo`: fine-tune the model of the package on a CPU, and show every step."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ HELLO = "你好，你是谁？"
 
 
 def demo(
-    dir: Annotated[Path, typer.Option("--dir", help="Where the rows and the adapter go.")] = Path(
+    dir: Annotated[Path, typer.Option("--dir", help="Folder for the rows and the adapter.")] = Path(
         "glmtune-demo"
     ),
 ) -> None:
@@ -38,7 +38,7 @@ def demo(
 
 
 def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
-    """Do and show every step; `overrides` change the recipe."""
+    """Run and show every step; `overrides` change the recipe."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
@@ -52,7 +52,7 @@ def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
         from glmtune.cli.demo.score import answer, count_right, read_questions
         from glmtune.use.chat import open_session
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of files read in a blink
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # for files that load at once
 
     with _stage(console, 1, "nano, a small ChatGLM that comes with the package"):
         folder = prepare(dir, overrides)
@@ -71,7 +71,7 @@ def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
 
         result = fine_tune(folder.recipe)
         if not result.is_finished:
-            console.print("Stopped. The next `glmtune demo` begins anew.")
+            console.print("Stopped. The next `glmtune demo` starts from the beginning.")
             raise typer.Exit(130)
         show_result(console, folder, result)
     with _stage(console, NUM_STAGES, "The tuned model answers the same questions"):
@@ -84,7 +84,7 @@ def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
 
 @contextmanager
 def _stage(console: "Console", number: int, title: str) -> Iterator[None]:
-    """Say what begins, and how long it took."""
+    """Print the title of a stage, and at its end how long it took."""
     console.rule(f"[bold]{number}/{NUM_STAGES}  {title}", align="left")
     started = time.perf_counter()
     yield
@@ -98,7 +98,7 @@ def _greedy() -> "Sampling":
 
 
 def show_base(console: "Console", model: "PreTrainedModel") -> None:
-    """Say how large the base is."""
+    """Print the size of the base."""
     config = model.config
     console.print(
         f"{config.num_layers} layers, {config.hidden_size} wide, {config.padded_vocab_size:,} "
@@ -108,7 +108,7 @@ def show_base(console: "Console", model: "PreTrainedModel") -> None:
 
 def show_rows(console: "Console", folder: "DemoFolder", questions: "Sequence[Question]") -> None:
     """Show a few rows, and one as the tokens that training sees."""
-    from glmtune.cli.inspect import print_row
+    from glmtune.cli.printing import print_row
     from glmtune.data.sources import read_rows
     from glmtune.inspect.row import see_rows
 
@@ -126,8 +126,8 @@ def show_rows(console: "Console", folder: "DemoFolder", questions: "Sequence[Que
     replay, asked = folder.recipe.data.replayed, folder.recipe.checks.general_rows
     if replay is not None:
         console.print(
-            f"{', '.join(replay.train)}: what nano knew before, some of it repeated in each epoch. "
-            f"{', '.join(asked)}: other such rows, to see that it is not forgotten."
+            f"{', '.join(replay.train)}: rows that nano knows, some repeated in each epoch. "
+            f"{', '.join(asked)}: other such rows, to measure forgetting."
         )
     console.print("\nOne row as training sees it:")
     for seen in see_rows(folder.recipe):
@@ -135,7 +135,7 @@ def show_rows(console: "Console", folder: "DemoFolder", questions: "Sequence[Que
 
 
 def show_result(console: "Console", folder: "DemoFolder", result: "Result") -> None:
-    """Say what the run did to the loss, and what it left behind."""
+    """Show the losses of a run, its files and its proofs."""
     from glmtune.prove.metrics import METRICS, read_metrics
     from glmtune.prove.report.charts import text_curve
 
@@ -153,14 +153,14 @@ def show_result(console: "Console", folder: "DemoFolder", result: "Result") -> N
 
 
 def show_proofs(console: "Console", folder: "DemoFolder", proofs: "Sequence[Proof]") -> None:
-    """Say what the run has shown of itself."""
+    """Show the proofs of a run that did not pass, and count the others."""
     passed = sum(proof.verdict == "passed" for proof in proofs)
     report = folder.adapter / "report.html"
     console.print(f"proofs:  {passed} of {len(proofs)} passed, {report}")
     for proof in proofs:
         if proof.verdict != "passed":
-            told = f"  {proof.verdict}: {proof.name}: {proof.detail}"
-            console.print(told, style="red", markup=False)
+            line = f"  {proof.verdict}: {proof.name}: {proof.detail}"
+            console.print(line, style="red", markup=False)
 
 
 def show_answers(
@@ -169,7 +169,7 @@ def show_answers(
     before: Sequence[str],
     after: Sequence[str],
 ) -> None:
-    """Count, and put answers of the base and the tuned model side by side."""
+    """Count right answers, and show those of the base and the tuned model side by side."""
     from rich.table import Table
     from rich.text import Text
 
@@ -196,12 +196,12 @@ def show_answers(
         )
     console.print(table, soft_wrap=False)
     if wrong:
-        console.print("Its mistakes stand at the end of the table.", style="dim")
+        console.print("Its mistakes are at the end of the table.", style="dim")
 
 
 def _one_line(text: str) -> str:
-    """Make babble fit a table."""
-    from glmtune.cli.inspect import printable
+    """Shorten the text of an untrained model to fit a table."""
+    from glmtune.cli.printing import printable
 
     line = printable(" ".join(text.split()))
     return line if len(line) <= 16 else f"{line[:15]}…"
@@ -213,7 +213,7 @@ def _step_by_step(answer: str) -> str:
 
 
 def say(console: "Console", text: str, pieces: Iterator[str]) -> None:
-    """Print a question, and the answer as it comes."""
+    """Print a question, and the answer as it is generated."""
     console.print(f"> {text.replace(chr(10), ' / ')}", style="bold", markup=False)
     for piece in pieces:
         console.print(piece, end="", style="green", markup=False)
@@ -221,7 +221,7 @@ def say(console: "Console", text: str, pieces: Iterator[str]) -> None:
 
 
 def show_next(console: "Console", folder: "DemoFolder", seconds: float) -> None:
-    """Say what to do next."""
+    """Suggest what to do next."""
     console.rule(f"[bold]Done in {seconds:.0f} s", align="left")
     for what, command in (
         (
@@ -229,12 +229,12 @@ def show_next(console: "Console", folder: "DemoFolder", seconds: float) -> None:
             f"glmtune chat {folder.recipe.model.name_or_path} --adapter {folder.adapter}",
         ),
         (
-            "look at your own rows",
+            "check your own rows",
             "glmtune lint rows.json --model ./chatglm3-6b",
         ),
         (
             "tune ChatGLM3-6B with them",
-            "glmtune train recipes/chatglm3-lora.yaml model.name_or_path=./chatglm3-6b "
+            "glmtune train chatglm3-lora model.name_or_path=./chatglm3-6b "
             "data.train=rows.json output.dir=out",
         ),
         ("and talk to it", "glmtune chat ./chatglm3-6b --adapter out"),

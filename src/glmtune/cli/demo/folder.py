@@ -1,14 +1,14 @@
-"""A path -> the folder of a demo, made anew, and nothing in it lost that a user made.
+"""Prepare the folder of a demo, without losing a file that a user made.
 
     glmtune-demo/
-        demo.json                   says that the folder is the demo's, with checksums of its files
+        demo.json                   marks the folder as the demo's, with checksums of its files
         train.json, held_out.json   the rows
-        general.json, gauge.json    what nano knew before: some is repeated, some only asked
+        general.json, gauge.json    rows that nano knows: to repeat, and to measure forgetting
         recipe.yaml                 the run, for `glmtune train`
-        adapter/                    what the run leaves
+        adapter/                    the output of the run
 
-A folder without `demo.json` is not touched, and neither is one where a file of the demo was
-changed. What else lies in the folder stays.
+A folder without `demo.json` is refused, and so is one in which a file of the demo was changed.
+Other files in the folder are kept.
 """
 
 import hashlib
@@ -40,13 +40,13 @@ ROWS = {  # by the key of the recipe that names them
 
 @dataclass(frozen=True, slots=True)
 class DemoFolder:
-    """What a demo works on.
+    """The files of a demo.
 
     Attributes:
         train, held_out: the rows.
         recipe_file: the recipe, as a user would write it.
-        recipe: the recipe.
-        adapter: where its run goes.
+        recipe: the resolved recipe.
+        adapter: the output folder of the run.
     """
 
     train: Path
@@ -57,28 +57,28 @@ class DemoFolder:
 
 
 def prepare(folder: Path, overrides: Sequence[str] = ()) -> DemoFolder:
-    """Make everything that a demo needs; an earlier demo in the folder is replaced.
+    """Write the rows and the recipe of a demo, and replace an earlier demo.
 
     Args:
         folder: made if it does not exist.
         overrides: `key=value` for the recipe.
 
     Raises:
-        OutputError: the folder holds something that is not the demo's, or cannot be written.
-        RecipeError: an override does not fit.
+        OutputError: the folder holds files that are not the demo's, or cannot be written.
+        RecipeError: an override is invalid.
     """
     demo = _plan(folder, overrides)
-    _refuse_what_is_not_ours(folder)
+    _refuse_other_folders(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(explain_write_error(folder, error)) from error
-    _mark(folder, {})  # while files change, none is vouched for
+    _mark(folder, {})  # no checksums while the files change
     write_atomically(folder / ".gitignore", "*\n")
     rows = [folder / source.name for source in ROWS.values()]
     for path, source in zip(rows, ROWS.values(), strict=True):
         write_atomically(path, source.read_text(encoding="utf-8"))
-    write_atomically(demo.recipe_file, _in_short(demo.recipe))
+    write_atomically(demo.recipe_file, _changed_values(demo.recipe))
     clear_run(demo.adapter)
     files = (*rows, demo.recipe_file)
     made = {str(path.relative_to(folder)): _digest(path.read_bytes()) for path in files}
@@ -88,7 +88,7 @@ def prepare(folder: Path, overrides: Sequence[str] = ()) -> DemoFolder:
 
 
 def _plan(folder: Path, overrides: Sequence[str]) -> DemoFolder:
-    """Say where everything goes, and write nothing."""
+    """Choose the paths, and write nothing."""
     adapter = folder / "adapter"
     places = {key: folder / source.name for key, source in ROWS.items()} | {"output.dir": adapter}
     given = [f"{key}={json.dumps(str(path))}" for key, path in places.items()]
@@ -98,14 +98,14 @@ def _plan(folder: Path, overrides: Sequence[str]) -> DemoFolder:
     )
 
 
-def _in_short(recipe: Recipe) -> str:
-    """Write the values that differ from the defaults."""
+def _changed_values(recipe: Recipe) -> str:
+    """Write the values that differ from the defaults as YAML."""
     values = recipe.model_dump(mode="json", exclude_defaults=True)
     return yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
 
 
-def _refuse_what_is_not_ours(folder: Path) -> None:
-    """Raise unless the folder is new, empty, or an earlier demo as the demo left it."""
+def _refuse_other_folders(folder: Path) -> None:
+    """Raise unless the folder is new, empty, or an unchanged earlier demo."""
     other = "Give another folder with --dir."
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder}: is a file, expected a folder for the demo. {other}")
@@ -115,7 +115,7 @@ def _refuse_what_is_not_ours(folder: Path) -> None:
     if MARK not in held:
         raise OutputError(
             f"{folder}: holds {', '.join(held[:3])} and no {MARK}, so the demo did not make it "
-            f"and leaves it alone. {other}"
+            f"and does not change it. {other}"
         )
     try:
         made = json.loads((folder / MARK).read_text(encoding="utf-8"))["files"]

@@ -161,7 +161,7 @@ def make_plan(recipe: Recipe, devices: Sequence[str] = ()) -> Plan:
     """
     if isinstance(recipe.adapter, NoneSection):
         raise RecipeError("adapter.method=none trains nothing; plan a run that does.")
-    if recipe.preference.stage == "dpo" or recipe.training.dealt_out:
+    if recipe.preference.stage == "dpo" or recipe.training.sharded_by:
         raise RecipeError(
             "a plan reckons with whole weights and with answers that are learned: it knows neither "
             "preference.stage=dpo nor training.sharding or deepspeed yet."

@@ -1,0 +1,172 @@
+"""Arguments and options that commands share, and the recipes that they result in."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from glmtune.errors import RecipeError
+from glmtune.recipe.choices import Dtype, Layout
+from glmtune.recipe.shipped import FINE_TUNING, PRETRAINING, is_recipe
+
+if TYPE_CHECKING:
+    from glmtune.recipe.recipe import AnyRecipe, Recipe
+
+RecipeArgument = Annotated[
+    Path,
+    typer.Argument(
+        help=f"YAML file, or a recipe of the package: {', '.join(FINE_TUNING)}.",
+        show_default=False,
+    ),
+]
+PretrainRecipeArgument = Annotated[
+    Path,
+    typer.Argument(
+        help=f"YAML file, or a recipe of the package: {', '.join(PRETRAINING)}.",
+        show_default=False,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Change single values; --key value works too."),
+]
+RowsOverrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Change values of the recipe.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Resume from the newest checkpoint in output.dir.")
+]
+ModelArgument = Annotated[
+    str, typer.Argument(help="Model folder, hub id, nano, or adapter folder.", show_default=False)
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option("--model", help="Folder, hub id or nano; only its tokenizer is loaded."),
+]
+AdapterOption = Annotated[
+    Path | None, typer.Option("--adapter", help="Folder that `glmtune train` wrote.")
+]
+PromptLayout = Annotated[
+    Layout | None, typer.Option(help="How prompts are built; default: as for the adapter.")
+]
+RowLayout = Annotated[Layout | None, typer.Option(help="How rows become token ids.")]
+MaxLength = Annotated[int | None, typer.Option(min=1, help="Longest row, in tokens.")]
+RowFormat = Annotated[
+    str | None, typer.Option(help="Format of the rows; default: detected from the columns.")
+]
+DtypeOption = Annotated[Dtype, typer.Option(help="Dtype of the weights.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+AnyTemplate = Annotated[
+    bool, typer.Option("--any-template", help="Allow an adapter trained with other prompts.")
+]
+
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0 decodes greedily.")]
+TopP = Annotated[
+    float, typer.Option(min=0.01, max=1, help="Sample from tokens of this total probability.")
+]
+TopK = Annotated[int, typer.Option(min=0, help="Sample from this many tokens; 0: from all.")]
+RepetitionPenalty = Annotated[float, typer.Option(min=0.01, help="1 is none.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Makes answers repeatable.")]
+
+
+def as_overrides(arguments: list[str]) -> list[str]:
+    """Turn `--key value`, `--key=value` and `key=value` all into `key=value`.
+
+    Raises:
+        RecipeError: an argument is none of these.
+    """
+    overrides: list[str] = []
+    waiting: str | None = None
+    for argument in arguments:
+        if waiting is not None and not argument.startswith("--"):
+            overrides.append(f"{waiting}={argument}")
+            waiting = None
+            continue
+        if waiting is not None:
+            overrides.append(f"{waiting}=true")
+            waiting = None
+        if argument.startswith("--"):
+            name = argument[2:]
+            if "=" in name:
+                overrides.append(name)
+            else:
+                waiting = name
+        elif "=" in argument:
+            overrides.append(argument)
+        else:
+            raise RecipeError(
+                f"{argument!r}: expected KEY=VALUE or --key VALUE after the recipe, "
+                "such as training.learning_rate=5e-5."
+            )
+    if waiting is not None:
+        overrides.append(f"{waiting}=true")
+    return overrides
+
+
+def recipe_for_rows(
+    data: str,
+    values: Mapping[str, str | int | None],
+    overrides: list[str],
+    kind: "type[AnyRecipe]",
+    *,
+    assumed: Mapping[str, Mapping[str, Any]] | None = None,
+) -> "AnyRecipe":
+    """Make the recipe that would train on rows or texts.
+
+    Args:
+        data: rows as in data.train, or a recipe.
+        values: values of options by their key; None where an option was not given. They come
+            before `overrides` and change a recipe too.
+        overrides: `key=value`.
+        kind: `Recipe` or `PretrainRecipe`.
+        assumed: keys by section for rows that come without a recipe; without a model in it,
+            `values` or `overrides` must name one.
+
+    Raises:
+        RecipeError: the recipe cannot be read, a value is invalid, or a model is missing.
+    """
+    from glmtune.recipe.reading import build_recipe, load_recipe
+
+    for override in overrides:
+        if "=" not in override:
+            raise RecipeError(
+                f"{override!r}: expected KEY=VALUE. Several files: data.train=[a, b]."
+            )
+    given = [
+        f"{key}={json.dumps(value, ensure_ascii=False)}"  # JSON is YAML that quotes every text
+        for key, value in values.items()
+        if value is not None
+    ]
+    if is_recipe(data):
+        return load_recipe(data, [*given, *overrides], kind=kind)
+    assumed = assumed or {}
+    names_model = ("model.name_or_path=", "model_name_or_path=")
+    if "model" not in assumed and not any(
+        each.startswith(names_model) for each in [*given, *overrides]
+    ):
+        raise RecipeError(
+            "--model is missing: a model's tokenizer turns rows into tokens. "
+            f"Try: glmtune inspect {data} --model ./chatglm3-6b"
+        )
+    tree = {
+        **assumed,
+        "data": {"train": data, **assumed.get("data", {})},
+        "output": {"dir": os.devnull},  # nothing is written
+    }
+    return build_recipe(tree, [*given, *overrides], source=data, kind=kind)
+
+
+def shows_pairs(recipe: "Recipe", data: str) -> bool | None:
+    """Whether rows are read as pairs of answers; None: where a row has two answers.
+
+    Args:
+        recipe: read from a file, or made for some rows.
+        data: the name of that file, or of those rows.
+    """
+    if recipe.preference.stage == "dpo":
+        return True
+    return False if is_recipe(data) else None

@@ -1,0 +1,117 @@
+"""What commands print: tables, labelled lines, and texts from data that are safe for a terminal."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from glmtune.inspect.visible import WHITE_SPACE, visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from glmtune.inspect.row import SeenRow
+    from glmtune.template.pieces import Piece
+
+Lines = Iterator[tuple[str, str]]  # a label and its value; no label continues the line before
+
+LEARNED = "bold green"
+BRACKETS = ("⟦", "⟧")  # around learned tokens if there is no color
+BORDER = "│"  # between pieces
+
+
+def print_lines(lines: Iterable[tuple[str, str]], label_width: int) -> None:
+    """Print labelled lines."""
+    for label, value in lines:
+        typer.echo(f"{label:<{label_width}} {value}".rstrip())
+
+
+def print_json(content: Any) -> None:
+    """Print JSON for programs."""
+    import json
+
+    typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
+
+
+def print_wide(table: "Table") -> None:
+    """Print a table; if the output is not a terminal, as wide as its text."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    console.print(table)
+
+
+def printable(text: str, *, keep_lines: bool = False) -> str:
+    """Make a text from data safe for a terminal, with visible white space.
+
+    Args:
+        text: any text.
+        keep_lines: leave line breaks as they are.
+    """
+    return visible(text, WHITE_SPACE | {"\n": "\n"} if keep_lines else WHITE_SPACE)
+
+
+def print_row(seen: "SeenRow", console: "Console", *, with_ids: bool) -> None:
+    """Print a row: its place and template, its tokens, and what they decode to."""
+    described = ", ".join(f"{key} {value}" for key, value in seen.template.items())
+    has_color = console.color_system is not None and not console.no_color
+    console.print(f"{seen.place}  (format {seen.format}; template {described})", markup=False)
+    learned = "green" if has_color else "".join(BRACKETS)
+    console.print(f"{seen.num_tokens} tokens, {seen.num_learned} learned ({learned})")
+    if seen.fate:
+        console.print(f"note: {seen.fate}", style="yellow")
+    console.print()
+    if with_ids:
+        for line in piece_lines(seen.pieces, has_color=has_color):
+            console.print(line)
+    else:
+        console.print(flowing_text(seen.pieces, has_color=has_color))
+    for label, text in (("input", seen.input_text), ("labels", seen.label_text)):
+        console.print()
+        console.print(f"{label}:", style="bold")
+        console.print(printable(text, keep_lines=True), markup=False)
+    console.print()
+
+
+def flowing_text(pieces: "tuple[Piece, ...]", *, has_color: bool) -> "Text":
+    """Join the pieces of a row, as text."""
+    from rich.text import Text
+
+    result = Text()
+    is_inside = False
+    for index, piece in enumerate(pieces):
+        if piece.is_learned != is_inside and not has_color:
+            result.append(BRACKETS[0] if piece.is_learned else BRACKETS[1])
+        elif index:
+            result.append(BORDER, style="dim")
+        is_inside = piece.is_learned
+        result.append(printable(piece.text), style=_style(piece))
+    if is_inside and not has_color:
+        result.append(BRACKETS[1])
+    return result
+
+
+def piece_lines(pieces: "tuple[Piece, ...]", *, has_color: bool) -> "list[Text]":
+    """Write a line per piece: position, ids, text."""
+    from rich.text import Text
+
+    lines, position = [], 0
+    for piece in pieces:
+        ids = " ".join(map(str, piece.ids))
+        text = printable(piece.text).replace("⏎\n", "⏎").replace(" ", "▁")
+        if piece.is_learned and not has_color:
+            text = text.join(BRACKETS)
+        line = Text(f"{position:>6}  {ids:<24}  ", style="dim")
+        line.append(text, style=_style(piece))
+        lines.append(line)
+        position += len(piece.ids)
+    return lines
+
+
+def _style(piece: "Piece") -> str:
+    color = LEARNED if piece.is_learned else "not bold"
+    return f"{color} reverse" if piece.is_special else color

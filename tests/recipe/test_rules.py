@@ -1,0 +1,118 @@
+"""Keys that do not go together are refused, each with the reason."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glmtune.errors import RecipeError
+from glmtune.recipe.reading import build_recipe
+from glmtune.recipe.recipe import PretrainRecipe, Recipe, RunRecipe
+from glmtune.recipe.rules import (
+    FINE_TUNING_RULES,
+    PRETRAINING_RULES,
+    RUN_RULES,
+    Rule,
+    document,
+)
+
+RECIPES_PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
+VALID = {
+    "model": {"name_or_path": "m"},
+    "data": {"train": "rows.json"},
+    "output": {"dir": "out"},
+}
+RULES: list[tuple[Rule[Any], type[RunRecipe]]] = [
+    *[(rule, Recipe) for rule in (*RUN_RULES, *FINE_TUNING_RULES)],
+    *[(rule, PretrainRecipe) for rule in PRETRAINING_RULES],
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"), RULES, ids=lambda each: "+".join(getattr(each, "example", []))
+)
+def test_every_rule_refuses_its_example_with_its_message(
+    rule: Rule[Any], kind: type[RunRecipe]
+) -> None:
+    with pytest.raises(RecipeError) as refused:
+        build_recipe(VALID, rule.example, kind=kind)
+
+    message = str(refused.value).removeprefix("recipe: ")
+    fixed = rule.message.replace("{{", "{").split("{")[0]
+    assert message.startswith(fixed)
+    assert message.endswith(".")
+    assert "{" not in message
+    broken = [other for other, _ in RULES if _explains(other, message)]
+    assert broken == [rule]
+
+
+def _explains(rule: Rule[Any], message: str) -> bool:
+    """Whether a message is a rule's: all of its fixed parts are in it, in order."""
+    parts = re.split(r"\{[^}]+\}", rule.message)
+    return re.fullmatch(".*?".join(map(re.escape, parts)) + r"\.", message) is not None
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"), RULES, ids=lambda each: "+".join(getattr(each, "example", []))
+)
+def test_the_example_of_a_rule_has_no_needless_key(rule: Rule[Any], kind: type[RunRecipe]) -> None:
+    for left_out in rule.example if len(rule.example) > 1 else ():
+        rest = [override for override in rule.example if override != left_out]
+
+        assert not _explains(rule, _refusal(rest, kind))
+
+
+def _refusal(overrides: list[str], kind: type[RunRecipe]) -> str:
+    try:
+        build_recipe(VALID, overrides, kind=kind)
+    except RecipeError as error:
+        return str(error).removeprefix("recipe: ")
+    return ""
+
+
+def test_the_recipe_without_examples_is_valid() -> None:
+    assert build_recipe(VALID).data.train == ("rows.json",)
+    assert build_recipe(VALID, kind=PretrainRecipe).data.train == ("rows.json",)
+    assert len(RULES) > 30
+
+
+def test_the_recipe_page_lists_every_rule() -> None:
+    page = RECIPES_PAGE.read_text(encoding="utf-8")
+
+    assert document() in page, "paste what `python -m glmtune.recipe.rules` prints"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training.deepspeed=zero2.json", "training.sharding=fsdp2"],
+        ["model.compute=int8", "adapter.method=freeze", "adapter.trainable_layers=1"],
+        ["model.compute=int8", "adapter.init_lora_weights=olora"],
+        ["training.deepspeed=zero2.json", "adapter.method=ia3"],
+        ["adapter.prompt_tuning_init_text=text", "adapter.method=prompt_tuning"],
+        ["preference.stage=dpo", "data.replay.path=general.json"],
+        ["preference.stage=dpo", "training.deepspeed=zero2.json"],
+        ["preference.stage=dpo", "preference.loss=simpo", "adapter.method=ptuning_v2"],
+        ["model.attn_implementation=flash_attention_3", "adapter.method=prefix_tuning"],
+    ],
+)
+def test_a_rule_covers_its_other_combinations_too(overrides: list[str]) -> None:
+    with pytest.raises(RecipeError, match=r"(Leave|Use|Keep|give)"):
+        build_recipe(VALID, overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["training.deepspeed=zero2.json", "training.bf16=true"],
+        ["training.deepspeed=zero2.json", "training.neftune_noise_alpha=5"],
+        ["adapter.method=full", "model.dtype=float32", "training.bf16=true"],
+        ["preference.stage=dpo", "preference.loss=orpo", "adapter.method=full"],
+        ["preference.stage=dpo", "preference.loss=simpo", "adapter.bias=all"],
+        ["preference.stage=dpo", "adapter.method=ia3"],
+        ["adapter.method=none", "data.eval=held_out.json"],
+    ],
+)
+def test_what_goes_together_is_accepted(overrides: list[str]) -> None:
+    assert build_recipe(VALID, overrides)
