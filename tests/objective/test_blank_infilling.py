@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import glmtune.kernels.packed_attention  # noqa: F401
 from glmtune.data.batches import MicroBatch
 from glmtune.errors import DataError
-from glmtune.kernels.packed_attention import spell_out
+from glmtune.kernels.packed_attention import dense_mask
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
 from glmtune.model.load import load_tokenizer
@@ -410,7 +410,7 @@ def test_a_token_changes_no_logit_of_a_position_that_may_not_see_it(
 ) -> None:
     packed = make_pack(lengths, level, seed)
     inputs = packed.inputs()
-    may_attend = spell_out(inputs["cu_seq_lens_q"], inputs["prefix_lengths"])
+    may_attend = dense_mask(inputs["cu_seq_lens_q"], inputs["prefix_lengths"])
     with torch.no_grad():
         before = MODEL(**inputs).logits[0]
         for column in range(packed.input_ids.shape[1]):
@@ -429,7 +429,7 @@ def test_no_position_of_b_is_reached_by_what_it_has_to_predict() -> None:
         packed = make_pack([30, 17], level, seed=3)
         assert packed.cu_seq_lens is not None
         assert packed.prefix_lengths is not None
-        sees = spell_out(packed.cu_seq_lens, packed.prefix_lengths).float()
+        sees = dense_mask(packed.cu_seq_lens, packed.prefix_lengths).float()
         assert ((sees @ sees > 0) == (sees > 0)).all()
         assert not sees.triu(1)[(packed.labels[0, 1:] != IGNORE).nonzero()[:, 0]].any()
 
@@ -445,7 +445,7 @@ def test_a_pack_gives_the_loss_and_the_gradients_of_the_mask_spelled_out(
 ) -> None:
     packed = make_pack(lengths, level, seed)
     inputs = packed.inputs()
-    mask = spell_out(inputs["cu_seq_lens_q"], inputs["prefix_lengths"])[None, None]
+    mask = dense_mask(inputs["cu_seq_lens_q"], inputs["prefix_lengths"])[None, None]
     dense = {
         name: value
         for name, value in inputs.items()
