@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from glmtune.data.batches import MicroBatch, pad_examples
 from glmtune.kernels.chunked_loss import (
+    BLOCK_LOGITS,
     CHUNK_LOGITS,
-    PIECE_LOGITS,
-    chunk_rows,
     cross_entropy_sum,
     loss_by_chunks,
+    rows_per_chunk,
     smoothed_cross_entropy_sum,
 )
 from glmtune.objective.next_token import count_learned_tokens, next_token_loss
@@ -104,7 +104,7 @@ def test_the_chunks_of_a_loss_add_up_to_the_whole_and_so_do_their_gradients() ->
     output_layer = nn.Linear(6, CHUNK_LOGITS // 8, bias=False).requires_grad_(False)
     output_layer.double()
     targets = torch.randint(100, (17,))
-    assert len(targets) > 2 * chunk_rows(output_layer)  # two chunks are not enough
+    assert len(targets) > 2 * rows_per_chunk(output_layer)  # two chunks are not enough
     whole = torch.randn(17, 6, dtype=torch.float64, requires_grad=True)
     chunked = whole.detach().clone().requires_grad_()
 
@@ -132,7 +132,7 @@ def test_an_output_layer_that_is_trained_gets_its_gradient() -> None:
 
 def test_without_gradients_logits_exist_by_chunks_even_of_a_layer_that_could_learn() -> None:
     output_layer = torch.nn.Linear(4, 2**15)
-    hidden, seen = torch.randn(2 * chunk_rows(output_layer) + 1, 4), []
+    hidden, seen = torch.randn(2 * rows_per_chunk(output_layer) + 1, 4), []
 
     def record(logits: Tensor, targets: Tensor) -> Tensor:
         seen.append(len(logits))
@@ -141,9 +141,9 @@ def test_without_gradients_logits_exist_by_chunks_even_of_a_layer_that_could_lea
     with torch.no_grad():
         loss_by_chunks(hidden, output_layer, torch.zeros(len(hidden), dtype=torch.long), record)
 
-    number, at_most = len(hidden), PIECE_LOGITS // 2**15
+    number, at_most = len(hidden), BLOCK_LOGITS // 2**15
     assert sum(seen) == number
-    assert max(seen) <= at_most < chunk_rows(output_layer)
+    assert max(seen) <= at_most < rows_per_chunk(output_layer)
 
 
 def test_the_factor_of_a_chunked_loss_is_not_rounded_to_the_precision_of_its_gradient() -> None:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from glmtune.data.batches import MicroBatch
-from glmtune.kernels.chunked_loss import chunk_rows
+from glmtune.kernels.chunked_loss import rows_per_chunk
 from glmtune.objective.next_token import labels_of_next, takes_score, unwrapped
 from glmtune.recipe.sections import PreferenceSection
 from glmtune.template.base import IGNORE
@@ -134,7 +134,7 @@ def sequence_logps(model: Any, part: MicroBatch) -> Tensor:
 
 def _logps_by_chunks(hidden: Tensor, output_layer: nn.Module, targets: Tensor) -> Tensor:
     """Score a chunk at a time; in the backward pass each is scored again."""
-    rows = max(1, chunk_rows(output_layer) // 4)  # all of a chunk's logits become float32 here
+    rows = max(1, rows_per_chunk(output_layer) // 4)  # all of a chunk's logits become float32 here
 
     def logps(chunk: Tensor, of_it: Tensor) -> Tensor:
         return _logps(output_layer(chunk), of_it)
