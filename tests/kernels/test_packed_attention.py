@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.padding import pad_examples
 from torch import Tensor
 from transformers import (
     LlamaConfig,
@@ -17,7 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from glmtune.data.batches import pack_examples, pad_examples
+from glmtune.data.batches import pack_examples
 from glmtune.kernels import packed_attention
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration

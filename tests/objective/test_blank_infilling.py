@@ -28,9 +28,9 @@ from glmtune.objective.blank_infilling import (
     cut_out,
     in_one_dimension,
     marks_of,
+    num_free_tokens,
     pack_infillings,
     place_spans,
-    room_for,
     span_weights,
 )
 from glmtune.recipe.sections import ObjectiveSection
@@ -106,7 +106,7 @@ def test_given_draws_place_the_published_spans(published: dict[str, Any]) -> Non
     for case in published["span_placement"]:
         lengths, draws = np.array(case["span_lengths"]), np.array(case["draws"])
 
-        assert room_for(lengths, case["total_length"]) + 1 == case["upper_bound_exclusive"]
+        assert num_free_tokens(lengths, case["total_length"]) + 1 == case["upper_bound_exclusive"]
         assert place_spans(lengths, draws, case["offset"]).tolist() == case["spans"]
 
 

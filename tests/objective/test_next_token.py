@@ -2,9 +2,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from tests.padding import pad_examples
 from torch import Tensor, nn
 
-from glmtune.data.batches import MicroBatch, pad_examples
+from glmtune.data.batches import MicroBatch
 from glmtune.kernels.chunked_loss import (
     BLOCK_LOGITS,
     CHUNK_LOGITS,

@@ -94,7 +94,7 @@ def check_all_loaded(name: str, loading_info: dict[str, Any]) -> None:
     if mismatched := sorted(loading_info["mismatched_keys"]):
         tensor, stored, expected = mismatched[0]
         raise CheckpointError(
-            f"{name}: {tensor} has the shape {tuple(stored)}, and config.json asks for "
+            f"{name}: {tensor} has the shape {tuple(stored)}, and config.json requires "
             f"{tuple(expected)} ({len(mismatched)} such in all). "
             "The weights and config.json belong to different models."
         )
@@ -102,7 +102,7 @@ def check_all_loaded(name: str, loading_info: dict[str, Any]) -> None:
         shown = ", ".join(missing[:SHOWN_NAMES])
         raise CheckpointError(
             f"{name}: the checkpoint lacks {shown} ({len(missing)} missing in all); expected every "
-            "tensor that config.json asks for. Copy the checkpoint again, and check that its "
+            "tensor that config.json requires. Copy the checkpoint again, and check that its "
             "index lists all its files."
         )
 

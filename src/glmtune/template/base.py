@@ -68,7 +68,7 @@ class Template(ABC):
         """Encode many conversations.
 
         Raises:
-            TemplateError: a conversation cannot be rendered; says which and why.
+            TemplateError: a conversation cannot be rendered; names it and the reason.
         """
 
     @abstractmethod

@@ -61,7 +61,7 @@ class ChatTemplate(Template):
         """Encode many conversations.
 
         Raises:
-            TemplateError: a conversation cannot be rendered; says which and why.
+            TemplateError: a conversation cannot be rendered; names it and the reason.
         """
         return [self._encode(conversation) for conversation in conversations]
 
@@ -117,10 +117,10 @@ class ChatTemplate(Template):
         )
 
     def _check_prefix(self, prefix: Sequence[int], ids: Sequence[int], what: str) -> None:
-        """Refuse a template that renders the same turns in two ways.
+        """Raise an error if ids do not begin with `prefix`.
 
         Raises:
-            TemplateError: says from where on they differ.
+            TemplateError: shows the first position where they differ.
         """
         if list(ids[: len(prefix)]) == list(prefix):
             return
@@ -133,10 +133,10 @@ class ChatTemplate(Template):
         )
         raise TemplateError(
             f"this tokenizer's chat template cannot be trained on: {what} is not the beginning "
-            f"of the whole conversation. From token {same} on it is {alone!r}, but in the "
-            f"whole {inside!r}. A template that rewrites earlier turns (dropping their "
-            "reasoning, for one) shows the model something else in chat than in training; use "
-            "one that does not, or rows with one answer each."
+            f"of the complete conversation. From token {same} on it is {alone!r} alone, and "
+            f"{inside!r} in the conversation. A template that rewrites earlier turns (dropping "
+            "their reasoning, for example) shows the model something else in chat than in "
+            "training. Use one that does not, or rows with one answer each."
         )
 
     def _render(

@@ -50,7 +50,7 @@ class ChatGLMTemplate(Template):
         """Encode many conversations, with all texts in one threaded call.
 
         Raises:
-            TemplateError: a conversation cannot be rendered; says which and why.
+            TemplateError: a conversation cannot be rendered; names it and the reason.
         """
         parts_of = [self._parts(conversation) for conversation in conversations]
         ids_of = self._encode_texts(parts_of)

@@ -69,7 +69,7 @@ def chat_parts(
         is_written: whether the model writes a message.
 
     Raises:
-        TemplateError: a role is unknown; says which turn.
+        TemplateError: a role is unknown; names the turn.
     """
     parts: list[Part] = [(ids.start, False)]
     was_written = False

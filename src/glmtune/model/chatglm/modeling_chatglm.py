@@ -88,9 +88,9 @@ def inverse_frequencies(rotated: int, base: float, device: torch.device | None =
 class ChatGLMRotaryEmbedding(nn.Module):
     """The angle of every channel pair at given positions.
 
-    Every published checkpoint stores the buffer `inv_freq`, at base 10000 whatever `rope_ratio`
-    says. It is kept for the layout of files, and never read: the angles come
-    from `10000 * rope_ratio`, or from 10000 and divided positions, in float32, at any position.
+    Every published checkpoint stores the buffer `inv_freq`, at base 10000 for any `rope_ratio`. It
+    is kept for the layout of files, and never read: the angles come from `10000 * rope_ratio`, or
+    from 10000 and divided positions, in float32, at any position.
     """
 
     def __init__(self, config: ChatGLMConfig) -> None:
@@ -125,7 +125,7 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate channel pairs (0,1), (2,3), ... of every head by the angle of their position.
 
     There are angles for the first half of each head, and the rest of it is left as it is; with
-    block positions there are angles for all of it. The pairs are neighbours, unlike Llama's
+    block positions there are angles for all of it. The pairs are adjacent, unlike Llama's
     (i, i + rotated // 2), so the two are not interchangeable. The arithmetic is in the dtype of
     `x`, as in the original.
     Source: RoFormer, https://arxiv.org/abs/2104.09864, section 3.4.2.
@@ -143,7 +143,7 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def repeat_kv(x: Tensor, repeats: int) -> Tensor:
-    """Give every query head its own copy: (batch, kv_heads, ...) -> (batch, heads, ...)."""
+    """Copy each head for its query heads: (batch, kv_heads, ...) -> (batch, heads, ...)."""
     return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
 
 
@@ -368,7 +368,7 @@ class ChatGLMPrefixEncoder(nn.Module):
             self.trans = nn.Identity()
 
     def forward(self, batch: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        """Give per layer a key and a value of (batch, kv_heads, length, head_dim)."""
+        """Compute for each layer a key and a value of (batch, kv_heads, length, head_dim)."""
         slots = torch.arange(self.length, device=self.embedding.weight.device)
         prefix = self.trans(self.embedding(slots)).to(dtype)
         prefix = self.dropout(prefix.unflatten(-1, self.layout))

@@ -54,7 +54,7 @@ def process_response(
 
 
 def _read_call(name: str, text: str, has_tools: bool) -> dict[str, Any]:
-    """Give the call of tool `name`, or its text with an `error` when it is malformed."""
+    """Parse the call of tool `name`; a malformed one is its text with an `error`."""
     if not has_tools:
         return {"name": name, "content": text}
     try:

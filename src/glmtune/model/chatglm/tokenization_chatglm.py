@@ -67,6 +67,9 @@ _HAVE_NO_EFFECT = ("split_special_tokens", "sanitize_control_tokens")
 _CUT_A_SINGLE_TEXT = (TruncationStrategy.LONGEST_FIRST, TruncationStrategy.ONLY_FIRST)
 
 
+# Not derived from transformers' SentencePieceBackend, of which only a method of one line would fit:
+# it matches special tokens in text, joins bytes without decoding them, copies the vocabulary from a
+# path instead of memory, and adds keys to tokenizer_config.json.
 class ChatGLMTokenizer(PreTrainedTokenizer):
     """SentencePiece pieces, then the nine special tokens, then what `add_tokens` adds.
 
@@ -172,7 +175,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             )
             if token.lstrip or token.rstrip or token.single_word:
                 raise ValueError(
-                    f"the token {token.content!r} asks for lstrip, rstrip or single_word, "
+                    f"the token {token.content!r} requests lstrip, rstrip or single_word, "
                     "which this tokenizer does not support. Add it without them."
                 )
             known = token.content in self._added_tokens_encoder or self._is_piece(token.content)
@@ -381,7 +384,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return self.pad(columns, **padding)
 
     def _is_plain(self, rows: Sequence[Row], options: Mapping[str, Any]) -> bool:
-        """Tell whether nothing is asked for but texts as ids, whole or cut at the end."""
+        """Whether only the ids of texts are requested, complete or truncated at the end."""
         return (
             options["padding_strategy"] is PaddingStrategy.DO_NOT_PAD
             and self.truncation_side == "right"
