@@ -24,6 +24,7 @@ from glmtune.kernels.int8 import (
 )
 from glmtune.methods import lora
 from glmtune.model.load import load_frozen_model
+from glmtune.model.quantization import Quantization
 from glmtune.recipe.methods import LoraSection
 from glmtune.recipe.reading import build_recipe
 from glmtune.train.run import fine_tune
@@ -212,6 +213,13 @@ def test_a_loaded_model_gives_nearly_the_same_scores(tiny_model_dir: Path, dtype
 def test_int8_is_refused_where_it_is_not_to_be_had(tiny_model_dir: Path) -> None:
     with pytest.raises(RecipeError, match=r"int8 is made for CPUs, and this would run on cuda"):
         load_frozen_model(str(tiny_model_dir), device=torch.device("cuda"), compute="int8")
+
+
+def test_int8_and_another_quantization_are_refused_together(tiny_model_dir: Path) -> None:
+    with pytest.raises(RecipeError, match=r"compute='int8' and quantization are two ways"):
+        load_frozen_model(
+            tiny_model_dir, device=CPU, compute="int8", quantization=Quantization("bnb", 8)
+        )
 
 
 @pytest.mark.parametrize(
