@@ -178,7 +178,7 @@ def test_every_cut_token_is_learned_once_and_filling_the_blanks_gives_the_text_b
         assert fill(example) == text.tolist()
     else:
         assert learned == text.tolist()
-    # Under each token of B but a sop stands the token that was to be predicted before it.
+    # Each token of B other than a sop is the target of the position before it.
     in_b = np.arange(len(example)) > example.prefix_length
     fed = in_b & (example.input_ids != MARKS.sop)
     assert (example.input_ids[fed] == example.targets[np.flatnonzero(fed) - 1]).all()
@@ -440,7 +440,7 @@ def test_no_position_of_b_is_reached_by_what_it_has_to_predict() -> None:
     level=levels,
     seed=st.integers(0, 999),
 )
-def test_a_pack_gives_the_loss_and_the_gradients_of_the_mask_spelled_out(
+def test_a_pack_gives_the_loss_and_the_gradients_of_the_dense_mask(
     lengths: list[int], level: Any, seed: int
 ) -> None:
     packed = make_pack(lengths, level, seed)

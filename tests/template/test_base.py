@@ -90,7 +90,7 @@ def test_shortened_conversations_fit_and_keep_the_last_answer(
     assert len(short.input_ids) <= budget
     whole = learned(template.encode(conversation))
     left = learned(short)
-    # the ends of two answers may differ when turns behind the last one went
+    # the ends of two answers may differ if turns after the last one were dropped
     assert left
     assert left[:-1] == whole[len(whole) - len(left) :][:-1]
     assert short.labels[-1] in (IGNORE, 2)

@@ -191,12 +191,12 @@ def _check_promise(template: ChatGLMTemplate, conversation: Conversation, is_ans
     expected = [IGNORE] * len(ids)
     for index, message in enumerate(messages):
         prompt = template.prompt_ids(Conversation(messages[:index]))
-        behind = template.prompt_ids(Conversation(messages[: index + 1]))
+        after = template.prompt_ids(Conversation(messages[: index + 1]))
         if message.role == "assistant":
             assert ids[: len(prompt)] == prompt
         if is_answer(index):
-            # a turn is its role, what is written, and the token behind it
-            expected[len(prompt) : len(behind)] = ids[len(prompt) : len(behind)]
+            # a turn is its role, what is written, and the token after it
+            expected[len(prompt) : len(after)] = ids[len(prompt) : len(after)]
     assert example.labels == expected
 
 

@@ -258,7 +258,7 @@ def test_a_stream_goes_on_from_the_cache_of_the_turn_before(
         )
     )
 
-    # The same by hand: the new message behind all that was cached.
+    # The same by hand: the new message after everything cached.
     prompt = tokenizer.build_chat_input("你叫什么名字？")["input_ids"]
     reply = tokenizer.encode("\n", add_special_tokens=False)
     reply += tokenizer.encode("我是小助手。😀 鑫！", add_special_tokens=False)

@@ -681,7 +681,7 @@ def test_a_trained_tokenizer_has_the_layout_of_chatglm(tiny_tokenizer: ChatGLMTo
     assert tiny_tokenizer.get_command("<|observation|>") == 488
     assert tiny_tokenizer.tokenize("\n") == ["▁", "<0x0A>"]
     assert tiny_tokenizer.encode("", add_special_tokens=False) == []
-    assert "12" not in tiny_tokenizer.get_vocab()  # digits stand alone
+    assert "12" not in tiny_tokenizer.get_vocab()  # every digit is a piece
 
 
 @settings(max_examples=50, deadline=None)
