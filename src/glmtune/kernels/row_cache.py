@@ -74,10 +74,9 @@ class VirtualTokens:
 @torch.no_grad()
 def virtual_tokens_of(model: Any) -> VirtualTokens:
     """Compute what a model, in evaluation mode, puts in front of every text."""
-    give = getattr(
-        model, "virtual_tokens", None
-    )  # ChatGLM's prefix, or peft's virtual tokens over any model
-    return VirtualTokens(*give()) if give is not None else VirtualTokens()
+    # ChatGLM has the method for its prefix, and peft's virtual tokens give it to any model.
+    compute = getattr(model, "virtual_tokens", None)
+    return VirtualTokens(*compute()) if compute is not None else VirtualTokens()
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,43 +212,77 @@ def rows_attention(
         (1, seq, heads, head_dim), and None for the weights, which are never formed.
     """
     outputs = []
-    if num_decoding := slots.num_decoding:
-        totals = slots.totals[:num_decoding]
-        longest = max(totals)
-        may_attend = None
-        if min(totals) < longest or _is_cut(longest, sliding_window):
-            may_attend = _may_attend(totals, longest, sliding_window, query.device)
-        # The query heads of a KV head take the place of tokens, so no key is copied.
-        kv_heads, head_dim = key.size(1), query.size(3)
-        output = F.scaled_dot_product_attention(
-            query[0, :, :num_decoding]
-            .transpose(0, 1)
-            .reshape(num_decoding, kv_heads, -1, head_dim),
-            key[:num_decoding, :, :longest],
-            value[:num_decoding, :, :longest],
-            attn_mask=may_attend,
-            scale=scaling,
-        )  # (slots, kv_heads, heads / kv_heads, head_dim)
-        outputs.append(output.flatten(1, 2).unsqueeze(0))
+    totals, num_decoding = slots.totals, slots.num_decoding
+    if num_decoding:
+        outputs.append(
+            _attend_decoding(
+                query[:, :, :num_decoding],
+                key[:num_decoding],
+                value[:num_decoding],
+                totals[:num_decoding],
+                scaling,
+                sliding_window,
+            )
+        )
     end = num_decoding
     for slot in range(num_decoding, len(slots.lengths)):
         start, end = end, end + slots.lengths[slot]
-        past, total = slots.pasts[slot], slots.totals[slot]
-        may_attend = None
-        if past or _is_cut(total, sliding_window):
-            each = range(past + 1, total + 1)
-            may_attend = _may_attend(each, total, sliding_window, query.device).transpose(0, 2)
-        output = F.scaled_dot_product_attention(
+        filled = slice(totals[slot])
+        output = _attend_prompt(
             query[:, :, start:end],
-            key[slot : slot + 1, :, :total],
-            value[slot : slot + 1, :, :total],
-            attn_mask=may_attend,
-            is_causal=may_attend is None,
-            scale=scaling,
-            enable_gqa=True,
+            key[slot : slot + 1, :, filled],
+            value[slot : slot + 1, :, filled],
+            scaling,
+            sliding_window,
         )
-        outputs.append(output.transpose(1, 2))
+        outputs.append(output)
     return torch.cat(outputs, dim=1), None
+
+
+def _attend_decoding(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    totals: Sequence[int],
+    scaling: float | None,
+    sliding_window: int | None,
+) -> Tensor:
+    """Attend from one token of each slot, (1, heads, slots, head_dim), in one call."""
+    longest = max(totals)
+    may_attend = None
+    if min(totals) < longest or _is_cut(longest, sliding_window):
+        may_attend = _may_attend(totals, longest, sliding_window, query.device)
+    # The query heads of a KV head take the place of tokens, so no key is copied.
+    num_slots, kv_heads, head_dim = len(totals), key.size(1), query.size(3)
+    output = F.scaled_dot_product_attention(
+        query[0].transpose(0, 1).reshape(num_slots, kv_heads, -1, head_dim),
+        key[:, :, :longest],
+        value[:, :, :longest],
+        attn_mask=may_attend,
+        scale=scaling,
+    )  # (slots, kv_heads, heads / kv_heads, head_dim)
+    return output.flatten(1, 2).unsqueeze(0)
+
+
+def _attend_prompt(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, sliding_window: int | None
+) -> Tensor:
+    """Attend from the last tokens of one slot, (1, heads, seq, head_dim), to all of its tokens."""
+    total = key.size(2)
+    past = total - query.size(2)
+    may_attend = None
+    if past or _is_cut(total, sliding_window):
+        each = range(past + 1, total + 1)
+        may_attend = _may_attend(each, total, sliding_window, query.device).transpose(0, 2)
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=may_attend,
+        is_causal=may_attend is None,
+        scale=scaling,
+        enable_gqa=True,
+    ).transpose(1, 2)
 
 
 def _is_cut(length: int, sliding_window: int | None) -> bool:
