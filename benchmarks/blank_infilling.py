@@ -19,7 +19,7 @@ import torch
 
 import glmtune.kernels.packed_attention  # noqa: F401
 from glmtune.data.batches import MicroBatch
-from glmtune.kernels.packed_attention import spell_out
+from glmtune.kernels.packed_attention import dense_mask
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
 from glmtune.objective.blank_infilling import BlankInfilling, Ids, Marks, pack_infillings
@@ -80,7 +80,7 @@ def learn(model: Any, packed: MicroBatch, attention: str) -> None:
     if attention == "sdpa":
         assert packed.cu_seq_lens is not None
         assert packed.prefix_lengths is not None
-        mask = spell_out(packed.cu_seq_lens, packed.prefix_lengths)[None, None]
+        mask = dense_mask(packed.cu_seq_lens, packed.prefix_lengths)[None, None]
         packed = MicroBatch(
             packed.input_ids, packed.labels, packed.position_ids, mask,
             block_position_ids=packed.block_position_ids,

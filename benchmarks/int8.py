@@ -31,7 +31,7 @@ from benchmarks.slices import (
     with_whole,
 )
 from glmtune.data.batches import MicroBatch
-from glmtune.kernels.int8 import quantise
+from glmtune.kernels.int8 import quantize
 from glmtune.methods import lora
 from glmtune.objective.next_token import next_token_loss
 from glmtune.recipe.methods import LoraSection
@@ -86,7 +86,7 @@ def measure(quick: bool) -> list[Figure]:
     plain = slice_of(max(slices))
     plain.set_attn_implementation("packed")
     rounded = copy.deepcopy(plain)
-    quantise(rounded, torch.bfloat16)
+    quantize(rounded, torch.bfloat16)
     section = LoraSection(r=8, target_modules=("query_key_value",))
     models = {"bfloat16": lora.attach(plain, section), "int8": lora.attach(rounded, section)}
     packs = packs_of(rows_of(8 if quick else 40))

@@ -22,6 +22,7 @@ from typing import Any
 
 import peft
 import torch
+from tests.padding import pad_examples
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
@@ -44,7 +45,7 @@ from benchmarks.slices import (
     with_whole,
     work_per_token,
 )
-from glmtune.data.batches import MicroBatch, pack_examples, pad_examples
+from glmtune.data.batches import MicroBatch, pack_examples
 from glmtune.objective.next_token import next_token_loss
 from glmtune.recipe.methods import LoraSection
 

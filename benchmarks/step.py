@@ -34,6 +34,7 @@ import datasets
 import peft
 import torch
 import transformers
+from tests.padding import pad_examples
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -55,7 +56,6 @@ from benchmarks.slices import (
     with_whole,
     work_per_token,
 )
-from glmtune.data.batches import pad_examples
 from glmtune.methods import lora
 from glmtune.model.load import load_model
 from glmtune.objective.next_token import count_learned_tokens, next_token_loss

@@ -1,4 +1,4 @@
-"""Importing this makes `chatglm` checkpoints known to transformers' Auto classes.
+"""Register ChatGLM with the Auto classes of transformers; importing this module is enough.
 
     import glmtune.auto
     from transformers import AutoModel, AutoTokenizer
@@ -6,7 +6,7 @@
     tokenizer = AutoTokenizer.from_pretrained("chatglm3-6b")
     model = AutoModel.from_pretrained("chatglm3-6b")
 
-Code in a checkpoint's folder is then never run, whatever `trust_remote_code` says.
+Code in a checkpoint's folder is then never run, whatever the value of `trust_remote_code`.
 """
 
 from transformers import (
@@ -29,16 +29,16 @@ from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 class _TokenizerByName(ChatGLMConfig):  # type: ignore[no-untyped-call]
     """A key in AutoTokenizer's map that no checkpoint has.
 
-    AutoTokenizer lets the folder's own code win, under `trust_remote_code`, over a tokenizer
-    that is registered for the checkpoint's config class, but not over one that is found by the
-    name in tokenizer_config.json or in `ChatGLMConfig.tokenizer_class`. So the class is
-    registered under this key, which makes its name known and nothing more.
+    With `trust_remote_code`, AutoTokenizer prefers the folder's own code to a tokenizer that is
+    registered for the checkpoint's config class, but not to one that is found by the name in
+    tokenizer_config.json or in `ChatGLMConfig.tokenizer_class`. Registering the class under this
+    key makes only its name known.
     """
 
 
 AutoConfig.register("chatglm", ChatGLMConfig)
 AutoTokenizer.register(_TokenizerByName, ChatGLMTokenizer)  # type: ignore[no-untyped-call]
-# AutoModel gives the model that can `chat`, as the published `auto_map` does.
+# AutoModel returns the model with `chat`, as the published `auto_map` does.
 AutoModel.register(ChatGLMConfig, ChatGLMForConditionalGeneration)
 AutoModelForCausalLM.register(ChatGLMConfig, ChatGLMForConditionalGeneration)
 AutoModelForSeq2SeqLM.register(ChatGLMConfig, ChatGLMForConditionalGeneration)

@@ -3,8 +3,9 @@ from itertools import chain
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.padding import pad_examples
 
-from glmtune.data.batches import BatchPlan, batches, pack_examples, pad_examples
+from glmtune.data.batches import BatchPlan, batches, pack_examples
 from glmtune.template.base import IGNORE, Example
 
 A = Example([11, 12, 13], [IGNORE, 12, 13])

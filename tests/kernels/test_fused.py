@@ -14,7 +14,7 @@ def test_swiglu_has_the_values_and_gradients_of_the_plain_expression_bit_for_bit
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        glmtune.kernels.fused, "PIECE", 36
+        glmtune.kernels.fused, "BLOCK_NUMEL", 36
     )  # 3 rows of 12 at a time, and one left over
     torch.manual_seed(0)
     fused = torch.randn(2, 5, 12, dtype=dtype, requires_grad=True)
@@ -45,7 +45,7 @@ def test_the_norm_has_the_values_of_torchs_bit_for_bit_and_its_gradients_rounded
     is_trained: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        glmtune.kernels.fused, "PIECE", 36
+        glmtune.kernels.fused, "BLOCK_NUMEL", 36
     )  # 3 rows of 12 at a time, and one left over
     torch.manual_seed(0)
     x = torch.randn(2, 5, 12, dtype=torch.bfloat16, requires_grad=True)
@@ -93,7 +93,7 @@ class Count(TorchDispatchMode):
 def test_only_a_cpu_makes_the_gradient_of_swiglu_in_pieces(
     device: str, pieces: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(glmtune.kernels.fused, "PIECE", 16)
+    monkeypatch.setattr(glmtune.kernels.fused, "BLOCK_NUMEL", 16)
     fused = torch.ones(1, 8, 16, device=device, requires_grad=True)
     gated = swiglu(fused * 1)
 

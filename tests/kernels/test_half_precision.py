@@ -9,8 +9,8 @@ from torch import nn
 from glmtune.kernels.half_precision import (
     BLOCK_ROWS,
     FEW_ROWS,
+    HalfInputLinear,
     WideLinear,
-    takes_half_inputs,
     widen,
 )
 from glmtune.methods import lora
@@ -136,7 +136,7 @@ def test_a_float32_layer_learns_the_same_from_half_precision_inputs_as_from_thei
     kept: list[torch.Tensor] = []
 
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        y = takes_half_inputs(plain)(x)
+        y = HalfInputLinear.from_linear(plain)(x)
     expected = plain(x.float())
 
     assert {tensor.data_ptr() for tensor in kept} <= {x.data_ptr(), plain.weight.data_ptr()}

@@ -16,14 +16,15 @@ from glmtune.errors import CheckpointError, RecipeError
 from glmtune.kernels.int8 import (
     EXACT_TERMS,
     Int8Linear,
-    multiply,
-    multiply_in_float32,
-    quantise_rows,
+    dequantize_into,
+    int8_matmul,
+    int8_matmul_in_float32,
+    quantize_rows,
     rotate,
-    scale_back,
 )
 from glmtune.methods import lora
 from glmtune.model.load import load_frozen_model
+from glmtune.model.quantization import Quantization
 from glmtune.recipe.methods import LoraSection
 from glmtune.recipe.reading import build_recipe
 from glmtune.train.run import fine_tune
@@ -103,8 +104,8 @@ def test_one_large_channel_does_not_drown_the_others() -> None:
     layer = Int8Linear(linear)
     error = (layer(x) - linear(x)).norm() / linear(x - alone).norm()
 
-    rows, scale = quantise_rows(x)
-    weight, of_weight = quantise_rows(linear.weight.detach())
+    rows, scale = quantize_rows(x)
+    weight, of_weight = quantize_rows(linear.weight.detach())
     plain = rows.float() * scale @ (weight.float() * of_weight).T
     unmixed = (plain - linear(x)).norm() / linear(x - alone).norm()
     assert unmixed > 0.5  # or this would prove nothing
@@ -139,19 +140,19 @@ def test_products_without_int8_arithmetic_are_exact() -> None:
     expected = (rows.long() @ columns.long()).int()
     assert expected[0, 0] == rows.size(1) * 127**2 > 2**24
 
-    assert torch.equal(multiply_in_float32(rows, columns), expected)
-    assert torch.equal(multiply(rows, columns), expected)
+    assert torch.equal(int8_matmul_in_float32(rows, columns), expected)
+    assert torch.equal(int8_matmul(rows, columns), expected)
 
 
 def test_a_row_of_zeros_and_one_of_tiny_numbers_are_rounded_to_what_they_are() -> None:
     x = torch.tensor([[0.0, 0.0, 0.0], [1e-38, -1e-38, 0.0], [127.0, -63.4, 0.2]])
 
-    rows, scale = quantise_rows(x)
+    rows, scale = quantize_rows(x)
 
     assert rows.tolist() == [[0, 0, 0], [0, 0, 0], [127, -63, 0]]
     assert scale.isfinite().all()
     y = torch.empty(rows.shape)
-    scale_back(rows.int(), scale, None, y)
+    dequantize_into(rows.int(), scale, None, y)
     assert y[2].tolist() == [127, -63, 0]
 
 
@@ -212,6 +213,13 @@ def test_a_loaded_model_gives_nearly_the_same_scores(tiny_model_dir: Path, dtype
 def test_int8_is_refused_where_it_is_not_to_be_had(tiny_model_dir: Path) -> None:
     with pytest.raises(RecipeError, match=r"int8 is made for CPUs, and this would run on cuda"):
         load_frozen_model(str(tiny_model_dir), device=torch.device("cuda"), compute="int8")
+
+
+def test_int8_and_another_quantization_are_refused_together(tiny_model_dir: Path) -> None:
+    with pytest.raises(RecipeError, match=r"compute='int8' and quantization are two ways"):
+        load_frozen_model(
+            tiny_model_dir, device=CPU, compute="int8", quantization=Quantization("bnb", 8)
+        )
 
 
 @pytest.mark.parametrize(
@@ -275,5 +283,5 @@ def test_a_cpu_without_int8_products_says_that_no_time_is_saved(
     with caplog.at_level(logging.WARNING), torch.no_grad():
         same = load_frozen_model(name, device=CPU, compute="int8")(IDS).logits
 
-    assert "int8 saves memory here, and no time" in caplog.text
+    assert "int8 saves memory here, but no time" in caplog.text
     assert torch.equal(scores, same)

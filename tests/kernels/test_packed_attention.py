@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.padding import pad_examples
 from torch import Tensor
 from transformers import (
     LlamaConfig,
@@ -17,7 +18,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from glmtune.data.batches import pack_examples, pad_examples
+from glmtune.data.batches import pack_examples
 from glmtune.kernels import packed_attention
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
@@ -85,13 +86,13 @@ def test_a_pack_gives_the_loss_and_the_gradients_of_the_padded_batch(
 
 
 @pytest.mark.parametrize("family", MODELS)
-def test_short_examples_with_heads_in_line_and_long_ones_have_the_same_gradients(
+def test_folded_heads_of_short_examples_leave_the_gradients_unchanged(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     part = pack_examples(examples_of([12, 3, 7, 1, 8], seed=3), range(5))
     found = {}
-    for most in (0, 7, 256):  # nobody in line; the examples of 3, 7 and 1; all
-        monkeypatch.setattr(packed_attention, "IN_LINE_TOKENS", most)
+    for most in (0, 7, 256):  # none folded; the examples of 3, 7 and 1 tokens; all
+        monkeypatch.setattr(packed_attention, "MAX_FOLDED_TOKENS", most)
         found[most] = loss_and_gradients(MODELS[family], part)
 
     for most in (7, 256):
@@ -101,9 +102,9 @@ def test_short_examples_with_heads_in_line_and_long_ones_have_the_same_gradients
 def test_one_mask_serves_all_layers_of_a_pack_and_goes_with_it() -> None:
     ends = torch.tensor([0, 3, 8], dtype=torch.int32)
 
-    first = packed_attention.causal_scores_in_line(ends, 5, 2, torch.float32)
-    again = packed_attention.causal_scores_in_line(ends, 5, 2, torch.float32)
-    narrow = packed_attention.causal_scores_in_line(ends, 5, 2, torch.bfloat16)
+    first = packed_attention.folded_causal_bias(ends, 5, 2, torch.float32)
+    again = packed_attention.folded_causal_bias(ends, 5, 2, torch.float32)
+    narrow = packed_attention.folded_causal_bias(ends, 5, 2, torch.bfloat16)
 
     assert again is first
     assert narrow.dtype == torch.bfloat16
@@ -199,5 +200,5 @@ def test_a_window_and_virtual_tokens_are_refused_together() -> None:
     pack_of_two = pack_examples(examples_of([9, 7], seed=1), range(2))
     virtual = [(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8))] * 2
 
-    with pytest.raises(ValueError, match="a sliding window has no place"):
+    with pytest.raises(ValueError, match="a sliding window cannot be combined"):
         model(**pack_of_two.inputs(), virtual_tokens=virtual)

@@ -116,28 +116,28 @@ def test_every_sum_and_every_divisor_of_the_rows_is_right() -> None:
     kinds = {"+": 0, "-": 0, "×": 0, "÷": 0, "divisor": 0}
 
     for row in rows:
-        if told := re.fullmatch(r"(\d+) ([-+×÷]) (\d+) = (\d+)", row["output"]):
-            a, b, result = int(told[1]), int(told[3]), int(told[4])
-            right = {"+": a + b, "-": a - b, "×": a * b, "÷": a / b}[told[2]]
+        if match := re.fullmatch(r"(\d+) ([-+×÷]) (\d+) = (\d+)", row["output"]):
+            a, b, result = int(match[1]), int(match[3]), int(match[4])
+            right = {"+": a + b, "-": a - b, "×": a * b, "÷": a / b}[match[2]]
             assert result == right, row
-            kinds[told[2]] += 1
-        elif told := re.fullmatch(r"(\d+) 和 (\d+) 的最大公约数是 (\d+)。", row["output"]):
-            assert int(told[3]) == gcd(int(told[1]), int(told[2])), row
+            kinds[match[2]] += 1
+        elif match := re.fullmatch(r"(\d+) 和 (\d+) 的最大公约数是 (\d+)。", row["output"]):
+            assert int(match[3]) == gcd(int(match[1]), int(match[2])), row
             kinds["divisor"] += 1
 
     assert min(kinds.values()) > 500
 
 
-def test_pairs_for_a_test_are_told_to_nobody() -> None:
+def test_pairs_of_the_test_are_not_in_the_training_rows() -> None:
     made = script("make_rows")
-    told = [
+    pairs = [
         tuple(map(int, re.findall(r"\d+", row["instruction"])))
         for row in made.arithmetic(random.Random(1))
         if "最大公约数" in row["instruction"]
     ]
 
-    assert len(told) > 1000
-    assert not [pair for pair in told if is_held_out(*pair)]
+    assert len(pairs) > 1000
+    assert not [pair for pair in pairs if is_held_out(*pair)]
 
 
 def test_the_demos_general_rows_are_some_of_those_that_taught_nano(

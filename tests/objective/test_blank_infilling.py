@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import glmtune.kernels.packed_attention  # noqa: F401
 from glmtune.data.batches import MicroBatch
 from glmtune.errors import DataError
-from glmtune.kernels.packed_attention import spell_out
+from glmtune.kernels.packed_attention import dense_mask
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
 from glmtune.model.load import load_tokenizer
@@ -28,9 +28,9 @@ from glmtune.objective.blank_infilling import (
     cut_out,
     in_one_dimension,
     marks_of,
+    num_free_tokens,
     pack_infillings,
     place_spans,
-    room_for,
     span_weights,
 )
 from glmtune.recipe.sections import ObjectiveSection
@@ -106,7 +106,7 @@ def test_given_draws_place_the_published_spans(published: dict[str, Any]) -> Non
     for case in published["span_placement"]:
         lengths, draws = np.array(case["span_lengths"]), np.array(case["draws"])
 
-        assert room_for(lengths, case["total_length"]) + 1 == case["upper_bound_exclusive"]
+        assert num_free_tokens(lengths, case["total_length"]) + 1 == case["upper_bound_exclusive"]
         assert place_spans(lengths, draws, case["offset"]).tolist() == case["spans"]
 
 
@@ -178,7 +178,7 @@ def test_every_cut_token_is_learned_once_and_filling_the_blanks_gives_the_text_b
         assert fill(example) == text.tolist()
     else:
         assert learned == text.tolist()
-    # Under each token of B but a sop stands the token that was to be predicted before it.
+    # Each token of B other than a sop is the target of the position before it.
     in_b = np.arange(len(example)) > example.prefix_length
     fed = in_b & (example.input_ids != MARKS.sop)
     assert (example.input_ids[fed] == example.targets[np.flatnonzero(fed) - 1]).all()
@@ -410,7 +410,7 @@ def test_a_token_changes_no_logit_of_a_position_that_may_not_see_it(
 ) -> None:
     packed = make_pack(lengths, level, seed)
     inputs = packed.inputs()
-    may_attend = spell_out(inputs["cu_seq_lens_q"], inputs["prefix_lengths"])
+    may_attend = dense_mask(inputs["cu_seq_lens_q"], inputs["prefix_lengths"])
     with torch.no_grad():
         before = MODEL(**inputs).logits[0]
         for column in range(packed.input_ids.shape[1]):
@@ -429,7 +429,7 @@ def test_no_position_of_b_is_reached_by_what_it_has_to_predict() -> None:
         packed = make_pack([30, 17], level, seed=3)
         assert packed.cu_seq_lens is not None
         assert packed.prefix_lengths is not None
-        sees = spell_out(packed.cu_seq_lens, packed.prefix_lengths).float()
+        sees = dense_mask(packed.cu_seq_lens, packed.prefix_lengths).float()
         assert ((sees @ sees > 0) == (sees > 0)).all()
         assert not sees.triu(1)[(packed.labels[0, 1:] != IGNORE).nonzero()[:, 0]].any()
 
@@ -440,12 +440,12 @@ def test_no_position_of_b_is_reached_by_what_it_has_to_predict() -> None:
     level=levels,
     seed=st.integers(0, 999),
 )
-def test_a_pack_gives_the_loss_and_the_gradients_of_the_mask_spelled_out(
+def test_a_pack_gives_the_loss_and_the_gradients_of_the_dense_mask(
     lengths: list[int], level: Any, seed: int
 ) -> None:
     packed = make_pack(lengths, level, seed)
     inputs = packed.inputs()
-    mask = spell_out(inputs["cu_seq_lens_q"], inputs["prefix_lengths"])[None, None]
+    mask = dense_mask(inputs["cu_seq_lens_q"], inputs["prefix_lengths"])[None, None]
     dense = {
         name: value
         for name, value in inputs.items()

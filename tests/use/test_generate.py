@@ -244,7 +244,7 @@ def test_a_prefix_is_the_beginning_of_every_row() -> None:
     assert cache.get_seq_length() == 4
     fed = cache.feed([0, 3], [2, 1], "cpu")
     assert fed["position_ids"].tolist() == [[0, 1, 3]]  # it takes no position
-    assert fed["rows"].pasts == (4, 7)
+    assert fed["slots"].pasts == (4, 7)
 
 
 def test_scores_that_are_not_finite_are_an_error_and_no_answer() -> None:

@@ -123,18 +123,6 @@ def idle_micro_batch(part: MicroBatch) -> MicroBatch:
     return replace(part, labels=torch.full_like(part.labels, IGNORE), rows=())
 
 
-def pad_examples(examples: Sequence[Example], pad_id: int) -> MicroBatch:
-    """Pad examples on the right to the longest of them, as others do; to compare with packs."""
-    seq = max(len(example.input_ids) for example in examples)
-    input_ids = torch.full((len(examples), seq), pad_id, dtype=torch.long)
-    labels = torch.full((len(examples), seq), IGNORE, dtype=torch.long)
-    for row, example in enumerate(examples):
-        length = len(example.input_ids)
-        input_ids[row, :length] = torch.tensor(example.input_ids, dtype=torch.long)
-        labels[row, :length] = torch.tensor(example.labels, dtype=torch.long)
-    return MicroBatch(input_ids, labels)
-
-
 @lru_cache(maxsize=4)
 def epoch_order(num_rows: int, seed: int, epoch: int) -> Tensor:
     """Shuffle 0 .. num_rows - 1, the same way for the same seed and epoch."""

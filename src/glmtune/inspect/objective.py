@@ -12,7 +12,7 @@ from glmtune.data.rows import BadRow, RowError
 from glmtune.data.sources import find_source
 from glmtune.data.texts import documents
 from glmtune.errors import DataError
-from glmtune.kernels.packed_attention import spell_out
+from glmtune.kernels.packed_attention import dense_mask
 from glmtune.model.load import load_tokenizer
 from glmtune.objective.blank_infilling import BlankInfilling, Infilling, marks_of
 from glmtune.recipe.recipe import PretrainRecipe
@@ -68,7 +68,7 @@ def see_infilling(recipe: PretrainRecipe, objective: str, row: int = 1) -> SeenI
     infilling = BlankInfilling(single_objective(recipe.objective, objective), marks)
     generator = np.random.default_rng((recipe.training.seed, row))
     [example] = infilling.batch([np.array(ids)], generator)
-    mask = spell_out(torch.tensor([0, len(example)]), torch.tensor([example.prefix_length]))
+    mask = dense_mask(torch.tensor([0, len(example)]), torch.tensor([example.prefix_length]))
     return SeenInfilling(
         place=place,
         example=example,

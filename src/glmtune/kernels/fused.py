@@ -1,13 +1,13 @@
-"""What the decoder computes in few passes over memory, keeping little for the backward pass.
+"""RMSNorm and SwiGLU as autograd functions that save little for the backward pass.
 
-    gate | up = fused        kept: `fused` alone; silu(gate) and the product are made again
+    gate | up = fused        saved: only `fused`; silu(gate) and the product are recomputed
     silu(gate) * up
 
-    normed = rms_norm(x)    kept: `x` in its own precision; normed again for the gradient
+    normed = rms_norm(x)    saved: only `x` in its own precision; the norm is recomputed
 
-The values are, bit for bit, those of the plain expressions, and so are the gradients but for the
-norm's, which is summed in another order. The plain expressions keep 27 kB more a token and block
-for SwiGLU, and for the two norms 16 kB more, in ChatGLM3-6B in 16 bits.
+Values are bit-identical to those of the plain expressions, and so are the gradients of SwiGLU;
+those of the norm are summed in another order. In ChatGLM3-6B in 16 bits the plain expressions save
+27 kB more per token and block for SwiGLU, and 16 kB more for the two norms.
 """
 
 from typing import Any
@@ -17,19 +17,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-PIECE = 2**19  # numbers in float32 at a time, to stay in the cache of the processor
+BLOCK_NUMEL = 2**19  # float32 elements processed at a time, to stay in the CPU cache
 
 
-def rows_at_a_time(x: Tensor, numbers: int) -> int:
-    """How many rows of (rows, width) to work on at once: on anything but a CPU, all of them.
+def rows_per_block(x: Tensor, numel: int) -> int:
+    """How many rows of (rows, width) have about `numel` elements; all rows if not on a CPU.
 
-    There a step over a few rows takes less time than it takes to launch.
+    On an accelerator, work on a few rows takes less time than its kernel launch.
     """
-    return max(1, numbers // max(x.size(-1), 1) if x.device.type == "cpu" else len(x))
+    return max(1, numel // max(x.size(-1), 1) if x.device.type == "cpu" else len(x))
 
 
 class _RMSNorm(torch.autograd.Function):
-    """torch's own norm, which on a CPU keeps a float32 copy of a half-precision input."""
+    """torch's norm, without the float32 copy of a half-precision input that it saves on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -40,13 +40,13 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        kept, weight = ctx.saved_tensors
+        saved, weight = ctx.saved_tensors
         needs_x, needs_weight = ctx.needs_input_grad[:2]
-        x, grad = (tensor.flatten(0, -2) for tensor in (kept, grads[0]))
+        x, grad = (tensor.flatten(0, -2) for tensor in (saved, grads[0]))
         wide_weight = weight.float()
         of_x = torch.empty_like(x) if needs_x else None
         of_weight = torch.zeros_like(wide_weight) if needs_weight else None
-        step = rows_at_a_time(x, PIECE)
+        step = rows_per_block(x, BLOCK_NUMEL)
         for start in range(0, x.size(0), step):
             rows = slice(start, start + step)
             wide, of_y = x[rows].float(), grad[rows].float()
@@ -54,12 +54,12 @@ class _RMSNorm(torch.autograd.Function):
             normed = wide.mul_(inverse)
             if of_weight is not None:
                 of_weight += (of_y * normed).sum(0)
-            if of_x is not None:  # what is along x does not change the norm's direction
+            if of_x is not None:  # remove the component along x, which the norm cancels
                 of_y.mul_(wide_weight)
                 along = torch.linalg.vecdot(of_y, normed).unsqueeze(-1).div_(x.size(-1))
                 of_x[rows] = of_y.addcmul_(normed, along, value=-1).mul_(inverse)
         return (
-            None if of_x is None else of_x.view_as(kept),
+            None if of_x is None else of_x.view_as(saved),
             None if of_weight is None else of_weight.to(weight.dtype),
             None,
         )
@@ -67,16 +67,16 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Divide (..., hidden) by its root mean square and multiply by the weight, in float32."""
-    if x.dtype == torch.float32 or x.device.type != "cpu":  # keeps no copy there
+    if x.dtype == torch.float32 or x.device.type != "cpu":  # torch saves no copy there
         return F.rms_norm(x, weight.shape, weight, eps)
     normed: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
     return normed
 
 
 class _SwiGLU(torch.autograd.Function):
-    """silu(gate) * up, from both side by side.
+    """silu(gate) * up, from both concatenated.
 
-    The gradient is written over what was kept, so one forward pass has one backward pass; autograd
+    The gradient overwrites the saved input, so a forward pass has one backward pass; autograd
     refuses a second.
     """
 
@@ -92,7 +92,7 @@ class _SwiGLU(torch.autograd.Function):
         (fused,) = ctx.saved_tensors
         (grad,) = grads
         both, of_gated = (tensor.flatten(0, -2) for tensor in (fused, grad))
-        step = rows_at_a_time(both, PIECE)
+        step = rows_per_block(both, BLOCK_NUMEL)
         for start in range(0, both.size(0), step):
             rows = slice(start, start + step)
             gate, up = both[rows].chunk(2, dim=-1)

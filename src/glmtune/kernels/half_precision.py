@@ -1,26 +1,25 @@
-"""Half-precision weights on a CPU that cannot multiply them: kept as they are, computed in float32.
+"""Half-precision weights in float32 arithmetic, for CPUs without bfloat16 or float16 products.
 
 A CPU without AVX512-BF16 or AMX emulates bfloat16 products, in the backward pass hundreds of
-times slower than float32. Converting the model instead doubles its memory, and ChatGLM3-6B no
-longer fits in 24 GiB. So the frozen weights stay as the checkpoint has them, activations are
-float32, and each product widens a block of rows of the weight, small enough for the cache,
-just before it is used:
+times slower than float32. Converting the model to float32 doubles its memory, and ChatGLM3-6B no
+longer fits in 24 GiB. So the frozen weights keep their dtype, activations are float32, and each
+product widens one block of weight rows at a time, small enough for the cache:
 
     y[:, block] = x @ float32(weight[block]).T          forward
-    dx         += dy[:, block] @ float32(weight[block])  backward; nothing of x is kept
+    dx         += dy[:, block] @ float32(weight[block])  backward; x is not saved
 
-The result is that of float32 arithmetic on the very same weights. A product of a few rows, as
-in writing an answer token by token, reads the weight once and is limited by memory, so there
-the CPU's own half-precision product is the faster one and is used.
+The result is that of float32 arithmetic on the same weights. A product of a few rows, as in
+decoding token by token, reads the weight once and is bound by memory bandwidth, so the CPU's own
+half-precision kernel is faster there and is used.
 
-The other way round, a small float32 weight that learns from half-precision activations, as LoRA's
-A does, needs no float32 copy of them until its gradient:
+In the opposite case, a small float32 weight that learns from half-precision activations, as
+LoRA's A does, needs no float32 copy of them until its gradient:
 
-    y  = float32(x) @ weight.T          forward; x is kept as it is
+    y  = float32(x) @ weight.T          forward; x is saved in its own dtype
     dw = dy.T @ float32(x)              backward
 
-And where a CPU does multiply bfloat16, its library is made for many rows: for one it reads the
-weight at half the rate, or less, of torch's own kernel, so that writing an answer switches it off.
+On CPUs that do multiply bfloat16, oneDNN is tuned for many rows: for a single row it reads the
+weight at half the rate of torch's own kernel, or less, so decoding disables it.
 """
 
 from collections.abc import Iterator
@@ -31,8 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-BLOCK_ROWS = 1024  # of a weight, widened at a time
-FEW_ROWS = 8  # of activations, up to which memory is the limit
+BLOCK_ROWS = 1024  # rows of a weight that are widened at a time
+FEW_ROWS = 8  # up to so many rows of activations a product is bound by memory bandwidth
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -60,7 +59,7 @@ class _WidenedProduct(torch.autograd.Function):
 
 
 class WideLinear(nn.Linear):
-    """A frozen linear layer that stores its weight in half precision and computes in float32."""
+    """A frozen linear layer with a half-precision weight that computes in float32."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in) to (..., out), float32."""
@@ -73,7 +72,7 @@ class WideLinear(nn.Linear):
 
 
 class WideEmbedding(nn.Embedding):
-    """An embedding that stores its weight in half precision and gives float32."""
+    """An embedding with a half-precision weight that returns float32."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up (...) as (..., hidden), float32."""
@@ -81,12 +80,12 @@ class WideEmbedding(nn.Embedding):
 
 
 class _HalfInputProduct(torch.autograd.Function):
-    """float32(x) @ weight.T for a float32 weight, under autocast too, keeping x as it is."""
+    """float32(x) @ weight.T for a float32 weight, under autocast too, saving x in its own dtype."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        with torch.autocast(x.device.type, enabled=False):  # the backward pass has none either
+        with torch.autocast(x.device.type, enabled=False):  # as in the backward pass
             return F.linear(x.float(), weight)
 
     @staticmethod
@@ -100,86 +99,85 @@ class _HalfInputProduct(torch.autograd.Function):
 
 
 class HalfInputLinear(nn.Linear):
-    """A float32 linear layer without bias that takes half-precision activations as they are."""
+    """A float32 linear layer without bias that saves half-precision inputs in their own dtype."""
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> "HalfInputLinear":
+        """Make a layer that shares the weight of `linear`."""
+        made = cls(linear.in_features, linear.out_features, bias=False, device="meta")
+        made.weight = linear.weight
+        return made.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in) to (..., out), float32."""
-        return half_input_product(input, self.weight)
+        return half_input_linear(input, self.weight)
 
 
-def half_input_product(x: Tensor, weight: Tensor) -> Tensor:
-    """Multiply half-precision activations as they are, (..., in), by a float32 weight."""
+def half_input_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """Apply a float32 weight to (..., in), of which half-precision values are saved as they are."""
     if x.dtype not in HALF:
         return F.linear(x, weight)
     y: Tensor = _HalfInputProduct.apply(x, weight)  # type: ignore[no-untyped-call]
     return y
 
 
-def takes_half_inputs(linear: nn.Linear) -> HalfInputLinear:
-    """The layer that takes the place of `linear` and shares its weight."""
-    twin = HalfInputLinear(linear.in_features, linear.out_features, bias=False, device="meta")
-    twin.weight = linear.weight
-    return twin.train(linear.training)
-
-
 def widen(model: nn.Module) -> None:
-    """Freeze a model and let it compute in float32 on the half-precision weights it has.
+    """Freeze a model and make it compute in float32 with its half-precision weights.
 
-    Linear layers and embeddings keep their tensors; what else there is (norms, a few vectors)
-    becomes float32.
+    Linear layers and embeddings keep their tensors; all others (norms, biases) become float32.
 
     Args:
-        model: changed in place. Its adapters are attached afterwards.
+        model: changed in place. Adapters are attached afterwards.
     """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            wide = _wide_twin(child)
+            wide = _wide_layer(child)
             if wide is not None:
                 setattr(parent, name, wide)
     for module in model.modules():
         if not isinstance(module, WideLinear | WideEmbedding):
             for parameter in module.parameters(recurse=False):
-                if parameter.dtype in HALF:  # and not packed integers
+                if parameter.dtype in HALF:  # and not quantized integers
                     parameter.data = parameter.data.float()
     model.requires_grad_(False)
 
 
 @contextmanager
-def cpu_library(*, is_used: bool) -> Iterator[None]:
-    """Multiply on a CPU by oneDNN, or by torch's own kernels, meanwhile.
+def onednn(*, enabled: bool) -> Iterator[None]:
+    """Enable or disable oneDNN, the library of CPU kernels, and restore the setting on exit.
 
-    It is a switch of the whole process, so only one thread at a time may be in here: of two, the
-    one that leaves last would put back what the other had set.
+    The setting is global to the process, so only one thread at a time may be in this context: of
+    two threads, the last to leave would restore the value set by the other.
     """
     before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = is_used  # type: ignore[assignment]  # a property of a module
+    torch.backends.mkldnn.enabled = enabled  # type: ignore[assignment]  # a property of a module
     try:
         yield
     finally:
         torch.backends.mkldnn.enabled = before
 
 
-def library_suits(model: Any, num_rows: int) -> bool:
-    """Whether oneDNN is the faster one for products of so many rows with a model's weights.
+def onednn_is_faster(model: Any, num_rows: int) -> bool:
+    """Whether oneDNN is the faster choice for products of so many rows with a model's weights.
 
-    It is not for a single row of bfloat16 (docs/performance.md). Weights that other libraries have
-    packed are theirs to multiply.
+    It is not for a single row of bfloat16 (docs/performance.md). Quantized weights are multiplied
+    by the library that made them.
     """
     weight = model.get_input_embeddings().weight
     is_bfloat16 = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
-    is_packed = getattr(model.config, "quantization_config", None) is not None
-    return num_rows > 1 or is_packed or not is_bfloat16
+    is_quantized = getattr(model.config, "quantization_config", None) is not None
+    return num_rows > 1 or is_quantized or not is_bfloat16
 
 
-def computes_in(model: Any) -> torch.dtype:
-    """Give the dtype of a model's activations where no autocast changes it."""
+def activation_dtype(model: Any) -> torch.dtype:
+    """Return the dtype of a model's activations outside autocast."""
     embeddings = model.get_input_embeddings()
     dtype: torch.dtype = embeddings.weight.dtype
     return torch.float32 if isinstance(embeddings, WideEmbedding) else dtype
 
 
-def _wide_twin(module: nn.Module) -> nn.Module | None:
-    """The layer that takes the place of `module` and shares its tensors."""
+def _wide_layer(module: nn.Module) -> nn.Module | None:
+    """Make the widening layer that shares the tensors of `module`, if there is one."""
     wide: nn.Module
     if type(module) is nn.Linear and module.weight.dtype in HALF:
         wide = WideLinear(

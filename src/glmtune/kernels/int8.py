@@ -1,19 +1,18 @@
 """Frozen linear layers that multiply in int8: half the memory of bfloat16.
 
-A weight is stored once, as int8 with a float32 scale per output channel. Activations become int8
-as they come, with a scale per token, and so do the gradients that flow back:
+A weight is stored as int8 with a float32 scale per output channel. Activations are quantized
+dynamically with a scale per token, and so are the gradients in the backward pass:
 
     y  = (int8(x) @ W.T) * scale(x) * scale(W)          scale(x) per row, scale(W) per column
-    dx = (int8(dy * scale(W)) @ W) * scale(dy)          the weight's scales go into the gradient
-                                                        first, so the same int8 serve both ways
+    dx = (int8(dy * scale(W)) @ W) * scale(dy)          the weight's scales multiply the gradient
+                                                        first, so one int8 weight serves both
 
-A channel far larger than the others would set the scale of its row and drown them, so channels are
-first mixed by blocks of 64 with a matrix H of 1 and -1: (x @ H) @ (W @ H / 64).T is x @ W.T, and H
-is its own transpose.
+An outlier channel would set the scale of its row and leave the others no precision, so channels
+are first mixed in blocks of 64 by a Hadamard matrix H of 1 and -1: (x @ H) @ (W @ H / 64).T is
+x @ W.T, and H is its own transpose.
 
-Products are exact sums in int32, so a token's result does not depend on which others are beside
-it. Nothing of x is kept for the backward pass. A weight cannot be trained or merged into; what
-is learned lies beside it, in adapters.
+Products are exact sums in int32, so a token's result does not depend on the rest of its batch. x is
+not saved for backward. A weight cannot be trained or merged into; adapters learn beside it.
 
 Source: Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 2 (scales per row and
 column); Ashkboos et al. 2024, https://arxiv.org/abs/2404.00456 (Hadamard matrices in place of a
@@ -27,18 +26,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from glmtune.kernels.half_precision import cpu_library
+from glmtune.kernels.half_precision import onednn
 from glmtune.kernels.replace_linear import replace_linear
 
 logger = logging.getLogger(__name__)
 
 LIMIT = 127  # -128 is left out, so that the scale is the same on both sides
-SMALLEST = 1e-30  # of a row's largest value: below, its inverse would overflow
-PIECE = 1 << 19  # numbers converted at a time, to stay in the cache
-CHANNELS = 4096  # computed at a time: int32 sums of them all would be twice the activations
-FEW_ROWS = 6  # of activations, up to which one after the other is faster
-BLOCK = 64  # channels that are mixed, at most
-EXACT_TERMS = 1024  # so many products of two int8 have a sum that float32 holds exactly
+SMALLEST = 1e-30  # least maximum of a row; the inverse of a smaller one would overflow
+BLOCK_NUMEL = 1 << 19  # elements converted at a time, to stay in the CPU cache
+CHANNELS = 4096  # output channels at a time: int32 sums of all would be twice the activations
+FEW_ROWS = 6  # up to so many rows of activations, one product per row is faster
+BLOCK = 64  # the most channels that are mixed with each other
+EXACT_TERMS = 1024  # float32 holds the sum of so many products of two int8 exactly
 
 
 class _Int8Product(torch.autograd.Function):
@@ -47,35 +46,35 @@ class _Int8Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        rows, row_scale = quantise_rows(rotate(x.reshape(-1, x.size(-1))))
+        rows, row_scale = quantize_rows(rotate(x.reshape(-1, x.size(-1))))
         y = x.new_empty(rows.size(0), weight.size(0))
         channels = CHANNELS if rows.size(0) > FEW_ROWS else weight.size(0)
         for start in range(0, weight.size(0), channels):
             part = slice(start, start + channels)
-            scale_back(multiply(rows, weight[part].T), row_scale, scale[part], y[:, part])
+            dequantize_into(int8_matmul(rows, weight[part].T), row_scale, scale[part], y[:, part])
         return y.view(*x.shape[:-1], weight.size(0))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         weight, scale = ctx.saved_tensors
         (dy,) = grads
-        rows, row_scale = quantise_rows(dy.reshape(-1, dy.size(-1)), scale)
+        rows, row_scale = quantize_rows(dy.reshape(-1, dy.size(-1)), scale)
         dx = dy.new_empty(rows.size(0), weight.size(1))
-        scale_back(multiply(rows, weight), row_scale, None, dx)
+        dequantize_into(int8_matmul(rows, weight), row_scale, None, dx)
         dx = rotate(dx)
         return dx.view(*dy.shape[:-1], weight.size(1)), None, None
 
 
 class Int8Linear(nn.Linear):
-    """A frozen linear layer with an int8 weight; what it gives has the dtype of what it gets."""
+    """A frozen linear layer with an int8 weight; the output has the dtype of the input."""
 
     scale: Tensor  # float32, (out,)
 
     def __init__(self, linear: nn.Linear) -> None:
-        """Take the place of a linear layer, whose weight is not kept."""
+        """Quantize a linear layer, whose weight is not kept."""
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         parts = [
-            quantise_rows(rotate(part.float()).div_(block_size(linear.in_features)))
+            quantize_rows(rotate(part.float()).div_(block_size(linear.in_features)))
             for part in torch.split(linear.weight.detach(), CHANNELS)
         ]
         weight, scale = (torch.cat(both) for both in zip(*parts, strict=True))
@@ -87,20 +86,21 @@ class Int8Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         y: Tensor
-        with cpu_library(is_used=True):  # torch's own kernels are slow for int8 and for mixing
+        with onednn(enabled=True):  # torch's own kernels are slow for int8 and for mixing
             y = _Int8Product.apply(input, self.weight, self.scale)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
 def block_size(width: int) -> int:
-    """How many channels are mixed with each other: a power of 2 that divides them all."""
+    """How many channels are mixed with each other: a power of 2 that divides `width`."""
     return min(BLOCK, width & -width)
 
 
 def hadamard(size: int) -> Tensor:
-    """Give Sylvester's matrix of 1 and -1, (size, size): symmetric, and its square is `size`.
+    """Make Sylvester's Hadamard matrix of 1 and -1, (size, size).
 
-    A smaller one is the upper left corner of it.
+    It is symmetric, its square is `size` times the identity, and its upper left corner is the
+    smaller one.
     """
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
@@ -108,30 +108,30 @@ def hadamard(size: int) -> Tensor:
     return matrix
 
 
-MIXER = hadamard(BLOCK)  # made here, where no mode of torch can make it a tensor without numbers
+HADAMARD = hadamard(BLOCK)  # built at import: under FakeTensorMode it would hold no data
 
 
 def rotate(x: Tensor) -> Tensor:
-    """Mix the channels of (..., channels) by blocks, so that one large one is spread over many."""
+    """Mix the channels of (..., channels) in blocks, which spreads an outlier over its block."""
     size = block_size(x.size(-1))
-    blocks = x.reshape(-1, size) @ MIXER[:size, :size].to(x.dtype)
+    blocks = x.reshape(-1, size) @ HADAMARD[:size, :size].to(x.dtype)
     return blocks.view(x.shape)
 
 
-def quantise_rows(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Write each row as int8 times a scale of its own.
+def quantize_rows(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Quantize each row to int8 with its own scale.
 
     Args:
         x: (rows, columns), floating point.
-        column_scale: float32, (columns,), multiplied in first.
+        column_scale: float32, (columns,), multiplies the columns first.
 
     Returns:
-        int8 of the same shape, and float32 scales, (rows, 1). A row that holds NaN or infinity
-        has a scale that is not finite.
+        int8 of the same shape, and float32 scales, (rows, 1). A row with NaN or infinity has a
+        scale that is not finite.
     """
     rows = x.new_empty(x.shape, dtype=torch.int8)
     scale = x.new_empty(x.size(0), 1, dtype=torch.float32)
-    step = max(1, PIECE // max(x.size(1), 1))
+    step = max(1, BLOCK_NUMEL // max(x.size(1), 1))
     for start in range(0, x.size(0), step):
         part = x[start : start + step].to(torch.float32, copy=True)
         if column_scale is not None:
@@ -143,25 +143,27 @@ def quantise_rows(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor
     return rows, scale
 
 
-def scale_back(sums: Tensor, row_scale: Tensor, column_scale: Tensor | None, y: Tensor) -> None:
+def dequantize_into(
+    sums: Tensor, row_scale: Tensor, column_scale: Tensor | None, y: Tensor
+) -> None:
     """Write int32 sums (rows, columns), times their scales, (rows, 1) and (columns,), to `y`."""
-    step = max(1, PIECE // max(sums.size(1), 1))
+    step = max(1, BLOCK_NUMEL // max(sums.size(1), 1))
     for start in range(0, sums.size(0), step):
         part = sums[start : start + step].float().mul_(row_scale[start : start + step])
         y[start : start + step] = part if column_scale is None else part.mul_(column_scale)
 
 
-def multiply(rows: Tensor, columns: Tensor) -> Tensor:
+def int8_matmul(rows: Tensor, columns: Tensor) -> Tensor:
     """Multiply int8 (rows, inner) and (inner, columns) exactly, into int32."""
     if not has_int8_products():
-        return multiply_in_float32(rows, columns)
-    if 1 < rows.size(0) <= FEW_ROWS:  # alone, a row takes the weight as it lies in memory
+        return int8_matmul_in_float32(rows, columns)
+    if 1 < rows.size(0) <= FEW_ROWS:  # a single row reads the weight as it is stored
         return torch.cat([torch._int_mm(row, columns) for row in rows[:, None]])
     return torch._int_mm(rows, columns)
 
 
-def multiply_in_float32(rows: Tensor, columns: Tensor) -> Tensor:
-    """The same on a CPU without int8 products: so few terms at a time that float32 is exact."""
+def int8_matmul_in_float32(rows: Tensor, columns: Tensor) -> Tensor:
+    """Do the same on a CPU without int8 products, with few enough terms at a time to be exact."""
     sums = rows.new_zeros(rows.size(0), columns.size(1), dtype=torch.int32)
     for inner in range(0, rows.size(1), EXACT_TERMS):
         left = rows[:, inner : inner + EXACT_TERMS].float()
@@ -173,21 +175,21 @@ def multiply_in_float32(rows: Tensor, columns: Tensor) -> Tensor:
 
 @functools.cache
 def has_int8_products() -> bool:
-    """Whether the CPU multiplies int8 right; without VNNI the CPU library's sums overflow."""
+    """Whether int8 products on this CPU are right; without VNNI the sums of oneDNN overflow."""
     largest = torch.full((32, 64), LIMIT, dtype=torch.int8)
     return bool((torch._int_mm(largest, largest.T) == 64 * LIMIT**2).all())
 
 
-def quantise(model: Any, dtype: torch.dtype) -> None:
-    """Freeze a model and turn its linear layers into int8, but for the output layer.
+def quantize(model: Any, dtype: torch.dtype) -> None:
+    """Freeze a model and quantize its linear layers to int8, except for the output layer.
 
     Args:
-        model: of transformers; changed in place. Its adapters are attached afterwards.
-        dtype: of activations and of all that stays floating point.
+        model: a model of transformers; changed in place. Adapters are attached afterwards.
+        dtype: of activations and of all tensors that stay floating point.
     """
     replace_linear(model, Int8Linear, dtype)
     if not has_int8_products():
         logger.warning(
             "this CPU has no int8 products (VNNI), so they are computed in float32: int8 saves "
-            "memory here, and no time"
+            "memory here, but no time"
         )

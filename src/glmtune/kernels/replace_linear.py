@@ -1,11 +1,11 @@
-"""Replace the linear layers of a model one after the other, as they are read from mapped files.
+"""Replace the linear layers of a model in order, while their weights are memory-mapped files.
 
     file 1  [embedding][layer 0][layer 1]     unmapped once layer 1 has been replaced
-    file 2  [layer 2][layer 3][head]          only now its pages come into memory
+    file 2  [layer 2][layer 3][head]          its pages are read only now
 
-A weight loaded from safetensors as it is stored is a view of the file: it takes memory when it is
-first read, and gives it back when the last view of that file is gone. So at most one file is in
-memory beside what has been made of the others.
+A weight loaded from safetensors in its stored dtype is a view of the mapped file: its pages enter
+memory when it is first read, and are released with the last view of that file. So at most one file
+is in memory besides the layers already replaced.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from torch import nn
 
 
 def replace_linear(model: Any, make: Callable[[nn.Linear], nn.Module], dtype: torch.dtype) -> None:
-    """Freeze a model and replace its linear layers, but for the output layer.
+    """Freeze a model and replace its linear layers, except for the output layer.
 
-    That one decides between neighbours, and is 4 % of the work. What is not replaced becomes a
-    copy in `dtype`, for a view would keep its file.
+    The output layer stays exact, since near-equal logits decide which token is chosen, and it is
+    4 % of the work. Everything else is copied to `dtype`, since a view would keep its file mapped.
 
     Args:
-        model: of transformers; changed in place. Its adapters are attached afterwards.
-        make: what takes the place of a layer; it keeps no view of the layer's weight.
-        dtype: of activations and of all that stays floating point and comes from the checkpoint.
+        model: a model of transformers; changed in place. Adapters are attached afterwards.
+        make: makes the replacement of a layer, which keeps no view of the layer's weight.
+        dtype: of activations, and of all floating-point tensors of the checkpoint that remain.
     """
     model.requires_grad_(False)
     head = model.get_output_embeddings()
@@ -33,7 +33,7 @@ def replace_linear(model: Any, make: Callable[[nn.Linear], nn.Module], dtype: to
     def is_replaced(module: nn.Module) -> bool:
         return type(module) is nn.Linear and module is not head
 
-    def own(module: nn.Module, prefix: str) -> None:
+    def copy_tensors(module: nn.Module, prefix: str) -> None:
         for parameter in module.parameters(recurse=False):
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype, copy=True)
@@ -41,11 +41,12 @@ def replace_linear(model: Any, make: Callable[[nn.Linear], nn.Module], dtype: to
             is_cast = prefix + name in stored and buffer.is_floating_point()
             setattr(module, name, buffer.to(dtype if is_cast else buffer.dtype, copy=True))
 
-    for path, parent in [(n, m) for n, m in model.named_modules() if not is_replaced(m)]:
+    parents = [(path, m) for path, m in model.named_modules() if not is_replaced(m)]
+    for path, parent in parents:
         prefix = f"{path}." if path else ""
         for name, child in list(parent.named_children()):
             if is_replaced(child):
                 made = make(child)
-                own(made, f"{prefix}{name}.")
+                copy_tensors(made, f"{prefix}{name}.")
                 setattr(parent, name, made)
-        own(parent, prefix)
+        copy_tensors(parent, prefix)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from glmtune.errors import RecipeError
+from glmtune.errors import CheckpointError, RecipeError
 from glmtune.methods.adapter_folder import write_card
 from glmtune.model.layers import decoder_layers
 from glmtune.model.load import load_model
@@ -38,7 +38,13 @@ def attach(model: nn.Module, section: FullSection | FreezeSection) -> Any:
 
 
 def _chosen_modules(model: nn.Module, section: FreezeSection) -> list[nn.Module]:
-    layers = decoder_layers(model)
+    try:
+        layers = decoder_layers(model) if section.trainable_layers else nn.ModuleList()
+    except CheckpointError as error:
+        raise RecipeError(
+            f"adapter.trainable_layers cannot be used: {error} Name modules in "
+            "adapter.trainable_modules instead."
+        ) from error
     if section.trainable_layers > len(layers):
         raise RecipeError(
             f"adapter.trainable_layers is {section.trainable_layers}, but this model has "

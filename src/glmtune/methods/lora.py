@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from glmtune.data.batches import MicroBatch
 from glmtune.errors import CheckpointError, RecipeError, TrainingError, some
-from glmtune.kernels.half_precision import takes_half_inputs
+from glmtune.kernels.half_precision import HalfInputLinear
 from glmtune.methods import peft_config
 from glmtune.methods.adapter_folder import (
     by_peft_names,
@@ -76,7 +76,7 @@ def _keep_inputs_as_they_are(model: Any) -> None:
         for name, lora_a in getattr(layer, "lora_A", {}).items():
             is_plain = type(lora_a) is nn.Linear and name not in layer.lora_variant
             if is_plain and isinstance(layer.lora_dropout[name], nn.Identity):
-                layer.lora_A[name] = takes_half_inputs(lora_a)
+                layer.lora_A[name] = HalfInputLinear.from_linear(lora_a)
                 layer.cast_input_dtype_enabled = False
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glmtune.errors import CheckpointError
-from glmtune.kernels.half_precision import half_input_product
+from glmtune.kernels.half_precision import half_input_linear
 from glmtune.methods.layers import adapted_layers
 
 # PiSSA and OLoRA take what A and B begin with out of the base's weights. In half precision what is
@@ -32,7 +32,7 @@ class _BegunA(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in) to (..., 2 rank)."""
-        return half_input_product(input, torch.cat((self.weight, self.begun)))
+        return half_input_linear(input, torch.cat((self.weight, self.begun)))
 
 
 class _BegunB(nn.Linear):

@@ -28,7 +28,7 @@ from transformers import DynamicCache
 
 from glmtune.errors import CheckpointError, RecipeError
 from glmtune.kernels.packed_attention import NAME
-from glmtune.kernels.row_cache import can_write_rows, keeps_rows
+from glmtune.kernels.row_cache import config_supports_row_cache, supports_row_cache
 from glmtune.methods import adapter_folder, lora
 from glmtune.recipe.methods import (
     PrefixTuningSection,
@@ -102,7 +102,7 @@ def check_fits(section: PromptSection, config: Any) -> None:
     has_window = (
         getattr(config, "sliding_window", None) is not None or "sliding_attention" in layers
     )
-    if not keeps_rows(config) or has_window:
+    if not config_supports_row_cache(config) or has_window:
         raise RecipeError(
             f"adapter.method={section.method} puts virtual tokens before every text, and layers of "
             f"a model of type {config.model_type!r} would not see them. Use adapter.method=lora."
@@ -116,7 +116,7 @@ def attach(model: Any, section: PromptSection) -> Any:
         RecipeError: the model has no place for them.
     """
     check_fits(section, model.config)
-    if not can_write_rows(model):
+    if not supports_row_cache(model):
         raise RecipeError(
             f"adapter.method={section.method} needs an attention function of ours, which "
             f"{type(model).__name__} does not take. Use adapter.method=lora."
@@ -213,7 +213,7 @@ def load(model: Any, folder: Path) -> PromptModel:
     adapter_folder.check_folder(folder)
     config = adapter_folder.read_peft_config(folder)
     config.inference_mode = True  # what an MLP has made, and no MLP
-    if not can_write_rows(model):
+    if not supports_row_cache(model):
         raise CheckpointError(
             f"{folder}: {type(model).__name__} has no place for virtual tokens as we put them."
         )

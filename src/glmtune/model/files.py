@@ -1,4 +1,4 @@
-"""The files of a checkpoint: find them, and say what is missing or damaged."""
+"""Find the files of a checkpoint, and explain what is missing or damaged."""
 
 import os
 import re
@@ -11,19 +11,19 @@ from glmtune.errors import CheckpointError
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-SHOWN_NAMES = 3  # how many tensors a message names
+SHOWN_NAMES = 3  # the most tensors that a message names
 NANO = "nano"  # the model that comes with the package
 
 
 def locate(name: str | Path) -> str:
-    """Give the folder of `nano`; any other name as it is. A model of that name here goes first."""
+    """Resolve `nano` to its folder, unless a model of that name is here; expand any other name."""
     if os.fspath(name) == NANO and not (Path(name) / "config.json").exists():
         return str(Path(__file__).with_name(NANO))
     return os.path.expanduser(name)
 
 
 def checked_name(name: str | Path) -> str:
-    """Give the name as transformers wants it, refusing what is no model before it asks the hub."""
+    """Resolve a name for transformers, refusing what is not a model before the hub is asked."""
     name = locate(name)
     folder = Path(name)
     if folder.is_file():
@@ -54,8 +54,8 @@ def checked_name(name: str | Path) -> str:
     return name
 
 
-def why_no_config(name: str, error: Exception) -> str:
-    """Say in plain words why transformers has no configuration."""
+def explain_config_error(name: str, error: Exception) -> str:
+    """Explain why transformers found no configuration."""
     if "trust_remote_code" in str(error):
         return (
             "this model comes with its own code, which is never run here. Expected ChatGLM2, "
@@ -70,7 +70,7 @@ def why_no_config(name: str, error: Exception) -> str:
 
 
 def _check_json(path: Path) -> None:
-    """Refuse a configuration that is no JSON object."""
+    """Raise an error if a file is not a JSON object."""
     try:
         content = loads(path.read_text(encoding="utf-8"))
     except (JSONDecodeError, UnicodeDecodeError, OSError) as error:
@@ -81,28 +81,36 @@ def _check_json(path: Path) -> None:
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
 
 
-def refuse_gaps(name: str, found: dict[str, Any]) -> None:
-    """Refuse a model with a tensor that did not come from the checkpoint."""
-    if mismatched := sorted(found["mismatched_keys"]):
+def check_all_loaded(name: str, loading_info: dict[str, Any]) -> None:
+    """Raise an error if a tensor of the model did not come from the checkpoint.
+
+    Args:
+        name: of the model, for the message.
+        loading_info: as transformers returns it.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape; names it.
+    """
+    if mismatched := sorted(loading_info["mismatched_keys"]):
         tensor, stored, expected = mismatched[0]
         raise CheckpointError(
-            f"{name}: {tensor} has the shape {tuple(stored)}, and config.json asks for "
+            f"{name}: {tensor} has the shape {tuple(stored)}, and config.json requires "
             f"{tuple(expected)} ({len(mismatched)} such in all). "
             "The weights and config.json belong to different models."
         )
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(loading_info["missing_keys"]):
         shown = ", ".join(missing[:SHOWN_NAMES])
         raise CheckpointError(
             f"{name}: the checkpoint lacks {shown} ({len(missing)} missing in all); expected every "
-            "tensor that config.json asks for. Copy the checkpoint again, and check that its "
+            "tensor that config.json requires. Copy the checkpoint again, and check that its "
             "index lists all its files."
         )
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the files of weights that loading reads, whether they are there or not.
+    """List the weight files that loading reads, whether they exist or not.
 
-    safetensors go before `.bin`, one file before shards. A folder without weights gives [].
+    safetensors come before `.bin`, a single file before shards. A folder without weights gives [].
 
     Raises:
         CheckpointError: an index cannot be read.
@@ -117,8 +125,8 @@ def weight_files(folder: Path) -> list[Path]:
     return []
 
 
-def damaged_file(folder: Path) -> str | None:
-    """Say which file of weights is missing or cannot be opened, if one is."""
+def find_damaged_file(folder: Path) -> str | None:
+    """Explain which weight file is missing or unreadable, if any."""
     if not folder.is_dir():
         return None
     files = weight_files(folder)
@@ -133,7 +141,7 @@ def damaged_file(folder: Path) -> str | None:
 
 
 def _why_unreadable(path: Path) -> str | None:
-    """Open a file of weights and give what went wrong."""
+    """Open a weight file and explain what went wrong, if anything."""
     from pickle import UnpicklingError
 
     import torch
@@ -152,6 +160,6 @@ def _why_unreadable(path: Path) -> str | None:
 
 
 def first_lines(error: BaseException) -> str:
-    """Give the first paragraph of a message, which for transformers is what happened."""
+    """Return the first paragraph of a message, which in transformers holds the cause."""
     first = " ".join(str(error).strip().split("\n\n")[0].split())
     return (first or type(error).__name__).rstrip(".") + "."

@@ -1,23 +1,23 @@
-"""Find the decoder layers of any model."""
+"""Find the decoder layers of a model of any family."""
 
 from typing import Any
 
 from torch import nn
 
-from glmtune.errors import RecipeError
+from glmtune.errors import CheckpointError
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """Find the list of a model's layers.
+    """Find the list of a model's decoder layers.
 
     Raises:
-        RecipeError: there is none as long as the configuration says.
+        CheckpointError: no list has as many layers as the configuration says.
     """
     number = model.config.num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == number:
             return module
-    raise RecipeError(
-        f"adapter.trainable_layers: no list of {number} layers was found in this model. "
-        "Name modules in adapter.trainable_modules instead."
+    raise CheckpointError(
+        f"{type(model).__name__} has no list of {number} layers, as its configuration says "
+        "(num_hidden_layers); expected one nn.ModuleList of decoder layers."
     )

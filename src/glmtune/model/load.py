@@ -1,7 +1,7 @@
-"""A folder, a hub id or `nano` -> configuration, tokenizer and model, or why not in plain words.
+"""Load the configuration, tokenizer and model of a folder, a hub id or `nano`.
 
-Code from the folder is never run. A tensor that the checkpoint lacks is an error and never a
-freshly drawn layer. Hub ids are read from the local cache when there is no network.
+Code from the folder is never run. A tensor that the checkpoint lacks is an error, and is never
+initialized at random. Hub ids are read from the local cache when there is no network.
 """
 
 import logging
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 from glmtune import machine
 from glmtune.model.files import (
     NANO,
+    check_all_loaded,
     checked_name,
-    damaged_file,
+    explain_config_error,
+    find_damaged_file,
     first_lines,
     locate,
-    refuse_gaps,
-    why_no_config,
 )
 from glmtune.model.quantization import (
     Quantization,
     copy_mapped_weights,
-    keep_gradients,
-    pack_nf4,
+    disable_avx512bf16_repacking,
     quantization_config,
+    quantize_to_nf4,
 )
 
 logger = logging.getLogger(__name__)
@@ -43,20 +43,20 @@ def load_config(name: str | Path) -> "PreTrainedConfig":
 
     Raises:
         CheckpointError: there is no such model, it is an adapter, its configuration cannot be
-            read, or it is a kind that cannot be used.
+            read, or its kind is not supported.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
-    import glmtune.auto  # noqa: F401  # makes ChatGLM known
+    import glmtune.auto  # noqa: F401  # registers ChatGLM
 
     name = checked_name(name)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except StrictDataclassError as error:  # which wraps what the configuration's own check said
+    except StrictDataclassError as error:  # which wraps the error of the configuration's own check
         raise CheckpointError(f"{name}: {first_lines(error.__cause__ or error)}") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{name}: {why_no_config(name, error)}") from error
+        raise CheckpointError(f"{name}: {explain_config_error(name, error)}") from error
     return config
 
 
@@ -71,9 +71,11 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    import glmtune.auto  # noqa: F401  # makes ChatGLM known
+    import glmtune.auto  # noqa: F401  # registers ChatGLM
 
-    if (Path(locate(name)) / "tokenizer_config.json").is_file():  # enough, as beside an adapter
+    if (
+        Path(locate(name)) / "tokenizer_config.json"
+    ).is_file():  # which is enough, as in an adapter folder
         name, config = locate(name), None
     else:
         config = load_config(name)
@@ -93,7 +95,7 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
 def load_shapes(
     name: str | Path, *, dtype: "torch.dtype | str" = "auto", attn_implementation: str = "sdpa"
 ) -> "PreTrainedModel":
-    """Make the network of a model on the meta device: shapes and dtypes, and no numbers.
+    """Build a model on the meta device: shapes and dtypes without data.
 
     Args:
         name: a folder with at least a config.json, or a hub id.
@@ -101,7 +103,7 @@ def load_shapes(
         attn_implementation: a name that transformers knows.
 
     Raises:
-        CheckpointError: as for `load_config`, or it is no causal language model.
+        CheckpointError: as for `load_config`, or it is not a causal language model.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -117,8 +119,8 @@ def load_shapes(
             )
         except ValueError as error:
             raise CheckpointError(
-                f"{name}: model_type {config.model_type!r} is no causal language model that "
-                f"transformers knows: {error}"
+                f"{name}: model_type {config.model_type!r} is not a causal language model "
+                f"that transformers knows: {error}"
             ) from error
     built.eval()  # type: ignore[no-untyped-call]
     return built
@@ -137,10 +139,10 @@ def load_model(
     Args:
         name: a folder, a hub id, or `nano`.
         dtype: of the weights in memory; "auto" is the checkpoint's own.
-        device_map: where the weights go, as for `from_pretrained`; None is the CPU, and "meta"
-            is nowhere: only the configuration is read, and nothing is packed.
+        device_map: where the weights go, as for `from_pretrained`; None is the CPU. For "meta"
+            only the configuration is read, and nothing is quantized.
         attn_implementation: a name that transformers knows.
-        quantization: a configuration of transformers, to pack each weight as it is read.
+        quantization: a configuration of transformers that quantizes each weight as it is read.
 
     Raises:
         CheckpointError: as for `load_config`; or a file is missing or damaged, the checkpoint
@@ -158,7 +160,7 @@ def load_model(
     asked, name = os.fspath(name), checked_name(name)
     read: Any = AutoModelForCausalLM.from_pretrained
     try:
-        model, found = read(
+        model, loading_info = read(
             name,
             config=config,
             dtype=dtype,
@@ -167,7 +169,7 @@ def load_model(
             quantization_config=quantization,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
+            ignore_mismatched_sizes=True,  # refused by `check_all_loaded`, by name
         )
     except ImportError as error:
         raise CheckpointError(
@@ -175,11 +177,11 @@ def load_model(
             "Use sdpa, which needs nothing more."
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
-        said = damaged_file(Path(name)) or first_lines(error)
-        raise CheckpointError(f"{name}: {said}") from error
-    refuse_gaps(name, found)
+        reason = find_damaged_file(Path(name)) or first_lines(error)
+        raise CheckpointError(f"{name}: {reason}") from error
+    check_all_loaded(name, loading_info)
     loaded: PreTrainedModel = model
-    if asked == NANO:  # an adapter then names it so, and not a folder of this machine
+    if asked == NANO:  # so that an adapter records this name, not a local path
         loaded.name_or_path = loaded.config._name_or_path = asked
     return loaded
 
@@ -195,87 +197,122 @@ def load_frozen_model(
     quantization: "Quantization | None" = None,
     may_emulate: bool = False,
 ) -> "PreTrainedModel":
-    """Read a model to use as it is or under an adapter, so that it computes at full speed.
+    """Read a model whose weights stay frozen, in a form that computes at full speed here.
 
     A CPU without arithmetic for a half-precision dtype emulates it, tens to hundreds of times
-    slower than float32. There float16 gives way to bfloat16 where the CPU has that; else the
-    weights stay as they are and are computed with in float32
-    (`glmtune.kernels.half_precision`). The log says so.
+    slower than float32. There bfloat16 replaces float16 if the CPU has it; otherwise the weights
+    keep their dtype and products are computed in float32 (`glmtune.kernels.half_precision`).
+    Either is logged.
 
     Args:
         name: a folder, a hub id, or `nano`.
         dtype: of the weights, by torch's name, or "auto" for the checkpoint's own.
         device: where it will run.
-        compute: "int8" turns linear layers into int8 (`glmtune.kernels.int8`), on a CPU.
+        compute: "int8" quantizes linear layers to int8 (`glmtune.kernels.int8`), on a CPU.
         device_map: where the weights go; None is all of them to `device`.
         attn_implementation: a name that transformers knows.
-        quantization: how linear layers are packed; embeddings, norms and the output layer are
-            left as they are.
-        may_emulate: keep to a dtype that this CPU emulates all the same.
+        quantization: how linear layers are quantized; embeddings, norms and the output layer are
+            not.
+        may_emulate: keep a dtype that this CPU emulates.
 
     Raises:
         CheckpointError: as for `load_model`.
-        RecipeError: int8 is asked for where it is not to be had.
+        RecipeError: int8 was requested with another quantization or without a CPU.
     """
-    import torch
-
     from glmtune.kernels.half_precision import widen
-    from glmtune.kernels.int8 import quantise
+    from glmtune.kernels.int8 import quantize
 
-    wanted: Any = (
-        getattr(torch, dtype) if dtype != "auto" else load_config(name).dtype or torch.float32
-    )
-    slow = wanted if device.type == "cpu" and wanted not in machine.fast_cpu_dtypes() else None
-    if may_emulate:
-        slow = None
-    if slow == torch.float16 and torch.bfloat16 in machine.fast_cpu_dtypes():
-        logger.warning("this CPU has no arithmetic for float16: using bfloat16 instead")
-        wanted, slow = torch.bfloat16, None
-    compute_dtype = torch.float32 if slow else wanted
-    if quantization is not None and quantization.library == "torchao":
-        wanted, slow = compute_dtype, None  # its weights know one dtype
-    on_cpu = device.type == "cpu"
-    if compute == "int8" and quantization is not None:
-        raise RecipeError(
-            "model.compute=int8 and packed weights (adapter.method=qlora) are two ways to hold "
-            "the same layers. Leave one of them out."
+    _check_int8(compute, device, quantization)
+    stored, computed = _choose_dtypes(name, dtype, device, may_emulate=may_emulate)
+    if device_map is None and device.type != "cpu":
+        device_map = {"": device}
+    if quantization is not None:
+        if quantization.library == "torchao":  # which has one dtype for both
+            stored = computed
+        packing = quantization_config(quantization, computed)
+        model = _load_quantized(name, packing, stored, device_map, attn_implementation)
+    else:
+        model = load_model(
+            name,
+            dtype="auto" if compute else stored,  # in the stored dtype weights stay memory-mapped
+            device_map=device_map,
+            attn_implementation=attn_implementation,
         )
-    if compute == "int8" and not on_cpu:
-        raise RecipeError(
-            f"model.compute=int8 is made for CPUs, and this would run on {device.type}. Leave it "
-            "out, or set training.use_cpu=true."
-        )
-    packing = quantization and quantization_config(quantization, compute_dtype)
-    is_nf4 = on_cpu and device_map is None and getattr(packing, "load_in_4bit", False)
-    model = load_model(
-        name,
-        dtype="auto" if compute or is_nf4 else wanted,  # as stored it can be read where it lies
-        device_map=device_map or (None if on_cpu else {"": device}),
-        attn_implementation=attn_implementation,
-        quantization=None if is_nf4 else packing,
-    )
-    if is_nf4:
-        pack_nf4(model, packing, wanted)
-    elif packing is not None:
-        copy_mapped_weights(model)
-    if packing is not None:
-        keep_gradients(model)
     if compute == "int8":
-        quantise(model, wanted)
-    if slow is not None:
+        quantize(model, stored)
+    if stored != computed:
         logger.warning(
-            "this CPU has no arithmetic for %s: the weights stay as they are, and are computed "
-            "with in float32",
-            str(slow).removeprefix("torch."),
+            "this CPU has no arithmetic for %s: the weights keep this dtype, and products are "
+            "computed in float32",
+            str(stored).removeprefix("torch."),
         )
         widen(model)
     return model
 
 
-def _check_attention(name: str | Path, config: Any, attn_implementation: str) -> None:
-    """Refuse attention over packs for a family whose scores are more than products.
+def _check_int8(
+    compute: str | None, device: "torch.device", quantization: "Quantization | None"
+) -> None:
+    if compute != "int8":
+        return
+    if quantization is not None:
+        raise RecipeError(
+            "compute='int8' and quantization are two ways to hold the same layers. Leave one of "
+            "them out."
+        )
+    if device.type != "cpu":
+        raise RecipeError(
+            f"model.compute=int8 is made for CPUs, and this would run on {device.type}. Leave it "
+            "out, or set training.use_cpu=true."
+        )
 
-    It is torch's product, example by example, so it fits wherever transformers' sdpa does.
+
+def _choose_dtypes(
+    name: str | Path, dtype: str, device: "torch.device", *, may_emulate: bool
+) -> "tuple[torch.dtype, torch.dtype]":
+    """Choose the dtype of the weights in memory, and that of the arithmetic."""
+    import torch
+
+    stored: Any = (
+        getattr(torch, dtype) if dtype != "auto" else load_config(name).dtype or torch.float32
+    )
+    if device.type != "cpu" or may_emulate:
+        return stored, stored
+    fast = machine.fast_cpu_dtypes()
+    if stored == torch.float16 and stored not in fast and torch.bfloat16 in fast:
+        logger.warning("this CPU has no arithmetic for float16: using bfloat16 instead")
+        stored = torch.bfloat16
+    return stored, stored if stored in fast else torch.float32
+
+
+def _load_quantized(
+    name: str | Path,
+    packing: Any,
+    dtype: "torch.dtype",
+    device_map: Any,
+    attn_implementation: str,
+) -> "PreTrainedModel":
+    """Read a model and quantize its linear layers by a configuration of transformers."""
+    is_mapped_nf4 = device_map is None and getattr(packing, "load_in_4bit", False)
+    model = load_model(
+        name,
+        dtype="auto" if is_mapped_nf4 else dtype,
+        device_map=device_map,
+        attn_implementation=attn_implementation,
+        quantization=None if is_mapped_nf4 else packing,
+    )
+    if is_mapped_nf4:
+        quantize_to_nf4(model, packing, dtype)
+    else:
+        copy_mapped_weights(model)
+    disable_avx512bf16_repacking(model)
+    return model
+
+
+def _check_attention(name: str | Path, config: Any, attn_implementation: str) -> None:
+    """Refuse attention over packs for a family that sdpa cannot compute either.
+
+    It calls torch's `scaled_dot_product_attention` for each example.
 
     Raises:
         CheckpointError: the family caps its scores (Gemma 2), or has sinks (gpt-oss).
@@ -287,6 +324,6 @@ def _check_attention(name: str | Path, config: Any, attn_implementation: str) ->
     if attn_implementation == "packed" and not getattr(family, "_supports_sdpa", True):
         raise CheckpointError(
             f"{name}: a model of type {config.model_type!r} does more to its attention scores than "
-            "sdpa can (it caps them, or has sinks), so it cannot be tuned here by packs. On a GPU, "
-            "model.attn_implementation=flash_attention_2 may know of it."
+            "sdpa can (it caps them, or has sinks), so it cannot be tuned on packs. On a GPU, "
+            "model.attn_implementation=flash_attention_2 may support it."
         )

@@ -1,4 +1,4 @@
-"""Pack the frozen weights of linear layers into 4 or 8 bits."""
+"""Quantize the frozen weights of linear layers to 4 or 8 bits."""
 
 import logging
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How the weights of linear layers are packed while they stay frozen.
+    """How the frozen weights of linear layers are quantized.
 
     Attributes:
-        library: "bnb" for bitsandbytes, which packs to 4 bits (NF4) or 8; "torchao" for 8.
+        library: "bnb" for bitsandbytes, which has 4 bits (NF4) or 8; "torchao" for 8.
         bits: of a weight.
-        is_double: whether the scales of 4-bit blocks are packed as well.
+        is_double: whether the scales of 4-bit blocks are quantized as well.
     """
 
     library: Literal["bnb", "torchao"] = "bnb"
@@ -27,7 +27,7 @@ class Quantization:
 
 
 def check_quantization(quantization: Quantization | None) -> None:
-    """Refuse what cannot be done here, before anything is loaded.
+    """Raise an error if the library is missing, before anything is loaded.
 
     Raises:
         CheckpointError: the library is not installed.
@@ -39,12 +39,13 @@ def check_quantization(quantization: Quantization | None) -> None:
     name = {"bnb": "bitsandbytes", "torchao": "torchao"}[quantization.library]
     if find_spec(name) is None:
         raise CheckpointError(
-            f"the weights are to be packed by {name}, which is not installed. `pip install {name}`."
+            f"the weights are to be quantized by {name}, which is not installed. Run `pip install "
+            f"{name}`."
         )
 
 
 def quantization_config(quantization: Quantization, compute_dtype: "torch.dtype") -> Any:
-    """Give transformers' configuration of a quantization.
+    """Return transformers' configuration of a quantization.
 
     Raises:
         CheckpointError: the library is not installed.
@@ -56,7 +57,7 @@ def quantization_config(quantization: Quantization, compute_dtype: "torch.dtype"
         from torchao.quantization import Int8WeightOnlyConfig
 
         return transformers.TorchAoConfig(Int8WeightOnlyConfig())
-    # It casts activations to float16, and says so for each of them.
+    # It casts activations to float16 and warns each time.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     configure: Any = transformers.BitsAndBytesConfig
     if quantization.bits == 8:
@@ -69,20 +70,25 @@ def quantization_config(quantization: Quantization, compute_dtype: "torch.dtype"
     )
 
 
-def pack_nf4(model: "PreTrainedModel", packing: Any, dtype: "torch.dtype") -> None:
-    """Pack the linear layers of a mapped model to the bits that transformers packs them to.
+def quantize_to_nf4(model: "PreTrainedModel", packing: Any, dtype: "torch.dtype") -> None:
+    """Quantize the linear layers of a memory-mapped model to the same bits as transformers does.
 
-    One file at a time is in memory; transformers maps all of them until the last weight is
-    packed, 12.5 GB for 6 billion weights.
+    One file at a time is in memory. transformers keeps all files mapped until the last weight is
+    quantized: 12.5 GB for 6 billion weights.
+
+    Args:
+        model: its weights are views of mapped files; changed in place.
+        packing: `BitsAndBytesConfig` of 4 bits.
+        dtype: of the weights before they are quantized, and of all that stay floating point.
     """
     from bitsandbytes.nn import modules
 
     from glmtune.kernels.replace_linear import replace_linear
 
-    packed: Any = modules.Linear4bit
+    linear_4bit: Any = modules.Linear4bit
 
-    def pack(linear: Any) -> Any:
-        made = packed(
+    def quantize(linear: Any) -> Any:
+        made = linear_4bit(
             linear.in_features,
             linear.out_features,
             bias=linear.bias is not None,
@@ -98,16 +104,16 @@ def pack_nf4(model: "PreTrainedModel", packing: Any, dtype: "torch.dtype") -> No
         made.bias = linear.bias
         return made
 
-    replace_linear(model, pack, dtype)
-    tell: Any = model
-    tell.is_loaded_in_4bit = tell.is_quantized = True  # where peft and `adapter.merge` look
+    replace_linear(model, quantize, dtype)
+    flagged: Any = model
+    flagged.is_loaded_in_4bit = flagged.is_quantized = True  # read by peft and by merging
 
 
-def keep_gradients(model: "PreTrainedModel") -> None:
-    """Keep bitsandbytes from packing its 4-bit weights anew on CPUs with AVX512-BF16.
+def disable_avx512bf16_repacking(model: "PreTrainedModel") -> None:
+    """Keep bitsandbytes from repacking its 4-bit weights on CPUs with AVX512-BF16.
 
-    The first forward pass in evaluation mode would do so for good, and from then on the layer
-    gives no gradient to its input, in training too, and without a word.
+    The first forward pass in evaluation mode would repack them permanently, and from then on the
+    layer silently gives no gradient to its input, in training too.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -115,7 +121,7 @@ def keep_gradients(model: "PreTrainedModel") -> None:
 
 
 def copy_mapped_weights(model: "PreTrainedModel") -> None:
-    """Copy what was not packed, or the mapped files would stay in memory whole for its sake."""
+    """Copy tensors that were not quantized, as a view would keep its whole file mapped."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point() and tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()

@@ -1,20 +1,21 @@
-"""Texts -> examples of GLM's own objective: spans are cut out, and generated again one by one.
+"""GLM's objective: spans are cut out of a text and generated again, one after the other.
 
     text       a b c d e f g          spans  [5, 7) and [2, 3), in the order they were shuffled to
 
     part       A A A A A A  B   B B   B   B
     input      a b M d e M  sop f g   sop c
-    target                  f   g eop c   eop      under sop stands the first token, no shift
-    position   0 1 2 3 4 5  5   5 5   2   2        where the mask is that is filled
-    block      0 0 0 0 0 0  1   2 3   1   2        how far it is filled
+    target                  f   g eop c   eop      the target of sop is the first token: no shift
+    position   0 1 2 3 4 5  5   5 5   2   2        the position of the mask that is filled
+    block      0 0 0 0 0 0  1   2 3   1   2        the position within the span
 
-A token of A sees all of A, before and behind it, and nothing of B; a token of B sees A and what
-is before it in B (`glmtune.kernels.packed_attention`). So A does not tell how long a blank is, and
-every blank may use those filled before it.
+A token of A attends to all of A, in both directions, and to nothing of B; a token of B attends to A
+and to earlier tokens of B (`glmtune.kernels.packed_attention`). So A does not reveal how long a
+blank is, and every blank may use those filled before it.
 
-What is cut is the objective: short spans (token level), whole sentences, or the rest of the text
-(document level). One is drawn for a whole batch, by weight. Two rules are easy to get wrong: token
-spans never touch, and the id that ends a document is never cut out, so no span crosses it.
+The objectives differ in what is cut out: short spans (token level), complete sentences, or the rest
+of the text (document level). One is sampled for each batch, by weight. Two rules are easy to get
+wrong: token spans are never adjacent, and the id that ends a document is never cut out, so no span
+crosses it.
 
 Source: spec glm_pretraining; GLM, https://arxiv.org/abs/2103.10360, section 2.
 """
@@ -39,17 +40,17 @@ Ids = NDArray[np.int64]
 Level = Literal["token", "sentence", "document", "causal"]
 
 SENTENCE_ENDS = frozenset(".?!;:。？！；…\n")
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a piece that stands for one byte
-_LEAST_CONTEXT = 2  # tokens that document level leaves in front, or around
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a piece that encodes one byte
+_LEAST_CONTEXT = 2  # tokens that document level leaves at least
 
 
 @dataclass(frozen=True, slots=True)
 class Infilling:
-    """A text with blanks, and what fills them.
+    """A text with blanks, and the spans that fill them.
 
     Attributes:
         input_ids: A, then B, (seq,).
-        targets: what each position predicts, not to be shifted again; `IGNORE` on A.
+        targets: what each position predicts, already shifted; `IGNORE` on A.
         position_ids: on A 0, 1, 2, ...; on B the position of the span's mask.
         block_position_ids: 0 on A; 1, 2, ... within each span.
         prefix_length: tokens of A.
@@ -67,12 +68,12 @@ class Infilling:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """The ids that the objective needs of a tokenizer.
+    """The ids of a tokenizer that the objective needs.
 
     Attributes:
-        mask, sentence_mask, document_mask: what stands for a blank, by level.
-        sop, eop: in front of a span, and what is predicted at its end.
-        end: of a document.
+        mask, sentence_mask, document_mask: the id of a blank, by level.
+        sop, eop: the id in front of a span, and the one predicted at its end.
+        end: the id that ends a document.
         ends_sentence: bool, (vocab,): whether a token ends a sentence.
     """
 
@@ -86,10 +87,10 @@ class Marks:
 
 
 def marks_of(tokenizer: Any) -> Marks:
-    """Find the ids in a tokenizer.
+    """Look up the ids in a tokenizer.
 
     Raises:
-        DataError: it is not one of ChatGLM's kind.
+        DataError: it is not a ChatGLM tokenizer.
     """
     names = ("[MASK]", "[sMASK]", "[gMASK]", "sop", "eop")
     ids = [tokenizer.convert_tokens_to_ids(name) for name in names]
@@ -113,12 +114,12 @@ def _text_of(piece: str) -> str:
 
 
 def cut_out(tokens: Ids, spans: Ids, mask: int, marks: Marks) -> Infilling:
-    """Cut spans out of a text, and generate them in the order given.
+    """Cut spans out of a text, to be generated in the given order.
 
     Args:
         tokens: (seq,).
-        spans: (spans, 2): begin and end of each; they do not overlap.
-        mask: what stands for each of them in A.
+        spans: (spans, 2): start and end of each; they do not overlap.
+        mask: the id that replaces each of them in A.
         marks: the other ids.
     """
     starts, ends = spans[:, 0], spans[:, 1]
@@ -143,12 +144,12 @@ def cut_out(tokens: Ids, spans: Ids, mask: int, marks: Marks) -> Infilling:
 
 
 def cut_off(tokens: Ids, length: int, mask: int, marks: Marks) -> Infilling:
-    """Cut off the end of a text, whose own last token closes it: there is no eop.
+    """Cut off the end of a text, whose own last token ends it: there is no eop.
 
     Args:
         tokens: (seq,).
         length: how many of them are generated; at least one.
-        mask: what stands for them.
+        mask: the id that replaces them.
         marks: the other ids.
     """
     context, rest = np.split(tokens, [len(tokens) - length])
@@ -162,7 +163,7 @@ def cut_off(tokens: Ids, length: int, mask: int, marks: Marks) -> Infilling:
 
 
 def _join(context: Ids, inputs: Ids, targets: Ids, positions: Ids, steps: Ids) -> Infilling:
-    """Put A before B."""
+    """Concatenate A and B."""
     size = len(context)
     return Infilling(
         input_ids=np.concatenate((context, inputs)),
@@ -174,7 +175,7 @@ def _join(context: Ids, inputs: Ids, targets: Ids, positions: Ids, steps: Ids) -
 
 
 def in_one_dimension(example: Infilling) -> Infilling:
-    """Give it the positions of ChatGLM3: 0, 1, 2, ..., and no second stream."""
+    """Replace the positions by those of ChatGLM3: 0, 1, 2, ..., and no block positions."""
     order = np.arange(len(example))
     return Infilling(
         example.input_ids, example.targets, order, np.zeros_like(order), example.prefix_length
@@ -182,40 +183,40 @@ def in_one_dimension(example: Infilling) -> Infilling:
 
 
 def span_weights(mean: float, longest: int) -> NDArray[np.float64]:
-    """Give the weights of the lengths 1 .. `longest`: Poisson's, without the zero."""
+    """Compute the Poisson probabilities of the lengths 1 to `longest`."""
     return np.array(
         [math.exp(k * math.log(mean) - mean - math.lgamma(k + 1)) for k in range(1, longest + 1)]
     )
 
 
 def place_spans(lengths: Ids, draws: Ids, offset: int = 0) -> Ids:
-    """Place spans so that at least one token is left between any two.
+    """Place spans so that at least one token remains between any two.
 
     Args:
         lengths: of the spans, in text order.
-        draws: as many integers, each from 0 to the tokens that are left over; see `room_for`.
-        offset: where the text begins.
+        draws: as many integers, each from 0 to the number of free tokens; see `num_free_tokens`.
+        offset: the position where the text begins.
 
     Returns:
-        (spans, 2): begin and end of each, in text order.
+        (spans, 2): start and end of each, in text order.
     """
     before = (lengths + 1).cumsum() - (lengths + 1)
     starts = offset + np.sort(draws) + before
     return np.stack((starts, starts + lengths), axis=1)
 
 
-def room_for(lengths: Ids, num_tokens: int) -> int:
-    """How many tokens are free to go anywhere when spans do not touch; negative: no room."""
+def num_free_tokens(lengths: Ids, num_tokens: int) -> int:
+    """Count the tokens outside the spans and the gaps between them; negative if they do not fit."""
     return num_tokens - int(lengths.sum()) - len(lengths) + 1
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What all texts of a batch have in common.
+    """What was sampled for all texts of a batch.
 
     Attributes:
         level: the objective.
-        length: of what document level cuts, where the text has so many tokens.
+        length: of the span of document level, where a text is long enough.
     """
 
     level: Level
@@ -225,7 +226,7 @@ class Draw:
 class BlankInfilling:
     """GLM's objective with its settings.
 
-    Everything drawn comes from the generators that it is given, so the same generators give the
+    All samples come from the generators passed to its methods, so the same generators give the
     same examples.
     """
 
@@ -236,12 +237,12 @@ class BlankInfilling:
         self._up_to = cumulated / cumulated[-1]  # (longest_span,): P(length <= index + 1)
 
     def batch(self, texts: Sequence[Ids], generator: np.random.Generator) -> list[Infilling]:
-        """Draw an objective and make an example of every text by it."""
+        """Sample an objective and make an example of every text by it."""
         draw = self.draw([len(text) for text in texts], generator)
         return [self.example(text, draw, generator) for text in texts]
 
     def draw(self, lengths: Sequence[int], generator: np.random.Generator) -> Draw:
-        """Draw the objective of a batch.
+        """Sample the objective of a batch.
 
         Args:
             lengths: of its texts, in tokens.
@@ -258,15 +259,15 @@ class BlankInfilling:
     def example(self, tokens: Ids, draw: Draw, generator: np.random.Generator) -> Infilling:
         """Make an example of one text.
 
-        A text that is too short for a span at token level has nothing to learn.
+        A text that is too short for a span at token level has no targets.
 
         Args:
             tokens: at least one, (seq,).
-            draw: what its batch does.
+            draw: what was sampled for its batch.
             generator: of this text.
         """
         match draw.level:
-            case "causal":  # `[gMASK] sop text` with positions 0, 1, 2, ...: as ChatGLM3 reads it
+            case "causal":  # `[gMASK] sop text` with positions 0, 1, 2, ...: as for ChatGLM3
                 example = cut_off(tokens, len(tokens), self._mask("document"), self.marks)
                 return in_one_dimension(example)
             case "document":
@@ -285,24 +286,24 @@ class BlankInfilling:
         return self.marks.sentence_mask if level == "sentence" else self.marks.document_mask
 
     def _documents(self, tokens: Ids) -> Ids:
-        """Find the documents of a text, without their ends: (documents, 2)."""
+        """Find the documents of a text, without the ids that end them: (documents, 2)."""
         ends = np.append(np.flatnonzero(tokens == self.marks.end), len(tokens))
         starts = np.append(0, ends[:-1] + 1)
         found = np.stack((starts, ends), axis=1)
         return found[ends > starts]
 
     def _token_spans(self, tokens: Ids, generator: np.random.Generator) -> Ids:
-        """Draw short spans in text order; none where they do not fit."""
+        """Sample short spans in text order; none if they do not fit."""
         lengths = self._span_lengths(len(tokens), generator)
         documents = self._documents(tokens)
         spans = [np.empty((0, 2), dtype=np.int64)]
         by_size = documents[np.argsort(documents[:, 1] - documents[:, 0], kind="stable")]
         for index, (start, end) in enumerate(by_size.tolist()):
             count = len(lengths)
-            if index + 1 < len(by_size):  # the longest takes the rest
+            if index + 1 < len(by_size):  # the longest document takes the rest
                 share = int(self.section.masked_share * (end - start))
                 count = int(lengths.cumsum().searchsorted(share, side="right"))
-            room = room_for(lengths[:count], end - start)
+            room = num_free_tokens(lengths[:count], end - start)
             if room < 0:
                 return spans[0]
             draws = generator.integers(0, room, size=count, endpoint=True)
@@ -312,14 +313,14 @@ class BlankInfilling:
         return found[found[:, 0].argsort()]
 
     def _span_lengths(self, num_tokens: int, generator: np.random.Generator) -> Ids:
-        """Draw lengths until the share is reached; the last of them may go beyond."""
+        """Sample lengths until their sum reaches the share; the last may exceed it."""
         wanted = int(self.section.masked_share * num_tokens)
         lengths = self._up_to.searchsorted(generator.random(wanted), side="right") + 1
         count = int(lengths.cumsum().searchsorted(wanted)) + 1 if wanted else 0
         return generator.permutation(lengths[:count])
 
     def _sentences(self, tokens: Ids, generator: np.random.Generator) -> Ids:
-        """Draw whole sentences until the share is reached, at least one, in text order."""
+        """Sample complete sentences, at least one, until they reach the share, in text order."""
         is_end = tokens == self.marks.end
         after = np.flatnonzero(self.marks.ends_sentence[tokens] | is_end) + 1
         borders = np.unique(np.concatenate(([0], after, np.flatnonzero(is_end), [len(tokens)])))
@@ -347,18 +348,18 @@ class BlankInfilling:
 
 
 def pack_infillings(examples: Sequence[Infilling], rows: Sequence[int] = ()) -> MicroBatch:
-    """Put examples of GLM's objective end to end, and make tensors of them, (1, seq) each.
+    """Concatenate examples of GLM's objective, and make tensors of them, (1, seq) each.
 
-    Their targets stand under the tokens that predict them. Labels stand one place further, so
-    the pack ends with one more token, which holds the label of the last one:
+    Targets are aligned with the tokens that predict them. Labels come one position later, so the
+    pack ends with one more token, which holds the label of the last one:
 
-        input    a M sop b | c M sop d  eop       of two texts; eop is there for its label
+        input    a M sop b | c M sop d  eop       of two texts; the last eop is there for its label
         target   . . b eop | . . d eop
         label    . . . b   eop . . d    eop
     """
     last = examples[-1]
     is_learned = last.targets[-1] != IGNORE
-    closing = last.targets[-1:] if is_learned else last.input_ids[-1:]  # any real id would do
+    closing = last.targets[-1:] if is_learned else last.input_ids[-1:]  # any valid id would do
     ends = np.cumsum([0, *map(len, examples)])
     ends[-1] += 1
 

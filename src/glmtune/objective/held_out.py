@@ -1,4 +1,4 @@
-"""How well a model predicts rows that it did not learn."""
+"""The loss on held-out rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,19 +27,19 @@ def held_out_loss(
 ) -> tuple[float, int]:
     """Sum the loss over held-out rows, dropout off.
 
-    Of several processes each takes every so many packs, and as many as any other, since the
-    processes of a sharded model meet in each.
+    Each of several processes takes every `num_processes`-th pack, and as many as any other, since
+    a sharded model communicates in each.
 
     Args:
-        model: a causal language model; its training mode is put back afterwards.
+        model: a causal language model; its training mode is restored afterwards.
         examples: encoded rows.
         rows: which of them.
-        max_tokens: of the rows that go through the model together.
+        max_tokens: the most tokens of rows that go through the model together.
         device: where the model is.
         lengths: tokens of every example, by index.
         objective: what to sum; None is the next-token loss.
-        make: what the model sees of some rows; it is always asked for step 0.
-        process_index, num_processes: which part of the packs is this process's.
+        make: makes the micro-batch of some rows; it is called for step 0.
+        process_index, num_processes: which share of the packs this process takes.
 
     Returns:
         The sum in nats and the number of learned tokens (or pairs) it is over, of this process's
@@ -61,7 +61,7 @@ def held_out_loss(
         if not loss.isfinite():
             raise TrainingError(
                 f"the evaluation loss is {loss.item()} on held-out rows {chosen}. "
-                "The model has diverged; lower training.learning_rate and go back to the last "
+                "The model has diverged; lower training.learning_rate and resume from the last "
                 "checkpoint."
             )
         total += loss.item()

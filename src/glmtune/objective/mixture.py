@@ -1,7 +1,7 @@
-"""What a step makes of windows of text: one objective of GLM, drawn anew each time.
+"""Sample one of GLM's objectives for each step over windows of text.
 
 The same seed, step and window give the same example, on any number of processes and after any
-interruption. Held-out windows are cut in the same way at every evaluation, once by each objective.
+interruption. Held-out windows are cut in the same way at every evaluation, once per objective.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from glmtune.recipe.sections import ObjectiveSection
 
 
 def mixture(section: ObjectiveSection, tokenizer: Any, seed: int) -> MakeMicroBatch:
-    """Make what `batches` asks for: the whole step by one objective, drawn by weight."""
+    """Return the function that `batches` calls: one objective for a step, sampled by weight."""
     infilling = BlankInfilling(section, marks_of(tokenizer))
 
     def make(examples: Examples, rows: Sequence[int], step: int) -> MicroBatch:
         texts = [_ids(examples, row) for row in rows]
-        # The packs of a step draw alike, so what they have in common must not depend on them.
+        # The packs of a step must sample the same objective, so its seed is that of the step.
         draw = infilling.draw([max(map(len, texts))], np.random.default_rng((seed, step)))
         made = [
             infilling.example(text, draw, np.random.default_rng((seed, step, row)))
@@ -34,7 +34,7 @@ def mixture(section: ObjectiveSection, tokenizer: Any, seed: int) -> MakeMicroBa
 def each_objective(
     section: ObjectiveSection, tokenizer: Any, seed: int
 ) -> Mapping[str, tuple[MakeMicroBatch, float]]:
-    """Give each objective of a mixture alone, with its share."""
+    """Return each objective of a mixture alone, with its share."""
     weights = {name: weight for name, weight in section.weights().items() if weight}
     nothing = dict.fromkeys(section.weights(), 0.0)
     return {

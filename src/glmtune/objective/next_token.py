@@ -1,16 +1,14 @@
 """The next-token loss, as a sum and a count.
 
 A step's loss is the sum over its learned tokens divided by their number, however the step
-was split into micro-batches: an answer of one token weighs a quarter of an answer of four.
+is split into micro-batches: an answer of one token weighs a quarter of an answer of four.
 
     input_ids   A  B  C  D        the logits at A, B and C predict B, C and D;
-    labels      .  .  C  D        only B and C predict something learned, so only their
+    labels      .  .  C  D        only B and C predict a learned token, so only their
     predicts    .  C  D           logits, (2, vocab), are ever computed
 
-Where a model hands out what its output layer scores, as ChatGLM does, only a chunk of the logits
-exists at a time: its gradient is made beside its loss, and the chunk is dropped. A chunk has the
-rows that make a product fast; its loss is summed in float32 a few rows at a time, which stay in the
-cache of the processor.
+Where the `forward` of a model takes `score`, as ChatGLM's does, only a chunk of the logits exists
+at a time (`glmtune.kernels.chunked_loss`).
 """
 
 import inspect
@@ -31,7 +29,7 @@ from glmtune.template.base import IGNORE
 
 
 def count_learned_tokens(labels: Tensor) -> int:
-    """Count the tokens a loss is taken over; the first of a row is predicted by nothing.
+    """Count the tokens that the loss is a sum over; nothing predicts the first of a row.
 
     Args:
         labels: (batch, seq), not shifted.
@@ -40,7 +38,7 @@ def count_learned_tokens(labels: Tensor) -> int:
 
 
 def labels_of_next(labels: Tensor) -> Tensor:
-    """Give each position the label of the one after it; the last has none. Shape (batch, seq)."""
+    """Shift labels to the positions that predict them; the last has none. Shape (batch, seq)."""
     following = labels.new_full(labels.shape, IGNORE)
     following[:, :-1] = labels[:, 1:]
     return following
@@ -66,7 +64,7 @@ def next_token_loss(
     predicts_learned = following != IGNORE  # (batch, seq)
     targets = following[predicts_learned]
     given = {**micro_batch.inputs(), "use_cache": False, "logits_to_keep": predicts_learned}
-    if takes_score(model):
+    if accepts_score(model):
 
         def score(hidden: Tensor, output_layer: nn.Module) -> Tensor:
             return loss_by_chunks(hidden, output_layer, targets, loss_function)
@@ -77,21 +75,21 @@ def next_token_loss(
 
 
 class Objective(Protocol):
-    """What a step makes smaller, and what its loss is a mean over."""
+    """What a step minimizes, and what its loss is a mean over."""
 
     def count(self, part: MicroBatch) -> int:
-        """How many things the loss of a micro-batch is a sum over: learned tokens, pairs."""
+        """Count what the loss of a micro-batch is a sum over: learned tokens, or pairs."""
 
     def loss(self, model: Any, part: MicroBatch) -> Tensor:
         """Sum the loss over a micro-batch: a float32 scalar."""
 
     def measured(self, *, is_training: bool) -> dict[str, tuple[float, float]]:
-        """Give what else was seen since this was last asked: by name a sum, and what it is over."""
+        """Return and reset the other measurements: by name a sum, and the count that it is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class NextToken:
-    """Every learned token is predicted from those before it."""
+    """Predict every learned token from the tokens before it."""
 
     loss_function: LossFunction = cross_entropy_sum
 
@@ -104,19 +102,19 @@ class NextToken:
         return next_token_loss(model, part, self.loss_function)
 
     def measured(self, *, is_training: bool) -> dict[str, tuple[float, float]]:
-        """Nothing besides the loss."""
+        """Return nothing, since only the loss is measured."""
         return {}
 
 
-def unwrapped(model: Any) -> Any:
-    """Give the model below what several processes wrap it in."""
+def unwrap(model: Any) -> Any:
+    """Return the model inside the wrappers of distributed training."""
     while isinstance(inner := getattr(model, "module", None), nn.Module):
         model = inner
     return model
 
 
-def takes_score(model: Any) -> bool:
-    """Whether a model, below its wrappers, hands out what its output layer scores."""
-    model = unwrapped(model)
+def accepts_score(model: Any) -> bool:
+    """Whether the `forward` of a model, inside its wrappers, takes `score`."""
+    model = unwrap(model)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "score" in inspect.signature(base.forward).parameters

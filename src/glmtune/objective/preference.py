@@ -1,8 +1,8 @@
-"""Prefer a better answer to a worse one: DPO and its relatives, over pairs that lie side by side.
+"""Preference losses (DPO and related ones) over packs in which the answers of a pair are adjacent.
 
     a pack          better 0   worse 0   better 1   worse 1
     log p           b0         w0        b1         w1        summed over the learned tokens
-    reference       the same, by the base under the disabled adapter
+    reference       the same, by the base model, with the adapter disabled
 
     sigmoid (DPO)   -log sigmoid(beta ((b - b_ref) - (w - w_ref)))
     hinge           max(0, 1 - beta ((b - b_ref) - (w - w_ref)))
@@ -13,7 +13,8 @@
 The last two need no reference. The loss of a step is the mean over its pairs.
 
 Sources: DPO https://arxiv.org/abs/2305.18290, hinge 2305.10425, IPO 2310.12036, SimPO 2405.14734,
-ORPO 2403.07691. The formulas are those of TRL 1.16, which tests/test_preference.py compares.
+ORPO 2403.07691. The formulas are those of TRL 1.16, with which
+tests/objective/test_preference.py compares them.
 """
 
 from typing import Any
@@ -24,17 +25,17 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from glmtune.data.batches import MicroBatch
-from glmtune.kernels.chunked_loss import chunk_rows
-from glmtune.objective.next_token import labels_of_next, takes_score, unwrapped
+from glmtune.kernels.chunked_loss import rows_per_chunk
+from glmtune.objective.next_token import accepts_score, labels_of_next, unwrap
 from glmtune.recipe.sections import PreferenceSection
 from glmtune.template.base import IGNORE
 
 
 class Preference:
-    """What a step of pairs makes smaller.
+    """The loss of a step of pairs.
 
     Args:
-        section: which loss, and how strict.
+        section: the loss and its constants.
     """
 
     def __init__(self, section: PreferenceSection) -> None:
@@ -42,7 +43,7 @@ class Preference:
         self._seen = {True: dict(_NOTHING), False: dict(_NOTHING)}
 
     def count(self, part: MicroBatch) -> int:
-        """Count the pairs; those of a process without rows of its own do not count."""
+        """Count the pairs, without those of a process that has no rows of its own."""
         _, lengths = _learned(part)
         return int((lengths[::2] > 0).sum())
 
@@ -50,7 +51,7 @@ class Preference:
         """Sum the loss over the pairs of a micro-batch.
 
         Args:
-            model: what is trained; for a loss with a reference, under an adapter.
+            model: the policy; for a loss with a reference, it has an adapter.
             part: a pack of pairs.
         """
         section = self._section
@@ -66,7 +67,7 @@ class Preference:
         return (losses * counts).sum()
 
     def measured(self, *, is_training: bool) -> dict[str, tuple[float, float]]:
-        """Give how often the better answer wins, and by how much."""
+        """Return how often the better answer has the higher reward, and the margin."""
         seen = self._seen[is_training]
         self._seen[is_training] = dict(_NOTHING)
         return {name: (seen[name], seen["pairs"]) for name in ("reward_accuracy", "reward_margin")}
@@ -83,12 +84,12 @@ _NOTHING = {"pairs": 0.0, "reward_accuracy": 0.0, "reward_margin": 0.0}
 
 
 def pair_losses(better: Tensor, worse: Tensor, section: PreferenceSection) -> Tensor:
-    """Give the loss of each pair.
+    """Compute the loss of each pair.
 
     Args:
         better, worse: float32, (pairs,): log-probabilities of the answers, less those of the
             reference where there is one; per token for ipo, simpo and orpo.
-        section: which loss, and how strict.
+        section: the loss and its constants.
     """
     beta, margin = section.beta, better - worse
     match section.loss:
@@ -106,7 +107,7 @@ def pair_losses(better: Tensor, worse: Tensor, section: PreferenceSection) -> Te
 
 
 def _log_not(log_p: Tensor) -> Tensor:
-    """Log(1 - p) of a log-probability, which may be as good as 0."""
+    """Compute log(1 - p) of log(p), which may be nearly 0."""
     return torch.log(-torch.expm1(log_p.clamp(max=-1e-7)))
 
 
@@ -116,7 +117,7 @@ def sequence_logps(model: Any, part: MicroBatch) -> Tensor:
     following = labels_of_next(part.labels)
     targets = following[predicts]
     given = {**part.inputs(), "use_cache": False, "logits_to_keep": predicts}
-    if takes_score(model):
+    if accepts_score(model):
 
         def score(hidden: Tensor, output_layer: nn.Module) -> Tensor:
             return _logps_by_chunks(hidden, output_layer, targets)
@@ -133,15 +134,15 @@ def sequence_logps(model: Any, part: MicroBatch) -> Tensor:
 
 
 def _logps_by_chunks(hidden: Tensor, output_layer: nn.Module, targets: Tensor) -> Tensor:
-    """Score a chunk at a time; in the backward pass each is scored again."""
-    rows = max(1, chunk_rows(output_layer) // 4)  # all of a chunk's logits become float32 here
+    """Compute one chunk at a time, with its logits recomputed in the backward pass."""
+    rows = max(1, rows_per_chunk(output_layer) // 4)  # all of a chunk's logits become float32 here
 
-    def logps(chunk: Tensor, of_it: Tensor) -> Tensor:
-        return _logps(output_layer(chunk), of_it)
+    def logps(chunk: Tensor, chunk_targets: Tensor) -> Tensor:
+        return _logps(output_layer(chunk), chunk_targets)
 
     parts = zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
-    found = [checkpoint(logps, chunk, of_it, use_reentrant=False) for chunk, of_it in parts]
-    return torch.cat(found) if found else hidden.sum(dim=-1).float()
+    chunks = [checkpoint(logps, *part, use_reentrant=False) for part in parts]
+    return torch.cat(chunks) if chunks else hidden.sum(dim=-1).float()
 
 
 def _logps(logits: Tensor, targets: Tensor) -> Tensor:
@@ -149,27 +150,27 @@ def _logps(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _reference_logps(model: Any, part: MicroBatch) -> Tensor:
-    """Ask the base: the same model, its adapter disabled and its dropout off.
+    """Compute the log-probabilities of the base model: adapter disabled and dropout off.
 
-    It multiplies as the policy does, or the two would differ before the first step. On a CPU
-    bitsandbytes' layers of 8 bits round their inputs too in evaluation, so they stay in training;
-    and a few rows are multiplied otherwise where gradients are off
-    (`glmtune.kernels.half_precision`), so they stay on: nothing asks for one here.
+    The reference must use the kernels of the policy; otherwise the two would differ before the
+    first step. On a CPU, bitsandbytes' 8-bit layers also round their inputs in evaluation, so they
+    stay in training mode. WideLinear uses another kernel for few rows under no_grad
+    (`glmtune.kernels.half_precision`), so gradients stay enabled, although none is computed.
     """
-    inner = unwrapped(model)
+    inner = unwrap(model)
     was_training = inner.training
     inner.eval()
     for module in inner.modules():
         if isinstance(module, nn.Linear):
             module.train(was_training)
     with inner.disable_adapter():
-        found = sequence_logps(inner, part)
+        logps = sequence_logps(inner, part)
     inner.train(was_training)
-    return found.detach()
+    return logps.detach()
 
 
 def _learned(part: MicroBatch) -> tuple[Tensor, Tensor]:
-    """Say which positions predict something learned, (1, seq), and how many of each sequence."""
+    """Find the positions that predict learned tokens, (1, seq), and their count per sequence."""
     assert part.cu_seq_lens is not None  # pairs come in packs
     predicts = labels_of_next(part.labels) != IGNORE
     before = F.pad(predicts[0].long().cumsum(0), (1, 0))  # (seq + 1,)

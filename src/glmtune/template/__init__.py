@@ -1,1 +1,1 @@
-"""A conversation -> token ids and labels; generated ids -> messages."""
+"""Encode conversations as token ids and labels, and parse generated ids into messages."""

@@ -1,15 +1,15 @@
-r"""A conversation -> token ids and labels, and generated ids -> messages.
+r"""Encode conversations as token ids and labels, and parse generated ids into messages.
 
 Training and chat use the same object, so a prompt at inference is by construction what
-stood before the answer in training.
+preceded the answer in training.
 
     official   [gMASK] sop <|user|> ▁ \n ▁你 好 <|assistant|> ▁ \n ▁很 好 </s>
     labels        -     -     -     - -   -  -       -        ▁ \n ▁很 好 </s>
     prompt     [gMASK] sop <|user|> ▁ \n ▁你 好 <|assistant|>
 
 Three rules are easy to get wrong. The model writes the newline after `<|assistant|>` itself,
-so it is learned. So is the token after an answer, `</s>` or the next role, or the model never
-learns to stop. And strings are encoded where ChatGLM3 cuts them: "\n" and "很好" are two
+so it is learned. So is the token after an answer, `</s>` or the next role; otherwise the model
+never learns to stop. And strings are split where ChatGLM3 splits them: "\n" and "很好" are two
 strings in the official layout but one in the tutorial's, which gives other ids.
 
 Source: ChatGLM3, finetune_demo/preprocess_utils.py and tokenization_chatglm.py; the reference
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-IGNORE = -100  # torch's own `ignore_index`: a label that is not learned
+IGNORE = -100  # the `ignore_index` of torch: a label that is not learned
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What is learned from one conversation.
+    """The ids and labels of one conversation.
 
     Attributes:
-        input_ids: the whole conversation.
+        input_ids: the complete conversation.
         labels: as long as `input_ids` and not shifted: the id where it is learned, else
             `IGNORE`.
     """
@@ -50,10 +50,10 @@ class Example:
 
 
 class Template(ABC):
-    """How conversations of one model family look as ids.
+    """The chat format of one model family, as ids.
 
     Attributes:
-        stop_ids: generation ends when one of them is written.
+        stop_ids: ids that end a generation.
         description: the family and the layout, for people.
     """
 
@@ -62,15 +62,15 @@ class Template(ABC):
 
     @abstractmethod
     def encode_batch(self, conversations: Sequence[Conversation]) -> list[Example]:
-        """Give the ids and labels of many conversations.
+        """Encode many conversations.
 
         Raises:
-            TemplateError: a conversation cannot be rendered; says which and why.
+            TemplateError: a conversation cannot be rendered; names it and the reason.
         """
 
     @abstractmethod
     def prompt_ids(self, conversation: Conversation) -> list[int]:
-        """Give the ids after which the model answers: what `encode` puts before that answer.
+        """Encode a prompt: the ids that `encode` puts before the answer.
 
         Raises:
             TemplateError: the conversation cannot be rendered.
@@ -78,41 +78,41 @@ class Template(ABC):
 
     @abstractmethod
     def parse(self, ids: Sequence[int]) -> list[Message]:
-        """Read generated ids; they end at the first stop id, or where they end."""
+        """Parse generated ids up to the first stop id, if there is one."""
 
     @abstractmethod
     def _fingerprinted(self) -> Mapping[str, Any]:
-        """Give, as JSON, whatever must be equal for two templates to be one."""
+        """Return, as JSON, everything that two equivalent templates have in common."""
 
     def encode(self, conversation: Conversation) -> Example:
-        """Give the ids and labels of one conversation, as `encode_batch` does."""
+        """Encode one conversation, as `encode_batch` does."""
         [example] = self.encode_batch([conversation])
         return example
 
     @cached_property
     def fingerprint(self) -> str:
-        """64 hex digits that change when the same conversation would give other ids or labels.
+        """A hash, 64 hex digits, that changes when a conversation would get other ids or labels.
 
-        They depend on the tokenizer, the layout and this code, but not on the machine.
+        It depends on the tokenizer, the layout and this code, but not on the machine.
         """
         facts = {**self.description, "stop_ids": self.stop_ids, **self._fingerprinted()}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def _until_stop(self, ids: Sequence[int]) -> list[int]:
-        end = next((i for i, index in enumerate(ids) if index in self.stop_ids), len(ids))
+        end = next((i for i, token_id in enumerate(ids) if token_id in self.stop_ids), len(ids))
         return list(ids[:end])
 
     def shorten_prompt(self, conversation: Conversation, max_tokens: int) -> Example | None:
-        """Make a conversation fit by shortening what is before its last answer.
+        """Make a conversation fit by shortening its turns before the last learned answer.
 
-        Turns after the last learned answer go first, then the oldest exchanges (a user message
-        and what follows it), then the end of the longest user or observation text of the
-        last exchange. System messages stay. The answers that are left stay whole, and so do
-        their ends.
+        Turns after that answer are dropped first, then the oldest exchanges (a user message and
+        the turns after it), then the end of the longest user or observation text of the last
+        exchange. System messages are kept. The remaining answers are kept in full, with the
+        token that ends them.
 
         Args:
             conversation: of any length.
-            max_tokens: how many ids the example may have.
+            max_tokens: the most ids that the example may have.
 
         Returns:
             The example of the shortened conversation, or None when the answer does not fit or
@@ -131,7 +131,7 @@ class Template(ABC):
         return self._cut_texts(shorter, max_tokens)
 
     def _cut_texts(self, conversation: Conversation, max_tokens: int) -> Example | None:
-        """Cut the ends of user and observation texts, the longest first, until all fits."""
+        """Truncate user and observation texts, the longest first, until the example fits."""
         messages = list(conversation)
         texts = [
             index
@@ -139,16 +139,16 @@ class Template(ABC):
             if message.role in ("user", "observation") and not is_learned(message)
         ]
         for index in sorted(texts, key=lambda i: len(messages[i].content), reverse=True):
-            whole = messages[index]
+            full = messages[index]
 
-            def encode_cut(length: int, index: int = index, whole: Message = whole) -> Example:
-                messages[index] = replace(whole, content=whole.content[:length])
+            def encode_cut(length: int, index: int = index, full: Message = full) -> Example:
+                messages[index] = replace(full, content=full.content[:length])
                 return self.encode(Conversation(tuple(messages)))
 
-            fits, too_long = 1, len(whole.content)
+            fits, too_long = 1, len(full.content)
             best = encode_cut(fits)
             if len(best.input_ids) > max_tokens:
-                continue  # one character is left of this text; cut the next one too
+                continue  # one character of this text remains; truncate the next one too
             while too_long - fits > 1:
                 middle = (fits + too_long) // 2
                 example = encode_cut(middle)
@@ -161,7 +161,7 @@ class Template(ABC):
 
 
 def is_learned(message: Message) -> bool:
-    """Tell whether training learns a message: answers are, unless they say otherwise.
+    """Whether training learns a message: answers are learned, unless `is_learned` says otherwise.
 
     System and user messages are never learned, as in the official data format.
     """
@@ -171,7 +171,7 @@ def is_learned(message: Message) -> bool:
 
 
 def _drop_exchanges(conversation: Conversation) -> Iterator[Conversation]:
-    """Yield ever shorter ends of a conversation that still have its last learned answer."""
+    """Yield shorter and shorter conversations that keep the last learned answer."""
     messages = list(conversation)
     while not is_learned(messages[-1]):
         messages.pop()
@@ -184,6 +184,7 @@ def _drop_exchanges(conversation: Conversation) -> Iterator[Conversation]:
 def decode(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], skip_special_tokens: bool = False
 ) -> str:
+    """Decode ids as one text."""
     text = tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
     assert isinstance(text, str)  # a list comes back only for a list of lists
     return text

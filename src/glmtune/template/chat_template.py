@@ -1,4 +1,4 @@
-"""Any tokenizer's own chat template, checked so that it can be trained on."""
+"""Train on the chat template of any tokenizer, after checking that it is fit for training."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ if TYPE_CHECKING:
 from glmtune.template.base import IGNORE, Example, Template, decode, is_learned
 from glmtune.template.probes import PROBES
 
-# ---- other families -------------------------------------------------------------------------
-
-# Some templates write today's date, and so the same conversation would have other ids tomorrow.
-# This one stands in front of theirs and hides the function they ask; 26 Jul 2024 is what
-# Llama's templates say when they cannot ask.
+# Some templates write today's date, so the same conversation would have other ids tomorrow. This
+# macro is put in front of them and shadows the function they call; 26 Jul 2024 is the default date
+# of Llama's templates.
 _DATE_PARTS = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24"} | {
     "%a": "Fri", "%A": "Friday", "%H": "12", "%M": "00", "%S": "00"
 }  # fmt: skip
@@ -33,25 +31,25 @@ _FIXED_DATE = (
 
 
 class ChatTemplate(Template):
-    """Any tokenizer's own chat template, as far as it keeps the promises made above.
+    """The chat template of a tokenizer, as long as it keeps the rules of `Template`.
 
     What the template renders for the turns before an answer, with `add_generation_prompt`,
-    must be the beginning of what it renders for the whole conversation; and a stop token must
-    end the answer. Each conversation is checked for both. Text in a message that spells a
+    must be a prefix of what it renders for the complete conversation, and a stop token must
+    end the answer. Both are checked for each conversation. Text in a message that spells a
     control token is encoded as text.
 
     Args:
         tokenizer: with a chat template.
 
     Raises:
-        TemplateError: the tokenizer has no chat template, or one that breaks the promises.
+        TemplateError: the tokenizer has no chat template, or one that breaks these rules.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not tokenizer.chat_template:
             raise TemplateError(
                 f"the tokenizer of {tokenizer.name_or_path or type(tokenizer).__name__} has no "
-                "chat template, so it is unknown how its conversations look. Use a chat model, "
+                "chat template, so the format of its conversations is unknown. Use a chat model, "
                 "or put a chat_template.jinja into the folder."
             )
         self._tokenizer = tokenizer
@@ -60,15 +58,15 @@ class ChatTemplate(Template):
         self.stop_ids = tuple(dict.fromkeys((end_id, tokenizer.eos_token_id or end_id)))
 
     def encode_batch(self, conversations: Sequence[Conversation]) -> list[Example]:
-        """Give the ids and labels of many conversations.
+        """Encode many conversations.
 
         Raises:
-            TemplateError: a conversation cannot be rendered; says which and why.
+            TemplateError: a conversation cannot be rendered; names it and the reason.
         """
         return [self._encode(conversation) for conversation in conversations]
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
-        """Give the ids of the turns with the generation prompt behind them.
+        """Encode the turns, followed by the generation prompt.
 
         Raises:
             TemplateError: the conversation cannot be rendered.
@@ -76,7 +74,7 @@ class ChatTemplate(Template):
         return self._render(*_to_openai(conversation.messages), add_generation_prompt=True)
 
     def parse(self, ids: Sequence[int]) -> list[Message]:
-        """Read generated ids as one message; its text is stripped."""
+        """Parse generated ids as one message, whose text is stripped."""
         text = decode(self._tokenizer, self._until_stop(ids), skip_special_tokens=True)
         return [Message("assistant", text.strip())]
 
@@ -84,15 +82,15 @@ class ChatTemplate(Template):
         messages = conversation.messages
         ids = self._render(*_to_openai(messages))
         labels = [IGNORE] * len(ids)
-        for first, behind in _answers(messages):
+        for first, end_turn in _answers(messages):
             start = self._find_start(messages, first, ids)
-            end = self._find_stop(messages, behind, ids, start)
-            if all(is_learned(message) for message in messages[first:behind]):
+            end = self._find_stop(messages, end_turn, ids, start)
+            if all(is_learned(message) for message in messages[first:end_turn]):
                 labels[start:end] = ids[start:end]
         return Example(ids, labels)
 
     def _find_start(self, messages: Sequence[Message], first: int, ids: Sequence[int]) -> int:
-        """Give where the answer at turn `first` begins."""
+        """Find the position where the answer at turn `first` begins."""
         if first == 0:
             raise TemplateError(
                 "turn 0 is an answer, and this model's chat template needs a message before it."
@@ -102,27 +100,27 @@ class ChatTemplate(Template):
         return len(prompt)
 
     def _find_stop(
-        self, messages: Sequence[Message], behind: int, ids: Sequence[int], start: int
+        self, messages: Sequence[Message], end_turn: int, ids: Sequence[int], start: int
     ) -> int:
-        """Give where the answer that ends before turn `behind` ends, with its stop token."""
+        """Find the position after the stop token of the answer that ends before `end_turn`."""
         turns = ids
-        if behind < len(messages):
-            turns = self._render(*_to_openai(messages[:behind]))
-            self._check_prefix(turns, ids, f"the conversation up to turn {behind - 1}")
+        if end_turn < len(messages):
+            turns = self._render(*_to_openai(messages[:end_turn]))
+            self._check_prefix(turns, ids, f"the conversation up to turn {end_turn - 1}")
         for position in range(start, len(turns)):
             if turns[position] in self.stop_ids:
                 return position + 1
         raise TemplateError(
-            f"the chat template ends the answer at turn {behind - 1} with none of the stop "
+            f"the chat template ends the answer at turn {end_turn - 1} with none of the stop "
             f"tokens {self._tokenizer.convert_ids_to_tokens(list(self.stop_ids))}, so the model "
             "would never learn to stop."
         )
 
     def _check_prefix(self, prefix: Sequence[int], ids: Sequence[int], what: str) -> None:
-        """Refuse a template that renders the same turns in two ways.
+        """Raise an error if ids do not begin with `prefix`.
 
         Raises:
-            TemplateError: says from where on they differ.
+            TemplateError: shows the first position where they differ.
         """
         if list(ids[: len(prefix)]) == list(prefix):
             return
@@ -135,10 +133,10 @@ class ChatTemplate(Template):
         )
         raise TemplateError(
             f"this tokenizer's chat template cannot be trained on: {what} is not the beginning "
-            f"of the whole conversation. From token {same} on it is {alone!r}, but in the "
-            f"whole {inside!r}. A template that rewrites earlier turns (dropping their "
-            "reasoning, for one) shows the model something else in chat than in training; use "
-            "one that does not, or rows with one answer each."
+            f"of the complete conversation. From token {same} on it is {alone!r} alone, and "
+            f"{inside!r} in the conversation. A template that rewrites earlier turns (dropping "
+            "their reasoning, for example) shows the model something else in chat than in "
+            "training. Use one that does not, or rows with one answer each."
         )
 
     def _render(
@@ -147,7 +145,7 @@ class ChatTemplate(Template):
         tools: list[dict[str, Any]] | None,
         add_generation_prompt: bool = False,
     ) -> list[int]:
-        """Render messages to ids by the tokenizer's template."""
+        """Render messages to ids with the tokenizer's template."""
         from jinja2 import TemplateError as JinjaError
 
         if not messages:
@@ -164,27 +162,27 @@ class ChatTemplate(Template):
             )
         except (JinjaError, ValueError, TypeError) as error:
             raise TemplateError(
-                f"this tokenizer's chat template does not take the conversation: {error}"
+                f"this tokenizer's chat template does not accept the conversation: {error}"
             ) from error
         return list(ids)
 
     def _find_end(self) -> int:
-        """Give the token that the template puts behind an answer.
+        """Find the token that the template puts after an answer.
 
         Raises:
             TemplateError: there is none.
         """
         messages, tools = _to_openai((Message("user", "a"), Message("assistant", "b")))
         prompt = self._render(messages[:1], tools, add_generation_prompt=True)
-        whole = self._render(messages, tools)
-        self._check_prefix(prompt, whole, "the prompt of a first answer")
+        full = self._render(messages, tools)
+        self._check_prefix(prompt, full, "the prompt of a first answer")
         specials = {i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
-        for index in whole[len(prompt) :]:
-            if index in specials or index == self._tokenizer.eos_token_id:
-                return index
+        for token_id in full[len(prompt) :]:
+            if token_id in specials or token_id == self._tokenizer.eos_token_id:
+                return token_id
         raise TemplateError(
-            "this tokenizer's chat template puts no special token behind an answer "
-            f"({self._tokenizer.decode(whole)!r}), so the model would never learn to stop."
+            "this tokenizer's chat template puts no special token after an answer "
+            f"({self._tokenizer.decode(full)!r}), so the model would never learn to stop."
         )
 
     def _fingerprinted(self) -> Mapping[str, Any]:
@@ -192,7 +190,7 @@ class ChatTemplate(Template):
         for probe in PROBES:
             try:
                 example = self.encode(probe)
-            except TemplateError:  # a template without tools is still a template
+            except TemplateError:  # a template need not support tools
                 rendered.append(None)
             else:
                 rendered.append([example.input_ids, example.labels])
@@ -207,7 +205,7 @@ class ChatTemplate(Template):
 
 
 def _answers(messages: Sequence[Message]) -> Iterator[tuple[int, int]]:
-    """Yield the first turn of each answer and the turn behind it.
+    """Yield the first turn of each answer and the turn after it.
 
     A remark and the calls after it are one answer.
     """
@@ -229,7 +227,7 @@ def _is_call(message: Message) -> bool:
 def _to_openai(
     messages: Sequence[Message],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """Write messages and their tools as chat templates expect them.
+    """Convert messages and their tools to the form that chat templates expect.
 
     Raises:
         TemplateError: a tool call cannot be read.
@@ -241,7 +239,7 @@ def _to_openai(
         if message.role == "system" and message.tools is not None:
             tools = [_wrap_tool(tool) for tool in message.tools] or None
             if message.content == TOOLS_PROMPT:
-                continue  # ChatGLM's own words; a template announces tools in its own
+                continue  # ChatGLM's own prompt; a template announces tools in its own words
         if message.role == "observation":
             answered = {"tool_call_id": _call_id(num_calls), "name": _last_call(messages[:index])}
             result.append({"role": "tool", "content": message.content, **answered})
@@ -262,7 +260,7 @@ def _wrap_tool(tool: Any) -> dict[str, Any]:
 
 
 def _call_id(number: int) -> str:
-    return f"call{number:05d}"  # nine letters or digits, as Mistral's templates demand
+    return f"call{number:05d}"  # nine letters or digits, as Mistral's templates require
 
 
 def _last_call(messages: Sequence[Message]) -> str:
@@ -275,7 +273,7 @@ def _to_tool_call(index: int, message: Message, number: int) -> dict[str, Any]:
     except ValueError as error:
         raise TemplateError(
             f"turn {index} calls {message.metadata!r} in a way that this model's chat template "
-            f"cannot carry: {error}"
+            f"cannot represent: {error}"
         ) from error
     function = {"name": message.metadata, "arguments": arguments}
     return {"type": "function", "id": _call_id(number), "function": function}

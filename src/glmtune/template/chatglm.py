@@ -1,13 +1,14 @@
-"""ChatGLM3's own conversation format, as ids and labels."""
+"""Encode conversations in the formats of ChatGLM3 and ChatGLM2."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from glmtune.conversation import ROLES, Conversation, Message
+from glmtune.conversation import Conversation, Message
 from glmtune.errors import TemplateError
+from glmtune.model.chatglm.chat_format import ChatIds, Part, chat_parts, split_reply
 
 if TYPE_CHECKING:
     from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
@@ -15,24 +16,17 @@ from glmtune.recipe.choices import LAYOUTS, Layout
 from glmtune.template.base import IGNORE, Example, Template, decode, is_learned
 from glmtune.template.probes import PLAIN_PROBES, PROBES, ROUND_PROBES
 
-# ---- ChatGLM3 -------------------------------------------------------------------------------
-
-
-# a stretch of a conversation, ids as they are or a string to be encoded on its own, and whether
-# it is learned
-Part = tuple[str | list[int], bool]
-
 
 class ChatGLMTemplate(Template):
-    """ChatGLM3's own format, without a detour through text.
+    """ChatGLM's formats, which join ids and not text (`glmtune.model.chatglm.chat_format`).
 
     Layouts:
 
     - `official`: newline and content are two strings; every answer is learned.
-    - `tutorial`: the last answer, with its newline, is one string and the only one learned;
-      the turns before it are official, since that is how `model.chat` shows them to the model.
+    - `tutorial`: the last answer, with its newline, is one string, and the only one learned;
+      the turns before it are official, as `model.chat` encodes them.
     - `chatglm2`: numbered rounds of 问 and 答 in one string, for ChatGLM2 and CodeGeeX2, which
-      have no roles; the last answer is a string of its own, and the only one learned.
+      have no roles; the last answer is another string, and the only one learned.
     - `plain`: a prompt and an answer without roles, for base models.
 
     Args:
@@ -48,26 +42,23 @@ class ChatGLMTemplate(Template):
             raise TemplateError(f"got layout {layout!r}, expected one of {', '.join(LAYOUTS)}.")
         self._tokenizer = tokenizer
         self._layout = layout
-        self._start_ids = tokenizer.build_inputs_with_special_tokens([])
-        self._end_ids = [tokenizer.get_command("<eos>")]
-        self._role_ids = {role: [tokenizer.get_command(f"<|{role}|>")] for role in ROLES}
-        self.stop_ids = tuple(self._end_ids)
-        if layout in ("official", "tutorial"):
-            self.stop_ids += (*self._role_ids["user"], *self._role_ids["observation"])
+        self._ids = ChatIds.of(tokenizer)
+        has_roles = layout in ("official", "tutorial")
+        self.stop_ids = tuple(self._ids.stop if has_roles else self._ids.end)
         self.description = {"family": "chatglm3", "layout": layout}
 
     def encode_batch(self, conversations: Sequence[Conversation]) -> list[Example]:
-        """Give the ids and labels of many conversations: all texts in one threaded call.
+        """Encode many conversations, with all texts in one threaded call.
 
         Raises:
-            TemplateError: a conversation cannot be rendered; says which and why.
+            TemplateError: a conversation cannot be rendered; names it and the reason.
         """
         parts_of = [self._parts(conversation) for conversation in conversations]
         ids_of = self._encode_texts(parts_of)
         return [_join(parts, ids_of) for parts in parts_of]
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
-        """Give the ids up to `<|assistant|>`, which are those of `build_chat_input`.
+        """Encode up to `<|assistant|>`, with the ids of `build_chat_input`.
 
         Raises:
             TemplateError: the conversation cannot be rendered.
@@ -77,14 +68,15 @@ class ChatGLMTemplate(Template):
         elif self._layout == "chatglm2":
             parts = self._round_parts(conversation.messages)
         else:
-            parts = [*self._turns(conversation), (self._role_ids["assistant"], False)]
+            parts = self._turns(conversation, self._ids.roles["assistant"])
         return _join(parts, self._encode_texts([parts])).input_ids
 
     def parse(self, ids: Sequence[int]) -> list[Message]:
-        """Read generated ids: one message, or a remark and the tool call after it.
+        """Parse generated ids: one message, or a remark and the tool call after it.
 
-        A message begins with its metadata line, empty for an ordinary answer, whose content is
-        stripped. Where a content was encoded on its own, the space in front of it is not its.
+        A message begins with its metadata line, which is empty for an ordinary answer, whose
+        content is stripped. The space in front of a content that was encoded alone is not part
+        of it.
         """
         ids = self._until_stop(ids)
         if self._layout == "plain":
@@ -92,18 +84,15 @@ class ChatGLMTemplate(Template):
         if self._layout == "chatglm2":
             return [Message("assistant", decode(self._tokenizer, ids).strip())]
         messages = []
-        for part in _split(ids, *self._role_ids["assistant"]):
-            text = decode(self._tokenizer, part)
-            metadata, newline, content = text.partition("\n")
-            if not newline:
-                metadata, content = "", text
+        for part in _split(ids, *self._ids.roles["assistant"]):
+            metadata, content = split_reply(decode(self._tokenizer, part))
             metadata = metadata.strip()
             content = content.removeprefix(" ") if metadata else content.strip()
             messages.append(Message("assistant", content, metadata=metadata))
         return messages
 
     def _parts(self, conversation: Conversation) -> list[Part]:
-        """Cut a conversation as its layout does."""
+        """Split a conversation into the parts of its layout."""
         if not conversation.messages:
             raise TemplateError("the conversation has no messages; it needs at least one.")
         if self._layout == "plain":
@@ -112,27 +101,10 @@ class ChatGLMTemplate(Template):
             return self._tutorial_parts(conversation)
         if self._layout == "chatglm2":
             return self._chatglm2_parts(conversation)
-        last = is_learned(conversation.messages[-1])
-        return [*self._turns(conversation), (self._end_ids, last)]
+        return self._turns(conversation, self._ids.end)
 
-    def _turns(self, messages: Sequence[Message] | Conversation) -> list[Part]:
-        """Cut every turn in the official way."""
-        parts: list[Part] = [(self._start_ids, False)]
-        was_learned = False
-        for index, message in enumerate(messages):
-            role_ids = self._role_ids.get(message.role)
-            if role_ids is None:
-                raise TemplateError(
-                    f"turn {index} is from {message.role!r}, expected one of {', '.join(ROLES)}."
-                )
-            learns = is_learned(message)
-            parts += (
-                (role_ids, was_learned),  # what ends the turn before
-                (f"{message.metadata}\n", learns),
-                (message.text, learns),
-            )
-            was_learned = learns
-        return parts
+    def _turns(self, messages: Iterable[Message], closing: list[int]) -> list[Part]:
+        return chat_parts(messages, self._ids, closing, is_learned)
 
     def _tutorial_parts(self, conversation: Conversation) -> list[Part]:
         *history, answer = conversation.messages
@@ -142,37 +114,36 @@ class ChatGLMTemplate(Template):
                 "last turn and so needs an answer there. Drop the turns after the last answer, or "
                 "use the official layout."
             )
-        unlearned = [(piece, False) for piece, _ in self._turns(history)]
+        prompt = self._turns(history, self._ids.roles["assistant"])
         text = f"{answer.metadata}\n{answer.content}"
         learns = is_learned(answer)
         return [
-            *unlearned,
-            (self._role_ids["assistant"], False),
+            *((piece, False) for piece, _ in prompt),
             (text, learns),
-            (self._end_ids, learns),
+            (self._ids.end, learns),
         ]
 
     def _chatglm2_parts(self, conversation: Conversation) -> list[Part]:
-        """Cut as the fine-tuning code of ChatGLM2 does: the rounds, then the last answer."""
+        """Split as the fine-tuning code of ChatGLM2 does: the rounds, then the last answer."""
         *history, answer = conversation.messages
         if answer.role != "assistant" or answer.metadata:
             raise TemplateError(
                 "the chatglm2 layout learns the last turn and so needs an answer there, got "
-                f"{'a tool call' if answer.metadata else answer.role}. Drop the turns behind the "
+                f"{'a tool call' if answer.metadata else answer.role}. Drop the turns after the "
                 "last answer."
             )
         learns = is_learned(answer)
-        return [*self._round_parts(history), (answer.content, learns), (self._end_ids, learns)]
+        return [*self._round_parts(history), (answer.content, learns), (self._ids.end, learns)]
 
     def _round_parts(self, messages: Sequence[Message]) -> list[Part]:
-        """Write turns up to a question as numbered rounds: one string, as ChatGLM2 has it."""
+        """Write the turns up to a question as numbered rounds in one string."""
         roles = [message.role for message in messages]
         expected = (["user", "assistant"] * (len(messages) // 2 + 1))[: len(messages)]
         if roles != expected or not len(messages) % 2 or any(m.metadata for m in messages):
             raise TemplateError(
-                "ChatGLM2 knows questions and answers in turn, and neither system messages nor "
-                f"tools; got {' '.join(roles)} before an answer. Put what the system message says "
-                "into the first question."
+                "ChatGLM2 has alternating questions and answers, and neither system messages nor "
+                f"tools; got {' '.join(roles)} before an answer. Move the text of the system "
+                "message into the first question."
             )
         rounds = [
             f"[Round {number}]\n\n问：{question.content}\n\n答：{answer.content}\n\n"
@@ -181,7 +152,7 @@ class ChatGLMTemplate(Template):
             )
         ]
         last = f"[Round {len(rounds) + 1}]\n\n问：{messages[-1].content}\n\n答："
-        return [(self._start_ids, False), ("".join(rounds) + last, False)]
+        return [(self._ids.start, False), ("".join(rounds) + last, False)]
 
     def _plain_parts(self, messages: Sequence[Message]) -> list[Part]:
         roles = [message.role for message in messages]
@@ -192,14 +163,14 @@ class ChatGLMTemplate(Template):
             )
         answer = messages[-1]
         return [
-            (self._start_ids, False),
+            (self._ids.start, False),
             *((message.content, False) for message in messages[:-1]),
             (answer.content, is_learned(answer)),
-            (self._end_ids, is_learned(answer)),
+            (self._ids.end, is_learned(answer)),
         ]
 
     def _encode_texts(self, parts_of: Sequence[Sequence[Part]]) -> dict[str, list[int]]:
-        """Encode every different text of many conversations once."""
+        """Encode the distinct texts of many conversations, each once."""
         texts = list(
             {piece: 0 for parts in parts_of for piece, _ in parts if not isinstance(piece, list)}
         )
@@ -215,14 +186,14 @@ class ChatGLMTemplate(Template):
         return {
             "pieces": hashlib.sha256(pieces).hexdigest(),
             "added": self._tokenizer.added_tokens_encoder,
-            "roles": self._role_ids,
+            "roles": self._ids.roles,
             "examples": [[example.input_ids, example.labels] for example in examples],
             "prompt": self.prompt_ids(Conversation(PLAIN_PROBES[0].messages[:1])),
         }
 
 
 def _join(parts: Sequence[Part], ids_of: Mapping[str, list[int]]) -> Example:
-    """Put the ids of the parts one after the other, with their labels."""
+    """Concatenate the ids of the parts, and make their labels."""
     input_ids: list[int] = []
     labels: list[int] = []
     for piece, learns in parts:

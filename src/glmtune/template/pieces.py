@@ -1,4 +1,4 @@
-"""Token ids -> the shortest runs of tokens that are text."""
+"""Split token ids into the shortest runs of tokens that decode to complete characters."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from typing import Any
 
 from glmtune.template.base import IGNORE, Example
 
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a character decode to
-MAX_TOKENS_OF_CHARACTER = 4  # the bytes of the longest character in UTF-8
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what an incomplete character decodes to
+MAX_TOKENS_OF_CHARACTER = 4  # bytes of the longest character in UTF-8
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of tokens that is text.
+    """A run of tokens that decodes to complete characters.
 
     Attributes:
         ids: of the tokens.
-        text: what they are, a special token as its name.
+        text: their text, or the name of a special token.
         is_learned: whether they are labels.
         is_special: whether it is a special token.
     """
@@ -28,7 +28,7 @@ class Piece:
 
 
 def pieces_of(example: Example, tokenizer: Any) -> Iterator[Piece]:
-    """Give the pieces of an example, in order."""
+    """Yield the pieces of an example, in order."""
     special = {
         tokenizer.convert_tokens_to_ids(token): token for token in tokenizer.all_special_tokens
     }
@@ -48,13 +48,13 @@ def pieces_of(example: Example, tokenizer: Any) -> Iterator[Piece]:
 
 
 def _ids_before_text(tokenizer: Any) -> list[int]:
-    """Give ids to decode in front of a run: at the very beginning a space would be dropped."""
+    """Return ids to decode before a run, since decoding drops a space at the start of a text."""
     ids: list[int] = tokenizer.encode("x", add_special_tokens=False)
     return ids
 
 
 def _is_last(example: Example, index: int, length: int, special: dict[int, str]) -> bool:
-    """Whether a run cannot go on behind a token, though its last character is unfinished."""
+    """Whether a run ends at a token, although its last character is incomplete."""
     after = index + 1
     return (
         length == MAX_TOKENS_OF_CHARACTER
@@ -65,6 +65,6 @@ def _is_last(example: Example, index: int, length: int, special: dict[int, str])
 
 
 def text_of(ids: Sequence[int], tokenizer: Any) -> str:
-    """Decode as the tokenizer does, special tokens and all; unlearned labels are left out."""
+    """Decode ids including special tokens, leaving out labels that are not learned."""
     text: str = tokenizer.decode([token_id for token_id in ids if token_id != IGNORE])
     return text

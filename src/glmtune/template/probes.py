@@ -1,4 +1,4 @@
-"""Conversations whose ids identify a template."""
+"""Sample conversations whose ids are part of a template's fingerprint."""
 
 from __future__ import annotations
 

@@ -19,21 +19,21 @@ from glmtune.template.chatglm import ChatGLMTemplate
 
 
 def template_for(tokenizer: PreTrainedTokenizerBase, layout: Layout = "official") -> Template:
-    """Give the template of a tokenizer's family.
+    """Return the template of a tokenizer's family.
 
     Args:
         tokenizer: ChatGLM's, or any that has a chat template.
-        layout: a layout of ChatGLM3; other families have their own, which is `official`.
+        layout: a layout of ChatGLM; the chat template of another family is `official`.
 
     Raises:
-        TemplateError: the family has no such layout, or no template that can be trained on.
+        TemplateError: the family has no such layout, or no template fit for training.
     """
     from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
     if isinstance(tokenizer, ChatGLMTokenizer):
         if layout in ("official", "tutorial") and (name := _chatglm2_name(tokenizer)):
             raise TemplateError(
-                f"this is {name}, which knows no roles: the {layout} layout is ChatGLM3's. Use "
+                f"this is {name}, which has no roles: the {layout} layout is ChatGLM3's. Use "
                 "layout: chatglm2 for dialogues, or plain for text and code."
             )
         return ChatGLMTemplate(tokenizer, layout)
@@ -46,9 +46,9 @@ def template_for(tokenizer: PreTrainedTokenizerBase, layout: Layout = "official"
 
 
 def _chatglm2_name(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Give the name under which ChatGLM2 or CodeGeeX2 was published, "" where it is neither.
+    """Return the published name of ChatGLM2 or CodeGeeX2, or "" for any other model.
 
-    Its files are ChatGLM3's, the tokenizer to the byte; only their names tell it.
+    Their tokenizer files are byte-identical to ChatGLM3's, so only the names differ.
     """
     folder = Path(tokenizer.name_or_path)
     names = [folder.name]

@@ -22,7 +22,7 @@ import torch
 
 from glmtune import machine
 from glmtune.errors import RecipeError
-from glmtune.kernels.half_precision import computes_in
+from glmtune.kernels.half_precision import activation_dtype
 from glmtune.model.load import load_config
 from glmtune.recipe.methods import FreezeSection, FullSection
 from glmtune.recipe.recipe import RunRecipe
@@ -76,5 +76,5 @@ def make_scaler(section: TrainingSection, model: Any, device: torch.device) -> t
             "this CPU has no arithmetic for float16 and emulates it, many times slower than "
             "float32; training.bf16=true, or neither, is faster"
         )
-    is_float16 = section.fp16 or computes_in(model) == torch.float16
+    is_float16 = section.fp16 or activation_dtype(model) == torch.float16
     return torch.amp.GradScaler(device.type, enabled=is_float16)

@@ -32,8 +32,8 @@ from transformers import (
 )
 
 from glmtune.errors import CheckpointError
-from glmtune.kernels.half_precision import cpu_library, library_suits
-from glmtune.kernels.row_cache import ATTENTION, RowCache, can_write_rows, virtual_tokens_of
+from glmtune.kernels.half_precision import onednn, onednn_is_faster
+from glmtune.kernels.row_cache import ATTENTION, RowCache, supports_row_cache, virtual_tokens_of
 
 ROWS = 32  # written at once: about where a CPU is as busy as it can be
 PROMPT_TOKENS = 1024  # run in one step, unless a single prompt is longer
@@ -138,7 +138,7 @@ def make_cache(model: Any, num_rows: int = 1) -> AnyCache:
         model: in eval mode; what it puts in front of every text is made now.
         num_rows: how many rows are written at once.
     """
-    if can_write_rows(model):
+    if supports_row_cache(model):
         return RowCache(num_rows, virtual_tokens_of(model))
     return DynamicCache(config=model.config)
 
@@ -264,8 +264,8 @@ def _score(model: Any, rows: Sequence[_Row], cache: AnyCache) -> Tensor:
     else:
         inputs = {"past_key_values": cache}
     input_ids = torch.tensor([[token for ids in fresh for token in ids]])  # (1, seq)
-    suits = library_suits(model, input_ids.size(1))
-    with nullcontext() if suits else cpu_library(is_used=False):
+    is_faster = onednn_is_faster(model, input_ids.size(1))
+    with nullcontext() if is_faster else onednn(enabled=False):
         output = model(
             input_ids=input_ids.to(model.device),
             use_cache=True,

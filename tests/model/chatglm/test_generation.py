@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import DynamicCache
 
+from glmtune.model.chatglm.chat_format import ChatIds
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
-from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration, chat_stop_ids
+from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
 from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
 CASES = [
@@ -175,7 +176,7 @@ def test_a_history_encodes_to_the_ids_that_the_model_wrote(
     taught: ChatGLMForConditionalGeneration, tokenizer: ChatGLMTokenizer
 ) -> None:
     inputs = tokenizer.build_chat_input("北京天气怎么样？")
-    stop_ids = chat_stop_ids(tokenizer)
+    stop_ids = ChatIds.of(tokenizer).stop
     written = taught.generate(**inputs, do_sample=False, max_length=200, eos_token_id=stop_ids)
 
     _, history = taught.chat(tokenizer, "北京天气怎么样？", do_sample=False)
@@ -214,7 +215,7 @@ def test_chat_samples_by_default(
 def test_the_stop_ids_are_the_end_and_the_roles_that_speak_next(
     tokenizer: ChatGLMTokenizer,
 ) -> None:
-    end, *roles = chat_stop_ids(tokenizer)
+    end, *roles = ChatIds.of(tokenizer).stop
 
     assert end == 2
     assert tokenizer.convert_ids_to_tokens(roles) == ["<|user|>", "<|observation|>"]
@@ -257,7 +258,7 @@ def test_a_stream_goes_on_from_the_cache_of_the_turn_before(
         )
     )
 
-    # The same by hand: the new message behind all that was cached.
+    # The same by hand: the new message after everything cached.
     prompt = tokenizer.build_chat_input("你叫什么名字？")["input_ids"]
     reply = tokenizer.encode("\n", add_special_tokens=False)
     reply += tokenizer.encode("我是小助手。😀 鑫！", add_special_tokens=False)

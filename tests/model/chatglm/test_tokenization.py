@@ -384,7 +384,7 @@ def test_what_the_chat_format_has_not_is_refused(tiny_tokenizer: ChatGLMTokenize
         tiny_tokenizer.apply_chat_template([{"role": "bot", "content": "你好"}])
     with pytest.raises(ValueError, match="got the role 'bot'"):
         tiny_tokenizer.build_single_message("bot", "", "你好")
-    with pytest.raises(ValueError, match="no special token"):
+    with pytest.raises(ValueError, match="is not a special token"):
         tiny_tokenizer.get_command("<|nobody|>")
 
 
@@ -636,7 +636,7 @@ def test_a_half_written_model_is_refused(tiny_tokenizer: ChatGLMTokenizer, tmp_p
     whole = tiny_tokenizer.sp_model.serialized_model_proto()
     file = tmp_path / "tokenizer.model"
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="no SentencePiece model"):
+    with pytest.raises(ValueError, match="not a SentencePiece model"):
         ChatGLMTokenizer(file)
 
 
@@ -681,7 +681,7 @@ def test_a_trained_tokenizer_has_the_layout_of_chatglm(tiny_tokenizer: ChatGLMTo
     assert tiny_tokenizer.get_command("<|observation|>") == 488
     assert tiny_tokenizer.tokenize("\n") == ["▁", "<0x0A>"]
     assert tiny_tokenizer.encode("", add_special_tokens=False) == []
-    assert "12" not in tiny_tokenizer.get_vocab()  # digits stand alone
+    assert "12" not in tiny_tokenizer.get_vocab()  # every digit is a piece
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,11 +1,11 @@
-"""The numbers that make a ChatGLM2 or ChatGLM3 network, under the names of the published files.
+"""The configuration of ChatGLM2 and ChatGLM3, under the names of the published files.
 
 `config.json` keeps the original names (`num_layers`, `padded_vocab_size`, ...), because vLLM,
 llama.cpp and chatglm.cpp read those. The names that transformers uses everywhere else
 (`num_hidden_layers`, `vocab_size`, ...) are aliases: they can be read, set and passed, and are
 never written.
 
-Three other kinds of checkpoint also call themselves `chatglm` and are refused here: ChatGLM-6B
+Three other kinds of checkpoint also have the model type `chatglm` and are refused: ChatGLM-6B
 (v1, another network), GLM-4 (another tokenizer) and the `-int4` files (packed weights).
 
 Source: spec section 1.
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-GLM4_PADDED_VOCAB_SIZE = 151552  # of every GLM-4 9B, and of no ChatGLM
+GLM4_PADDED_VOCAB_SIZE = 151552  # every GLM-4 9B has it, and no ChatGLM
 
 
 @strict
@@ -34,7 +34,7 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         ffn_hidden_size: width of the MLP; the up projection is twice as wide.
         kv_channels: width of one head, which need not be `hidden_size / num_attention_heads`.
         num_attention_heads: number of query heads.
-        seq_length: nominal context length. Longer inputs work; nothing is tabulated.
+        seq_length: nominal context length. Longer inputs work, since no table has this length.
         hidden_dropout: applied after attention and after the MLP.
         classifier_dropout: applied before the head of sequence classification.
         attention_dropout: applied to the attention weights.
@@ -46,19 +46,19 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         multi_query_attention: whether groups of query heads share a key and a value head.
         multi_query_group_num: number of key and of value heads when they are shared.
         rope_ratio: multiplies the rotary base of 10000.
-        rope_interpolation: `rope_ratio` divides the positions instead. chatglm2-6b-32k means that
-            by the same field, and only its name tells; None asks the name that config.json gives.
+        rope_interpolation: whether `rope_ratio` divides the positions instead. chatglm2-6b-32k is
+            distinguished only by its name; None looks for that name in config.json.
         bias_dropout_fusion, apply_query_key_layer_scaling, attention_softmax_in_fp32,
-        original_rope: ways to compute the same numbers; kept, not used.
+        original_rope: other ways to compute the same numbers; kept, and not used.
         quantization_bit: must be 0.
         pre_seq_len: length of the P-Tuning v2 prefix, or None.
-        prefix_projection: whether an MLP makes the prefix.
-        initializer_range: standard deviation of fresh weights.
+        prefix_projection: whether an MLP computes the prefix.
+        initializer_range: standard deviation of newly initialized weights.
     """
 
     model_type = "chatglm"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
-    # AutoTokenizer asks here when a folder has no tokenizer_config.json.
+    # AutoTokenizer reads this when a folder has no tokenizer_config.json.
     tokenizer_class: ClassVar[str] = "ChatGLMTokenizer"
     attribute_map: ClassVar[dict[str, str]] = {
         "num_hidden_layers": "num_layers",
@@ -68,9 +68,9 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         "max_position_embeddings": "seq_length",
         "rms_norm_eps": "layernorm_epsilon",
     }
-    # A slice of the fused query_key_value crosses the borders between queries, keys and values,
-    # so its output is gathered and every rank attends with all heads. dense_h_to_4h is gate and
-    # up in equal halves, which "packed_colwise" splits one by one.
+    # A shard of the fused query_key_value crosses the boundaries of queries, keys and values, so
+    # its output is gathered and every rank attends with all heads. dense_h_to_4h holds gate and up
+    # in equal halves, which "packed_colwise" shards separately.
     base_model_tp_plan: ClassVar[dict[str, Any]] = {
         "encoder.layers.*.self_attention.query_key_value": "colwise_gather_output",
         "encoder.layers.*.self_attention.dense": "rowwise_split_input",
@@ -127,7 +127,7 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     pad_token_id: int | None = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Take the fields that are not ours, refusing the files of other networks."""
+        """Handle fields that are not attributes, refusing the files of other networks."""
         if "position_encoding_2d" in kwargs or "inner_hidden_size" in kwargs:
             raise ValueError(
                 "this is a ChatGLM-6B (v1) checkpoint: its config has position_encoding_2d or "
@@ -137,21 +137,20 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         if self.rope_interpolation is None:
             published_as = str(kwargs.get("_name_or_path", ""))
             self.rope_interpolation = "chatglm2-6b-32k" in published_as or None
-        # `auto_map` names code in the folder. These classes replace that code, and a folder
-        # saved from them holds none.
+        # `auto_map` names code in the folder, which these classes replace and do not save.
         kwargs.pop("auto_map", None)
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     def validate_architecture(self) -> None:
-        """Refuse what this implementation would compute wrongly.
+        """Raise an error for what this implementation would compute wrongly.
 
         Raises:
             ValueError: names the field, what it holds and what was expected.
         """
         if self.padded_vocab_size == GLM4_PADDED_VOCAB_SIZE:
             raise ValueError(
-                f"padded_vocab_size {GLM4_PADDED_VOCAB_SIZE} is that of GLM-4, whose tokenizer "
-                "is another one; expected ChatGLM2 or ChatGLM3 (65024). Use the checkpoint in "
+                f"padded_vocab_size {GLM4_PADDED_VOCAB_SIZE} is that of GLM-4, which has "
+                "another tokenizer; expected ChatGLM2 or ChatGLM3 (65024). Use the checkpoint in "
                 "transformers' own `glm` layout, such as zai-org/glm-4-9b-chat-hf."
             )
         if self.quantization_bit:
@@ -176,7 +175,7 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     @property
     def num_key_value_heads(self) -> int:
-        """Number of heads in the cache."""
+        """Number of key and value heads."""
         if self.multi_query_attention:
             return self.multi_query_group_num
         return self.num_attention_heads

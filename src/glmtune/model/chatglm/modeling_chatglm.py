@@ -9,14 +9,15 @@ are and half precision gives the same bits. What differs from the other decoders
 
 - Queries, keys and values come from one projection with a bias. A few key and value heads serve
   all query heads.
-- Rotary position turns neighbouring channels, and only in the first half of each head.
+- Rotary embeddings rotate adjacent channels, and only in the first half of each head.
 - RMSNorm multiplies by its weight before it rounds, not after.
-- The position of a token says how it is rotated and nothing else. Who sees whom is the causal
-  order and `attention_mask`, so positions may repeat or jump (GLM's blank infilling does both).
+- The position of a token determines its rotation and nothing else. What it attends to is given by
+  the causal order and `attention_mask`, so positions may repeat or jump, as in GLM's blank
+  infilling.
 
-From transformers come attention, masks, caches, checkpointing, generation and the loss. Norm,
-rotation and MLP are written here: theirs take the same time at the width of 4096 (0.9 to 1.1
-times ours, benchmarks/building_blocks.py), and their norm rounds differently.
+Attention, masks, caches, checkpointing, generation and the loss are those of transformers. Norm,
+rotation and MLP are our own: those of transformers take the same time at a width of 4096 (0.9 to
+1.1 times ours, benchmarks/building_blocks.py), and their norm rounds differently.
 
 Source: spec sections 2 to 6; GLM, https://arxiv.org/abs/2103.10360.
 """
@@ -54,11 +55,12 @@ from transformers.utils.generic import (
 from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.kernels.fused import rms_norm, swiglu
+from glmtune.model.chatglm.chat_format import ChatIds
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.reply import process_response
 
 ROTARY_BASE = 10000.0
-UNFINISHED_CHARACTER = "\ufffd"  # what bytes that are no character yet decode to
+UNFINISHED_CHARACTER = "\ufffd"  # what an incomplete character decodes to
 
 
 class ChatGLMRMSNorm(nn.Module):
@@ -70,7 +72,7 @@ class ChatGLMRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Normalise (..., hidden); the result has the shape and dtype of the input."""
+        """Normalize (..., hidden); the result has the shape and dtype of the input."""
         return rms_norm(hidden_states, self.weight, self.eps)
 
     def extra_repr(self) -> str:
@@ -78,7 +80,7 @@ class ChatGLMRMSNorm(nn.Module):
 
 
 def inverse_frequencies(rotated: int, base: float, device: torch.device | None = None) -> Tensor:
-    """How far one position turns each channel pair, in radians: float32, (rotated // 2)."""
+    """The angle by which one position rotates each channel pair: float32, (rotated // 2)."""
     exponents = torch.arange(0, rotated, 2, dtype=torch.float32, device=device) / rotated
     return 1.0 / base**exponents
 
@@ -86,9 +88,9 @@ def inverse_frequencies(rotated: int, base: float, device: torch.device | None =
 class ChatGLMRotaryEmbedding(nn.Module):
     """The angle of every channel pair at given positions.
 
-    Every published checkpoint stores the buffer `inv_freq`, at base 10000 whatever `rope_ratio`
-    says. It is carried along so that files keep their layout, and never read: the angles come
-    from `10000 * rope_ratio`, or from 10000 and divided positions, in float32, at any position.
+    Every published checkpoint stores the buffer `inv_freq`, at base 10000 for any `rope_ratio`. It
+    is kept for the layout of files, and never read: the angles come from `10000 * rope_ratio`, or
+    from 10000 and divided positions, in float32, at any position.
     """
 
     def __init__(self, config: ChatGLMConfig) -> None:
@@ -106,10 +108,10 @@ class ChatGLMRotaryEmbedding(nn.Module):
         dtype: torch.dtype,
         block_position_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Give cosine and sine, each (batch, seq, rotated // 2), rounded to `dtype`.
+        """Compute cosine and sine, each (batch, seq, rotated // 2), rounded to `dtype`.
 
-        With block positions they are (batch, seq, rotated): as many pairs again, which are those
-        of the second half of the head. A block position of 0 turns nothing.
+        With block positions they are (batch, seq, rotated): as many pairs again, for the second
+        half of the head. A block position of 0 rotates nothing.
         """
         frequencies = inverse_frequencies(self.rotated, self.base, position_ids.device)
         angles = position_ids[..., None].float() / self.divisor * frequencies
@@ -120,10 +122,10 @@ class ChatGLMRotaryEmbedding(nn.Module):
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel pairs (0,1), (2,3), ... of every head by the angle of their position.
+    """Rotate channel pairs (0,1), (2,3), ... of every head by the angle of their position.
 
     There are angles for the first half of each head, and the rest of it is left as it is; with
-    block positions there are angles for all of it. The pairs are neighbours, unlike Llama's
+    block positions there are angles for all of it. The pairs are adjacent, unlike Llama's
     (i, i + rotated // 2), so the two are not interchangeable. The arithmetic is in the dtype of
     `x`, as in the original.
     Source: RoFormer, https://arxiv.org/abs/2104.09864, section 3.4.2.
@@ -141,7 +143,7 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def repeat_kv(x: Tensor, repeats: int) -> Tensor:
-    """Give every query head its own copy: (batch, kv_heads, ...) -> (batch, heads, ...)."""
+    """Copy each head for its query heads: (batch, kv_heads, ...) -> (batch, heads, ...)."""
     return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
 
 
@@ -270,7 +272,7 @@ class ChatGLMMLP(nn.Module):
 
 
 class ChatGLMBlock(GradientCheckpointingLayer):
-    """One decoder layer: attention, then MLP, each on a normalised copy and added back."""
+    """One decoder layer: attention, then MLP, each on a normalized copy and added back."""
 
     def __init__(self, config: ChatGLMConfig, layer_idx: int) -> None:
         super().__init__()
@@ -291,7 +293,7 @@ class ChatGLMBlock(GradientCheckpointingLayer):
         keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> Tensor:
-        """Map (batch, seq, hidden) to the same shape, or to the positions to keep alone."""
+        """Map (batch, seq, hidden) to the same shape, or only the positions to keep."""
         attended, _ = self.self_attention(
             self.input_layernorm(hidden_states),
             position_embeddings=position_embeddings,
@@ -331,10 +333,10 @@ class ChatGLMEncoder(nn.Module):
         self.final_layernorm = ChatGLMRMSNorm(config.hidden_size, eps=config.layernorm_epsilon)
 
     def forward(self, hidden_states: Tensor, keep: int | Tensor = 0, **kwargs: Any) -> Tensor:
-        """Map (batch, seq, hidden) to the same shape, or to the positions to keep alone.
+        """Map (batch, seq, hidden) to the same shape, or only the positions to keep.
 
-        `kwargs` go to every block. Behind the last attention no position looks at another, so the
-        rest of the last block leaves out what is not kept.
+        `kwargs` go to every block. After the last attention, positions are independent, so the
+        rest of the last block is computed only for those kept.
         """
         *others, last = self.layers
         for layer in others:
@@ -343,9 +345,9 @@ class ChatGLMEncoder(nn.Module):
 
 
 class ChatGLMPrefixEncoder(nn.Module):
-    """P-Tuning v2: keys and values that every layer finds in front of its past.
+    """P-Tuning v2: keys and values in front of the cache of every layer.
 
-    The keys are used as they are, without rotation.
+    The keys are not rotated.
     Source: https://arxiv.org/abs/2110.07602.
     """
 
@@ -366,7 +368,7 @@ class ChatGLMPrefixEncoder(nn.Module):
             self.trans = nn.Identity()
 
     def forward(self, batch: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        """Give per layer a key and a value of (batch, kv_heads, length, head_dim)."""
+        """Compute for each layer a key and a value of (batch, kv_heads, length, head_dim)."""
         slots = torch.arange(self.length, device=self.embedding.weight.device)
         prefix = self.trans(self.embedding(slots)).to(dtype)
         prefix = self.dropout(prefix.unflatten(-1, self.layout))
@@ -376,7 +378,7 @@ class ChatGLMPrefixEncoder(nn.Module):
 
 
 class ChatGLMPreTrainedModel(PreTrainedModel):
-    """What the models below have in common: loading, saving and fresh weights."""
+    """The base class of the models below: loading, saving and initialization."""
 
     config: ChatGLMConfig
     base_model_prefix = "transformer"
@@ -396,7 +398,7 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw matrices from normal(0, initializer_range); norms are 1 and biases 0."""
+        """Initialize matrices from normal(0, initializer_range), norms to 1 and biases to 0."""
         super()._init_weights(module)
         if isinstance(module, ChatGLMRotaryEmbedding):
             init.copy_(module.inv_freq, inverse_frequencies(module.rotated, ROTARY_BASE))
@@ -424,11 +426,11 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Give the module that turns ids into vectors."""
+        """Return the input embedding."""
         return self.embedding.word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Put another module in its place."""
+        """Replace it."""
         self.embedding.word_embeddings = value
 
     @merge_with_config_defaults
@@ -456,12 +458,12 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             past_key_values: earlier tokens; extended in place.
             inputs_embeds: (batch, seq, hidden).
             use_cache: whether to return a cache.
-            block_position_ids: (batch, seq), GLM's second position, by which the second half of
-                each head is turned as in ChatGLM-6B. None is 0 everywhere: ChatGLM2 and 3.
-            keep: how many last positions to give (0 is all), or which, as `logits_to_keep`.
-            **kwargs: reach the attention function of every layer. `cu_seq_lens_q` says where the
-                examples of a pack meet; each of them sees the P-Tuning v2 prefix, as
-                `virtual_tokens`.
+            block_position_ids: (batch, seq), GLM's second position, which rotates the second half
+                of each head as in ChatGLM-6B. None is 0 everywhere: ChatGLM2 and 3.
+            keep: how many last positions to return (0 is all), or which, as `logits_to_keep`.
+            **kwargs: reach the attention function of every layer. `cu_seq_lens_q` holds
+                the boundaries of the examples of a pack, each of which attends to the P-Tuning v2
+                prefix, as `virtual_tokens`.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`; a P-Tuning v2 prefix
@@ -514,12 +516,12 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
     def make_mask(
         self, past_key_values: Cache | None, attention_mask: Tensor | None, inputs_embeds: Tensor
     ) -> Any:
-        """Make the causal mask in the form that the attention implementation wants.
+        """Make the causal mask in the form that the attention implementation expects.
 
-        Positions are left out, or transformers would take a jump in them for the border of
-        another text. Where a mask is spelled out and nothing is cached, padded queries see
-        everything, as in the original: no token reads their output, and only a label right
-        behind padding depends on it.
+        Positions are not passed, since transformers would take a jump in them for the start of
+        another text. In an explicit mask without a cache, padded queries attend to everything,
+        as in the original: no token reads their output, and only a label directly after
+        padding depends on it.
         """
         mask: Any = create_causal_mask(
             config=self.config,
@@ -527,8 +529,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             attention_mask=attention_mask,
             past_key_values=past_key_values,
         )
-        is_spelled_out = isinstance(mask, Tensor) and mask.ndim == 4
-        if not is_spelled_out or attention_mask is None or attention_mask.ndim != 2:
+        is_explicit = isinstance(mask, Tensor) and mask.ndim == 4
+        if not is_explicit or attention_mask is None or attention_mask.ndim != 2:
             return mask
         if past_key_values is not None and past_key_values.get_seq_length() > 0:
             return mask
@@ -540,7 +542,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
     def add_prefix(
         self, past_key_values: Cache, attention_mask: Tensor | None, inputs_embeds: Tensor
     ) -> Tensor | None:
-        """Put the P-Tuning v2 prefix into an empty cache, and its ones before a 2-D mask."""
+        """Insert the P-Tuning v2 prefix into an empty cache, and its ones before a 2-D mask."""
         if self.gradient_checkpointing and self.training:
             raise ValueError(
                 "gradient checkpointing drops the cache, and with it the P-Tuning v2 prefix. "
@@ -555,17 +557,17 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         return F.pad(attention_mask, (missing, 0), value=1)
 
     def prefix_before_examples(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        """Give the P-Tuning v2 prefix to an attention function that attends example by example."""
+        """Compute the P-Tuning v2 prefix for attention over the examples of a pack."""
         if is_flash_attention_requested(self.config):
             raise ValueError(
-                "flash attention over packs has no place for the P-Tuning v2 prefix. Use packed."
+                "flash attention over packs does not support the P-Tuning v2 prefix. Use packed."
             )
         assert self.prefix_encoder is not None
         prefix: list[tuple[Tensor, Tensor]] = self.prefix_encoder(1, dtype)
         return prefix
 
     def add_prefix_encoder(self, length: int, projection: bool) -> None:
-        """Give the model a fresh P-Tuning v2 prefix, in float32, on its device."""
+        """Add a newly initialized P-Tuning v2 prefix, in float32, on the device of the model."""
         self.config.pre_seq_len, self.config.prefix_projection = length, projection
         encoder = ChatGLMPrefixEncoder(self.config, length)
         for module in encoder.modules():
@@ -573,7 +575,7 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         self.prefix_encoder = encoder.to(self.device, torch.float32)
 
     def insert_prefix(self, past_key_values: Cache, batch: int) -> None:
-        """Put the P-Tuning v2 prefix into an empty cache, if the model has one."""
+        """Insert the P-Tuning v2 prefix into an empty cache, if the model has one."""
         if self.prefix_encoder is None:
             return
         if past_key_values.is_compileable:
@@ -585,10 +587,10 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
 
 class FiniteScores(LogitsProcessor):
-    """Stop a generation whose scores are not numbers, instead of sampling noise from them."""
+    """Stop a generation whose scores are not finite, instead of sampling noise from them."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Give back (batch, vocab) as it is.
+        """Return (batch, vocab) unchanged.
 
         Raises:
             FloatingPointError: a row holds NaN or +inf, or nothing but -inf.
@@ -611,18 +613,18 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
-        """Give the module that turns vectors into logits."""
+        """Return the output layer."""
         return self.transformer.output_layer
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Put another module in its place."""
+        """Replace it."""
         self.transformer.output_layer = new_embeddings
 
     def virtual_tokens(self) -> tuple[list[tuple[Tensor, Tensor]], int]:
-        """Give what stands before every text, and how many positions it takes.
+        """Compute the virtual tokens in front of every text, and how many positions they take.
 
-        That is keys and values of (1, kv_heads, length, head_dim) for each layer: the P-Tuning v2
-        prefix, which takes no position. A model without one has no layers here.
+        They are keys and values of (1, kv_heads, length, head_dim) for each layer: the P-Tuning v2
+        prefix, which takes no position. The list is empty for a model without one.
         """
         encoder = self.transformer.prefix_encoder
         return ([] if encoder is None else encoder(1, self.dtype)), 0
@@ -652,15 +654,15 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             labels: (batch, seq), not shifted: the id to learn, or -100.
             use_cache: whether to return a cache.
             logits_to_keep: how many last positions to score (0 is all), or which.
-            score: makes the loss of what the decoder gives at those positions and of the output
-                layer, instead of `labels`; then all logits need not exist at the same time.
+            score: computes the loss from the hidden states at those positions and the output layer,
+                instead of `labels`; then the logits need not all exist at the same time.
             **kwargs: `block_position_ids` go to `ChatGLMModel.forward`; `num_items_in_batch`
                 divides the summed loss in place of the number of labels; the rest reaches the
                 attention functions.
 
         Returns:
             `logits` (batch, seq, vocab) in the model's dtype, and with labels a float32 `loss`
-            in nats per token. With `score` there are no logits, and the loss is what it gives.
+            in nats per token. With `score` there are no logits, and the loss is what it returns.
         """
         outputs = self.transformer(
             input_ids=input_ids,
@@ -676,7 +678,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         if score is not None:
             return CausalLMOutputWithPast(loss=score(hidden_states, self.transformer.output_layer))
         hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
-        # For a slice, even of one row, torch would copy a half-precision weight once per row.
+        # For a strided slice, even of one row, torch would copy a half-precision weight per row.
         flat = hidden_states.flatten(0, -2)  # (positions, hidden)
         logits = self.transformer.output_layer(flat).unflatten(0, hidden_states.shape[:-1])
         loss = None
@@ -714,25 +716,25 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             query: the message.
             history: the messages before it, as `{"role", "content"}` with optional
                 `"metadata"` and `"tools"`. It is not changed.
-            role: who speaks the message: "user", or "observation" for the result of a tool.
+            role: of the message: "user", or "observation" for the result of a tool.
             max_length: the most tokens of prompt and answer together.
             num_beams: 1 is no beam search.
-            do_sample: whether to draw from the scores, or to take the best.
-            top_p: draw only from the likeliest tokens that hold this much probability.
-            temperature: divides the scores before a draw.
-            logits_processor: what else changes the scores.
-            **kwargs: as for `generate`. `max_new_tokens` takes the place of `max_length`.
+            do_sample: whether to sample from the scores, or to take the best.
+            top_p: sample only from the most likely tokens with this total probability.
+            temperature: divides the scores before sampling.
+            logits_processor: further changes to the scores.
+            **kwargs: as for `generate`. `max_new_tokens` replaces `max_length`.
 
         Returns:
             The answer and the history with the message and the answer appended. The answer is
             text, or a dictionary for a tool call; see `process_response`.
 
         Raises:
-            FloatingPointError: the model gives scores that are not numbers.
+            FloatingPointError: the scores of the model are not finite.
         """
         messages = [*(history or ()), {"role": role, "content": query}]
         inputs = tokenizer.build_chat_input(query, history=history, role=role).to(self.device)
-        stop_ids = chat_stop_ids(tokenizer)
+        stop_ids = ChatIds.of(tokenizer).stop
         generate: Callable[..., Tensor] = self.generate  # type: ignore[misc, assignment]
         sequences = generate(
             **inputs,
@@ -764,18 +766,18 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
         return_past_key_values: bool = False,
         **kwargs: Any,
     ) -> Iterator[tuple[Any, ...]]:
-        """Answer one message, giving the answer so far after every token.
+        """Answer one message, yielding the answer so far after every token.
 
-        A step that ends inside a character is held back. The last step is the whole answer.
+        A step that ends inside a character is held back. The last step is the complete answer.
         The arguments are those of `chat`, without beams, and two more: with `past_key_values`,
-        the cache of the turn before, only the new message is encoded, behind what the cache
-        holds; `return_past_key_values` asks for the cache.
+        the cache of the previous turn, only the new message is encoded, after the cached tokens;
+        `return_past_key_values` also yields the cache.
 
         Yields:
             (answer, history), or (answer, history, past_key_values).
 
         Raises:
-            FloatingPointError: the model gives scores that are not numbers.
+            FloatingPointError: the scores of the model are not finite.
         """
         messages = [*(history or ()), {"role": role, "content": query}]
         if past_key_values is None:
@@ -796,7 +798,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             past_key_values,
             max_length,
             **_sampling(do_sample, top_p, temperature),
-            eos_token_id=chat_stop_ids(tokenizer),
+            eos_token_id=ChatIds.of(tokenizer).stop,
             logits_processor=LogitsProcessorList([*(logits_processor or ()), FiniteScores()]),
             **kwargs,
         ):
@@ -816,8 +818,8 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
     def _stream_ids(
         self, ids: Tensor, past_key_values: Cache, max_length: int, **settings: Any
     ) -> Iterator[int]:
-        """Generate after `ids` (1, seq), which stand behind the cache, one id at a time."""
-        # `generate` takes what the cache holds off the front, so something has to stand there.
+        """Generate after `ids` (1, seq), which follow the cached tokens, one id at a time."""
+        # `generate` drops as many ids from the front as are cached, so pad by that many.
         fillers = ids.new_zeros(1, past_key_values.get_seq_length())
         ids = torch.cat((fillers, ids), dim=1)
         prefix = self.config.pre_seq_len or 0
@@ -838,20 +840,14 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
             yield token
 
 
-def chat_stop_ids(tokenizer: Any) -> list[int]:
-    """Give the ids that end a turn: end of text, and the two roles that speak next."""
-    roles = ("<|user|>", "<|observation|>")
-    return [tokenizer.eos_token_id, *(tokenizer.get_command(role) for role in roles)]
-
-
 def read_reply(
     text: str, history: Sequence[Mapping[str, Any]]
 ) -> tuple[str | dict[str, Any], list[dict[str, Any]]]:
     """Read a reply so that its history encodes to the ids that the model wrote.
 
-    A space in front of a piece of text is the mark of its first token, which encoding adds
-    anew. Decoding drops it at the very beginning; it is left at the head of later messages and
-    of a tool call. The original keeps those, so its next prompt has spaces never written.
+    A space in front of a piece of text is the mark of its first token, which encoding adds again.
+    Decoding drops it only at the very beginning; at the start of later messages and of a tool
+    call it remains. The original keeps those, so its next prompt has spaces never written.
     """
     content, extended = process_response(text, history)
     for index, message in enumerate(extended[len(history) :]):
@@ -863,7 +859,7 @@ def read_reply(
 
 
 def _sampling(do_sample: bool, top_p: float, temperature: float) -> dict[str, Any]:
-    """Give `generate` the settings of sampling only where it samples."""
+    """Return the sampling settings of `generate`, only if it samples."""
     if not do_sample:
         return {"do_sample": False}
     return {"do_sample": True, "top_p": top_p, "temperature": temperature}
@@ -874,7 +870,7 @@ class ChatGLMForSequenceClassification(ChatGLMPreTrainedModel):
 
     def __init__(self, config: ChatGLMConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels or 2  # which is transformers' default
+        self.num_labels = config.num_labels or 2  # the default of transformers
         self.transformer = ChatGLMModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout or 0.0)
         self.classifier_head = nn.Linear(config.hidden_size, self.num_labels)
@@ -894,8 +890,8 @@ class ChatGLMForSequenceClassification(ChatGLMPreTrainedModel):
     ) -> SequenceClassifierOutputWithPast:
         """Score the labels: `logits` (batch, num_labels), and a loss with `labels` (batch).
 
-        The last token is the last one that `attention_mask` (batch, seq) calls real, so padding
-        may stand on either side; the original needs it on the left. The other arguments are
+        The last token is the last one that `attention_mask` (batch, seq) marks as real, so padding
+        may be on either side; the original needs it on the left. The other arguments are
         those of `ChatGLMModel.forward`.
         """
         outputs = self.transformer(

@@ -1,7 +1,7 @@
-r"""The text of a reply -> what was said and which tool was called, as `model.chat` returns it.
+r"""Parse the text of a reply into an answer or a tool call, as `model.chat` returns it.
 
 A reply begins with its metadata line, which is empty for an ordinary answer and names the
-tool in a call; a remark may stand before a call, with `<|assistant|>` between them.
+tool in a call; a remark may precede a call, with `<|assistant|>` between them.
 
     "\n 你好！"                                         -> "你好！"
     "get_weather\n ```python\ntool_call(city='北京')\n```" -> {"name": "get_weather",
@@ -17,6 +17,8 @@ import ast
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from glmtune.model.chatglm.chat_format import split_reply
 
 TOOL_FUNCTION = "tool_call"  # the function that every call of ChatGLM3 is written with
 
@@ -41,8 +43,7 @@ def process_response(
     has_tools = bool(extended) and extended[0]["role"] == "system" and "tools" in extended[0]
     content: str | dict[str, Any] = ""
     for part in output.split("<|assistant|>"):
-        head, newline, rest = part.partition("\n")
-        metadata, text = (head, rest) if newline else ("", part)
+        metadata, text = split_reply(part)
         if not metadata.strip():
             text = text.strip()
             content = text.replace("[[训练时间]]", "2023年")
@@ -53,7 +54,7 @@ def process_response(
 
 
 def _read_call(name: str, text: str, has_tools: bool) -> dict[str, Any]:
-    """Give the call of tool `name`, or its text with an `error` when it is malformed."""
+    """Parse the call of tool `name`; a malformed one is its text with an `error`."""
     if not has_tools:
         return {"name": name, "content": text}
     try:

@@ -1,17 +1,17 @@
 r"""The tokenizer of ChatGLM2 and ChatGLM3: SentencePiece, nine special ids, and the chat format.
 
     text    "你好"       -> 36474 54591              one leading space belongs to every string
-            "\n你好"     -> 30910 13 39701           so where a string is cut changes its ids
+            "\n你好"     -> 30910 13 39701           so where a string is split changes its ids
     prompt  [gMASK] sop <|user|> "\n" "你好" <|assistant|>
             64790 64792 64795 30910 13 36474 54591 64796
 
 The rule that is easy to get wrong: text never becomes a special token. `<|user|>` typed by a
 user is five ordinary pieces, on every path into ids, or a user could write the system message.
-Only `encode_special_tokens=True` reads the nine strings as ids. They lie behind the pieces of
-the SentencePiece model, so their ids follow its size.
+Only `encode_special_tokens=True` reads the nine strings as ids. They come after the pieces of
+the SentencePiece model, so their ids depend on its size.
 
-The chat format joins ids, never text, hence it cannot be a Jinja template: one that a folder
-brings along is not used.
+The chat format joins ids, never text (`chat_format`), so it cannot be a Jinja template: one in the
+folder is not used.
 
 Source: THUDM/chatglm3-6b, tokenization_chatglm.py; the reference is spec sections 7 and 8.
 """
@@ -30,8 +30,15 @@ from transformers.utils.chat_template_utils import get_json_schema
 from transformers.utils.generic import PaddingStrategy
 
 from glmtune.conversation import ROLES, Message, read_messages
+from glmtune.machine import num_cores
+from glmtune.model.chatglm.chat_format import (
+    PREFIX_TOKENS,
+    ChatIds,
+    chat_parts,
+    chat_text,
+    message_strings,
+)
 
-PREFIX_TOKENS = ("[gMASK]", "sop")  # in front of every sequence
 SPECIAL_TOKENS = (
     "[MASK]",
     "[gMASK]",
@@ -43,7 +50,7 @@ SPECIAL_TOKENS = (
     "<|assistant|>",
     "<|observation|>",
 )
-TEXTS_PER_THREAD = 32  # below this, starting a thread costs more than it saves
+TEXTS_PER_THREAD = 32  # for fewer, starting a thread costs more than it saves
 
 Ids = list[int]
 Row = tuple[Ids, Ids | None]  # a text and its pair
@@ -55,18 +62,21 @@ _NEED_EVERY_ROW = (
     "return_special_tokens_mask",
     "return_length",
 )
-# special tokens in text are never read, so there is nothing to split or to clean
+# special tokens in text are never read, so there are none to split or to sanitize
 _HAVE_NO_EFFECT = ("split_special_tokens", "sanitize_control_tokens")
 _CUT_A_SINGLE_TEXT = (TruncationStrategy.LONGEST_FIRST, TruncationStrategy.ONLY_FIRST)
 
 
+# Not derived from transformers' SentencePieceBackend, of which only a method of one line would fit:
+# it matches special tokens in text, joins bytes without decoding them, copies the vocabulary from a
+# path instead of memory, and adds keys to tokenizer_config.json.
 class ChatGLMTokenizer(PreTrainedTokenizer):
     """SentencePiece pieces, then the nine special tokens, then what `add_tokens` adds.
 
     Args:
         vocab_file: the SentencePiece model, `tokenizer.model`.
-        encode_special_tokens: read the special tokens in text as ids. Leave it off wherever
-            the text comes from somebody else.
+        encode_special_tokens: read the special tokens in text as ids. Leave it off for
+            untrusted text.
         kwargs: as for every transformers tokenizer. Chat templates and references to code
             in the folder are dropped.
     """
@@ -94,17 +104,18 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         kwargs.setdefault("unk_token", self.sp_model.id_to_piece(self.sp_model.unk_id()))
         kwargs.setdefault("pad_token", kwargs["unk_token"])
         super().__init__(encode_special_tokens=encode_special_tokens, **kwargs)  # type: ignore[no-untyped-call]
+        self._chat_ids = ChatIds.of(self)
 
     def _check_added(self, added: Mapping[int, AddedToken]) -> dict[int, AddedToken]:
-        """Keep the tokens behind ours of those a folder lists, and see that the others agree."""
+        """Keep the tokens of a folder that come after ours, and check that the others agree."""
         own = {index: token.content for index, token in self._added_tokens_decoder.items()}
         for index, token in added.items():
             expected = own.get(index) or self._piece(index)
             if index < self.vocab_size and token.content != expected:
                 raise ValueError(
-                    f"added_tokens_decoder says that id {index} is {token.content!r}, but with "
-                    f"this tokenizer.model it is {expected!r}. The two files are of different "
-                    "models; copy both from the same checkpoint."
+                    f"id {index} is {token.content!r} in added_tokens_decoder, but {expected!r} in "
+                    "this tokenizer.model. The two files are of different models; copy both from "
+                    "the same checkpoint."
                 )
         return {index: token for index, token in added.items() if index >= self.vocab_size}
 
@@ -112,19 +123,19 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """The pieces and the nine special tokens, without what `add_tokens` added."""
+        """The number of pieces and special tokens, without what `add_tokens` added."""
         return self.sp_model.get_piece_size() + len(SPECIAL_TOKENS)
 
     def __len__(self) -> int:
         return max(self.vocab_size, max(self._added_tokens_decoder, default=0) + 1)
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token and its id."""
+        """Return every token with its id."""
         vocab = {self._piece(index): index for index in range(self.sp_model.get_piece_size())}
         return vocab | self.added_tokens_encoder
 
     def get_command(self, token: str) -> int:
-        """Give the id of a special token, or of `<bos>`, `<eos>`, `<unk>` or `<pad>`.
+        """Return the id of a special token, or of `<bos>`, `<eos>`, `<unk>` or `<pad>`.
 
         Raises:
             ValueError: there is no such token.
@@ -137,21 +148,23 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         }
         known: dict[str, int] = {**named, **self._added_tokens_encoder}
         if token not in known:
-            raise ValueError(f"{token!r} is no special token; there are {', '.join(known)}.")
+            raise ValueError(
+                f"{token!r} is not a special token; expected one of {', '.join(known)}."
+            )
         return known[token]
 
     @property
     def all_special_tokens(self) -> list[str]:
-        """The named tokens, the nine, and special ones that were added."""
+        """The named tokens, the nine special tokens, and special tokens that were added."""
         return list(dict.fromkeys((*super().all_special_tokens, *SPECIAL_TOKENS)))
 
     def _add_tokens(
         self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False
     ) -> int:
-        """Give new tokens the ids behind the nine; tokens that exist keep theirs.
+        """Give new tokens the ids after the special tokens; existing tokens keep theirs.
 
-        An ordinary new token is cut out of text wherever it stands. A special one never is:
-        only `convert_tokens_to_ids` and `get_command` reach it.
+        An ordinary new token is matched anywhere in text. A special one never is: only
+        `convert_tokens_to_ids` and `get_command` reach it.
         """
         num_added = 0
         for new in new_tokens:
@@ -162,8 +175,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             )
             if token.lstrip or token.rstrip or token.single_word:
                 raise ValueError(
-                    f"the token {token.content!r} asks for lstrip, rstrip or single_word, "
-                    "which this tokenizer has not. Add it without."
+                    f"the token {token.content!r} requests lstrip, rstrip or single_word, "
+                    "which this tokenizer does not support. Add it without them."
                 )
             known = token.content in self._added_tokens_encoder or self._is_piece(token.content)
             if not token.content or known:
@@ -188,13 +201,13 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return self.sp_model.piece_to_id(token)
 
     def _convert_id_to_token(self, index: int) -> str:
-        """Give the piece; nothing for `<unk>`, `<s>`, `</s>` and ids outside the vocabulary."""
+        """Return the piece, or "" for `<unk>`, `<s>`, `</s>` and ids outside the vocabulary."""
         model = self.sp_model
         is_text = index not in (model.unk_id(), model.bos_id(), model.eos_id())
         return self._piece(index) if is_text else ""
 
     def __setattr__(self, key: str, value: Any) -> None:
-        # transformers asks `convert_ids_to_tokens` for the token, which is empty for 0, 1 and 2
+        # transformers calls `convert_ids_to_tokens` for the token, which is "" for 0, 1 and 2
         is_named = key.removesuffix("_id") in self.SPECIAL_TOKENS_ATTRIBUTES
         if key.endswith("_id") and is_named and isinstance(value, int):
             key, index = key.removesuffix("_id"), value
@@ -208,10 +221,10 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def encode_texts(self, texts: Sequence[str]) -> list[Ids]:
         """Encode many texts at once on all cores, as plain text and without special tokens.
 
-        This is the one way from text to ids; whatever a text spells, no special id comes out.
+        All encoding of text goes through here, and it never yields a special id.
 
         Raises:
-            ValueError: a text has half a surrogate pair and so is not Unicode.
+            ValueError: a text has half a surrogate pair, which is not valid Unicode.
         """
         pattern = self._token_pattern(with_special=False)
         if pattern is not None:
@@ -219,7 +232,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return self._encode_pieces(texts)
 
     def _encode_pieces(self, texts: Sequence[str]) -> list[Ids]:
-        num_threads = min(len(texts) // TEXTS_PER_THREAD, _available_cores())
+        num_threads = min(len(texts) // TEXTS_PER_THREAD, num_cores())
         try:
             if num_threads < 2:
                 return [self.sp_model.encode(text) for text in texts]
@@ -231,7 +244,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return ids
 
     def _encode_around(self, text: str, pattern: re.Pattern[str]) -> Ids:
-        """Cut the tokens of `pattern` out; each stretch between them is a string of its own."""
+        """Split at the tokens of `pattern`; each stretch between them is encoded alone."""
         ids: Ids = []
         for index, stretch in enumerate(pattern.split(text)):
             if index % 2:
@@ -241,25 +254,25 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return ids
 
     def _token_pattern(self, *, with_special: bool) -> re.Pattern[str] | None:
-        """Give the pattern of the tokens to be cut out of text, None when there are none."""
+        """Return the pattern of the tokens that are matched in text, or None if there are none."""
         tokens = [
             token.content
             for token in self._added_tokens_decoder.values()
             if with_special or not token.special
         ]
-        tokens.sort(key=len, reverse=True)  # of two that start alike, the longer is meant
+        tokens.sort(key=len, reverse=True)  # the longest match wins
         return re.compile(f"({'|'.join(map(re.escape, tokens))})") if tokens else None
 
     def _encode_strings(
         self, texts: Sequence[str], encode_special_tokens: bool | None
     ) -> list[Ids]:
-        """Encode texts, reading special tokens in them only when that was asked for."""
+        """Encode texts, reading special tokens in them only if that was requested."""
         if encode_special_tokens is None:
             encode_special_tokens = self.encode_special_tokens
         if not encode_special_tokens:
             return self.encode_texts(texts)
         pattern = self._token_pattern(with_special=True)
-        assert pattern is not None  # it holds at least the nine
+        assert pattern is not None  # it has at least the nine special tokens
         return [self._encode_around(text, pattern) for text in texts]
 
     def tokenize(
@@ -271,7 +284,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         encode_special_tokens: bool | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Give the tokens of a text, and of a second one, as strings."""
+        """Return the tokens of a text, and of a second one, as strings."""
         texts = [text] if pair is None else [text, pair]
         ids, *pair_ids = self._encode_strings(texts, encode_special_tokens)
         if add_special_tokens:
@@ -290,9 +303,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return_offsets_mapping: bool = False,
         **options: Any,
     ) -> BatchEncoding:
-        """Encode what `tokenizer(...)` was given: all its texts in one threaded call."""
+        """Encode the arguments of `tokenizer(...)`, with all texts in one threaded call."""
         if return_offsets_mapping:
-            raise NotImplementedError("ChatGLMTokenizer gives no offsets of tokens in the text.")
+            raise NotImplementedError("ChatGLMTokenizer has no offsets of tokens in the text.")
         options = {name: value for name, value in options.items() if name not in _HAVE_NO_EFFECT}
         is_batch = _is_batch(text, is_split_into_words)
         rows = [(text, text_pair)]
@@ -311,7 +324,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         is_split_into_words: bool,
         encode_special_tokens: bool | None,
     ) -> list[Row]:
-        """Turn each row's text, words or ids, and those of its pair, into ids."""
+        """Convert the text, words or ids of each row, and of its pair, to ids."""
         texts: list[str] = []
         for entry in chain.from_iterable(rows):
             if isinstance(entry, str):
@@ -338,7 +351,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         ]
 
     def _finish_one(self, row: Row, options: dict[str, Any]) -> BatchEncoding:
-        """Add special tokens to one row, cut and pad it."""
+        """Add special tokens to one row, truncate it and pad it."""
         padding, truncation = options.pop("padding_strategy"), options.pop("truncation_strategy")
         return self.prepare_for_model(
             *row,
@@ -349,7 +362,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         )
 
     def _finish_batch(self, rows: Sequence[Row], options: dict[str, Any]) -> BatchEncoding:
-        """Add special tokens to many rows, cut them, and pad them together."""
+        """Add special tokens to many rows, truncate them, and pad them together."""
         return_tensors = options.pop("return_tensors", None)
         padding = {
             "padding": options.pop("padding_strategy").value,
@@ -371,7 +384,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return self.pad(columns, **padding)
 
     def _is_plain(self, rows: Sequence[Row], options: Mapping[str, Any]) -> bool:
-        """Tell whether nothing is asked for but texts as ids, whole or cut at the end."""
+        """Whether only the ids of texts are requested, complete or truncated at the end."""
         return (
             options["padding_strategy"] is PaddingStrategy.DO_NOT_PAD
             and self.truncation_side == "right"
@@ -383,7 +396,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def _finish_plain(
         self, rows: Sequence[Row], is_batch: bool, options: Mapping[str, Any]
     ) -> BatchEncoding:
-        """Do what `_finish_one` and `_finish_batch` do, without their cost per row."""
+        """Do what `_finish_one` and `_finish_batch` do, without their overhead per row."""
         prefix = self._prefix_ids if options["add_special_tokens"] else []
         length = None
         if options["truncation_strategy"] in _CUT_A_SINGLE_TEXT and options["max_length"]:
@@ -406,7 +419,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def build_inputs_with_special_tokens(
         self, token_ids_0: Ids, token_ids_1: Ids | None = None
     ) -> Ids:
-        """Put `[gMASK] sop` in front; a pair is followed by `</s>`, a single text by nothing."""
+        """Prepend `[gMASK] sop`; a pair is followed by `</s>`, a single text by nothing."""
         if token_ids_1 is None:
             return [*self._prefix_ids, *token_ids_0]
         return [*self._prefix_ids, *token_ids_0, *token_ids_1, self.eos_token_id]
@@ -417,7 +430,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         token_ids_1: Ids | None = None,
         already_has_special_tokens: bool = False,
     ) -> list[int]:
-        """Give 1 for the tokens that `build_inputs_with_special_tokens` adds, else 0."""
+        """Return 1 for the tokens that `build_inputs_with_special_tokens` adds, else 0."""
         if already_has_special_tokens:
             mask: list[int] = super().get_special_tokens_mask(token_ids_0, token_ids_1, True)
             return mask
@@ -429,7 +442,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def create_token_type_ids_from_sequences(
         self, token_ids_0: Ids, token_ids_1: Ids | None = None
     ) -> list[int]:
-        """Give zeros: ChatGLM has no token types."""
+        """Return zeros: ChatGLM has no token types."""
         return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
 
     def _pad(
@@ -441,7 +454,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         padding_side: str | None = None,
         return_attention_mask: bool | None = None,
     ) -> dict[str, Any]:
-        """Pad as every tokenizer does, with positions 0..n-1 on the tokens and 0 on the pads."""
+        """Pad as every tokenizer does, with positions 0..n-1 for tokens and 0 for padding."""
         length = len(encoded_inputs["input_ids"])
         positions = encoded_inputs.get("position_ids")
         padded: dict[str, Any] = super()._pad(
@@ -461,7 +474,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     # ---- ids -> text -----------------------------------------------------------------
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join tokens: bytes become characters, and one leading space is dropped."""
+        """Join tokens, decoding bytes to characters and dropping one leading space."""
         return self.sp_model.decode_pieces(tokens) if tokens else ""
 
     # ---- chat ------------------------------------------------------------------------
@@ -474,8 +487,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         """
         if role not in ROLES:
             raise ValueError(f"got the role {role!r}, expected one of {', '.join(ROLES)}.")
-        head, content = self.encode_texts([f"{metadata}\n", message])
-        return [self._special_ids[f"<|{role}|>"], *head, *content]
+        line, content = self.encode_texts(message_strings(metadata, message))
+        return [self._special_ids[f"<|{role}|>"], *line, *content]
 
     def build_chat_input(
         self,
@@ -502,21 +515,19 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         self, messages: Sequence[Message], add_generation_prompt: bool
     ) -> tuple[Ids, list[int]]:
         """Encode messages; the second list is 1 where the assistant writes, with what ends it."""
-        ids: Ids = [*self._prefix_ids]
-        is_written = [0] * len(ids)
-        was_assistant = False
-        for message in messages:
-            added = self.build_single_message(message.role, message.metadata, message.text)
-            is_assistant = message.role == "assistant"
+        closing = self._chat_ids.roles["assistant"] if add_generation_prompt else []
+        parts = chat_parts(messages, self._chat_ids, closing, lambda m: m.role == "assistant")
+        texts = [piece for piece, _ in parts if isinstance(piece, str)]
+        ids_of_texts = iter(self.encode_texts(texts))
+        ids: Ids = []
+        is_written: list[int] = []
+        for piece, written in parts:
+            added = next(ids_of_texts) if isinstance(piece, str) else piece
             ids += added
-            is_written += [int(was_assistant), *[int(is_assistant)] * (len(added) - 1)]
-            was_assistant = is_assistant
-        if add_generation_prompt:
-            ids.append(self._special_ids["<|assistant|>"])
-            is_written.append(int(was_assistant))
+            is_written += [int(written)] * len(added)
         return ids, is_written
 
-    def apply_chat_template(  # type: ignore[override]  # what cannot be asked for is left out
+    def apply_chat_template(  # type: ignore[override]  # leaves out what the format does not support
         self,
         conversation: Any,
         tools: Sequence[Mapping[str, Any] | Callable[..., Any]] | None = None,
@@ -538,8 +549,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
         Messages may be ChatGLM3's (`metadata`, role `observation`, `tools` on a system
         message) or OpenAI's (`tool_calls`, role `tool`). No message is closed by a token of
-        its own, so `continue_final_message` needs nothing done. The other arguments are as
-        transformers documents them.
+        its own, so `continue_final_message` changes nothing. The other arguments are those of
+        transformers.
 
         Returns:
             A BatchEncoding; with `return_dict=False` ids; with `tokenize=False` text, which
@@ -547,7 +558,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             spells a special token.
 
         Raises:
-            ValueError: an argument asks for what the format has not.
+            ValueError: the format does not support an argument.
             TemplateError: a message cannot be read.
         """
         for name, value in (("chat_template", chat_template), ("documents", documents)):
@@ -565,7 +576,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             for chat in (conversation if is_batch else [conversation])
         ]
         if not tokenize:
-            texts = [_chat_text(chat, add_generation_prompt) for chat in chats]
+            texts = [chat_text(chat, add_generation_prompt) for chat in chats]
             return texts if is_batch else texts[0]
         encoded = [self._encode_chat(chat, add_generation_prompt) for chat in chats]
         ids = [row for row, _ in encoded]
@@ -589,7 +600,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return output if return_dict else output["input_ids"]
 
     def _fit_mask(self, is_written: list[int], length: int, padding_side: str) -> list[int]:
-        """Cut or pad a mask as its ids were."""
+        """Truncate or pad a mask as its ids were."""
         kept = (
             is_written[:length]
             if self.truncation_side == "right"
@@ -603,7 +614,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def save_vocabulary(
         self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
     ) -> tuple[str]:
-        """Write `tokenizer.model`, from memory, and give its path."""
+        """Write `tokenizer.model`, from memory, and return its path."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         path = Path(save_directory) / f"{prefix}{self.vocab_files_names['vocab_file']}"
         path.write_bytes(self.sp_model.serialized_model_proto())
@@ -628,20 +639,13 @@ def _load_pieces(path: Path) -> SentencePieceProcessor:
             else "Download it again; ChatGLM3's has 1,018,370 bytes."
         )
         raise ValueError(
-            f"{path} ({len(content):,} bytes) is no SentencePiece model: {error}. {hint}"
+            f"{path} ({len(content):,} bytes) is not a SentencePiece model: {error}. {hint}"
         ) from error
     return model
 
 
-def _available_cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _check_text(text: Any) -> None:
-    """Say what is wrong with a text that SentencePiece refused."""
+    """Raise an error that explains why SentencePiece refused a text."""
     if not isinstance(text, str):
         raise ValueError(f"expected text, got {type(text).__name__}: {str(text)[:80]}")
     try:
@@ -650,12 +654,12 @@ def _check_text(text: Any) -> None:
         raise ValueError(
             f"the text has half a surrogate pair, {text[error.start]!r}, as its character "
             f"{error.start + 1}: {text[max(0, error.start - 20) : error.end + 20]!r}. It is not "
-            "valid Unicode; mend the program that wrote it, or drop the text."
+            "valid Unicode; fix the program that wrote it, or drop the text."
         ) from error
 
 
 def _is_batch(text: Any, is_split_into_words: bool) -> bool:
-    """Tell many texts from one, by transformers' rule: a list of ids or of words is one."""
+    """Whether there are many texts, by the rule of transformers: a list of ids or words is one."""
     if not isinstance(text, (list, tuple)):
         return False
     if not text:
@@ -666,7 +670,7 @@ def _is_batch(text: Any, is_split_into_words: bool) -> bool:
 def _split_rows(
     texts: Sequence[Any], pairs: Sequence[Any] | None, is_split_into_words: bool
 ) -> list[tuple[Any, Any]]:
-    """Give each text of a batch with its pair; a pair may also be two texts in one entry."""
+    """Split a batch into texts and their pairs; an entry may also be a pair of texts."""
     if pairs is not None:
         if not isinstance(pairs, (list, tuple)) or len(pairs) != len(texts):
             raise ValueError("a batch of texts needs as many text pairs.")
@@ -692,14 +696,3 @@ def _is_batch_of_conversations(conversation: Any) -> bool:
     if not conversation:
         raise ValueError("the conversation is empty; it needs at least one message.")
     return isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")
-
-
-def _chat_text(messages: Sequence[Message], add_generation_prompt: bool) -> str:
-    """Write the chat format as text, for people; a space stands where a content begins."""
-    parts = [*PREFIX_TOKENS]
-    for message in messages:
-        content = f" {message.text}" if message.text else ""
-        parts.append(f"<|{message.role}|>{message.metadata}\n{content}")
-    if add_generation_prompt:
-        parts.append("<|assistant|>")
-    return "".join(parts)

@@ -1,8 +1,8 @@
-"""Texts -> a small tokenizer of ChatGLM's kind, in a folder.
+"""Train a small tokenizer with the settings of ChatGLM3's, and write its folder.
 
-The settings are those of ChatGLM3's own `tokenizer.model`, read from that file: text as it is,
-one leading space per string, no whitespace removed, single digits, and every character without
-a piece of its own as its UTF-8 bytes. A newline and a tab are always bytes.
+The settings were read from ChatGLM3's `tokenizer.model`: no normalization, one leading space per
+string, no whitespace removed, single digits, and every character without a piece of its own as its
+UTF-8 bytes. Newlines and tabs are always bytes.
 
     ids     0 <unk>   1 <s>   2 </s>   3..258 bytes   259.. pieces   then the nine special tokens
 
@@ -24,11 +24,11 @@ LEAST_PIECES = NUM_RESERVED + 8
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> ChatGLMTokenizer:
-    """Learn pieces from texts and write a tokenizer folder that `from_pretrained` reads.
+    """Train pieces on texts and write a tokenizer folder that `from_pretrained` reads.
 
     Args:
-        texts: what the pieces are learned from; the order does not matter.
-        vocab_size: how many pieces the SentencePiece model has. The tokenizer has nine ids more.
+        texts: the training corpus; the order does not matter.
+        vocab_size: pieces of the SentencePiece model. The tokenizer has nine more ids.
         folder: made if it does not exist; `tokenizer.model` and its configuration go there.
 
     Raises:
@@ -59,12 +59,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Chat
             pad_id=-1,
             max_sentence_length=1 << 24,
             num_threads=1,
-            minloglevel=3,  # its log is for its own developers
+            minloglevel=3,  # its log is of no use to users
         )
     except RuntimeError as error:
         raise ValueError(
             f"{len(lines)} lines of text do not hold {vocab_size} pieces: {error}. "
-            "Ask for fewer, or give more text."
+            "Request fewer, or give more text."
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     vocab_file = folder / ChatGLMTokenizer.vocab_files_names["vocab_file"]
@@ -75,9 +75,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Chat
 
 
 def _keep_frequent_characters(texts: Iterable[str], num_characters: int) -> list[str]:
-    """Cut texts at newlines, tabs and rare characters, which have no piece of their own.
+    """Split texts at newlines, tabs and rare characters, which get no piece of their own.
 
-    Half of the pieces at most are single characters, so that there is room for longer ones.
+    At most half of the pieces are single characters, so that there is room for longer ones.
     SentencePiece has an option for this, `character_coverage`, but not below 98 %.
     """
     lines = sorted(line for text in texts for line in re.split(r"[\t\r\n]+", text) if line)

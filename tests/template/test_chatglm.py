@@ -5,35 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from tests.template.conversations import answers, calls, dialogues, learned, talk
 
 from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, render_tool_call
 from glmtune.errors import TemplateError
-from glmtune.model.chatglm.tokenization_chatglm import SPECIAL_TOKENS, ChatGLMTokenizer
+from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.recipe.choices import Layout
-from glmtune.template.base import IGNORE, Example, is_learned
-from glmtune.template.chat_template import ChatTemplate
+from glmtune.template.base import IGNORE, is_learned
 from glmtune.template.chatglm import ChatGLMTemplate
-from glmtune.template.select import template_for
-
-
-def talk(*turns: tuple[str, str] | Message) -> Conversation:
-    """A conversation of `(role, content)` and whole messages."""
-    return Conversation(
-        tuple(turn if isinstance(turn, Message) else Message(*turn) for turn in turns)  # type: ignore[arg-type]
-    )
-
-
-def learned(example: Example) -> list[int]:
-    return [label for label in example.labels if label != IGNORE]
 
 
 @pytest.fixture(scope="module")
@@ -195,45 +180,7 @@ def test_prompts_equal_build_chat_input(chatglm3: ChatGLMTokenizer, golden: Path
             assert template.prompt_ids(Conversation(tuple(messages))) == case["input_ids"]
 
 
-# ---- the promise ----------------------------------------------------------------------------
-
-texts = st.lists(
-    st.one_of(
-        st.sampled_from([*SPECIAL_TOKENS, "</s>", "<unk>", "\n", " ", "😀", "你好", "```"]),
-        st.text(max_size=5),
-    ),
-    max_size=4,
-).map("".join)
-flags = st.sampled_from([None, None, True, False])
-calls = st.builds(
-    Message,
-    st.just("assistant"),
-    st.dictionaries(st.sampled_from(["a", "b"]), texts, max_size=2).map(render_tool_call),
-    metadata=st.sampled_from(["weather", "天气 2", "<|user|>"]),
-    is_learned=flags,
-)
-answers = st.builds(Message, st.just("assistant"), texts, is_learned=flags)
-observations = st.builds(Message, st.just("observation"), texts, is_learned=flags)
-users = st.builds(Message, st.just("user"), texts, is_learned=flags)
-exchanges = st.one_of(
-    st.tuples(users, answers),
-    st.tuples(users, calls, observations, answers),
-    st.tuples(users, answers, calls, observations, calls, observations, answers),
-)
-systems = st.builds(
-    Message,
-    st.just("system"),
-    texts,
-    tools=st.one_of(st.none(), st.lists(st.dictionaries(texts, texts, max_size=2), max_size=2)),
-)
-
-
-@st.composite
-def dialogues(draw: st.DrawFn) -> Conversation:
-    turns = draw(st.lists(systems, max_size=1))
-    for exchange in draw(st.lists(exchanges, min_size=1, max_size=3)):
-        turns += exchange
-    return Conversation(tuple(turns))
+# ---- the prompt of every answer -------------------------------------------------------------
 
 
 def _check_promise(template: ChatGLMTemplate, conversation: Conversation, is_answer: Any) -> None:
@@ -245,12 +192,12 @@ def _check_promise(template: ChatGLMTemplate, conversation: Conversation, is_ans
     expected = [IGNORE] * len(ids)
     for index, message in enumerate(messages):
         prompt = template.prompt_ids(Conversation(messages[:index]))
-        behind = template.prompt_ids(Conversation(messages[: index + 1]))
+        after = template.prompt_ids(Conversation(messages[: index + 1]))
         if message.role == "assistant":
             assert ids[: len(prompt)] == prompt
         if is_answer(index):
-            # a turn is its role, what is written, and the token behind it
-            expected[len(prompt) : len(behind)] = ids[len(prompt) : len(behind)]
+            # a turn is its role, what is written, and the token after it
+            expected[len(prompt) : len(after)] = ids[len(prompt) : len(after)]
     assert example.labels == expected
 
 
@@ -403,91 +350,6 @@ def test_stop_ids_are_what_may_follow_an_answer(tiny_tokenizer: ChatGLMTokenizer
     )
 
 
-# ---- too long -------------------------------------------------------------------------------
-
-
-def test_the_oldest_exchanges_are_dropped_first(tiny_tokenizer: ChatGLMTokenizer) -> None:
-    template = ChatGLMTemplate(tiny_tokenizer)
-    system, tail = ("system", "规则"), ("user", "还有一个问题")
-    first = [("user", "一" * 20), ("assistant", "甲")]
-    second = [("user", "二"), ("assistant", "乙"), ("observation", "o"), ("assistant", "丙")]
-    third = [("user", "三"), ("assistant", "丁")]
-    whole = talk(system, *first, *second, *third, tail)
-
-    def length(*turns: Any) -> int:
-        return len(template.encode(talk(*turns)).input_ids)
-
-    for kept in (
-        [system, *first, *second, *third, tail],
-        [system, *first, *second, *third],
-        [system, *second, *third],
-        [system, *third],
-    ):
-        budget = length(*kept)
-        assert template.shorten_prompt(whole, budget) == template.encode(talk(*kept))
-
-
-def test_then_the_longest_text_of_the_last_exchange_is_cut(
-    tiny_tokenizer: ChatGLMTokenizer,
-) -> None:
-    template = ChatGLMTemplate(tiny_tokenizer)
-    system, answer = ("system", "规则"), ("assistant", "丁是答案。")
-    call = Message("assistant", render_tool_call({"q": "x"}), metadata="search")
-    whole = talk(
-        system, ("user", "问" * 5), ("assistant", "旧"), ("user", "问" * 9), call,
-        ("observation", "看" * 300), answer,
-    )  # fmt: skip
-    budget = 120
-
-    short = template.shorten_prompt(whole, budget)
-
-    assert short is not None
-    assert budget - 3 <= len(short.input_ids) <= budget  # 看 is three bytes
-    text = tiny_tokenizer.decode(short.input_ids)
-    kept = text.count("看")
-    assert 0 < kept < 300
-    assert short == template.encode(
-        talk(system, ("user", "问" * 9), call, ("observation", "看" * kept), answer)
-    )
-    assert text.endswith("丁是答案。")
-    assert learned(short)[-1] == 2
-
-
-def test_every_text_is_cut_when_one_is_not_enough(tiny_tokenizer: ChatGLMTokenizer) -> None:
-    template = ChatGLMTemplate(tiny_tokenizer)
-    call = Message("assistant", "x", metadata="t")
-    whole = talk(("user", "问" * 50), call, ("observation", "看" * 40), ("assistant", "答"))
-    least = template.encode(talk(("user", "问"), call, ("observation", "看"), ("assistant", "答")))
-
-    assert template.shorten_prompt(whole, len(least.input_ids)) == least
-    assert template.shorten_prompt(whole, len(least.input_ids) - 1) is None
-
-
-def test_an_answer_that_does_not_fit_is_not_cut(tiny_tokenizer: ChatGLMTokenizer) -> None:
-    template = ChatGLMTemplate(tiny_tokenizer)
-    assert template.shorten_prompt(talk(("user", "问"), ("assistant", "答" * 99)), 50) is None
-    # nothing to learn, so nothing to keep whole
-    assert template.shorten_prompt(talk(("user", "问" * 99)), 50) is None
-
-
-@settings(max_examples=40, deadline=None)
-@given(conversation=dialogues(), budget=st.integers(5, 120))
-def test_shortened_conversations_fit_and_keep_the_last_answer(
-    tiny_tokenizer: ChatGLMTokenizer, conversation: Conversation, budget: int
-) -> None:
-    template = ChatGLMTemplate(tiny_tokenizer)
-    short = template.shorten_prompt(conversation, budget)
-    if short is None:
-        return
-    assert len(short.input_ids) <= budget
-    whole = learned(template.encode(conversation))
-    left = learned(short)
-    # the ends of two answers may differ when turns behind the last one went
-    assert left
-    assert left[:-1] == whole[len(whole) - len(left) :][:-1]
-    assert short.labels[-1] in (IGNORE, 2)
-
-
 # ---- fingerprints ---------------------------------------------------------------------------
 
 
@@ -523,6 +385,7 @@ def test_another_process_finds_the_same_fingerprint(tiny_tokenizer: ChatGLMToken
 
 
 # ---- ChatGLM2 -------------------------------------------------------------------------------
+
 
 # As ChatGLM2's own tokenizer gives them; li-plus/chatglm.cpp keeps the same ids in its tests.
 FIRST_ROUND = [64790, 64792, 790, 30951, 517, 30910, 30939, 30996, 13, 13, 54761, 31211, 39701]
@@ -580,26 +443,6 @@ def test_a_long_dialogue_of_chatglm2_loses_its_oldest_round(
     assert template.shorten_prompt(talk(*rounds), len(last.input_ids)) == last
 
 
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        ("config.json", {"_name_or_path": "THUDM/chatglm2-6b"}),
-        ("tokenizer_config.json", {"name_or_path": "THUDM/codegeex2-6b"}),
-    ],
-)
-def test_chatglm2_is_told_by_its_name_and_not_asked_in_roles(
-    tiny_tokenizer: ChatGLMTokenizer, tmp_path: Path, file: str, content: dict[str, str]
-) -> None:
-    tiny_tokenizer.save_pretrained(tmp_path)
-    (tmp_path / file).write_text(json.dumps(content), encoding="utf-8")
-    tokenizer = ChatGLMTokenizer.from_pretrained(tmp_path)
-
-    with pytest.raises(TemplateError, match=r"2-6b, which knows no roles.*layout: chatglm2"):
-        template_for(tokenizer)
-    assert template_for(tokenizer, "chatglm2").description["layout"] == "chatglm2"
-    assert template_for(tokenizer, "plain").description["layout"] == "plain"
-
-
 # ---- what cannot be rendered ----------------------------------------------------------------
 
 
@@ -621,212 +464,3 @@ def test_conversations_that_cannot_be_rendered_are_refused(
         ChatGLMTemplate(tiny_tokenizer, "plain").encode(talk(("system", "x"), ("assistant", "y")))
     with pytest.raises(TemplateError, match="expected one of official, tutorial, chatglm2, plain"):
         ChatGLMTemplate(tiny_tokenizer, "offical")  # type: ignore[arg-type]
-
-
-# ---- other families -------------------------------------------------------------------------
-
-CHATML = (
-    "{% if tools %}<|im_start|>system\ntools: {{ tools | tojson }}<|im_end|>\n{% endif %}"
-    "{% for message in messages %}"
-    "<|im_start|>{{ message.role }}\n{{ message.content }}"
-    "{% for call in message.tool_calls %}"
-    "<tool_call>{{ call.function | tojson }}</tool_call>"
-    "{% endfor %}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-LLAMA3 = (
-    "{{ bos_token }}<|start_header_id|>system<|end_header_id|>\n\n"
-    "Today Date: {{ strftime_now('%d %b %Y') }}<|eot_id|>"
-    "{% for message in messages %}"
-    "<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n"
-    "{{ message.content | trim }}<|eot_id|>"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-CONTROL = (
-    "<|begin|>", "<|end|>", "<|im_start|>", "<|im_end|>",
-    "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
-)  # fmt: skip
-
-
-def fast_tokenizer(chat_template: str | None, eos_token: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with control tokens, as Llama's and Qwen's are."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=list(CONTROL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator(["user assistant system hello hello"], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<|begin|>",
-        eos_token=eos_token,
-        chat_template=chat_template,
-    )
-
-
-@pytest.fixture(scope="module", params=["chatml", "llama3"])
-def other(request: pytest.FixtureRequest) -> ChatTemplate:
-    """The templates of two families."""
-    if request.param == "chatml":
-        return ChatTemplate(fast_tokenizer(CHATML, "<|im_end|>"))
-    return ChatTemplate(fast_tokenizer(LLAMA3, "<|end|>"))
-
-
-def _text(template: ChatTemplate, ids: Sequence[int]) -> str:
-    return str(template._tokenizer.decode(list(ids)))
-
-
-def test_other_families_learn_every_answer_and_its_end(other: ChatTemplate) -> None:
-    end = other.stop_ids[0]
-    first, second = [("user", "一"), ("assistant", "甲")], [("user", "二"), ("assistant", "乙")]
-    example = other.encode(talk(("system", "s"), *first, *second))
-    pieces = _text(other, learned(example)).split(_text(other, [end]))
-    assert [piece.strip() for piece in pieces] == ["甲", "乙", ""]
-    assert learned(example).count(end) == 2
-
-
-other_users = st.builds(Message, st.just("user"), texts)
-other_answers = st.builds(Message, st.just("assistant"), texts, is_learned=flags)
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    exchanges=st.lists(st.tuples(other_users, other_answers), min_size=1, max_size=3),
-    control=st.sampled_from(CONTROL),
-)
-def test_the_promise_holds_for_other_families(
-    other: ChatTemplate, exchanges: list[tuple[Message, Message]], control: str
-) -> None:
-    messages = [turn for exchange in exchanges for turn in exchange]
-    messages[0] = Message("user", f"{control}{messages[0].content}{control}")
-    example = other.encode(Conversation(tuple(messages)))
-    ids = example.input_ids
-    expected: list[int] = []
-    for index, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
-        prompt = other.prompt_ids(Conversation(tuple(messages[:index])))
-        assert ids[: len(prompt)] == prompt
-        stop = next(i for i in range(len(prompt), len(ids)) if ids[i] in other.stop_ids)
-        if is_learned(message):
-            expected += ids[len(prompt) : stop + 1]
-    assert learned(example) == expected
-    # nobody but the template writes control tokens
-    plain = other.encode(
-        talk(*((m.role, "x" if m.content.strip() else "") for m in messages))
-    ).input_ids
-    control_ids = set(other._tokenizer.all_special_ids)
-    assert [i for i in ids if i in control_ids] == [i for i in plain if i in control_ids]
-
-
-def test_replies_of_other_families_are_read(other: ChatTemplate) -> None:
-    user, answer = Message("user", "hello"), Message("assistant", "你好")
-    ids = other.encode(Conversation((user, answer))).input_ids
-    reply = ids[len(other.prompt_ids(Conversation((user,)))) :]
-    assert other.parse(reply) == [answer]
-
-
-def test_tools_and_calls_reach_the_template_of_another_family() -> None:
-    template = ChatTemplate(fast_tokenizer(CHATML, "<|im_end|>"))
-    conversation = talk(
-        Message("system", TOOLS_PROMPT, tools=[{"name": "weather"}]),
-        ("user", "北京"),
-        ("assistant", "我查"),
-        Message("assistant", render_tool_call({"city": "北京"}), metadata="weather"),
-        ("observation", "3"),
-        ("assistant", "3 度"),
-    )
-
-    example = template.encode(conversation)
-
-    text = _text(template, example.input_ids)
-    assert 'tools: [{"type": "function", "function": {"name": "weather"}}]' in text
-    assert TOOLS_PROMPT not in text  # ChatGLM's own words
-    call = '我查<tool_call>{"name": "weather", "arguments": {"city": "北京"}}</tool_call>'
-    assert call in text
-    assert "<|im_start|>tool\n3<|im_end|>" in text
-    assert _text(template, learned(example)) == f"{call}<|im_end|>3 度<|im_end|>"
-
-
-def test_a_call_that_json_cannot_carry_is_refused() -> None:
-    template = ChatTemplate(fast_tokenizer(CHATML, "<|im_end|>"))
-    code = Message("assistant", "```python\nprint(1)\n```", metadata="interpreter")
-    with pytest.raises(TemplateError, match="turn 1 calls 'interpreter' in a way"):
-        template.encode(talk(("user", "?"), code))
-
-
-def test_the_date_in_a_prompt_is_fixed() -> None:
-    template = ChatTemplate(fast_tokenizer(LLAMA3, "<|eot_id|>"))
-    assert "Today Date: 26 Jul 2024" in _text(template, template.prompt_ids(talk(("user", "?"))))
-
-
-def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
-    forgetful = CHATML.replace(
-        "{{ message.content }}",
-        "{{ message.content if loop.last or message.role != 'assistant'"
-        " else message.content.split('</think>')[-1] }}",
-    )
-    template = ChatTemplate(fast_tokenizer(forgetful, "<|im_end|>"))
-    one_answer = talk(("user", "?"), ("assistant", "<think>hm</think>ja"))
-    assert "hm" in _text(template, learned(template.encode(one_answer)))
-
-    with pytest.raises(TemplateError, match=r"turn 1.*rewrites earlier turns") as refusal:
-        template.encode(talk(*one_answer, ("user", "!"), ("assistant", "o")))
-    assert "hm" in str(refusal.value)
-
-
-def test_a_template_whose_prompt_is_no_beginning_is_refused() -> None:
-    unlike = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>model\n{% endif %}")
-    with pytest.raises(TemplateError, match="not the beginning"):
-        ChatTemplate(fast_tokenizer(unlike, "<|im_end|>"))
-
-
-def test_a_template_without_an_end_of_turn_is_refused() -> None:
-    endless = (
-        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant: {% endif %}"
-    )
-    with pytest.raises(TemplateError, match="never learn to stop"):
-        ChatTemplate(fast_tokenizer(endless, "<|im_end|>"))
-
-
-def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
-    with pytest.raises(TemplateError, match="no chat template"):
-        template_for(fast_tokenizer(None, "<|im_end|>"))
-
-
-def test_what_a_chat_template_does_not_take_is_refused() -> None:
-    picky = (
-        CHATML
-        + "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    )
-    template = ChatTemplate(fast_tokenizer(picky, "<|im_end|>"))
-    with pytest.raises(TemplateError, match="does not take the conversation: no system"):
-        template.encode(talk(("system", "s"), ("user", "?"), ("assistant", "!")))
-    with pytest.raises(TemplateError, match="turn 0 is an answer"):
-        template.encode(talk(("assistant", "!")))
-
-
-def test_the_template_is_found_by_the_tokenizer(tiny_tokenizer: ChatGLMTokenizer) -> None:
-    assert template_for(tiny_tokenizer, "tutorial").description == {
-        "family": "chatglm3",
-        "layout": "tutorial",
-    }
-    llama = fast_tokenizer(LLAMA3, "<|end|>")
-    assert isinstance(template_for(llama), ChatTemplate)
-    with pytest.raises(TemplateError, match="has its own chat template"):
-        template_for(llama, "tutorial")
-
-
-def test_fingerprints_of_other_families_follow_their_templates() -> None:
-    first = ChatTemplate(fast_tokenizer(CHATML, "<|im_end|>"))
-    same = ChatTemplate(fast_tokenizer(CHATML, "<|im_end|>"))
-    changed = ChatTemplate(fast_tokenizer(CHATML.replace("tools: ", "t: "), "<|im_end|>"))
-    assert first.fingerprint == same.fingerprint != changed.fingerprint
-    assert first.stop_ids == same.stop_ids
