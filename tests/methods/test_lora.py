@@ -10,6 +10,7 @@ from glmtune.errors import CheckpointError, RecipeError, TemplateError, Training
 from glmtune.methods import adapter_folder, lora
 from glmtune.methods.layers import adapted_layers
 from glmtune.model.load import load_model, load_tokenizer
+from glmtune.prove.saved import check_saved
 from glmtune.recipe.methods import LoraSection
 from glmtune.template.base import Template
 from glmtune.template.select import template_for
@@ -56,7 +57,7 @@ def test_a_saved_adapter_is_proved_equal_to_the_trained_one(
     model = tuned(tiny_model_dir, dtype)
     lora.save(model, tmp_path, template)
 
-    assert lora.check_saved(model, tmp_path, PROBE) == 0.0
+    assert check_saved(model, tmp_path, PROBE) == 0.0
     assert list(model.peft_config) == ["default"]
 
 
@@ -69,8 +70,8 @@ def test_a_saved_adapter_that_differs_in_one_number_is_caught(
     next(v for k, v in tensors.items() if "lora_B" in k)[0, 0] += 0.5
     save_file(tensors, tmp_path / "adapter_model.safetensors")
 
-    with pytest.raises(TrainingError, match="gives other logits"):
-        lora.check_saved(model, tmp_path, PROBE)
+    with pytest.raises(TrainingError, match="logits of the saved adapter differ"):
+        check_saved(model, tmp_path, PROBE)
 
 
 def test_an_adapter_that_lacks_a_layer_or_has_one_too_many_does_not_load(
@@ -106,7 +107,7 @@ def test_what_is_no_adapter_is_refused_with_what_it_is(
 ) -> None:
     with pytest.raises(CheckpointError, match="no such adapter folder"):
         adapter_folder.check_folder(tmp_path / "none")
-    with pytest.raises(CheckpointError, match="holds a whole model"):
+    with pytest.raises(CheckpointError, match="holds a complete model"):
         adapter_folder.check_folder(tiny_model_dir)
     (tmp_path / "checkpoint-7").mkdir()
     with pytest.raises(CheckpointError, match=r"did not finish; try .*checkpoint-7"):

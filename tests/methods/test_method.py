@@ -13,15 +13,17 @@ import glmtune.kernels.packed_attention  # noqa: F401
 from glmtune import machine
 from glmtune.data.batches import MicroBatch, pack_examples
 from glmtune.errors import CheckpointError, RecipeError, TrainingError
-from glmtune.methods import lora, virtual_tokens
+from glmtune.methods import lora
 from glmtune.methods import method as tuning
 from glmtune.methods.layers import adapted_layers
 from glmtune.methods.logits import logits_of
+from glmtune.methods.prompt_model import PromptModel
 from glmtune.model import load
 from glmtune.model.load import load_model, load_tokenizer
 from glmtune.model.quantization import Quantization, check_quantization, quantization_config
 from glmtune.objective.next_token import next_token_loss
 from glmtune.prove import liveness
+from glmtune.prove.saved import check_saved
 from glmtune.recipe import methods
 from glmtune.recipe.methods import AdapterSection
 from glmtune.recipe.reading import build_recipe
@@ -145,7 +147,7 @@ def test_a_method_trains_saves_and_comes_back_the_same(
     template = template_for(load_tokenizer(folder))
     tuning.save(model, tmp_path / "saved", template)
     rounding = 0.01 if "init_lora_weights" in METHODS[method] else 0  # of taking weights apart
-    assert tuning.check_saved(model, tmp_path / "saved", probe()) <= rounding
+    assert check_saved(model, tmp_path / "saved", probe()) <= rounding
     assert torch.equal(scores(model), after)
     learn(model)
     assert not torch.equal(scores(model), after)
@@ -156,7 +158,7 @@ def test_a_method_trains_saves_and_comes_back_the_same(
     else:
         again = base(tmp_path / "saved")
     torch.testing.assert_close(scores(again), after, atol=rounding, rtol=0)
-    if isinstance(model, virtual_tokens.PromptModel) or "ptuning" in method:
+    if isinstance(model, PromptModel) or "ptuning" in method:
         with pytest.raises(CheckpointError, match="which no weight can take up"):
             merge.merge(again)
     elif tuning.is_adapted(model):
@@ -283,8 +285,8 @@ def test_a_saved_model_that_differs_in_one_number_is_caught(
     tensors["transformer.encoder.final_layernorm.weight"][0] += 0.5
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
 
-    with pytest.raises(TrainingError, match="gives other logits"):
-        tuning.check_saved(model, tmp_path, probe())
+    with pytest.raises(TrainingError, match="logits of the saved model differ"):
+        check_saved(model, tmp_path, probe())
 
 
 @pytest.mark.parametrize(
@@ -358,7 +360,7 @@ def test_what_starts_from_the_weights_survives_rounding_in_half_precision(
 
     tuning.save(model, tmp_path, template_for(load_tokenizer(tiny_model_dir)))
 
-    assert tuning.check_saved(model, tmp_path, probe()) == 0
+    assert check_saved(model, tmp_path, probe()) == 0
     again = load_model(tiny_model_dir, dtype=dtype, attn_implementation="packed")
     widen(again)
     assert all(torch.equal(p, original[n]) for n, p in again.named_parameters())
@@ -499,7 +501,7 @@ def test_a_packed_model_trains_saves_and_its_adapter_merges_into_the_real_base(
     assert losses[-1] < losses[0]
     liveness.check_changed(model, start)
     tuning.save(model, tmp_path, template_for(load_tokenizer(folder)))
-    assert tuning.check_saved(model, tmp_path, probe()) == 0.0
+    assert check_saved(model, tmp_path, probe()) == 0.0
     with pytest.raises(CheckpointError, match="Load the base in half precision"):
         merge.merge(model)
     tuned = lora.load(exact, tmp_path)

@@ -17,8 +17,9 @@ from glmtune.methods.layers import adapted_layers
 from glmtune.model.chatglm.reply import parse_tool_call
 from glmtune.recipe.methods import LoraSection
 from glmtune.template.select import template_for
-from glmtune.use.chat import ChatSession, base_of, open_session, reply_text, system_messages
+from glmtune.use.chat import ChatSession, reply_text, system_messages
 from glmtune.use.generate import Sampling
+from glmtune.use.open import base_of, open_session
 
 # What `taught_model_dir` has learned by heart.
 QUESTION, ANSWER = "你叫什么名字？", "我是小助手。😀 鑫！"
