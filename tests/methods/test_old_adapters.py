@@ -139,7 +139,9 @@ def test_a_base_that_has_moved_is_found_by_its_name(
     folder = save_as("peft 0.8.2", tmp_path / "out" / "run", base_model_name_or_path=stored)
     moved = tmp_path / "tiny"
     if stored != "tiny":  # which the hub would be asked for
-        with pytest.raises(CheckpointError, match=r"does not exist, and there is no tiny in .*elsewhere"):
+        with pytest.raises(
+            CheckpointError, match=r"does not exist, and there is no tiny in .*elsewhere"
+        ):
             base_of(folder)
 
     moved.symlink_to(taught_model_dir)
