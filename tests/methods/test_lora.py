@@ -1,3 +1,5 @@
+"""An adapter goes where it should, in float32, and only a complete one is loaded."""
+
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glmtune.data.batches import MicroBatch
 from glmtune.errors import CheckpointError, RecipeError
 from glmtune.methods import lora
 from glmtune.methods.layers import adapted_layers
@@ -27,9 +28,6 @@ def tuned(tiny_model_dir: Path, dtype: torch.dtype = torch.float32, **keys: Any)
     for _, layer in adapted_layers(model):
         layer.lora_B["default"].weight.data.normal_(0, 0.1)
     return model
-
-
-PROBE = MicroBatch(torch.arange(3, 15)[None], torch.arange(3, 15)[None])
 
 
 def test_peft_knows_which_layers_of_chatglm_to_adapt(tiny_model_dir: Path) -> None:

@@ -13,6 +13,7 @@ import glmtune.kernels.packed_attention  # noqa: F401
 from glmtune.data.batches import pack_examples
 from glmtune.errors import CheckpointError, RecipeError, TrainingError
 from glmtune.methods import method
+from glmtune.methods.ptuning_v2 import PTUNING_V2
 from glmtune.model.load import load_model, load_tokenizer
 from glmtune.objective.next_token import next_token_loss
 from glmtune.prove.saved import check_saved
@@ -249,7 +250,7 @@ def test_a_prefix_that_does_not_fit_is_refused(
     torch.save(damage(state), tmp_path / "pytorch_model.bin")
 
     with pytest.raises(CheckpointError, match=complaint):
-        method.load(load_model(tiny_model_dir), tmp_path)
+        PTUNING_V2.load(load_model(tiny_model_dir), tmp_path)
 
 
 def test_a_half_written_prefix_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
