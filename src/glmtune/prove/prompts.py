@@ -31,8 +31,8 @@ def check_template_agrees(template: Template, conversations: Iterable[Conversati
         prompts = _prompt_lengths(template, conversation, example.input_ids, number)
         if unmatched := sorted(starts - prompts):
             raise TemplateError(
-                f"conversation {number}: training begins to learn at token {unmatched[0]}, but chat "
-                f"would begin an answer at {', '.join(map(str, sorted(prompts))) or 'none'}. "
+                f"conversation {number}: training begins to learn at token {unmatched[0]}, but chat"
+                f" would begin an answer at {', '.join(map(str, sorted(prompts))) or 'none'}. "
                 "Report this with the row: the template contradicts itself."
             )
         num_answers += sum(example.labels[length] != IGNORE for length in prompts)
