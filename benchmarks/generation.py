@@ -20,7 +20,7 @@ import torch
 from benchmarks.checkpoint import config_of
 from benchmarks.figures import Figure, run
 from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
-from glmtune.use.generate import ROWS, Request, Sampling, write
+from glmtune.use.generate import BATCH_SIZE, Request, Sampling, generate
 
 PROMPT_TOKENS = 20
 DRAWN = 2**22 - 3  # no multiple of a row, so that no two rows of a weight are alike
@@ -53,7 +53,7 @@ def requests_of(number: int, longest: int) -> list[Request]:
 def rate(model: Any, requests: list[Request], num_rows: int) -> float:
     """Tokens/s of ours."""
     began = time.perf_counter()
-    written = list(write(model, requests, stop_ids=(), sampling=GREEDY, num_rows=num_rows))
+    written = list(generate(model, requests, stop_ids=(), sampling=GREEDY, batch_size=num_rows))
     return sum(len(each.ids) for each in written) / (time.perf_counter() - began)
 
 
@@ -90,7 +90,7 @@ def measure(quick: bool) -> list[Figure]:
     """Measure all ways in turn."""
     model = slice_of(2)
     longest = 12 if quick else 256
-    many = requests_of(ROWS if quick else 2 * ROWS, longest)
+    many = requests_of(BATCH_SIZE if quick else 2 * BATCH_SIZE, longest)
     one = Request(many[0].ids, longest)
     short = Request(one.ids, 2)
     rate(model, [short], 1)  # the first products choose their kernels
@@ -99,12 +99,12 @@ def measure(quick: bool) -> list[Figure]:
     for _ in range(1 if quick else 2):
         rates["alone"].append(rate(model, [one], 1))
         rates["peer"].append(peer_rate(model, one))
-        rates["together"].append(rate(model, many, ROWS))
+        rates["together"].append(rate(model, many, BATCH_SIZE))
     alone, together = statistics.median(rates["alone"]), statistics.median(rates["together"])
     floor = weights_per_second(model)
     return [
         Figure(
-            "generation", f"2 layers, {ROWS} rows at once", "tokens/s", together, alone,
+            "generation", f"2 layers, {BATCH_SIZE} rows at once", "tokens/s", together, alone,
             "ours, one row", goal=3.0,
         ),
         Figure(

@@ -35,7 +35,7 @@ from glmtune.kernels.int8 import quantize
 from glmtune.methods import lora
 from glmtune.objective.next_token import next_token_loss
 from glmtune.recipe.methods import LoraSection
-from glmtune.use.generate import Request, write
+from glmtune.use.generate import Request, generate
 
 KINDS = ("bfloat16", "int8")
 
@@ -48,7 +48,7 @@ def learn(model: Any, pack: MicroBatch) -> None:
 def answer(model: Any, num_tokens: int) -> None:
     """Write one answer to a prompt of 20 tokens."""
     request = Request(list(range(1000, 1020)), num_tokens)
-    list(write(model, [request], stop_ids=(), sampling=GREEDY))
+    list(generate(model, [request], stop_ids=(), sampling=GREEDY))
 
 
 def seconds_per_written_token(model: Any) -> float:

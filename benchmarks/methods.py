@@ -44,7 +44,7 @@ METHODS: dict[str, tuple[dict[str, object], float]] = {  # section, learning rat
 RUN = """
 import json, statistics, sys
 from pathlib import Path
-from glmtune.use.chat import open_session
+from glmtune.use.open import open_session
 from glmtune.cli.demo.folder import prepare
 from glmtune.cli.demo.score import answer, count_right, read_questions
 from glmtune.prove.metrics import read_metrics

@@ -45,6 +45,7 @@ from glmtune.prove.answers import Prompt, answer_all, answer_limit
 from glmtune.prove.forgetting import general_conversations, general_loss
 from glmtune.prove.merged import check_merged
 from glmtune.prove.prompts import check_template_agrees
+from glmtune.prove.saved import check_saved
 from glmtune.prove.streamed import probe
 from glmtune.recipe.methods import LoraSection
 from glmtune.recipe.sections import ChecksSection
@@ -139,7 +140,7 @@ def time_checks(model: Any, template: Template, folder: Path) -> Mapping[str, fl
             general_loss(model, general, torch.device("cpu")) for _ in range(2)
         ],
         "all has learned": look_alive,
-        "reloaded": lambda: lora.check_saved(model, folder, row),
+        "reloaded": lambda: check_saved(model, folder, row),
         "streamed": lambda: probes.extend(probe(model, folder, template, few)),
         "chat asks as training": lambda: check_template_agrees(
             template, conversations[:PROBED_ROWS]

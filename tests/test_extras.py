@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from glmtune.cli.main import app
-from glmtune.data.lint import lint_data
+from glmtune.data.lint.run import lint_data
 from glmtune.data.sources import read_rows
 from glmtune.errors import DataError
 from glmtune.inspect.doctor.machine import describe_machine

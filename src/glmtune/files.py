@@ -1,13 +1,15 @@
 """Writing so that a crash, a kill or a full disk never leaves half a file under a good name."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from glmtune.errors import OutputError
+from glmtune.errors import CheckpointError, GlmtuneError, OutputError
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -88,3 +90,24 @@ def explain_write_error(path: Path, error: OSError) -> str:
 
 def _nearest_folder(path: Path) -> Path:
     return next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
+
+
+def read_json_object(path: Path, error: type[GlmtuneError] = CheckpointError) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: the file.
+        error: raised if it holds something else.
+
+    Raises:
+        GlmtuneError: `error`, if the file cannot be read or is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as why:
+        raise error(f"{path}: expected a JSON object, but {why}. Restore the file.") from None
+    if not isinstance(content, dict):
+        raise error(
+            f"{path}: expected a JSON object, got a {type(content).__name__}. Restore the file."
+        )
+    return content

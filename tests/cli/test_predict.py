@@ -21,8 +21,8 @@ from glmtune.methods.layers import adapted_layers
 from glmtune.model.load import load_model, load_tokenizer
 from glmtune.recipe.methods import LoraSection
 from glmtune.template.select import template_for
-from glmtune.use.chat import open_session
 from glmtune.use.generate import Sampling
+from glmtune.use.open import open_session
 from glmtune.use.predict import AnswerFile
 
 # What `taught_model_dir` has learned by heart.
@@ -181,7 +181,7 @@ def interrupted(taught_model_dir: Path, rows: Path, output: Path) -> Path:
 def identity_of(model: Path, rows: Path, output: Path) -> dict[str, Any]:
     """What a run says of itself in its partial file, found by letting one be stopped."""
     from glmtune.recipe.sections import DataSection
-    from glmtune.use.chat import open_template
+    from glmtune.use.open import open_template
     from glmtune.use.predict import identify, read_questions
 
     _, folder, template = open_template(str(model))

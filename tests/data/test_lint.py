@@ -10,15 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmtune.data.lint import (
-    CHECKS,
-    Finding,
-    Lengths,
-    LintReport,
-    lint_data,
-    write_clean_copy,
-)
-from glmtune.data.lint.tokens import LengthCost
+from glmtune.data.lint import Finding
+from glmtune.data.lint.findings import CHECKS
+from glmtune.data.lint.report import LintReport
+from glmtune.data.lint.run import lint_data, write_clean_copy
+from glmtune.data.lint.tokens import LengthCost, Lengths
 from glmtune.data.lint.twins import _digest
 from glmtune.errors import DataError, OutputError, RecipeError
 from glmtune.model.load import load_tokenizer

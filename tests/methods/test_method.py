@@ -12,16 +12,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 import glmtune.kernels.packed_attention  # noqa: F401
 from glmtune import machine
 from glmtune.data.batches import MicroBatch, pack_examples
-from glmtune.errors import CheckpointError, RecipeError, TrainingError
-from glmtune.methods import lora, virtual_tokens
+from glmtune.errors import CheckpointError, TrainingError
+from glmtune.methods import lora
 from glmtune.methods import method as tuning
 from glmtune.methods.layers import adapted_layers
 from glmtune.methods.logits import logits_of
+from glmtune.methods.prompt_model import PromptModel
 from glmtune.model import load
 from glmtune.model.load import load_model, load_tokenizer
 from glmtune.model.quantization import Quantization, check_quantization, quantization_config
 from glmtune.objective.next_token import next_token_loss
 from glmtune.prove import liveness
+from glmtune.prove.saved import check_saved
 from glmtune.recipe import methods
 from glmtune.recipe.methods import AdapterSection
 from glmtune.recipe.reading import build_recipe
@@ -145,7 +147,7 @@ def test_a_method_trains_saves_and_comes_back_the_same(
     template = template_for(load_tokenizer(folder))
     tuning.save(model, tmp_path / "saved", template)
     rounding = 0.01 if "init_lora_weights" in METHODS[method] else 0  # of taking weights apart
-    assert tuning.check_saved(model, tmp_path / "saved", probe()) <= rounding
+    assert check_saved(model, tmp_path / "saved", probe()) <= rounding
     assert torch.equal(scores(model), after)
     learn(model)
     assert not torch.equal(scores(model), after)
@@ -156,7 +158,7 @@ def test_a_method_trains_saves_and_comes_back_the_same(
     else:
         again = base(tmp_path / "saved")
     torch.testing.assert_close(scores(again), after, atol=rounding, rtol=0)
-    if isinstance(model, virtual_tokens.PromptModel) or "ptuning" in method:
+    if isinstance(model, PromptModel) or "ptuning" in method:
         with pytest.raises(CheckpointError, match="which no weight can take up"):
             merge.merge(again)
     elif tuning.is_adapted(model):
@@ -167,36 +169,6 @@ def test_nothing_is_trained_by_none(folder: Path) -> None:
     model = tuning.attach(base(folder), section_of("none"))
 
     assert tuning.count_parameters(model)[0] == 0
-
-
-def test_the_last_layers_or_named_modules_are_trained(tiny_model_dir: Path) -> None:
-    model = tuning.attach(
-        base(tiny_model_dir),
-        section_of("freeze", trainable_layers=1, trainable_modules=["layers.0.mlp"]),
-    )
-
-    parts = {name.rpartition(".")[0] for name in liveness.trained_parts(model)}
-    first, last = (f"transformer.encoder.layers.{i}" for i in (0, 1))
-    assert parts == {
-        f"{first}.mlp.dense_h_to_4h", f"{first}.mlp.dense_4h_to_h",
-        f"{last}.mlp.dense_h_to_4h", f"{last}.mlp.dense_4h_to_h",
-        f"{last}.self_attention.query_key_value", f"{last}.self_attention.dense",
-        f"{last}.input_layernorm", f"{last}.post_attention_layernorm",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("keys", "complaint"),
-    [
-        ({"trainable_layers": 3}, "trainable_layers is 3, but this model has 2 layers"),
-        ({"trainable_modules": ["q_proj"]}, r"names q_proj, which .* dense_4h_to_h"),
-    ],
-)
-def test_weights_that_the_model_lacks_are_refused(
-    tiny_model_dir: Path, keys: dict[str, Any], complaint: str
-) -> None:
-    with pytest.raises(RecipeError, match=complaint):
-        tuning.attach(base(tiny_model_dir), section_of("freeze", **keys))
 
 
 @every_method
@@ -272,62 +244,6 @@ def test_a_layer_whose_update_stays_zero_is_dead_though_weight_decay_moved_it(
         liveness.check_changed(model, start)
 
 
-def test_a_saved_model_that_differs_in_one_number_is_caught(
-    tiny_model_dir: Path, tmp_path: Path
-) -> None:
-    from safetensors.torch import load_file, save_file
-
-    model = tuning.attach(base(tiny_model_dir), section_of("full"))
-    tuning.save(model, tmp_path, template_for(load_tokenizer(tiny_model_dir)))
-    tensors = load_file(tmp_path / "model.safetensors")
-    tensors["transformer.encoder.final_layernorm.weight"][0] += 0.5
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-
-    with pytest.raises(TrainingError, match="gives other logits"):
-        tuning.check_saved(model, tmp_path, probe())
-
-
-@pytest.mark.parametrize(
-    ("keys", "complaint"),
-    [
-        (
-            {"rank_pattern": {"mlp.*": 2}},
-            r"rank_pattern has 'mlp\.\*', which fits no adapted layer",
-        ),
-        ({"modules_to_save": ["lm_hed"]}, "modules_to_save names lm_hed"),
-        (
-            {"target_modules": ["query_key_value"], "layers_to_transform": [2]},
-            "names layer 2, but this model has the layers 0 to 1",
-        ),
-    ],
-)
-def test_what_peft_would_pass_over_is_refused(
-    tiny_model_dir: Path, keys: dict[str, Any], complaint: str
-) -> None:
-    with pytest.raises(RecipeError, match=complaint):
-        tuning.attach(base(tiny_model_dir), section_of("lora", **keys))
-
-
-def test_patterns_layers_and_modules_reach_peft(tiny_model_dir: Path) -> None:
-    model = tuning.attach(
-        base(tiny_model_dir),
-        section_of(
-            "lora", target_modules=["query_key_value", "dense"], layers_to_transform=1, r=4,
-            rank_pattern={"self_attention.dense": 2}, alpha_pattern={"self_attention.dense": 6},
-            modules_to_save="output_layer",
-        ),
-    )  # fmt: skip
-
-    layer = "transformer.encoder.layers.1.self_attention"
-    adapted = dict(adapted_layers(model))
-    assert set(adapted) == {f"{layer}.query_key_value", f"{layer}.dense"}
-    assert adapted[f"{layer}.dense"].r["default"] == 2
-    assert adapted[f"{layer}.dense"].scaling["default"] == 6 / 2
-    assert "transformer.output_layer.modules_to_save.default.weight" in liveness.trained_parts(
-        model
-    )
-
-
 def test_with_lora_plus_b_learns_faster_than_a(tiny_model_dir: Path) -> None:
     from glmtune.recipe.sections import TrainingSection
     from glmtune.train.optimizer import make_optimizer
@@ -358,51 +274,11 @@ def test_what_starts_from_the_weights_survives_rounding_in_half_precision(
 
     tuning.save(model, tmp_path, template_for(load_tokenizer(tiny_model_dir)))
 
-    assert tuning.check_saved(model, tmp_path, probe()) == 0
+    assert check_saved(model, tmp_path, probe()) == 0
     again = load_model(tiny_model_dir, dtype=dtype, attn_implementation="packed")
     widen(again)
     assert all(torch.equal(p, original[n]) for n, p in again.named_parameters())
     torch.testing.assert_close(scores(lora.load(again, tmp_path)), trained, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", ["pissa", "olora", "pissa by iterations"])
-def test_an_adapter_that_begins_with_a_part_of_the_weights_leaves_them_as_they_are(
-    tiny_model_dir: Path, name: str, dtype: torch.dtype
-) -> None:
-    plain = load_model(tiny_model_dir, dtype=dtype, attn_implementation="packed")
-    original = {n: p.clone() for n, p in plain.named_parameters()}
-    before = scores(plain)
-
-    model = tuning.attach(plain, section_of(name, **METHODS[name]))
-
-    for name, layer in adapted_layers(model):
-        weight = original[f"{name}.weight"]
-        bits = 0 if dtype == torch.bfloat16 else 1e-6  # OLoRA changes float32 in place
-        torch.testing.assert_close(layer.get_base_layer().weight.data, weight, atol=bits, rtol=0)
-        assert layer.lora_B["default"].weight.any()  # and it does begin with something
-    tolerance = 0.2 if dtype == torch.bfloat16 else 1e-4  # the scores are up to 30
-    torch.testing.assert_close(scores(model), before, atol=tolerance, rtol=0)
-    counted, _ = tuning.count_parameters(model)
-    merge.merge_in_place(model)  # nothing was learned
-    assert tuning.count_parameters(model)[0] == counted > 0  # as the report tells it
-    for name, layer in adapted_layers(model):
-        weight = layer.get_base_layer().weight.data
-        torch.testing.assert_close(weight, original[f"{name}.weight"], atol=1e-6, rtol=1e-2)
-
-
-def test_a_pissa_run_goes_on_only_from_its_own_beginning(
-    tiny_model_dir: Path, tmp_path: Path
-) -> None:
-    model = tuning.attach(base(tiny_model_dir), section_of("pissa", init_lora_weights="pissa"))
-    tuning.save(model, tmp_path, template_for(load_tokenizer(tiny_model_dir)))
-    other = base(tiny_model_dir)
-    with torch.no_grad():
-        other.transformer.encoder.layers[1].self_attention.query_key_value.weight.mul_(1.01)
-    other = tuning.attach(other, section_of("pissa", init_lora_weights="pissa"))
-
-    with pytest.raises(CheckpointError, match=r"another part of the weights of .*layers\.1"):
-        tuning.restore(tmp_path, other)
 
 
 # ---- packed weights ---------------------------------------------------------------------------
@@ -499,7 +375,7 @@ def test_a_packed_model_trains_saves_and_its_adapter_merges_into_the_real_base(
     assert losses[-1] < losses[0]
     liveness.check_changed(model, start)
     tuning.save(model, tmp_path, template_for(load_tokenizer(folder)))
-    assert tuning.check_saved(model, tmp_path, probe()) == 0.0
+    assert check_saved(model, tmp_path, probe()) == 0.0
     with pytest.raises(CheckpointError, match="Load the base in half precision"):
         merge.merge(model)
     tuned = lora.load(exact, tmp_path)

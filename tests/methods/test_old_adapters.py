@@ -25,9 +25,9 @@ from glmtune.recipe.methods import LoraSection
 from glmtune.recipe.reading import build_recipe
 from glmtune.template.select import template_for
 from glmtune.train.run import fine_tune
-from glmtune.use.chat import base_of, open_session
 from glmtune.use.export import merge
 from glmtune.use.generate import Sampling
+from glmtune.use.open import base_of, open_session
 
 CONFIGS = json.loads((Path(__file__).parent / "old_adapters.json").read_text(encoding="utf-8"))
 SAVES_BIN = ("peft 0.3.0", "peft 0.4.0", "peft 0.6.0", "ms-swift 1.7.3")
@@ -94,7 +94,7 @@ def test_an_adapter_of_any_age_does_what_its_tensors_say(
     torch.testing.assert_close(logits(merge.merge(model)), wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_a_key_of_the_future_is_left_out_and_told(
+def test_a_key_of_the_future_is_ignored_and_logged(
     tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="glmtune")
@@ -105,9 +105,9 @@ def test_a_key_of_the_future_is_left_out_and_told(
 
     torch.testing.assert_close(logits(model), updated_logits(tiny_model_dir), atol=1e-4, rtol=1e-4)
     warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert any("use_warp=True is left out" in message for message in warned)
+    assert any("use_warp=True is ignored" in message for message in warned)
     assert not any("warp_config" in message for message in warned)
-    assert "left out what this peft does not have: warp_config" in caplog.text
+    assert "ignored keys that this peft lacks: warp_config" in caplog.text
 
 
 def test_a_method_that_peft_does_not_have_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -139,7 +139,9 @@ def test_a_base_that_has_moved_is_found_by_its_name(
     folder = save_as("peft 0.8.2", tmp_path / "out" / "run", base_model_name_or_path=stored)
     moved = tmp_path / "tiny"
     if stored != "tiny":  # which the hub would be asked for
-        with pytest.raises(CheckpointError, match=r"is not there, nor is a tiny in .*elsewhere"):
+        with pytest.raises(
+            CheckpointError, match=r"does not exist, and there is no tiny in .*elsewhere"
+        ):
             base_of(folder)
 
     moved.symlink_to(taught_model_dir)

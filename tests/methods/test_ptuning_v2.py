@@ -12,16 +12,18 @@ from torch import Tensor
 import glmtune.kernels.packed_attention  # noqa: F401
 from glmtune.data.batches import pack_examples
 from glmtune.errors import CheckpointError, RecipeError, TrainingError
-from glmtune.methods import method, ptuning_v2
+from glmtune.methods import method
+from glmtune.methods.ptuning_v2 import PTUNING_V2
 from glmtune.model.load import load_model, load_tokenizer
 from glmtune.objective.next_token import next_token_loss
+from glmtune.prove.saved import check_saved
 from glmtune.recipe.methods import PtuningV2Section
 from glmtune.recipe.reading import build_recipe
 from glmtune.template.base import IGNORE, Example
 from glmtune.template.select import template_for
 from glmtune.train.run import fine_tune
-from glmtune.use.chat import base_of
-from glmtune.use.generate import Request, Sampling, write
+from glmtune.use.generate import Request, Sampling, generate
+from glmtune.use.open import base_of
 
 KINDS = ["ptuning", "ptuning_projection"]
 
@@ -80,7 +82,7 @@ def test_a_prefix_of_the_original_writes_what_the_original_writes(
     [prompt] = case["input_ids"]
     number = len(case["sequences"][0]) - len(prompt)
 
-    [written] = write(
+    [written] = generate(
         model, [Request(prompt, number)], stop_ids=(), sampling=Sampling(temperature=0)
     )
 
@@ -158,7 +160,7 @@ def test_a_run_leaves_a_prefix_that_chat_uses_and_resumes_to_the_same_bytes(
     import shutil
 
     from glmtune.inspect.adapter import describe_adapter
-    from glmtune.use.chat import open_session
+    from glmtune.use.open import open_session
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     fine_tune(recipe_for(tiny_model_dir, whole, "load_best_model_at_end=false"))
@@ -221,8 +223,8 @@ def test_a_prefix_file_that_differs_in_one_number_is_caught(
     torch.save(state, tmp_path / "pytorch_model.bin")
     probe = pack_examples([Example([5, 6, 7], [IGNORE, 6, 7])], [0])
 
-    with pytest.raises(TrainingError, match="the prefix gives other logits"):
-        method.check_saved(model, tmp_path, probe)
+    with pytest.raises(TrainingError, match="logits of the saved prefix differ"):
+        check_saved(model, tmp_path, probe)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,7 @@ def test_a_prefix_that_does_not_fit_is_refused(
     torch.save(damage(state), tmp_path / "pytorch_model.bin")
 
     with pytest.raises(CheckpointError, match=complaint):
-        ptuning_v2.load(load_model(tiny_model_dir), tmp_path)
+        PTUNING_V2.load(load_model(tiny_model_dir), tmp_path)
 
 
 def test_a_half_written_prefix_is_refused(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ from glmtune.methods import lora, method, virtual_tokens
 from glmtune.methods.logits import logits_of
 from glmtune.model.load import load_model, load_tokenizer
 from glmtune.objective.next_token import next_token_loss
+from glmtune.prove.saved import check_saved
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
 from glmtune.template.base import IGNORE, Example
 from glmtune.template.select import template_for
 from glmtune.train.run import fine_tune
-from glmtune.use.generate import Request, Sampling, write
+from glmtune.use.generate import Request, Sampling, generate
 
 METHODS: dict[str, dict[str, Any]] = {
     "prompt_tuning": {},
@@ -102,7 +103,7 @@ def test_what_is_written_is_what_peft_writes(folder: Path, section: Any, tmp_pat
     requests = [Request(ids, 12) for ids in some_ids()]
 
     written = list(
-        write(model, requests, stop_ids=(), sampling=Sampling(temperature=0), num_rows=2)
+        generate(model, requests, stop_ids=(), sampling=Sampling(temperature=0), batch_size=2)
     )
 
     theirs = PeftModel.from_pretrained(base(folder, "sdpa"), tmp_path).eval()
@@ -169,7 +170,7 @@ def test_a_run_is_proved_resumes_to_the_same_bytes_and_is_talked_to(
 ) -> None:
     import shutil
 
-    from glmtune.use.chat import open_session
+    from glmtune.use.open import open_session
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     fine_tune(recipe_for(folder, whole, method, "training.gradient_checkpointing=true"))
@@ -253,5 +254,5 @@ def test_a_saved_number_that_differs_is_caught(tiny_llama_dir: Path, tmp_path: P
     tensor[0, 0] += 0.5
     save_file({"prompt_embeddings": tensor}, file)
 
-    with pytest.raises(TrainingError, match="the virtual tokens give other logits"):
-        method.check_saved(model, tmp_path, pack_examples([Example([5, 6], [IGNORE, 6])], [0]))
+    with pytest.raises(TrainingError, match="logits of the saved virtual tokens differ"):
+        check_saved(model, tmp_path, pack_examples([Example([5, 6], [IGNORE, 6])], [0]))

@@ -21,8 +21,9 @@ from glmtune.cli.demo.fractions import GAUGE, GENERAL, is_held_out
 from glmtune.cli.main import app
 from glmtune.model.files import NANO, locate
 from glmtune.model.load import load_config, load_model
-from glmtune.use.chat import ChatSession, open_session
+from glmtune.use.chat import ChatSession
 from glmtune.use.generate import Sampling
+from glmtune.use.open import open_session
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "nano"
 SHIPPED = Path(locate(NANO))

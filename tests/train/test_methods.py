@@ -18,8 +18,8 @@ from glmtune.model.load import load_model
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
 from glmtune.train.run import fine_tune
-from glmtune.use.chat import open_session
 from glmtune.use.generate import Sampling
+from glmtune.use.open import open_session
 
 ROWS = [
     {"instruction": f"{city}在哪里", "input": "", "output": f"{city}在{region}。" * (1 + index % 3)}

@@ -14,7 +14,14 @@ from glmtune.errors import CheckpointError
 from glmtune.kernels.row_cache import ROOM, RowCache
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
-from glmtune.use.generate import Request, Sampling, Written, draw, make_cache, write
+from glmtune.use.generate import (
+    Completion,
+    Request,
+    Sampling,
+    generate,
+    generate_stepwise,
+    make_cache,
+)
 
 VOCAB = 61
 STOPS = tuple(range(3, 12))  # of 61 random tokens: some answers end by themselves before 30
@@ -71,8 +78,8 @@ def prompts_of(lengths: list[int], seed: int = 0) -> list[list[int]]:
 
 def answers(
     model: Any, requests: list[Request], num_rows: int, sampling: Sampling = GREEDY
-) -> list[Written]:
-    written = write(model, requests, stop_ids=STOPS, sampling=sampling, num_rows=num_rows)
+) -> list[Completion]:
+    written = generate(model, requests, stop_ids=STOPS, sampling=sampling, batch_size=num_rows)
     return sorted(written, key=lambda each: each.index)
 
 
@@ -117,7 +124,8 @@ def test_rows_take_turns_and_some_end_by_themselves(family: str) -> None:
     lengths, limits = [5, 1, 12, 3, 8, 2, 7, 4], [30, 2, 30, 30, 3, 30, 30, 30]
     requests = [Request(*each) for each in zip(prompts_of(lengths), limits, strict=True)]
 
-    order = [w.index for w in write(model, requests, stop_ids=STOPS, sampling=GREEDY, num_rows=3)]
+    completions = generate(model, requests, stop_ids=STOPS, sampling=GREEDY, batch_size=3)
+    order = [each.index for each in completions]
     ended = [each.has_ended for each in answers(model, requests, 3)]
 
     assert sorted(order) == list(range(8))
@@ -131,7 +139,7 @@ def test_more_rows_take_fewer_steps() -> None:
     steps = []
     handle = model.register_forward_pre_hook(lambda *_: steps.append(1))
     try:
-        list(write(model, requests, stop_ids=(), sampling=GREEDY, num_rows=4))
+        list(generate(model, requests, stop_ids=(), sampling=GREEDY, batch_size=4))
     finally:
         handle.remove()
 
@@ -171,14 +179,14 @@ def test_a_repetition_penalty_counts_for_greedy_answers_too() -> None:
     model = MODELS["llama"]
     requests = [Request(ids, 25) for ids in prompts_of([4, 6])]
 
-    plain = list(write(model, requests, stop_ids=(), sampling=GREEDY))
+    plain = list(generate(model, requests, stop_ids=(), sampling=GREEDY))
     penalised = list(
-        write(
+        generate(
             model, requests, stop_ids=(), sampling=Sampling(temperature=0, repetition_penalty=5.0)
         )
     )
 
-    def repeats(each: Written) -> int:
+    def repeats(each: Completion) -> int:
         return len(each.ids) - len(set(each.ids))
 
     assert sum(map(repeats, penalised)) < sum(map(repeats, plain))
@@ -192,7 +200,7 @@ def test_prompts_are_read_only_when_there_is_room() -> None:
             taken.append(ids)
             yield Request(ids, 5)
 
-    first = next(write(MODELS["llama"], requests(), stop_ids=(), sampling=GREEDY, num_rows=2))
+    first = next(generate(MODELS["llama"], requests(), stop_ids=(), sampling=GREEDY, batch_size=2))
 
     assert first.index == 0
     assert len(taken) == 2
@@ -202,7 +210,7 @@ def test_the_model_is_left_as_it_was(model: Any) -> None:
     before = model.config._attn_implementation
     model.train()
     try:
-        list(write(model, requests_of(), stop_ids=STOPS, sampling=GREEDY))
+        list(generate(model, requests_of(), stop_ids=STOPS, sampling=GREEDY))
         assert (model.training, model.config._attn_implementation) == (True, before)
     finally:
         model.eval()
@@ -212,7 +220,8 @@ def test_keys_and_values_of_a_beginning_are_not_computed_again() -> None:
     model = MODELS["chatglm"]
     [ids] = prompts_of([10])
     cache = make_cache(model)
-    [*_, (first, _)] = draw(model, [Request(ids, 6)], cache, stop_ids=(), sampling=GREEDY)
+    requests = [Request(ids, 6)]
+    [*_, (first, _)] = generate_stepwise(model, requests, cache, stop_ids=(), sampling=GREEDY)
     longer = [*ids, *first.ids[:-1], 20, 21, 22]
     fed: list[int] = []
     handle = model.register_forward_pre_hook(
@@ -220,7 +229,7 @@ def test_keys_and_values_of_a_beginning_are_not_computed_again() -> None:
     )
     try:
         request = Request(longer, 6, num_cached=len(longer) - 3)
-        [*_, (second, _)] = draw(model, [request], cache, stop_ids=(), sampling=GREEDY)
+        [*_, (second, _)] = generate_stepwise(model, [request], cache, stop_ids=(), sampling=GREEDY)
     finally:
         handle.remove()
 
@@ -253,7 +262,7 @@ def test_scores_that_are_not_finite_are_an_error_and_no_answer() -> None:
         model.lm_head.weight[5] = float("nan")
 
     with pytest.raises(CheckpointError, match=r"token 1 of the answer are not finite, in torch\."):
-        list(write(model, requests_of(), stop_ids=STOPS, sampling=GREEDY))
+        list(generate(model, requests_of(), stop_ids=STOPS, sampling=GREEDY))
 
 
 def test_a_row_that_left_does_not_shine_through_to_who_takes_its_place() -> None:
@@ -286,7 +295,7 @@ def test_a_single_row_of_bfloat16_is_multiplied_by_the_kernel_that_reads_weights
     )
     requests = [Request(ids, 4) for ids in prompts_of([5] * num_rows)]
 
-    list(write(model, requests, stop_ids=(), sampling=GREEDY, num_rows=num_rows))
+    list(generate(model, requests, stop_ids=(), sampling=GREEDY, batch_size=num_rows))
     handle.remove()
 
     assert library_was_used == expected  # of the prompt, and of the three tokens after the first
@@ -305,6 +314,6 @@ def test_the_library_is_back_after_a_failure() -> None:
     model.register_forward_pre_hook(fail_at_the_third)
 
     with pytest.raises(KeyboardInterrupt):
-        list(write(model, [Request([1, 2], 9)], stop_ids=(), sampling=GREEDY, num_rows=1))
+        list(generate(model, [Request([1, 2], 9)], stop_ids=(), sampling=GREEDY, batch_size=1))
 
     assert torch.backends.mkldnn.enabled

@@ -71,8 +71,9 @@ def chat(
     definitions = None if tools is None else read_tools(tools)
 
     with loading():
-        from glmtune.use.chat import open_session, system_messages
+        from glmtune.use.chat import system_messages
         from glmtune.use.generate import Sampling
+        from glmtune.use.open import open_session
 
     session = open_session(
         model,

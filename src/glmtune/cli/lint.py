@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from glmtune.data.lint import Finding, Lengths, LintReport
+    from glmtune.data.lint import Finding
+    from glmtune.data.lint.report import LintReport
+    from glmtune.data.lint.tokens import Lengths
 
 SHOWN = 5  # findings of each check
 COLORS = {"error": "red", "warning": "yellow", "info": "cyan"}
@@ -66,8 +68,7 @@ def lint(
     }
     from rich.console import Console
 
-    from glmtune.data.lint import lint_data, write_clean_copy
-    from glmtune.data.lint.run import check_copy
+    from glmtune.data.lint.run import check_copy, lint_data, write_clean_copy
     from glmtune.files import write_atomically
     from glmtune.recipe.recipe import Recipe
 
@@ -113,7 +114,7 @@ def print_report(report: "LintReport", console: "Console", shown: int) -> None:
         console: where to print.
         shown: number of findings to print for each check.
     """
-    from glmtune.data.lint import CHECKS
+    from glmtune.data.lint.findings import CHECKS
 
     formats = ", ".join(sorted(set(report.formats.values())))
     held_out = f" and {report.num_eval_rows:,} held out" if report.num_eval_rows else ""
@@ -170,7 +171,7 @@ def counts_table(report: "LintReport") -> "Table":
     """Count the rows that each check found."""
     from rich.table import Table
 
-    from glmtune.data.lint import CHECKS
+    from glmtune.data.lint.findings import CHECKS
 
     table = Table("check", box=None, pad_edge=False)
     for severity in ("errors", "warnings", "notes"):

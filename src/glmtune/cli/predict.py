@@ -92,8 +92,8 @@ def predict(
 
     with loading():
         from glmtune.model.load import load_config
-        from glmtune.use.chat import load_tuned, open_template
         from glmtune.use.generate import Sampling
+        from glmtune.use.open import load_tuned, open_template
 
     base, folder, template = open_template(
         recipe.model.name_or_path, adapter, layout=layout, any_template=any_template
@@ -121,7 +121,7 @@ def predict(
             waiting,
             sampling=sampling,
             context_length=context_length,
-            num_rows=batch_size,
+            batch_size=batch_size,
         )
     write_answers(answers, new, len(questions), output)
 

@@ -1,1 +1,1 @@
-"""One file per tuning method: what is trained, and how it is saved and loaded."""
+"""Tuning methods, one file each: what is trained, and how it is saved and loaded."""

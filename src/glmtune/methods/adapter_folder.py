@@ -1,4 +1,9 @@
-"""The folder of an adapter: peft's files, and `glmtune.json` beside them."""
+"""Read and check an adapter folder: peft's files, and `glmtune.json` beside them.
+
+adapter_config.json          peft's own description: method, rank, target modules, base model
+adapter_model.safetensors    the weights; `.bin` in folders of old releases of peft
+glmtune.json                 the template that the prompts were built with; only in our folders
+"""
 
 import dataclasses
 import json
@@ -12,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import glmtune
 from glmtune.errors import CheckpointError, TemplateError
-from glmtune.files import write_atomically
+from glmtune.files import read_json_object, write_atomically
+from glmtune.methods import digest
+from glmtune.model.files import read_bin
 from glmtune.template.base import Template
 
 if TYPE_CHECKING:
@@ -21,11 +28,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CARD = "glmtune.json"
+CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What an adapter folder says of the run that made it."""
+    """What `glmtune.json` records about the run that made a folder.
+
+    Attributes:
+        template: the description of the template that built the prompts.
+        fingerprint: of that template.
+        version: of glmtune.
+    """
 
     template: dict[str, Any]
     fingerprint: str
@@ -33,7 +47,7 @@ class Card:
 
 
 def write_card(folder: Path, template: Template) -> None:
-    """Write beside the weights how their prompts were built."""
+    """Write `glmtune.json` beside the weights: how their prompts were built."""
     card = {
         "glmtune_version": glmtune.__version__,
         "template": dict(template.description),
@@ -43,7 +57,11 @@ def write_card(folder: Path, template: Template) -> None:
 
 
 def load_card(folder: Path) -> Card | None:
-    """Read how an adapter's prompts were built; None for an adapter made elsewhere."""
+    """Read how an adapter's prompts were built; None for an adapter made elsewhere.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     path = folder / CARD
     if not path.is_file():
         return None
@@ -61,7 +79,7 @@ def check_template(folder: Path, template: Template) -> None:
     """Refuse to use an adapter with prompts that it was not trained on.
 
     Raises:
-        TemplateError: says both templates and how to go on.
+        TemplateError: names both templates and what to do.
     """
     card = load_card(folder)
     if card is not None and card.fingerprint != template.fingerprint:
@@ -69,8 +87,8 @@ def check_template(folder: Path, template: Template) -> None:
             f"{folder} was trained with the template {_describe(card.template)} "
             f"({card.fingerprint[:12]}), but this would use {_describe(template.description)} "
             f"({template.fingerprint[:12]}). Use the same layout and tokenizer, or, "
-            "if the difference is meant, pass --any-template to answer with it, or delete the "
-            f"{CARD} of a copy to train on."
+            "if the difference is intended, pass --any-template to answer with it, or delete the "
+            f"{CARD} of a copy to train it further."
         )
 
 
@@ -81,10 +99,10 @@ def _describe(template: Mapping[str, Any]) -> str:
 def read_peft_config(folder: Path) -> Any:
     """Read the configuration of an adapter that any release of peft, or ms-swift, has written.
 
-    A key that this peft does not have is dropped, and the log says so.
+    Keys that the installed peft does not have are dropped, and the log names them.
 
     Raises:
-        CheckpointError: it is of no method that this peft has.
+        CheckpointError: the installed peft does not have the method, or rejects a value.
     """
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -93,29 +111,32 @@ def read_peft_config(folder: Path) -> Any:
     kind = PEFT_TYPE_TO_CONFIG_MAPPING.get(str(method))  # type: ignore[call-overload]
     if kind is None:
         raise CheckpointError(
-            f"{folder / 'adapter_config.json'}: peft_type is {method!r}, which the installed peft "
+            f"{folder / CONFIG}: peft_type is {method!r}, which the installed peft "
             f"{version('peft')} does not have. Install the peft that the adapter was made with."
         )
     known = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(stored.keys() - known)
-    if off := [key for key in unknown if not stored[key]]:
-        logger.info("%s: left out what this peft does not have: %s", folder, ", ".join(off))
+    if unset := [key for key in unknown if not stored[key]]:
+        logger.info("%s: ignored keys that this peft lacks: %s", folder, ", ".join(unset))
     for key in (key for key in unknown if stored[key]):
         logger.warning(
-            "%s: %s=%r is left out, since peft %s does not have it. If answers look wrong, that "
+            "%s: %s=%r is ignored, since peft %s does not have it. If answers look wrong, that "
             "may be why.",
-            *(folder, key, stored[key], version("peft")),
+            folder,
+            key,
+            stored[key],
+            version("peft"),
         )
     try:
         return kind(**{key: value for key, value in stored.items() if key in known})
     except (TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder / 'adapter_config.json'}: peft {version('peft')} does not take it: {error}"
+            f"{folder / CONFIG}: peft {version('peft')} rejects it: {error}"
         ) from None
 
 
 def by_peft_names(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    """Give tensors the names that peft saves; scripts of old and ms-swift 1 save others.
+    """Rename tensors to what peft saves; old training scripts and ms-swift 1 save other names.
 
     base_model.model.LAYER.lora_A.weight           peft
     base_model.model.LAYER.lora_A.default.weight   named_parameters() of a peft model
@@ -129,26 +150,26 @@ def by_peft_names(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse what is no adapter folder, or one that was half written.
+    """Refuse a folder that is not an adapter, or that was half written.
 
     Raises:
-        CheckpointError: says what is missing or damaged.
+        CheckpointError: names what is missing or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
     if not folder.is_dir():
         raise CheckpointError(
-            f"{folder}: there is no such adapter folder. `glmtune train` makes one in output.dir."
+            f"{folder}: there is no such adapter folder. `glmtune train` writes one to output.dir."
         )
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / CONFIG).is_file():
         hint = ""
         if (folder / "config.json").is_file():
-            hint = " It holds a whole model: give it as MODEL instead of --adapter."
-        elif (folder / "default" / "adapter_config.json").is_file():  # ms-swift 1
+            hint = " It holds a complete model: give it as MODEL instead of --adapter."
+        elif (folder / "default" / CONFIG).is_file():  # ms-swift 1
             hint = f" There is one in {folder / 'default'}: give that."
         elif checkpoints := sorted(folder.glob("checkpoint-*"), key=_step):
             hint = f" The run did not finish; try {checkpoints[-1]}."
-        raise CheckpointError(f"{folder}: there is no adapter_config.json in it.{hint}")
+        raise CheckpointError(f"{folder}: has no {CONFIG}.{hint}")
     weights = folder / "adapter_model.safetensors"
     if weights.is_file():
         try:
@@ -159,7 +180,9 @@ def check_folder(folder: Path) -> None:
                 f"{weights}: damaged or half written ({error}). Use an earlier checkpoint."
             ) from None
     elif not (folder / "adapter_model.bin").is_file():
-        raise CheckpointError(f"{folder}: there is no adapter_model.safetensors in it.")
+        raise CheckpointError(
+            f"{folder}: has no adapter_model.safetensors. Copy the adapter again, with its weights."
+        )
 
 
 def _step(checkpoint: Path) -> int:
@@ -168,8 +191,8 @@ def _step(checkpoint: Path) -> int:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no whole model."""
-    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    """Whether a folder holds an adapter and no complete model."""
+    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -178,44 +201,32 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is not the JSON that peft writes.
     """
-    return read_json(folder / "adapter_config.json")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a configuration.
-
-    Raises:
-        CheckpointError: it is no JSON object.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: expected a JSON object, but {error}. Restore the file."
-        ) from None
-    if not isinstance(config, dict):
-        raise CheckpointError(
-            f"{path}: expected a JSON object, got a {type(config).__name__}. Restore the file."
-        )
-    return config
+    return read_json_object(folder / CONFIG)
 
 
 def read_tensors(folder: Path) -> "tuple[Path, dict[str, Tensor]]":
-    """Read the weights of an adapter, and say from which file.
+    """Read the weights of an adapter.
+
+    Returns:
+        The file and its tensors by name.
 
     Raises:
         CheckpointError: the file is damaged.
     """
-    import torch  # the other functions answer without it
     from safetensors.torch import load_file
 
     file = folder / "adapter_model.safetensors"
     if file.is_file():
         return file, load_file(str(file))
     file = folder / "adapter_model.bin"
-    try:
-        return file, torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names no common base of what a damaged file raises
-        raise CheckpointError(
-            f"{file}: damaged, half written, or not plain weights ({error}). Use an earlier one."
-        ) from None
+    return file, read_bin(file)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the files that hold the weights of an adapter."""
+    return sorted(folder.glob("adapter_model.*"))
+
+
+def digest_of(folder: Path) -> str:
+    """Digest what decides the answers of an adapter: its weights and peft's configuration."""
+    return digest.of_files([*weight_files(folder), folder / CONFIG])

@@ -1,4 +1,4 @@
-"""Go through the layers that carry an adapter."""
+"""Iterate over the layers that have an adapter."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def adapted_layers(model: nn.Module, adapter_name: str = "default") -> Iterator[tuple[str, Any]]:
-    """Go through the layers that carry an adapter, with their names in the base model."""
+    """Iterate over the layers that have a LoRA adapter, with their names in the base model."""
     from peft.tuners.lora import LoraLayer
 
     for name, module in model.named_modules():

@@ -1,141 +1,181 @@
-"""One model under training, whatever the method: which weights are trained, and how they are kept.
+"""The protocol of a tuning method, and the choice of one for a section, a model or a folder.
 
-    lora, ...       a small difference, in peft's format       adapter.py
-    prompt_tuning,  virtual tokens, in peft's format           prompts.py
-    p_tuning, prefix_tuning
-    ptuning_v2      a prefix, in the original's format         ptuning.py
-    full, freeze    the model's own weights, a whole model     whole.py
+    method                                  trains and saves                       file
+    lora, qlora, ia3, vera, oft             matrices or scales in layers, as peft  lora.py
+    prompt_tuning, p_tuning, prefix_tuning  virtual tokens, as peft                virtual_tokens.py
+    ptuning_v2                              a prefix, as the original              ptuning_v2.py
+    full, freeze                            the model's own weights                full.py
 
-What must hold for all: `save` and `restore` keep every trained number exactly, `check_saved`
-shows that a fresh reader of the folder gets the trained model's logits, and what is trained
-learns (alive.py). A loop and its checkpoints need to know no more.
+Each method must `save` and `restore` every trained number exactly. A new method is a section in
+`recipe.methods`, a file here, and an entry in METHODS; training, proofs and chat call the
+functions below and know of no method by name.
 """
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from glmtune.data.batches import MicroBatch
-from glmtune.methods import adapter_folder, full, lora, ptuning_v2
-from glmtune.methods.logits import compare_logits, logits_of
+from glmtune.methods import adapter_folder
+from glmtune.methods.full import FULL_MODEL
+from glmtune.methods.lora import PEFT_ADAPTER
+from glmtune.methods.ptuning_v2 import PTUNING_V2
+from glmtune.methods.virtual_tokens import VIRTUAL_TOKENS
 from glmtune.model.load import load_config
-from glmtune.recipe.methods import (
-    AdapterSection,
-    FreezeSection,
-    FullSection,
-    NoneSection,
-    PromptSection,
-    PtuningV2Section,
-)
+from glmtune.recipe.methods import AdapterSection
 from glmtune.template.base import Template
 
 
+class Method(Protocol):
+    """One way of tuning: what is trained, and how it is saved and loaded.
+
+    Attributes:
+        what: what is trained, for messages, such as "adapter".
+        is_difference: whether it adds to a frozen base; if not, a complete model is saved.
+    """
+
+    @property
+    def what(self) -> str: ...  # noqa: D102  # above
+
+    @property
+    def is_difference(self) -> bool: ...  # noqa: D102
+
+    def takes(self, section: AdapterSection) -> bool:
+        """Whether a section of the recipe asks for this method."""
+
+    def is_attached(self, model: Any) -> bool:
+        """Whether this method attached what is trained of a model."""
+
+    def check_fits(self, section: AdapterSection, config: Any) -> None:
+        """Refuse a type of model, by its configuration."""
+
+    def attach(self, model: nn.Module, section: AdapterSection) -> Any:
+        """Make a model ready for training: what is trained requires a gradient."""
+
+    def save(
+        self,
+        model: Any,
+        folder: Path,
+        template: Template,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Write what was trained to a folder; `state` holds the gathered tensors of shards."""
+
+    def restore(self, folder: Path, model: Any) -> None:
+        """Restore what `save` wrote into the model in memory, to continue training it."""
+
+    def load(self, model: nn.Module, folder: Path) -> Any:
+        """Add what was saved to its base model, to use it."""
+
+    def as_saved(self, model: Any, folder: Path) -> AbstractContextManager[Any]:
+        """Give, temporarily, a model that answers with what is on disk."""
+
+    def check_tensors(self, model: Any, folder: Path) -> None:
+        """Compare saved tensors with those in memory, where equal logits do not show as much."""
+
+    def is_folder(self, folder: Path) -> bool:
+        """Whether a folder holds what this method saved."""
+
+    def check_folder(self, folder: Path) -> None:
+        """Refuse a folder that is incomplete or damaged."""
+
+    def base_name(self, folder: Path) -> str:
+        """Give the model that a folder says it was trained on; "" if it names none."""
+
+    def weight_files(self, folder: Path) -> list[Path]:
+        """List the files that hold the weights."""
+
+    def digest(self, folder: Path) -> str:
+        """Digest every file of a folder that decides answers: weights and configuration."""
+
+
+# The first that accepts is used: P-Tuning v2 and peft's folders before that of a complete model.
+METHODS: tuple[Method, ...] = (PTUNING_V2, VIRTUAL_TOKENS, PEFT_ADAPTER, FULL_MODEL)
+
+
+def method_for(section: AdapterSection) -> Method:
+    """Give the method that a section of the recipe asks for."""
+    return next(method for method in METHODS if method.takes(section))
+
+
+def method_of(model: Any) -> Method:
+    """Give the method that attached what is trained of a model."""
+    return next(method for method in METHODS if method.is_attached(model))
+
+
+def method_in(folder: Path) -> Method:
+    """Give the method that wrote a folder; an unknown folder is taken for an adapter of peft."""
+    return next((method for method in METHODS if method.is_folder(folder)), PEFT_ADAPTER)
+
+
+def _adapter_method_in(folder: Path) -> Method:
+    """Give the method that wrote an adapter folder, which it checks."""
+    found = method_in(folder)
+    adapter = found if found.is_difference else PEFT_ADAPTER  # which says what is missing
+    adapter.check_folder(folder)
+    return adapter
+
+
 def check_fits(section: AdapterSection, name: str) -> None:
-    """Refuse a method that is not for a kind of model, before any weight is read.
+    """Refuse a method that does not support a type of model, before any weight is read.
+
+    Args:
+        section: names the method.
+        name: folder or hub id of the model.
 
     Raises:
-        RecipeError: says which method to take instead.
+        RecipeError: names the method to use instead.
     """
-    if isinstance(section, PtuningV2Section):
-        ptuning_v2.check_fits(load_config(name))
-    if isinstance(section, PromptSection):
-        from glmtune.methods import virtual_tokens  # peft loads here
-
-        virtual_tokens.check_fits(section, load_config(name))
+    method_for(section).check_fits(section, load_config(name))
 
 
 def attach(model: nn.Module, section: AdapterSection) -> Any:
-    """Make a model ready to be tuned by a method: what is trained requires a gradient.
+    """Make a model ready for training by a method: what is trained requires a gradient.
 
     Raises:
         RecipeError: the section does not fit the model.
     """
-    if isinstance(section, FullSection | FreezeSection):
-        return full.attach(model, section)
-    if isinstance(section, NoneSection):
-        return model.requires_grad_(False)
-    if isinstance(section, PtuningV2Section):
-        return ptuning_v2.attach(model, section)
-    if isinstance(section, PromptSection):
-        from glmtune.methods import virtual_tokens
-
-        return virtual_tokens.attach(model, section)
-    return lora.attach(model, section)
+    return method_for(section).attach(model, section)
 
 
 def is_adapted(model: Any) -> bool:
-    """Whether what is trained is a small difference, not the model itself."""
-    return _keeper(model) is not full
-
-
-def _keeper(model: Any) -> Any:
-    """Give the module that knows how what is trained is kept."""
-    from peft import PeftModel
-
-    from glmtune.methods import virtual_tokens
-
-    if isinstance(model, PeftModel):
-        return virtual_tokens if isinstance(model, virtual_tokens.PromptModel) else lora
-    return ptuning_v2 if ptuning_v2.is_trained(model) else full
+    """Whether what is trained is a difference to a frozen base, not the model itself."""
+    return method_of(model).is_difference
 
 
 def save(
     model: Any, folder: Path, template: Template, state: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write what was trained, and how its prompts were built, into a folder.
+    """Write what was trained, and how its prompts were built, to a folder.
 
     Args:
-        model: says what was trained.
-        folder: is made.
+        model: that was trained.
+        folder: is created.
         template: of the prompts.
-        state: the model's tensors, where it holds but a part of them itself.
+        state: the tensors gathered from all ranks, if the model is sharded.
     """
-    given = () if state is None else (state,)  # only adapter.py and whole.py are ever dealt out
-    _keeper(model).save(model, folder, template, *given)
+    method_of(model).save(model, folder, template, state)
 
 
 def restore(folder: Path, model: Any) -> None:
-    """Put what `save` wrote back into the model that it was taken from.
+    """Restore what `save` wrote into the model in memory.
 
     Raises:
-        CheckpointError: a tensor is missing or was not expected.
+        CheckpointError: a tensor is missing or unexpected.
     """
-    _keeper(model).restore(folder, model)
-
-
-@torch.no_grad()
-def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
-    """Prove that what is on disk is what is in memory, by the logits of a probe.
-
-    Returns:
-        The largest difference between two logits; 0.0 is expected.
-
-    Raises:
-        TrainingError: the logits differ.
-    """
-    keeper = _keeper(model)
-    if keeper is lora:  # which compares its tensors too, and knows of beginnings
-        return lora.check_saved(model, folder, probe)
-    model.eval()
-    model.zero_grad(set_to_none=True)  # makes room
-    trained = logits_of(model, probe)
-    with keeper.as_saved(model, folder) as saved:
-        return compare_logits(folder, keeper.GIVES, trained, logits_of(saved, probe))
+    method_of(model).restore(folder, model)
 
 
 def as_saved(model: Any, folder: Path) -> AbstractContextManager[Any]:
-    """Give, for a while, a model that answers with what is on disk."""
-    saved: AbstractContextManager[Any] = _keeper(model).as_saved(model, folder)
-    return saved
+    """Give, temporarily, a model that answers with what is on disk."""
+    return method_of(model).as_saved(model, folder)
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
-    """Count the trained numbers, and all."""
-    if hasattr(model, "get_nb_trainable_parameters"):  # which knows of packed weights
+    """Count the trained numbers, and all numbers, of a model."""
+    if hasattr(model, "get_nb_trainable_parameters"):  # peft counts quantized weights correctly
         trainable, total = model.get_nb_trainable_parameters()
         return int(trainable), int(total)
     numbers = [(parameter.requires_grad, parameter.numel()) for parameter in model.parameters()]
@@ -143,36 +183,33 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds a small difference and no whole model."""
-    return adapter_folder.is_adapter(folder) or ptuning_v2.is_folder(folder)
+    """Whether a folder holds an adapter and no complete model."""
+    return PTUNING_V2.is_folder(folder) or adapter_folder.is_adapter(folder)
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse what is no adapter folder, or one that was half written.
+    """Refuse a folder that is not an adapter, or that was half written.
 
     Raises:
-        CheckpointError: says what is missing or damaged.
+        CheckpointError: names what is missing or damaged.
     """
-    if not ptuning_v2.is_folder(folder):
-        adapter_folder.check_folder(folder)
+    _adapter_method_in(folder)
 
 
 def base_name(folder: Path) -> str:
-    """Give the model that an adapter says it was trained on; "" where it does not say."""
-    if ptuning_v2.is_folder(folder):
-        return ptuning_v2.base_name(folder)
-    return str(adapter_folder.read_config(folder).get("base_model_name_or_path") or "")
+    """Give the model that an adapter says it was trained on; "" if it names none."""
+    return method_in(folder).base_name(folder)
 
 
 def load(model: nn.Module, folder: Path) -> Any:
-    """Put a saved adapter over its base model, to use it.
+    """Add a saved adapter to its base model, to use it.
 
     Raises:
-        CheckpointError: the folder is no adapter, is damaged, or belongs to another model.
+        CheckpointError: the folder is not an adapter, is damaged, or belongs to another model.
     """
-    if ptuning_v2.is_folder(folder):
-        return ptuning_v2.load(model, folder)
-    from glmtune.methods import virtual_tokens
+    return _adapter_method_in(folder).load(model, folder)
 
-    adapter_folder.check_folder(folder)
-    return (virtual_tokens if virtual_tokens.is_folder(folder) else lora).load(model, folder)
+
+def digest(folder: Path) -> str:
+    """Digest what decides the answers of an adapter or a complete model."""
+    return method_in(folder).digest(folder)

@@ -1,7 +1,7 @@
-"""A method's section of the recipe -> peft's configuration, held against the model it is for.
+"""Convert a method's section of the recipe to peft's configuration, and check it with the model.
 
-The keys of a section bear peft's names, so they are handed on as they are. What peft would pass
-over in silence, a name that fits no module of the model, is refused.
+The keys of a section have peft's names, so they are passed on unchanged. A name that matches no
+module of the model is an error; peft would ignore it silently.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ from glmtune.recipe.methods import (
     VeraSection,
 )
 
-# What peft chooses for Llama, by the names of ChatGLM, for which it has no choice.
-IA3_OF_CHATGLM = {
+# peft has no defaults for ChatGLM; these are its defaults for Llama, by the names of ChatGLM.
+IA3_DEFAULTS_OF_CHATGLM = {
     "target_modules": ["query_key_value", "dense_4h_to_h"],
     "feedforward_modules": ["dense_4h_to_h"],
 }
 
 
 def config_of(section: PeftSection, model_type: str) -> Any:
-    """Make peft's configuration of a section for a kind of model."""
+    """Make peft's configuration from a section, for a type of model such as "chatglm"."""
     import peft
 
     configs: dict[type[PeftSection], Any] = {
@@ -45,17 +45,17 @@ def config_of(section: PeftSection, model_type: str) -> Any:
     plain = {key: list(v) if isinstance(v, tuple) else v for key, v in given.items()}
     plain["modules_to_save"] = plain["modules_to_save"] or None
     if "oft_block_size" in plain:
-        plain["r"] = 0  # or the other of the two, which follows
+        plain["r"] = 0  # peft takes the block size or r, and computes the other
     if isinstance(section, Ia3Section) and not section.target_modules and model_type == "chatglm":
-        plain |= IA3_OF_CHATGLM
+        plain |= IA3_DEFAULTS_OF_CHATGLM
     return kind(task_type="CAUSAL_LM", **plain)
 
 
 def check_names(model: nn.Module, section: PeftSection) -> None:
-    """Refuse names that the model does not have.
+    """Refuse names of layers and modules that the model does not have.
 
     Raises:
-        RecipeError: says which, and what there is.
+        RecipeError: names them, and those that the model has.
     """
     modules = dict(model.named_modules())
     linear = linear_layers(model)
@@ -81,20 +81,24 @@ def check_names(model: nn.Module, section: PeftSection) -> None:
 
 
 def check_patterns(section: LoraSection, adapted: Sequence[str]) -> None:
-    """Refuse a pattern that fits no adapted layer.
+    """Refuse a rank or alpha pattern that matches no adapted layer.
+
+    Args:
+        section: with the patterns.
+        adapted: names of the adapted layers.
 
     Raises:
-        RecipeError: says which.
+        RecipeError: names the pattern.
     """
     for key, patterns in (
         ("rank_pattern", section.rank_pattern),
         ("alpha_pattern", section.alpha_pattern),
     ):
-        for pattern in patterns:  # which peft reads as the end of a name, or as an expression
+        for pattern in patterns:  # peft matches it as a regular expression at the end of a name
             if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted):
                 raise RecipeError(
-                    f"adapter.{key} has {pattern!r}, which fits no adapted layer; those are "
-                    f"{', '.join(adapted[:3])} and so on."
+                    f"adapter.{key} has {pattern!r}, which fits no adapted layer. Adapted layers "
+                    f"are {', '.join(adapted[:3])} and so on."
                 )
 
 

@@ -1,4 +1,17 @@
-"""PiSSA and OLoRA: initialize A and B from the weights, and leave the weights unchanged."""
+"""PiSSA and OLoRA: initialize A and B from the weights W, and leave W unchanged.
+
+Both start from A0 and B0, a part of W. peft subtracts B0 A0 from W, which rounds what is left in
+half precision, so that training starts from another model. Here W stays as it is, and the update
+
+    dW = scale * (B A - B0 A0)
+
+is trained. It is a LoRA of twice the rank, of which the first half is trained, and is saved as one:
+
+    A = [A ]   (2 rank, in)      B = [B, -B0]   (out, 2 rank)
+        [A0]
+
+Sources: https://arxiv.org/abs/2404.02948 (PiSSA), https://arxiv.org/abs/2406.01775 (OLoRA).
+"""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -15,42 +28,37 @@ from glmtune.errors import CheckpointError
 from glmtune.kernels.half_precision import half_input_linear
 from glmtune.methods.layers import adapted_layers
 
-# PiSSA and OLoRA take what A and B begin with out of the base's weights. In half precision what is
-# left would be rounded, and learned upon. So the weights stay as they are, and the beginning is
-# taken out of the update: BA - B0 A0 is a LoRA of twice the rank, whose first half is trained, and
-# which is saved as such.
-#
-#     A = [A ]    B = [B, -B0]
-#         [A0]
+# A0 and B0 of the models that train such a difference, by the names of their parameters.
 initial_adapters: WeakKeyDictionary[Any, dict[str, Tensor]] = WeakKeyDictionary()
 
 
-class _BegunA(nn.Linear):
-    """A of a difference: what is trained, and below it what it began with."""
+class _DifferenceA(nn.Linear):
+    """A over A0: the trained weight, and the initial one as a buffer."""
 
-    begun: Tensor
+    initial: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in) to (..., 2 rank)."""
-        return half_input_linear(input, torch.cat((self.weight, self.begun)))
+        return half_input_linear(input, torch.cat((self.weight, self.initial)))
 
 
-class _BegunB(nn.Linear):
-    """B of a difference: what is trained, and beside it what it began with, taken off."""
+class _DifferenceB(nn.Linear):
+    """B beside -B0: the trained weight, and the initial one as a buffer."""
 
-    begun: Tensor
+    initial: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., 2 rank) to (..., out)."""
-        return F.linear(input, torch.cat((self.weight, -self.begun), dim=1))
+        return F.linear(input, torch.cat((self.weight, -self.initial), dim=1))
 
 
 def restore_base_weights(model: Any, weights: Mapping[nn.Module, Tensor]) -> None:
-    """Let a model have the weights that peft took its adapter's beginning out of.
+    """Restore the weights that peft subtracted B0 A0 from, and train the difference instead.
 
     Args:
         model: the peft model.
-        weights: as they were, by layer. peft makes new ones, but for OLoRA in float32.
+        weights: of its linear layers before peft changed them. peft makes new tensors, except for
+            OLoRA in float32, which it changes in place.
     """
     initial_adapters[model] = {
         name: tensor.detach().clone() for name, tensor in model.named_parameters() if _is_lora(name)
@@ -61,11 +69,11 @@ def restore_base_weights(model: Any, weights: Mapping[nn.Module, Tensor]) -> Non
         if base.weight.data_ptr() == weight.data_ptr():
             weight += layer.scaling["default"] * (b.weight.data @ a.weight.data)
         base.weight.data = weight
-        for sides, kind in ((layer.lora_A, _BegunA), (layer.lora_B, _BegunB)):
+        for sides, kind in ((layer.lora_A, _DifferenceA), (layer.lora_B, _DifferenceB)):
             side = sides["default"]
             twin = kind(side.in_features, side.out_features, bias=False, device="meta")
             twin.weight = side.weight
-            twin.register_buffer("begun", side.weight.detach().clone(), persistent=False)
+            twin.register_buffer("initial", side.weight.detach().clone(), persistent=False)
             sides["default"] = twin.train(side.training)
         if isinstance(layer.lora_dropout["default"], nn.Identity):
             layer.cast_input_dtype_enabled = False
@@ -73,21 +81,21 @@ def restore_base_weights(model: Any, weights: Mapping[nn.Module, Tensor]) -> Non
 
 @contextmanager
 def as_plain_lora(model: Any) -> Iterator[None]:
-    """Let an adapter with a beginning be the plain one of twice the rank while it is merged."""
-    begun = [layer for _, layer in adapted_layers(model) if model in initial_adapters]
-    trained = [(layer.lora_A["default"], layer.lora_B["default"]) for layer in begun]
-    for layer, (a, b) in zip(begun, trained, strict=True):
-        for sides, whole in (
-            (layer.lora_A, torch.cat((a.weight, a.begun))),
-            (layer.lora_B, torch.cat((b.weight, -b.begun), dim=1)),
+    """Temporarily turn a trained difference into a plain LoRA of twice the rank, to merge it."""
+    layers = [layer for _, layer in adapted_layers(model) if model in initial_adapters]
+    trained = [(layer.lora_A["default"], layer.lora_B["default"]) for layer in layers]
+    for layer, (a, b) in zip(layers, trained, strict=True):
+        for sides, weight in (
+            (layer.lora_A, torch.cat((a.weight, a.initial))),
+            (layer.lora_B, torch.cat((b.weight, -b.initial), dim=1)),
         ):
-            plain = nn.Linear(whole.size(1), whole.size(0), bias=False, device="meta")
-            plain.weight = nn.Parameter(whole.detach(), requires_grad=False)
+            plain = nn.Linear(weight.size(1), weight.size(0), bias=False, device="meta")
+            plain.weight = nn.Parameter(weight.detach(), requires_grad=False)
             sides["default"] = plain
     try:
         yield
     finally:
-        for layer, (a, b) in zip(begun, trained, strict=True):
+        for layer, (a, b) in zip(layers, trained, strict=True):
             layer.lora_A["default"], layer.lora_B["default"] = a, b
 
 
@@ -98,18 +106,18 @@ def _is_lora(name: str) -> bool:
 def as_difference(
     trained: Mapping[str, Tensor], initial: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Give the state of a model whose adapter is the difference to its original base."""
+    """Give the state of a model whose adapter is the difference B A - B0 A0, of twice the rank."""
     state = dict(trained)
-    for name, begun in initial.items():
+    for name, start in initial.items():
         if ".lora_A." in name:
-            state[name] = torch.cat((state[name], begun), dim=0)  # (2 rank, in)
+            state[name] = torch.cat((state[name], start), dim=0)  # (2 rank, in)
         else:
-            state[name] = torch.cat((state[name], -begun), dim=1)  # (out, 2 rank)
+            state[name] = torch.cat((state[name], -start), dim=1)  # (out, 2 rank)
     return state
 
 
 def doubled_config(config: Any) -> Any:
-    """Give the configuration of the difference: twice the rank, and the same scale."""
+    """Give the configuration of the difference: twice the rank, the same scale."""
     doubled = copy.deepcopy(config)
     factor = 2**0.5 if config.use_rslora else 2  # the scale is alpha / sqrt(r), or alpha / r
     doubled.r = 2 * config.r
@@ -124,22 +132,23 @@ def doubled_config(config: Any) -> Any:
 def trained_half(
     folder: Path, tensors: Mapping[str, Tensor], initial: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Take what is trained out of a saved difference.
+    """Give the trained half of a saved difference.
 
     Raises:
-        CheckpointError: its second half is not what this model begins with.
+        CheckpointError: its second half is not the initial A0 and B0 of this model.
     """
     halves = dict(tensors)
-    for name, begun in initial.items():
+    for name, start in initial.items():
         key = name.replace(".default.", ".")
         dim, sign = (0, 1) if ".lora_A." in name else (1, -1)
         trained, stored = tensors[key].chunk(2, dim=dim)
-        if not torch.equal(stored, sign * begun.to(stored.device)):
+        if not torch.equal(stored, sign * start.to(stored.device)):
             layer = name.removeprefix("base_model.model.").partition(".lora_")[0]
             raise CheckpointError(
-                f"{folder}: its adapter begins with another part of the weights of {layer}. "
-                "The same weights can be taken apart a little differently on another machine, or "
-                "with other numbers of threads; go on where the run was begun."
+                f"{folder}: its adapter was initialized from another part of the weights of "
+                f"{layer}. The decomposition of the same weights can differ a little on another "
+                "machine or with another number of threads; resume on the machine where the run "
+                "started."
             )
         halves[key] = trained.contiguous()
     return halves

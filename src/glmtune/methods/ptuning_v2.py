@@ -1,17 +1,17 @@
-"""P-Tuning v2 in the original's own layout: keys and values that every layer finds before a text.
+"""P-Tuning v2 in the original's own layout: a trained prefix of keys and values in every layer.
 
-    config.json           the base's, with pre_seq_len and prefix_projection, and where it lay
+    config.json           the base's, with pre_seq_len, prefix_projection and the base's path
     pytorch_model.bin     transformer.prefix_encoder.*, and nothing else
-    glmtune.json          how prompts are built; not in folders that the original has written
+    glmtune.json          how prompts are built; not in folders that the original wrote
 
-Such a folder is what the training scripts of ChatGLM2 and ChatGLM3 leave, and what they load. The
-prefix is seen by each example of a pack and takes no position.
+The training scripts of ChatGLM2 and ChatGLM3 write and load such folders. Each example of a pack
+attends to the prefix, which takes no position.
 
 Source: spec section 6; https://arxiv.org/abs/2110.07602.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,58 +20,148 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError, RecipeError
-from glmtune.files import write_atomically
-from glmtune.methods.adapter_folder import read_json, write_card
+from glmtune.files import read_json_object, write_atomically
+from glmtune.methods import digest
+from glmtune.methods.adapter_folder import write_card
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.modeling_chatglm import (
     ChatGLMForConditionalGeneration,
     ChatGLMPrefixEncoder,
 )
-from glmtune.recipe.methods import PtuningV2Section
+from glmtune.model.files import read_bin
+from glmtune.recipe.methods import AdapterSection, PtuningV2Section
 from glmtune.template.base import Template
-
-GIVES = "the prefix gives"  # other logits, should the file be another
 
 CONFIG = "config.json"
 WEIGHTS = "pytorch_model.bin"
 PREFIX = "transformer.prefix_encoder."
 
 
-def check_fits(config: Any) -> None:
-    """Refuse a model that is no ChatGLM.
+class PTuningV2:
+    """The method of tuning that trains keys and values before the text in every layer."""
 
-    Raises:
-        RecipeError: says what to take instead.
-    """
-    if not isinstance(config, ChatGLMConfig):
-        raise RecipeError(
-            "adapter.method=ptuning_v2 has the layout of ChatGLM2 and ChatGLM3, and this is a "
-            f"model of type {config.model_type!r}. Use adapter.method=prefix_tuning."
-        )
+    what = "prefix"
+    is_difference = True
 
+    def takes(self, section: AdapterSection) -> bool:
+        """Whether a section of the recipe asks for this method."""
+        return isinstance(section, PtuningV2Section)
 
-def attach(model: Any, section: PtuningV2Section) -> Any:
-    """Freeze a model and give it a fresh prefix in float32; one that it has already is kept.
+    def is_attached(self, model: nn.Module) -> bool:
+        """Whether the prefix is all that is trained of a model."""
+        trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        return bool(trained) and all(name.startswith(PREFIX) for name in trained)
 
-    Raises:
-        RecipeError: the model is no ChatGLM, or has a prefix of another shape.
-    """
-    check_fits(model.config)
-    model.requires_grad_(False)
-    config = model.config
-    held, wanted = (
-        (config.pre_seq_len, config.prefix_projection),
-        (section.pre_seq_len, section.prefix_projection),
-    )
-    if not config.pre_seq_len:
-        model.transformer.add_prefix_encoder(*wanted)
-    elif held != wanted:
-        raise RecipeError(
-            f"the model has a prefix already, and the recipe describes another. To go on with it, "
-            f"set adapter.pre_seq_len={held[0]} adapter.prefix_projection={held[1]}."
-        )
-    _encoder(model).float().requires_grad_(True)
-    return model
+    def check_fits(self, section: AdapterSection, config: Any) -> None:
+        """Refuse a model that is not ChatGLM.
+
+        Raises:
+            RecipeError: names the method to use instead.
+        """
+        if not isinstance(config, ChatGLMConfig):
+            raise RecipeError(
+                "adapter.method=ptuning_v2 has the layout of ChatGLM2 and ChatGLM3, and this is a "
+                f"model of type {config.model_type!r}. Use adapter.method=prefix_tuning."
+            )
+
+    def attach(self, model: Any, section: AdapterSection) -> Any:
+        """Freeze a model and add a new prefix in float32; a prefix it already has is kept.
+
+        Raises:
+            RecipeError: the model is not ChatGLM, or has a prefix of another shape.
+        """
+        assert isinstance(section, PtuningV2Section)
+        self.check_fits(section, model.config)
+        model.requires_grad_(False)
+        config = model.config
+        held = (config.pre_seq_len, config.prefix_projection)
+        wanted = (section.pre_seq_len, section.prefix_projection)
+        if not config.pre_seq_len:
+            model.transformer.add_prefix_encoder(*wanted)
+        elif held != wanted:
+            raise RecipeError(
+                "the model has a prefix already, and the recipe describes another. To continue "
+                f"training it, set adapter.pre_seq_len={held[0]} "
+                f"adapter.prefix_projection={held[1]}."
+            )
+        _encoder(model).float().requires_grad_(True)
+        return model
+
+    def save(
+        self,
+        model: Any,
+        folder: Path,
+        template: Template,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Write the prefix, and how its prompts were built, to a folder."""
+        assert state is None, "the recipe refuses to shard a prefix"
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {PREFIX + name: tensor for name, tensor in _encoder(model).state_dict().items()}
+        torch.save({name: tensor.cpu() for name, tensor in tensors.items()}, folder / WEIGHTS)
+        config = json.loads(model.config.to_json_string()) | {"_name_or_path": model.name_or_path}
+        write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+        write_card(folder, template)
+
+    def restore(self, folder: Path, model: Any) -> None:
+        """Restore the weights of the prefix in memory from a saved one.
+
+        Raises:
+            CheckpointError: a tensor is missing or unexpected, or has another shape.
+        """
+        _fill(_encoder(model), folder)
+
+    def load(self, model: nn.Module, folder: Path) -> Any:
+        """Add a saved prefix to its base model, to use it.
+
+        Raises:
+            CheckpointError: the folder is damaged, or the prefix is of another model.
+        """
+        config = read_json_object(folder / CONFIG)
+        if not isinstance(model, ChatGLMForConditionalGeneration):
+            raise CheckpointError(
+                f"{folder}: a P-Tuning v2 prefix of ChatGLM does not fit {type(model).__name__}. "
+                "Use the base that it was trained on."
+            )
+        length, projection = int(config["pre_seq_len"]), bool(config.get("prefix_projection"))
+        model.transformer.add_prefix_encoder(length, projection)
+        self.restore(folder, model)
+        return model.requires_grad_(False)
+
+    @contextmanager
+    def as_saved(self, model: Any, folder: Path) -> Iterator[Any]:
+        """Temporarily use the prefix on disk instead of the trained one."""
+        trained = _encoder(model)
+        config = type(model.config).from_pretrained(folder)
+        saved = ChatGLMPrefixEncoder(config, config.pre_seq_len).to(model.device).eval()
+        _fill(saved, folder)
+        model.transformer.prefix_encoder = saved
+        try:
+            yield model
+        finally:
+            model.transformer.prefix_encoder = trained
+
+    def check_tensors(self, model: Any, folder: Path) -> None:
+        """Compare nothing besides logits, to which every number of a prefix contributes."""
+
+    def is_folder(self, folder: Path) -> bool:
+        """Whether a folder holds a prefix."""
+        return is_folder(folder)
+
+    def check_folder(self, folder: Path) -> None:
+        """Accept the folder: `is_folder` has opened its files."""
+
+    def base_name(self, folder: Path) -> str:
+        """Give the model that a prefix was trained on; "" if the folder does not name it."""
+        return str(read_json_object(folder / CONFIG).get("_name_or_path") or "")
+
+    def weight_files(self, folder: Path) -> list[Path]:
+        """List the files that hold the weights."""
+        return [folder / WEIGHTS]
+
+    def digest(self, folder: Path) -> str:
+        """Digest what decides the answers: the weights and the configuration."""
+        return digest.of_files([*self.weight_files(folder), folder / CONFIG])
 
 
 def _encoder(model: Any) -> ChatGLMPrefixEncoder:
@@ -80,38 +170,17 @@ def _encoder(model: Any) -> ChatGLMPrefixEncoder:
     return encoder
 
 
-def is_trained(model: nn.Module) -> bool:
-    """Whether the prefix is what is trained of a model, and all of it."""
-    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    return bool(trained) and all(name.startswith(PREFIX) for name in trained)
-
-
-def save(model: Any, folder: Path, template: Template) -> None:
-    """Write the prefix, and how its prompts were built, into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {PREFIX + name: tensor for name, tensor in _encoder(model).state_dict().items()}
-    torch.save({name: tensor.cpu() for name, tensor in state.items()}, folder / WEIGHTS)
-    config = json.loads(model.config.to_json_string()) | {"_name_or_path": model.name_or_path}
-    write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-    write_card(folder, template)
-
-
 def is_folder(folder: Path) -> bool:
     """Whether a folder holds a prefix, and not the model that it is for."""
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         return False
-    if not read_json(folder / CONFIG).get("pre_seq_len"):
+    if not read_json_object(folder / CONFIG).get("pre_seq_len"):
         return False
     try:
-        names = torch.load(folder / WEIGHTS, map_location="meta", weights_only=True, mmap=True)
-    except Exception:  # torch names no common base; loading says what is wrong with it
-        return False
+        names = read_bin(folder / WEIGHTS, map_location="meta", mmap=True)
+    except CheckpointError:
+        return False  # loading the model reports what is wrong with the file
     return bool(names) and all(str(name).startswith(PREFIX) for name in names)
-
-
-def base_name(folder: Path) -> str:
-    """Give the model that a prefix was trained on; "" where the folder does not say."""
-    return str(read_json(folder / CONFIG).get("_name_or_path") or "")
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -121,44 +190,13 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         CheckpointError: the file is damaged, or holds something else.
     """
     file = folder / WEIGHTS
-    try:
-        stored = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch names no common base of what a damaged file raises
-        raise CheckpointError(
-            f"{file}: damaged, half written, or not plain weights ({error}). Use an earlier one."
-        ) from None
+    stored = read_bin(file)
     if others := [name for name in stored if not name.startswith(PREFIX)]:
         raise CheckpointError(
             f"{file}: expected nothing but {PREFIX}*, and it holds {others[0]}. "
-            "If it is a whole model, give it as MODEL."
+            "If it is a complete model, give it as MODEL."
         )
     return {name.removeprefix(PREFIX): tensor.float() for name, tensor in stored.items()}
-
-
-def load(model: nn.Module, folder: Path) -> Any:
-    """Put a saved prefix over its base model.
-
-    Raises:
-        CheckpointError: the folder is damaged, or the prefix is of another model.
-    """
-    config = read_json(folder / CONFIG)
-    if not isinstance(model, ChatGLMForConditionalGeneration):
-        raise CheckpointError(
-            f"{folder}: a P-Tuning v2 prefix of ChatGLM does not fit {type(model).__name__}."
-        )
-    length, projection = int(config["pre_seq_len"]), bool(config.get("prefix_projection"))
-    model.transformer.add_prefix_encoder(length, projection)
-    restore(folder, model)
-    return model.requires_grad_(False)
-
-
-def restore(folder: Path, model: Any) -> None:
-    """Put the weights of a saved prefix into the one in memory.
-
-    Raises:
-        CheckpointError: a tensor is missing, was not expected, or has another shape.
-    """
-    _fill(_encoder(model), folder)
 
 
 def _fill(encoder: ChatGLMPrefixEncoder, folder: Path) -> None:
@@ -171,15 +209,4 @@ def _fill(encoder: ChatGLMPrefixEncoder, folder: Path) -> None:
         ) from None
 
 
-@contextmanager
-def as_saved(model: Any, folder: Path) -> Iterator[Any]:
-    """Let the prefix on disk answer in place of the trained one, for a while."""
-    ours = _encoder(model)
-    stored = type(model.config).from_pretrained(folder)
-    saved = ChatGLMPrefixEncoder(stored, stored.pre_seq_len).to(model.device).eval()
-    _fill(saved, folder)
-    model.transformer.prefix_encoder = saved
-    try:
-        yield model
-    finally:
-        model.transformer.prefix_encoder = ours
+PTUNING_V2 = PTuningV2()

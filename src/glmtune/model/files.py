@@ -4,9 +4,12 @@ import os
 import re
 from json import JSONDecodeError, loads
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -163,3 +166,31 @@ def first_lines(error: BaseException) -> str:
     """Return the first paragraph of a message, which in transformers holds the cause."""
     first = " ".join(str(error).strip().split("\n\n")[0].split())
     return (first or type(error).__name__).rstrip(".") + "."
+
+
+def read_bin(file: Path, *, map_location: str = "cpu", mmap: bool = False) -> dict[str, "Tensor"]:
+    """Read a `.bin` file of weights; torch refuses to run code that it may hold.
+
+    Args:
+        file: what `torch.save` wrote.
+        map_location: "meta" reads names, shapes and dtypes alone.
+        mmap: read only what is used.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds something other than tensors by name.
+    """
+    import torch
+
+    try:
+        content = torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+    except Exception as error:  # torch has no common base class for the errors of a damaged file
+        raise CheckpointError(
+            f"{file}: damaged, half written, or not plain weights ({error}). Use an earlier "
+            "checkpoint, or copy the file again."
+        ) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{file}: expected tensors by name, got a {type(content).__name__}. Use the file that "
+            "holds the weights."
+        )
+    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}

@@ -1,4 +1,13 @@
-"""Prompts, and what the base and the tuned model answer to them."""
+r"""Prompts cut from encoded rows, and greedy answers to them.
+
+An encoded row is ids alone. The ids before its first learned token are a prompt: an answer is
+learned from the very token that the model generates first, so they equal what
+`Template.prompt_ids` gives for the turns before that answer.
+
+    ids       [gMASK] sop <|user|> ▁ \n ▁你 好 <|assistant|> ▁ \n ▁很 好 </s>
+    labels       -     -     -     - -   -  -       -        ▁ \n ▁很 好 </s>
+              ------------------ prompt ------------------   --- expected ---
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +15,7 @@ from typing import Any
 
 from glmtune.template.base import IGNORE, Example, Template
 
-PATIENCE = 16  # tokens that an answer may take beyond twice the data's
+EXTRA_TOKENS = 16  # of an answer, beyond twice the length of the data's answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +23,10 @@ class Prompt:
     """What a model is asked.
 
     Attributes:
-        ids: up to the first token that the model writes.
-        text: the ids as text, special tokens and all.
-        expected: the answer in the data, "" when there is none.
-        num_expected: its tokens, with the one that ends it; 0 when it is not known.
+        ids: up to the first token that the model generates.
+        text: the ids as text, with special tokens.
+        expected: the answer in the data, "" if there is none.
+        num_expected: its tokens, with the stop token; 0 if it is not known.
     """
 
     ids: tuple[int, ...]
@@ -31,9 +40,9 @@ class Answer:
     """What a model answered, greedily.
 
     Attributes:
-        text: as chat would show it.
-        num_tokens: how many were written, without the one that ends the answer.
-        has_ended: whether the model ended it, rather than the limit.
+        text: as chat shows it.
+        num_tokens: without the stop token.
+        has_ended: whether the model ended it with a stop token, rather than the limit.
     """
 
     text: str
@@ -43,7 +52,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One prompt, answered by the base, before anything was tuned, and by the tuned model."""
+    """One prompt, answered by the base before tuning, and by the tuned model."""
 
     prompt: Prompt
     base: Answer
@@ -69,33 +78,37 @@ def first_prompt(example: Example, template: Template, tokenizer: Any) -> Prompt
 
 
 def answer_limit(prompts: Sequence[Prompt], max_new_tokens: int) -> int:
-    """Say how long to wait for answers: twice as long as the data's, and a little more.
+    """Give the maximum length of answers: twice the longest in the data, and a few tokens more.
 
     Args:
-        prompts: to ask.
-        max_new_tokens: the most, and what holds where an answer is not known.
+        prompts: to answer.
+        max_new_tokens: the upper limit, also used if an expected answer is not known.
     """
     if not all(prompt.num_expected for prompt in prompts):
         return max_new_tokens
     longest = max((prompt.num_expected for prompt in prompts), default=0)
-    return min(max_new_tokens, 2 * longest + PATIENCE)
+    return min(max_new_tokens, 2 * longest + EXTRA_TOKENS)
 
 
 def answer_all(
     model: Any, template: Template, prompts: Sequence[Prompt], max_new_tokens: int
 ) -> list[Answer]:
-    """Answer prompts greedily, many at once.
+    """Answer prompts greedily, many at once; the model's training mode is restored afterwards.
 
-    The model's training mode is put back afterwards.
+    Args:
+        model: a causal language model, with or without an adapter.
+        template: defines the stop tokens, and parses the answers.
+        prompts: to answer.
+        max_new_tokens: the longest answer; one that reaches it without a stop token has not ended.
     """
     from glmtune.use.chat import reply_text
-    from glmtune.use.generate import Request, Sampling, write
+    from glmtune.use.generate import Request, Sampling, generate
 
     requests = [Request(prompt.ids, max_new_tokens) for prompt in prompts]
     greedy = Sampling(temperature=0)
     answers: dict[int, Answer] = {}
-    for written in write(model, requests, stop_ids=template.stop_ids, sampling=greedy):
-        text = reply_text(template.parse(written.ids))
-        num_tokens = len(written.ids) - written.has_ended
-        answers[written.index] = Answer(text, num_tokens, written.has_ended)
+    for completion in generate(model, requests, stop_ids=template.stop_ids, sampling=greedy):
+        text = reply_text(template.parse(completion.ids))
+        num_tokens = len(completion.ids) - completion.has_ended
+        answers[completion.index] = Answer(text, num_tokens, completion.has_ended)
     return [answers[index] for index in range(len(prompts))]

@@ -1,14 +1,14 @@
-"""What tuning costs elsewhere: the loss on a few general rows, before and after.
+"""Proof that tuning did not cost general abilities: the loss on general rows, before and after.
 
-A model that learns one task by heart may lose what it could do before, and no curve of that
-task shows it. `general_rows.json` holds 12 questions in Chinese and 12 in English, of many
-kinds, with short answers. They were written for this purpose, are under the project's licence,
-and are never learned. A base that hardly knows such rows, as a small one, has little to lose in
-them: `checks.general_rows` names others.
+A model that memorizes one task may lose other abilities, which the loss curve of that task does not
+show (catastrophic forgetting). `general_rows.json` holds questions of many kinds with short
+answers, half in Chinese and half in English. They were written for this purpose, are under the
+project's license, and are never trained on. A small base that hardly knows such answers has little
+to forget: `checks.general_rows` names other rows.
 
     before   1.31 nats per token, the base as it was loaded
     after    1.44 nats per token, with the adapter that is published
-    rise     0.13, which is to be below checks.forgetting
+    rise     0.13, which must not exceed checks.forgetting
 """
 
 import json
@@ -26,7 +26,7 @@ from glmtune.prove.proof import FORGETS, Proof
 from glmtune.template.base import Example
 
 METRIC = "general_loss"
-_MAX_TOKENS = 2048  # that go through the model together
+_MAX_TOKENS = 2048  # in one forward pass
 
 
 @cache
@@ -45,7 +45,7 @@ def general_conversations() -> tuple[Conversation, ...]:
 
 
 def general_loss(model: Any, examples: Sequence[Example], device: torch.device) -> float:
-    """Give the loss on general rows, in nats per learned token.
+    """Compute the loss on general rows, in nats per learned token.
 
     Args:
         model: a causal language model.
@@ -69,23 +69,25 @@ def general_loss(model: Any, examples: Sequence[Example], device: torch.device) 
 def check_forgetting(
     before: float, after: float, limit: float, *, num_rows: int, vocab_size: int
 ) -> Proof:
-    """Judge how far the loss on general rows has risen.
+    """Give the verdict on how far the loss on general rows has risen.
 
     Args:
         before, after: in nats per token.
         limit: of the rise.
-        num_rows: their number.
-        vocab_size: guessing among so many tokens costs its logarithm.
+        num_rows: how many general rows there are.
+        vocab_size: its logarithm is the loss of guessing.
     """
-    told = f"{before:.3f} nats per token before, {after:.3f} after, on {num_rows:,} general rows"
+    measured = (
+        f"{before:.3f} nats per token before, {after:.3f} after, on {num_rows:,} general rows"
+    )
     if after - before <= limit:
-        return Proof(FORGETS, "passed", told)
+        return Proof(FORGETS, "passed", measured)
     if before >= math.log(vocab_size):
         guess = f"guessing costs {math.log(vocab_size):.3f}, so the base had nothing to forget"
-        return Proof(FORGETS, "not run", f"{told}; {guess}")
+        return Proof(FORGETS, "not run", f"{measured}; {guess}")
     return Proof(
         FORGETS,
         "failed",
-        f"{told}: it rose by more than {limit:g}. Lower training.learning_rate or the number of "
-        "epochs, or mix general rows in: data.replay={path: general.jsonl, ratio: 0.1}.",
+        f"{measured}: it rose by more than {limit:g}. Lower training.learning_rate or the number "
+        "of epochs, or mix general rows in: data.replay={path: general.jsonl, ratio: 0.1}.",
     )

@@ -1,11 +1,11 @@
-"""Whether what is to be trained learns: after the first step, and at the end of a run.
+"""Proof that everything that is trained learns: after the first step, and at the end of a run.
 
-What is trained falls into parts: an adapted layer with its few small matrices, or a single
-tensor of the model itself. A part that gets no gradient, or ends as it began, is an error with
-a name, since a run whose half is dead looks healthy in its curve.
+Trained parameters are grouped into parts: an adapted layer with its few small matrices, or a single
+tensor of the model itself. A part that gets no gradient, or ends unchanged, is an error that names
+it, since the loss curve of a run looks healthy even if half of the parts are dead.
 
-    lora_A, lora_B of one layer    B begins at zero, so at first only B gets a gradient
-    a scale, a prefix, a weight    gets one from the first step on
+    lora_A, lora_B of one layer    B is zero initially, so at first only B gets a gradient
+    a scale, a prefix, a weight    gets a gradient from the first step
 """
 
 import hashlib
@@ -22,10 +22,10 @@ Parts = dict[str, dict[str, nn.Parameter]]
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a trained tensor was before the first step.
+    """A trained tensor before the first step.
 
     Attributes:
-        digest: of its bytes.
+        digest: SHA-256 of its bytes.
         is_zero: whether it was all zeros.
     """
 
@@ -34,7 +34,7 @@ class Start:
 
 
 def trained_parts(model: nn.Module) -> Parts:
-    """Give what is trained, part by part, by the names of the base model."""
+    """Group trained parameters into parts, by their names in the base model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
@@ -51,7 +51,7 @@ def _plain(name: str) -> str:
 
 
 def remember(model: nn.Module) -> dict[str, Start]:
-    """Take note of every trained tensor, before the first step."""
+    """Record every trained tensor before the first step."""
     return {
         name: Start(digest(parameter), not bool(parameter.any()))
         for part in trained_parts(model).values()
@@ -60,13 +60,13 @@ def remember(model: nn.Module) -> dict[str, Start]:
 
 
 def digest(tensor: Tensor) -> str:
-    """Give a fingerprint of a tensor's bytes."""
+    """Give the SHA-256 of a tensor's bytes."""
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu()
     return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
 def check_gradients(model: nn.Module) -> None:
-    """After the first backward pass: every part gets a gradient.
+    """Check, after the first backward pass, that every part has a gradient.
 
     Raises:
         TrainingError: names the parts that would never learn.
@@ -79,14 +79,14 @@ def check_gradients(model: nn.Module) -> None:
     if dead:
         raise TrainingError(
             f"{some(dead)} got no gradient in the first step and would never learn. "
-            "The layer may be unused by the model, or cut off by a frozen or quantised part."
+            "The layer may be unused by the model, or detached by a frozen or quantized part."
         )
 
 
 def check_changed(model: nn.Module, start: Mapping[str, Start]) -> None:
-    """After training: every part does something else than before, and is finite.
+    """Check, after training, that every part has changed and is finite.
 
-    What was zero must be so no more; in a part without such tensors, every one must differ.
+    A tensor that was zero must not be zero; in a part without such tensors, every one must differ.
 
     Raises:
         TrainingError: names the parts that did not learn.

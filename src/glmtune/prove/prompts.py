@@ -1,4 +1,8 @@
-"""Proof that chat builds the prompts that training saw."""
+"""Proof that chat builds the prompts that training saw.
+
+For every learned answer of a conversation, the ids before its first learned token must be those
+that `Template.prompt_ids` gives for the turns before it.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,27 +12,27 @@ from glmtune.template.base import IGNORE, Example, Template, is_learned
 
 
 def check_template_agrees(template: Template, conversations: Iterable[Conversation]) -> int:
-    """Prove that chat asks as training did: the ids before each answer are those of its prompt.
+    """Prove that the ids before each learned answer are those of the prompt that chat builds.
 
     Args:
-        template: that of the run.
-        conversations: rows of the run; the template can encode them.
+        template: of the run.
+        conversations: rows of the run that the template can encode.
 
     Returns:
         How many learned answers were compared.
 
     Raises:
-        TemplateError: names the conversation and the turn where the ids part.
+        TemplateError: names the conversation and the turn where the ids differ.
     """
     num_answers = 0
     for number, conversation in enumerate(conversations, start=1):
         example = template.encode(conversation)
         starts = _learned_starts(example)
         prompts = _prompt_lengths(template, conversation, example.input_ids, number)
-        if astray := sorted(starts - prompts):
+        if unmatched := sorted(starts - prompts):
             raise TemplateError(
-                f"conversation {number}: training begins to learn at token {astray[0]}, but chat "
-                f"would begin an answer at {', '.join(map(str, sorted(prompts))) or 'none'}. "
+                f"conversation {number}: training begins to learn at token {unmatched[0]}, but chat"
+                f" would begin an answer at {', '.join(map(str, sorted(prompts))) or 'none'}. "
                 "Report this with the row: the template contradicts itself."
             )
         num_answers += sum(example.labels[length] != IGNORE for length in prompts)
@@ -38,7 +42,7 @@ def check_template_agrees(template: Template, conversations: Iterable[Conversati
 def _prompt_lengths(
     template: Template, conversation: Conversation, trained: Sequence[int], number: int
 ) -> set[int]:
-    """Say where chat would begin to write each answer, and compare what is before it."""
+    """Give where chat would start each answer, after comparing the ids before it."""
     lengths = set()
     messages = conversation.messages
     for turn, message in enumerate(messages):
@@ -47,7 +51,7 @@ def _prompt_lengths(
         prompt = template.prompt_ids(Conversation(messages[:turn]))
         if list(trained[: len(prompt)]) == prompt:
             lengths.add(len(prompt))
-        # A call may belong to the remark before it: then nobody asks between the two.
+        # A tool call may belong to the remark before it: then no prompt is between the two.
         elif is_learned(message) and (turn == 0 or messages[turn - 1].role != "assistant"):
             raise _first_difference(prompt, trained, f"conversation {number}, turn {turn}")
     return lengths
@@ -67,6 +71,6 @@ def _first_difference(prompt: Sequence[int], trained: Sequence[int], where: str)
     at = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(prompt), len(trained)))
     return TemplateError(
         f"{where}: at token {at} chat has {list(prompt[at : at + 4])}, but training has "
-        f"{list(trained[at : at + 4])}. An adapter trained so would be asked in other tokens "
-        "than it learned. Report this with the row: the template contradicts itself."
+        f"{list(trained[at : at + 4])}. The adapter would be prompted with other tokens "
+        "than it was trained on. Report this with the row: the template contradicts itself."
     )

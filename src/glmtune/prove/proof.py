@@ -1,4 +1,7 @@
-"""A proof: its name, its verdict and what was measured."""
+"""A proof of a run: its name, its verdict and what was measured.
+
+A proof that was not run is "not run", never "passed".
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,17 +13,17 @@ MERGED = "merged into the base it answers the same"
 TEMPLATE = "chat asks as training did"
 STOPS = "answers end by themselves"
 FORGETS = "what the base knew is still there"
-# What a report says "not run" of when it is missing.
+# A report shows those that are missing as "not run".
 PROOFS = (ALIVE, SAVED, STREAMED, MERGED, TEMPLATE, STOPS, FORGETS)
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """One check of a run, and how it ended.
+    """One check of a run, and its result.
 
     Attributes:
-        name: what was to be shown, such as one of `PROOFS`.
-        verdict: "not run" for a check that had nothing to look at.
+        name: the statement to prove, such as one of `PROOFS`.
+        verdict: "not run" for a check that had nothing to check.
         detail: what was measured and, if it failed, what to do.
     """
 

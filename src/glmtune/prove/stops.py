@@ -1,12 +1,13 @@
-"""Proof that answers end by themselves."""
+"""Proof that answers end with a stop token, rather than at the limit of their length.
+
+A model that never learned its stop token answers well and then continues with another turn.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from glmtune.prove.answers import Answer, Prompt, answer_all
+from glmtune.prove.answers import Answer
 from glmtune.prove.proof import STOPS, Proof
-from glmtune.template.base import Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +15,8 @@ class StopRate:
     """How many prompts got an answer that ended by itself.
 
     Attributes:
-        num_prompts: how many were asked.
-        endless: the indices of those whose answer went on to the limit.
+        num_prompts: that were answered.
+        endless: indices of those whose answer reached the limit.
         max_new_tokens: the limit.
     """
 
@@ -25,42 +26,33 @@ class StopRate:
 
     @property
     def share(self) -> float:
-        """The part that ended, 0 to 1."""
+        """The share that ended, 0 to 1."""
         return 1 - len(self.endless) / self.num_prompts if self.num_prompts else 0.0
 
     def proof(self, min_share: float, what: str = "held-out") -> Proof:
-        """Judge: at least this share has to end; `what` says what prompts these were."""
+        """Give the verdict: at least `min_share` must end; `what` names the kind of prompts."""
         if not self.num_prompts:
             return Proof(STOPS, "not run", "There are no held-out rows to ask.")
-        told = (
+        measured = (
             f"{self.num_prompts - len(self.endless)} of {self.num_prompts} {what} prompts got "
             f"an answer that ended within {self.max_new_tokens} tokens"
         )
         if self.share >= min_share:
-            return Proof(STOPS, "passed", f"{told}.")
+            return Proof(STOPS, "passed", f"{measured}.")
         return Proof(
             STOPS,
             "failed",
-            f"{told}, expected {min_share:.0%}. Look with `glmtune inspect` whether the rows' "
-            "answers end in a learned stop token, and train longer if they do.",
+            f"{measured}, expected {min_share:.0%}. Check with `glmtune inspect` whether the rows' "
+            "answers end with a learned stop token, and train longer if they do.",
         )
 
 
-def stop_rate(
-    model: Any, template: Template, prompts: Sequence[Prompt], max_new_tokens: int
-) -> StopRate:
-    """Ask held-out prompts, and count the answers that end by themselves.
+def count_ended(answers: Sequence[Answer], max_new_tokens: int) -> StopRate:
+    """Count the answers that ended by themselves.
 
     Args:
-        model: a causal language model, with an adapter over it or not.
-        template: says what ends an answer.
-        prompts: what to ask.
-        max_new_tokens: the longest answer; one as long as this counts as endless.
+        answers: to any prompts.
+        max_new_tokens: the limit that they had.
     """
-    return count_ended(answer_all(model, template, prompts, max_new_tokens), max_new_tokens)
-
-
-def count_ended(answers: Sequence[Answer], max_new_tokens: int) -> StopRate:
-    """Count the answers that ended by themselves."""
     endless = tuple(index for index, answer in enumerate(answers) if not answer.has_ended)
     return StopRate(len(answers), endless, max_new_tokens)

@@ -1,17 +1,9 @@
-r"""What a finished run has to show of what it trained, and of its prompts.
+"""Proof that what was saved, streamed as chat does, answers as the trained model does.
 
-What was trained is the same in memory, on disk, streamed and merged. Answers end by themselves.
-Chat asks as training did.
+    on disk     prompt -> answer, token by token with a key-value cache, and its scores
+    in memory   prompt + answer -> scores of the same tokens, in one pass without a cache
 
-Each proof has a verdict and one sentence; a proof that nobody ran is "not run", never passed.
-
-Prompts come from encoded rows, which are ids alone. The ids before the first learned token
-are a prompt: an answer is learned from the very token that the model writes first, so what
-stands before it is what `Template.prompt_ids` gives for the turns before that answer.
-
-    ids       [gMASK] sop <|user|> ▁ \n ▁你 好 <|assistant|> ▁ \n ▁很 好 </s>
-    labels       -     -     -     - -   -  -       -        ▁ \n ▁很 好 </s>
-              ------------------ prompt ------------------   --- expected ---
+Both must agree up to rounding, since a cache sums in another order.
 """
 
 import contextlib
@@ -27,22 +19,22 @@ from glmtune.errors import TrainingError
 from glmtune.methods import method
 from glmtune.prove.answers import Prompt
 from glmtune.template.base import Template
-from glmtune.use.generate import Request, Sampling, draw, make_cache
+from glmtune.use.generate import Request, Sampling, generate_stepwise, make_cache
 
 PROBE_TOKENS = 8  # of an answer that is streamed, and then scored in one pass
-MOVED = 2  # times what one rounding of its input does to a model, streamed scores may differ
+ALLOWED_ROUNDINGS = 2  # largest difference, in multiples of what rounding the input does
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far two computations of the same scores are apart.
+    """The difference between two computations of the same scores.
 
     Attributes:
-        largest: the largest difference of two scores, as a share of how far the scores of a
-            token spread (their standard deviation); NaN if a score is not finite.
-        num_tokens: how many were scored.
-        num_same: at how many of them both put the same token first. Where they do not, the two
-            tokens were closer than twice the largest difference.
+        largest: the largest difference of two scores, as a share of the standard deviation
+            (spread) of the scores of a token; NaN if a score is not finite.
+        num_tokens: that were scored.
+        num_same: tokens for which both computations have the same first choice. If they do not,
+            the scores of the two choices were closer than twice the largest difference.
     """
 
     largest: float
@@ -58,13 +50,13 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A prompt, the answer that was streamed from disk, and what the trained model thinks of it.
+    """A prompt, the answer that was streamed from disk, and its scores on disk and in memory.
 
     Attributes:
         prompt: its ids.
-        answer: ids, drawn one by one with a cache, greedily.
-        streamed: the scores they were drawn from, float32, (answer, vocab).
-        trained: of what is in memory, all in one pass.
+        answer: ids, generated one by one with a cache, greedily.
+        streamed: the scores they were chosen by, float32, (answer, vocab).
+        trained: scores by the model in memory, all in one pass.
     """
 
     prompt: tuple[int, ...]
@@ -74,17 +66,18 @@ class Probe:
 
 
 def percent(share: float) -> str:
+    """Write a share as a percentage of about three digits."""
     return f"{100 * share:,.0f}%" if share >= 1 else f"{100 * share:.3g}%"
 
 
 def probe(model: Any, folder: Path, template: Template, prompts: Sequence[Prompt]) -> list[Probe]:
-    """Let what is on disk answer prompts, as chat does, and what is in memory score that.
+    """Answer prompts with what is on disk, as chat does, and score the answers with the model.
 
     Args:
-        model: what was trained; in evaluation mode afterwards.
+        model: that was trained; in evaluation mode afterwards.
         folder: where it was saved.
-        template: says what ends an answer.
-        prompts: what to ask.
+        template: defines the stop tokens.
+        prompts: to answer.
     """
     model.eval()
     with method.as_saved(model, folder) as saved:
@@ -98,20 +91,20 @@ def probe(model: Any, folder: Path, template: Template, prompts: Sequence[Prompt
 def _stream(
     model: Any, template: Template, prompt: Sequence[int]
 ) -> tuple[tuple[int, ...], Tensor]:
-    """Draw an answer as a chat session does; its ids, and the scores of each, (answer, vocab)."""
+    """Answer as a chat session does; gives ids, and the scores of each, (answer, vocab)."""
     scores: list[Tensor] = []
     hook = model.register_forward_hook(
         lambda _, __, output: scores.append(output.logits[0, -1].float())
     )
     try:
-        for written, _ in draw(
+        for completion, _ in generate_stepwise(
             model,
             [Request(prompt, PROBE_TOKENS)],
             make_cache(model),
             stop_ids=template.stop_ids,
             sampling=Sampling(temperature=0),
         ):
-            answer = written.ids
+            answer = completion.ids
     finally:
         hook.remove()
     return tuple(answer), torch.stack(scores)
@@ -121,13 +114,13 @@ def _stream(
 def score_answer(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
     """Score the tokens of an answer in one pass without a cache; float32, (answer, vocab)."""
     input_ids = torch.tensor([[*prompt, *answer[:-1]]], device=model.device)
-    last = torch.arange(-len(answer), 0, device=model.device)  # of a slice torch copies the weight
+    last = torch.arange(-len(answer), 0, device=model.device)  # torch copies the weight for a slice
     output = model(input_ids=input_ids, use_cache=False, logits_to_keep=last)
     return output.logits[0].float()  # type: ignore[no-any-return]
 
 
 def compare(pairs: Sequence[tuple[Tensor, Tensor]]) -> Difference:
-    """Say how far scores are from those that they should be.
+    """Measure how far scores are from the expected ones.
 
     Args:
         pairs: (found, expected), each (answer, vocab).
@@ -139,47 +132,58 @@ def compare(pairs: Sequence[tuple[Tensor, Tensor]]) -> Difference:
 
 
 def check_streamed(model: Any, probes: Sequence[Probe], tolerance: float) -> str:
-    """Prove that what was saved, streamed with a cache, says what the trained model would.
+    """Prove that what was saved, streamed with a cache, answers as the trained model does.
 
-    A model of many layers in int8 or bfloat16 may turn the last bit of its input into more than
-    the tolerance. Then it is measured how much, without a cache, and twice that is let pass; a
-    position that is off by one moves scores by more.
+    A model of many layers in int8 or bfloat16 may amplify the last bit of its input beyond the
+    tolerance. Then this is measured, without a cache, and twice as much is allowed; a position
+    that is off by one moves scores by more.
 
     Args:
-        model: what was trained.
+        model: that was trained.
         probes: made with it.
         tolerance: a share of the spread of a token's scores.
+
+    Returns:
+        What was measured, as a sentence.
 
     Raises:
         TrainingError: the scores differ by more.
     """
     difference = compare([(each.streamed, each.trained) for each in probes])
-    told = f"{difference} (tolerance {tolerance:.0%}: a cache sums in another order)"
     if difference.largest <= tolerance:
-        return told
-    with _moved_input(model):
-        moved = [(score_answer(model, each.prompt, each.answer), each.trained) for each in probes]
-    noise = compare(moved).largest
-    told = f"{difference} (tolerance {tolerance:.0%}, or {MOVED} times the {percent(noise)} that "
-    told += "rounding its input once more does to this model)"
-    if difference.largest <= MOVED * noise:
-        return told
+        return f"{difference} (tolerance {tolerance:.0%}: a cache sums in another order)"
+    with _rounded_input(model):
+        rounded = [(score_answer(model, each.prompt, each.answer), each.trained) for each in probes]
+    noise = compare(rounded).largest
+    measured = (
+        f"{difference} (tolerance {tolerance:.0%}, or {ALLOWED_ROUNDINGS} times the "
+        f"{percent(noise)} that rounding its input once more does to this model)"
+    )
+    if difference.largest <= ALLOWED_ROUNDINGS * noise:
+        return measured
     raise TrainingError(
-        f"{told}. Chat would not answer as the trained model does; the key-value cache of this "
+        f"{measured}. Chat would not answer as the trained model does; the key-value cache of this "
         "model, or what was saved, is at fault. Report this."
     )
 
 
 @contextlib.contextmanager
-def _moved_input(model: Any) -> Iterator[None]:
-    """Move each number of the embedded input up or down by one rounding, for a while."""
-    chance = torch.Generator().manual_seed(0)
+def _rounded_input(model: Any) -> Iterator[None]:
+    """Temporarily move each number of the embedded input up or down by one rounding.
+
+    The rounding is that of the weights' dtype. On a CPU without bfloat16 arithmetic, activations
+    are float32 while an answer is scored, and are rounded to the weights' bfloat16 while it is
+    streamed (`kernels.half_precision.WideLinear`).
+    """
+    embeddings = model.get_input_embeddings()
+    eps = torch.finfo(embeddings.weight.dtype).eps
+    generator = torch.Generator().manual_seed(0)
 
     def move(_: Any, __: Any, embedded: Tensor) -> Tensor:
-        sign = torch.randint(0, 2, embedded.shape, generator=chance).to(embedded) * 2 - 1
-        return embedded * (1 + torch.finfo(embedded.dtype).eps * sign)
+        sign = torch.randint(0, 2, embedded.shape, generator=generator).to(embedded) * 2 - 1
+        return embedded * (1 + eps * sign)
 
-    hook = model.get_input_embeddings().register_forward_hook(move)
+    hook = embeddings.register_forward_hook(move)
     try:
         yield
     finally:

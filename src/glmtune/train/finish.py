@@ -41,6 +41,7 @@ from glmtune.prove.proof import (
 )
 from glmtune.prove.report.facts import ReportFacts
 from glmtune.prove.report.page import write_report
+from glmtune.prove.saved import check_saved
 from glmtune.prove.stops import count_ended
 from glmtune.prove.streamed import Probe, check_streamed, probe
 from glmtune.recipe.recipe import Recipe, RunRecipe
@@ -172,7 +173,7 @@ def take_best(run: Run, recipe: RunRecipe, model: Any) -> int:
 
 
 def _check_saved(model: Any, folder: Path, rows: MicroBatch) -> str:
-    difference = method.check_saved(model, folder, rows)
+    difference = check_saved(model, folder, rows)
     return (
         f"scores of a row differ by {difference:g}" if difference else "to the last bit of a score"
     )

@@ -145,7 +145,7 @@ model = PeftModel.from_pretrained(load_model("{base}"), "THIS_FOLDER")"""
 _BY_US = """\
 from pathlib import Path
 
-from glmtune.methods import ptuning_v2
+from glmtune.methods import method
 from glmtune.model.load import load_model
 
-model = ptuning_v2.load(load_model("{base}"), Path("THIS_FOLDER"))"""
+model = method.load(load_model("{base}"), Path("THIS_FOLDER"))"""

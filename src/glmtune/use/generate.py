@@ -1,16 +1,16 @@
-"""Prompts -> the ids that a model writes behind them, many at once: one generator for all.
+"""Generate continuations of prompts, many at once, with one generator for every caller.
 
-Chat, `glmtune predict` and the proofs of a run draw their tokens here, rather than by
-transformers' `generate`: a caller may stop between two tokens, scores that are not finite are
-an error instead of an answer, keys and values of what was said before need not be computed
-again, and a row that has ended makes room for the next prompt at once:
+Chat, `glmtune predict` and the proofs of a run generate here rather than with transformers'
+`generate`: a caller may stop between two tokens, scores that are not finite are an error instead
+of an answer, keys and values of earlier turns are reused, and when a sequence ends, the next prompt
+takes its slot at once (continuous batching, on a CPU too and with virtual tokens):
 
-    step    1    2    3    4    5    6         rows = 2
-    row 0   AAA  a    a    a    DD   d         capitals are prompts, which are run in one go
-    row 1   BB   b    CCCC c    c    c         nothing is padding
+    step    1    2    3    4    5    6         batch_size = 2
+    slot 0  AAA  a    a    a    DD   d         capitals are prompts, computed in one pass
+    slot 1  BB   b    CCCC c    c    c         nothing is padding
 
-What is written does not depend on which rows are written together: greedy answers are those
-of one row at a time (up to rounding, in half precision), and every row draws from a generator
+A completion does not depend on which sequences share a batch: greedy completions are those of one
+sequence at a time (up to rounding, in half precision), and every sequence samples with a generator
 of its own.
 """
 
@@ -35,21 +35,21 @@ from glmtune.errors import CheckpointError
 from glmtune.kernels.half_precision import onednn, onednn_is_faster
 from glmtune.kernels.row_cache import ATTENTION, RowCache, supports_row_cache, virtual_tokens_of
 
-ROWS = 32  # written at once: about where a CPU is as busy as it can be
-PROMPT_TOKENS = 1024  # run in one step, unless a single prompt is longer
+BATCH_SIZE = 32  # sequences at once, which about saturates a CPU
+PROMPT_TOKENS = 1024  # in one step, unless a single prompt is longer
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn. The defaults are those of ChatGLM3's own `chat`.
+    """How the next token is sampled. The defaults are those of ChatGLM3's own `chat`.
 
     Attributes:
-        max_new_tokens: the longest answer.
-        temperature: divides the scores; 0 always takes the likeliest token.
-        top_p: only the likeliest tokens that together have this probability; 1 is all.
-        top_k: only so many of the likeliest tokens; 0 is all.
-        repetition_penalty: above 1, tokens of the prompt and the answer become less likely.
-        seed: makes a session repeatable; None draws another each time.
+        max_new_tokens: the longest completion.
+        temperature: divides the scores; 0 always takes the most likely token.
+        top_p: only the most likely tokens that together have this probability; 1 is all.
+        top_k: only this many of the most likely tokens; 0 is all.
+        repetition_penalty: above 1, tokens of the prompt and the completion become less likely.
+        seed: makes sampling repeatable; None samples differently each time.
     """
 
     max_new_tokens: int = 512
@@ -60,7 +60,7 @@ class Sampling:
     seed: int | None = None
 
     def processors(self) -> LogitsProcessorList:
-        """Give what shapes the scores, in the order of transformers."""
+        """Give the processors of the scores, in the order of transformers."""
         result = LogitsProcessorList()
         if self.repetition_penalty != 1:
             result.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
@@ -73,7 +73,7 @@ class Sampling:
         return result
 
     def generator(self, device: torch.device, number: int = 0) -> torch.Generator:
-        """Make what draws the tokens of one row; each `number` has its own."""
+        """Make the random generator of one sequence; each `number` has its own."""
         generator = torch.Generator(device)
         if self.seed is None:
             generator.seed()
@@ -84,12 +84,12 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt to write behind.
+    """A prompt to continue.
 
     Attributes:
         ids: the prompt, at least one token.
-        max_new_tokens: the longest answer, with the token that ends it; at least 1.
-        generator: draws, on the model's device; None needs a temperature of 0.
+        max_new_tokens: the longest completion, with the token that ends it; at least 1.
+        generator: samples, on the model's device; None requires a temperature of 0.
         num_cached: tokens of the prompt that the cache holds already, fewer than all.
     """
 
@@ -100,13 +100,13 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """What was written behind a prompt.
+class Completion:
+    """The tokens that a model generated after a prompt.
 
     Attributes:
-        index: which of the requests it answers.
-        ids: with the one that ends the answer.
-        has_ended: whether the model ended it, rather than the limit.
+        index: the request that it completes.
+        ids: with the stop token, if there is one.
+        has_ended: whether the model ended it with a stop token, rather than the limit.
     """
 
     index: int
@@ -115,61 +115,61 @@ class Written:
 
 
 @dataclass(slots=True)
-class _Row:
-    """A row that is being written."""
+class _Slot:
+    """A sequence of the batch that is being generated."""
 
     index: int
     request: Request
-    ids: list[int]  # prompt and answer so far
+    ids: list[int]  # prompt and completion so far
     num_cached: int
-    written: list[int] = field(default_factory=list)
+    completion: list[int] = field(default_factory=list)
 
 
 AnyCache = RowCache | DynamicCache
 
 
-def make_cache(model: Any, num_rows: int = 1) -> AnyCache:
-    """Make what keeps the keys and values of `num_rows` rows.
+def make_cache(model: Any, batch_size: int = 1) -> AnyCache:
+    """Make a cache of keys and values for `batch_size` sequences.
 
-    A model whose layers keep something else writes one row at a time, with transformers' own
-    cache.
+    A model whose layers keep something else than keys and values generates one sequence at a time,
+    with transformers' own cache.
 
     Args:
-        model: in eval mode; what it puts in front of every text is made now.
-        num_rows: how many rows are written at once.
+        model: in evaluation mode; its virtual tokens are computed now.
+        batch_size: sequences at once.
     """
     if supports_row_cache(model):
-        return RowCache(num_rows, virtual_tokens_of(model))
+        return RowCache(batch_size, virtual_tokens_of(model))
     return DynamicCache(config=model.config)
 
 
-def keep_cached(cache: AnyCache, num_kept: int, num_cached: int) -> bool:
-    """Keep the first tokens of the only row in a cache; False when it cannot be done."""
+def crop_cache(cache: AnyCache, num_kept: int, num_cached: int) -> bool:
+    """Crop the only sequence of a cache to its first tokens; False if that is not possible."""
     if isinstance(cache, RowCache):
-        return True  # what is behind them is overwritten
+        return True  # later tokens are overwritten
     if not cache.is_croppable or cache.get_seq_length() != num_cached:
         return False
-    cache.crop(num_kept - num_cached)  # a negative number is how many go
+    cache.crop(num_kept - num_cached)  # a negative number removes that many
     return True
 
 
-def write(
+def generate(
     model: Any,
     requests: Iterable[Request],
     *,
     stop_ids: Sequence[int],
     sampling: Sampling,
-    num_rows: int = ROWS,
-) -> Iterator[Written]:
-    """Write behind many prompts, and give each answer as soon as it is whole.
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Completion]:
+    """Continue many prompts, and give each completion as soon as it has ended.
 
     Args:
-        model: a causal language model, with an adapter over it or not. Its training mode is put
-            back afterwards.
-        requests: read as there is room for them.
-        stop_ids: what ends an answer.
-        sampling: how to draw.
-        num_rows: how many are written at once.
+        model: a causal language model, with or without an adapter. Its training mode is restored
+            afterwards.
+        requests: read as slots become free.
+        stop_ids: tokens that end a completion.
+        sampling: how to sample.
+        batch_size: sequences at once.
 
     Raises:
         CheckpointError: the scores of a token are not finite.
@@ -177,77 +177,77 @@ def write(
     was_training = model.training
     model.eval()
     try:
-        for written, is_whole in draw(
-            model, requests, make_cache(model, num_rows), stop_ids=stop_ids, sampling=sampling
+        for completion, is_finished in generate_stepwise(
+            model, requests, make_cache(model, batch_size), stop_ids=stop_ids, sampling=sampling
         ):
-            if is_whole:
-                yield written
+            if is_finished:
+                yield completion
     finally:
         model.train(was_training)
 
 
-def draw(
+def generate_stepwise(
     model: Any,
     requests: Iterable[Request],
     cache: AnyCache,
     *,
     stop_ids: Sequence[int],
     sampling: Sampling,
-) -> Iterator[tuple[Written, bool]]:
-    """Write behind prompts, and give each answer so far after each of its tokens.
+) -> Iterator[tuple[Completion, bool]]:
+    """Continue prompts, and give each completion so far after each of its tokens.
 
     Args:
-        model: a causal language model in eval mode.
-        requests: read as there is room for them.
-        cache: from `make_cache`; says how many rows are written at once. It then holds the
-            prompt and the answer of the last row, but for the very last token.
-        stop_ids: what ends an answer.
-        sampling: how to draw.
+        model: a causal language model in evaluation mode.
+        requests: read as slots become free.
+        cache: from `make_cache`, which sets the batch size. Afterwards it holds the prompt and
+            the completion of the last sequence, except for the very last token.
+        stop_ids: tokens that end a completion.
+        sampling: how to sample.
 
     Yields:
-        The answer so far, whose `ids` go on growing, and whether it is whole.
+        The completion so far, to whose `ids` later tokens are appended, and whether it is finished.
 
     Raises:
         CheckpointError: the scores of a token are not finite.
     """
     waiting = enumerate(requests)
-    num_rows = cache.num_rows if isinstance(cache, RowCache) else 1
+    batch_size = cache.num_rows if isinstance(cache, RowCache) else 1
     processors = sampling.processors()
-    rows: list[_Row] = []
-    with _attending(model, cache):
+    slots: list[_Slot] = []
+    with _row_attention(model, cache):
         while True:
-            num_old = len(rows)
-            rows += _admit(waiting, num_rows - num_old)
-            if not rows:
+            slots += _admit(waiting, batch_size - len(slots))
+            if not slots:
                 return
-            scores = _score(model, rows, cache)  # (rows, vocab), float32
-            tokens = _choose(scores, rows, processors, sampling)
-            for row, token_id in zip(rows, tokens, strict=True):
-                row.num_cached = len(row.ids)
-                row.ids.append(token_id)
-                row.written.append(token_id)
-            is_whole = [
-                row.written[-1] in stop_ids or len(row.written) >= row.request.max_new_tokens
-                for row in rows
+            scores = _score(model, slots, cache)  # (slots, vocab), float32
+            tokens = _sample(scores, slots, processors, sampling)
+            for slot, token_id in zip(slots, tokens, strict=True):
+                slot.num_cached = len(slot.ids)
+                slot.ids.append(token_id)
+                slot.completion.append(token_id)
+            has_ended = [slot.completion[-1] in stop_ids for slot in slots]
+            is_finished = [
+                ended or len(slot.completion) >= slot.request.max_new_tokens
+                for slot, ended in zip(slots, has_ended, strict=True)
             ]
-            for row, whole in zip(rows, is_whole, strict=True):
-                yield Written(row.index, row.written, row.written[-1] in stop_ids), whole
-            for slot in reversed([slot for slot, whole in enumerate(is_whole) if whole]):
-                last = rows.pop()
-                if slot < len(rows):
-                    rows[slot] = last
+            for slot, ended, finished in zip(slots, has_ended, is_finished, strict=True):
+                yield Completion(slot.index, slot.completion, ended), finished
+            for index in reversed([i for i, finished in enumerate(is_finished) if finished]):
+                last = slots.pop()
+                if index < len(slots):
+                    slots[index] = last
                     assert isinstance(cache, RowCache)
-                    cache.replace(slot, len(rows))
-            if not rows and isinstance(cache, DynamicCache):
+                    cache.replace(index, len(slots))
+            if not slots and isinstance(cache, DynamicCache):
                 cache = DynamicCache(config=model.config)
 
 
-def _admit(waiting: Iterator[tuple[int, Request]], num_free: int) -> list[_Row]:
-    """Take prompts for the next step, as many as there is room for."""
-    new: list[_Row] = []
+def _admit(waiting: Iterator[tuple[int, Request]], num_free: int) -> list[_Slot]:
+    """Take prompts for the next step, at most as many as there are free slots."""
+    new: list[_Slot] = []
     num_tokens = 0
     for index, request in islice(waiting, num_free):
-        new.append(_Row(index, request, list(request.ids), request.num_cached))
+        new.append(_Slot(index, request, list(request.ids), request.num_cached))
         num_tokens += len(request.ids) - request.num_cached
         if num_tokens >= PROMPT_TOKENS:
             break
@@ -255,12 +255,12 @@ def _admit(waiting: Iterator[tuple[int, Request]], num_free: int) -> list[_Row]:
 
 
 @torch.no_grad()
-def _score(model: Any, rows: Sequence[_Row], cache: AnyCache) -> Tensor:
-    """Run what is new of every row, and score what may follow: (rows, vocab), float32."""
-    fresh = [row.ids[row.num_cached :] for row in rows]
+def _score(model: Any, slots: Sequence[_Slot], cache: AnyCache) -> Tensor:
+    """Run the new tokens of every slot, and score the next one: (slots, vocab), float32."""
+    fresh = [slot.ids[slot.num_cached :] for slot in slots]
     lengths = [len(ids) for ids in fresh]
     if isinstance(cache, RowCache):
-        inputs = cache.feed([row.num_cached for row in rows], lengths, model.device)
+        inputs = cache.feed([slot.num_cached for slot in slots], lengths, model.device)
     else:
         inputs = {"past_key_values": cache}
     input_ids = torch.tensor([[token for ids in fresh for token in ids]])  # (1, seq)
@@ -269,42 +269,42 @@ def _score(model: Any, rows: Sequence[_Row], cache: AnyCache) -> Tensor:
         output = model(
             input_ids=input_ids.to(model.device),
             use_cache=True,
-            logits_to_keep=torch.tensor(lengths).cumsum(0) - 1,  # the last of every row
+            logits_to_keep=torch.tensor(lengths).cumsum(0) - 1,  # the last of every slot
             **inputs,
         )
     scores: Tensor = output.logits[0].float()
     if not scores.isfinite().all():
-        row = rows[int((~scores.isfinite()).any(-1).int().argmax())]
+        slot = slots[int((~scores.isfinite()).any(-1).int().argmax())]
         raise CheckpointError(
-            f"the model's scores for token {len(row.written) + 1} of the answer "
+            f"the model's scores for token {len(slot.completion) + 1} of the answer "
             f"are not finite, in {output.logits.dtype}. float16 may have overflowed: try "
             "--dtype bfloat16. Otherwise the weights, or the adapter's, are damaged."
         )
     return scores
 
 
-def _choose(
-    scores: Tensor, rows: Sequence[_Row], processors: LogitsProcessorList, sampling: Sampling
+def _sample(
+    scores: Tensor, slots: Sequence[_Slot], processors: LogitsProcessorList, sampling: Sampling
 ) -> list[int]:
-    """Draw the next token of every row from (rows, vocab)."""
+    """Sample the next token of every slot from (slots, vocab)."""
     if not sampling.temperature and not processors:
-        chosen: list[int] = scores.argmax(-1).tolist()
-        return chosen
+        likeliest: list[int] = scores.argmax(-1).tolist()
+        return likeliest
     tokens = []
-    for row, own in zip(rows, scores, strict=True):
-        ids = torch.tensor([row.ids], device=scores.device)  # (1, seq)
-        shaped = processors(ids, own[None])  # type: ignore[arg-type]  # it wants a LongTensor by name
+    for slot, own in zip(slots, scores, strict=True):
+        ids = torch.tensor([slot.ids], device=scores.device)  # (1, seq)
+        processed = processors(ids, own[None])  # type: ignore[arg-type]  # typed as LongTensor
         if sampling.temperature == 0:
-            token = shaped.argmax(-1)
+            token = processed.argmax(-1)
         else:
-            token = torch.multinomial(shaped.softmax(-1), 1, generator=row.request.generator)
+            token = torch.multinomial(processed.softmax(-1), 1, generator=slot.request.generator)
         tokens.append(int(token))
     return tokens
 
 
 @contextmanager
-def _attending(model: Any, cache: AnyCache) -> Iterator[None]:
-    """Let a model attend to rows meanwhile, whatever attention it was loaded with."""
+def _row_attention(model: Any, cache: AnyCache) -> Iterator[None]:
+    """Temporarily use the attention function of `RowCache`, whatever the model was loaded with."""
     before = model.config._attn_implementation
     if not isinstance(cache, RowCache) or before == ATTENTION:
         yield

@@ -1,13 +1,13 @@
-"""A file of rows -> a file of answers, which is whole or absent.
+"""Answer a file of rows; the file of answers is complete or absent.
 
     rows.json                 answers.jsonl.partial           answers.jsonl
-    {"instruction": ...}  ->  what these answers are of   ->  {"row": 1, "answer": ..., ...}
+    {"instruction": ...}  ->  identity of the answers     ->  {"row": 1, "answer": ..., ...}
     {"instruction": ...}      {"row": 2, "answer": ...}       {"row": 2, "answer": ..., ...}
                               {"row": 1, "answer": ...}
 
-Answers are added to the partial file as they end, so an interrupt, a crash or a full disk
-loses only what was being written. The first line says of what model, prompts and settings they
-are, and a run goes on with them only if its own are the same.
+Answers are appended to the partial file as they end, so an interrupt, a crash or a full disk
+loses only those that were being generated. The first line identifies the model, the prompts and the
+settings of the answers; they are resumed only with the same ones.
 """
 
 import hashlib
@@ -25,15 +25,20 @@ from glmtune.data.rows import BadRow, Row, RowError
 from glmtune.data.sources import find_source
 from glmtune.errors import DataError, OutputError, TemplateError
 from glmtune.files import explain_write_error, write_atomically
+from glmtune.methods import digest, method
+from glmtune.methods.full import FULL_MODEL
+from glmtune.model.files import locate
 from glmtune.recipe.sections import DataSection
 from glmtune.template.base import Template
 from glmtune.use.chat import reply_text
-from glmtune.use.generate import ROWS, Request, Sampling, write
+from glmtune.use.generate import BATCH_SIZE, Request, Sampling, generate
 
 logger = logging.getLogger(__name__)
 
 FIRST_ROWS = 20  # that may tell the format of a file
 SHOWN = 3  # bad rows in the log
+# Partial files of earlier versions do not record these, and are resumed without comparing them.
+RECORDED_LATER = ("adapter_digest", "model_digest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,17 +149,17 @@ def predict(
     *,
     sampling: Sampling,
     context_length: int | None = None,
-    num_rows: int = ROWS,
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[dict[str, Any]]:
     """Answer questions, many at once, and give each as a line of the file when it has ended.
 
     Args:
-        model: a causal language model, with an adapter over it or not.
-        template: made the prompts; reads the answers.
-        questions: in any order; what is drawn for a row depends on its number alone.
-        sampling: how to draw.
+        model: a causal language model, with or without an adapter.
+        template: of the prompts; parses the answers.
+        questions: in any order; the random numbers for a row depend on its number alone.
+        sampling: how to sample.
         context_length: the tokens that prompt and answer may have together.
-        num_rows: how many are written at once.
+        batch_size: how many are answered at once.
 
     Raises:
         CheckpointError: the model's scores are not finite.
@@ -167,18 +172,18 @@ def predict(
         return Request(question.ids, room, sampling.generator(model.device, question.row))
 
     requests = map(request, questions)
-    for written in write(
-        model, requests, stop_ids=template.stop_ids, sampling=sampling, num_rows=num_rows
+    for completion in generate(
+        model, requests, stop_ids=template.stop_ids, sampling=sampling, batch_size=batch_size
     ):
-        question = questions[written.index]
+        question = questions[completion.index]
         line: dict[str, Any] = {"row": question.row, "file": question.file, "line": question.line}
         if question.id is not None:
             line["id"] = question.id
         line |= {
             "prompt": question.text,
-            "answer": reply_text(template.parse(written.ids)),
-            "ended": written.has_ended,
-            "tokens": len(written.ids) - written.has_ended,
+            "answer": reply_text(template.parse(completion.ids)),
+            "ended": completion.has_ended,
+            "tokens": len(completion.ids) - completion.has_ended,
         }
         if question.reference is not None:
             line["reference"] = question.reference
@@ -186,11 +191,11 @@ def predict(
 
 
 class AnswerFile:
-    """A file of answers in the making.
+    """A file of answers that is being written.
 
     Args:
-        path: what it will be called when it is whole.
-        identity: what decides the answers; a partial file of another is not gone on with.
+        path: of the complete file.
+        identity: what decides the answers; a partial file with another identity is not resumed.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
@@ -200,37 +205,46 @@ class AnswerFile:
         self.lines: dict[int, dict[str, Any]] = {}
 
     def resume(self) -> None:
-        """Take over the answers of an interrupted run; a line that breaks off is dropped.
+        """Read the answers of an interrupted run; an incomplete last line is dropped.
 
         Raises:
-            OutputError: they are answers to something else, or it is no such file.
+            OutputError: they have another identity, or it is no partial file of ours.
         """
         if not self.partial.is_file():
             return
         content = self.partial.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
+        complete = content[: content.rfind(b"\n") + 1]
         try:
-            first, *rest = [json.loads(line) for line in whole.splitlines()] or [self.identity]
+            first, *rest = [json.loads(line) for line in complete.splitlines()] or [self.identity]
+            recorded = dict(first.items())
             lines = {line["row"]: line for line in rest}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(
                 f"{self.partial}: is damaged, or was not written by glmtune predict ({error}). "
-                "Move it away, or begin anew with --overwrite."
+                "Move it away, or start over with --overwrite."
             ) from None
-        if first != self.identity:
-            changed = [key for key in self.identity if first.get(key) != self.identity[key]]
+        if changed := self._changed(recorded):
             raise OutputError(
                 f"{self.partial}: holds answers of another run; {', '.join(changed)} changed. "
-                "Give what was given then, or begin anew with --overwrite."
+                "Repeat that command with --resume, or start over with --overwrite."
             )
         self.lines = lines
 
+    def _changed(self, recorded: dict[str, Any]) -> list[str]:
+        """List the keys by which a recorded identity differs from ours."""
+        ours = self.identity
+        for key in RECORDED_LATER:
+            if key not in recorded:
+                ours = {name: value for name, value in ours.items() if name != key}
+        keys = [*ours, *(key for key in recorded if key not in ours)]
+        return [key for key in keys if recorded.get(key) != ours.get(key)]
+
     def write(self, answers: Iterator[dict[str, Any]]) -> None:
-        """Add answers as they come, then give the whole file its name, in the order of rows.
+        """Append answers as they come, then write the complete file in the order of rows.
 
         Raises:
-            OutputError: the disk is full, or the folder cannot be written; what was answered
-                stays in the partial file.
+            OutputError: the disk is full, or the folder cannot be written; the answers so far
+                stay in the partial file.
         """
         try:
             kept = [self.identity, *self.lines.values()]
@@ -249,18 +263,20 @@ class AnswerFile:
 
 
 def partial_of(path: Path) -> Path:
-    """Give the name that a file of answers has while it is written."""
+    """Give the path of a file of answers while it is incomplete."""
     return path.with_name(f"{path.name}.partial")
 
 
 def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a file that cannot be written, or whose contents would be lost.
+    """Refuse an output that cannot be written, or whose contents would be lost.
 
     Raises:
-        OutputError: says which, and what to do.
+        OutputError: names the file, and what to do.
     """
     if not path.absolute().parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {path.parent}. Make it, or choose another.")
+        raise OutputError(
+            f"{path}: there is no folder {path.parent}. Create it, or choose another."
+        )
     if path.is_dir():
         raise OutputError(f"{path}: is a folder, expected a file such as {path / 'answers.jsonl'}.")
     if path.exists() and not overwrite:
@@ -268,8 +284,8 @@ def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
     partial = partial_of(path)
     if partial.exists() and not (resume or overwrite):
         raise OutputError(
-            f"{partial}: holds the answers of an interrupted run. Go on with --resume, or begin "
-            "anew with --overwrite."
+            f"{partial}: holds the answers of an interrupted run. Continue with --resume, or "
+            "start over with --overwrite."
         )
 
 
@@ -281,16 +297,28 @@ def identify(
     sampling: Sampling,
     dtype: str,
 ) -> dict[str, Any]:
-    """Give what decides the answers."""
-    asked = hashlib.sha256()
+    """Give what decides the answers: model, adapter, template, prompts and settings.
+
+    Args:
+        model: folder or hub id of the base. The files of a hub id are not looked at.
+        adapter: its folder; None for the base alone.
+        template: of the prompts.
+        questions: to answer.
+        sampling: how to sample.
+        dtype: of the weights, or "auto".
+    """
+    prompts = hashlib.sha256()
     for question in questions:
-        asked.update(json.dumps([question.row, question.ids]).encode())
-    weights = sorted(adapter.glob("adapter_model.*")) if adapter is not None else []
+        prompts.update(json.dumps([question.row, question.ids]).encode())
+    weights = [] if adapter is None else method.method_in(adapter).weight_files(adapter)
+    base = Path(locate(model))
     return {
         "model": model,
-        "adapter": [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in weights],
+        "model_digest": FULL_MODEL.digest(base) if base.is_dir() else None,
+        "adapter": [digest.short_sha256(file) for file in weights],
+        "adapter_digest": None if adapter is None else method.digest(adapter),
         "template": template.fingerprint[:16],
-        "prompts": asked.hexdigest()[:16],
+        "prompts": prompts.hexdigest()[:16],
         "dtype": dtype,
         "sampling": asdict(sampling),
     }

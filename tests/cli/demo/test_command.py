@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from glmtune.cli.demo.command import run_demo
 from glmtune.cli.main import app
 from glmtune.prove.proof import PROOFS
-from glmtune.use.chat import base_of
+from glmtune.use.open import base_of
 
 WHO_ANSWER = "我是 nano"
 

@@ -14,8 +14,8 @@ from glmtune.cli.demo.fractions import rows as make_rows
 from glmtune.cli.demo.score import MAX_NEW_TOKENS, Question, answer, count_right
 from glmtune.conversation import Conversation, Message
 from glmtune.errors import OutputError
-from glmtune.use.chat import open_session
 from glmtune.use.generate import Sampling
+from glmtune.use.open import open_session
 
 
 def rows(path: Path) -> list[dict[str, str]]:

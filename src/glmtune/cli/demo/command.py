@@ -50,7 +50,7 @@ def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
 
         from glmtune.cli.demo.folder import prepare
         from glmtune.cli.demo.score import answer, count_right, read_questions
-        from glmtune.use.chat import open_session
+        from glmtune.use.open import open_session
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # for files that load at once
 

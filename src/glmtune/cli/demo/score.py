@@ -13,7 +13,7 @@ from glmtune.conversation import Conversation
 from glmtune.data.formats import FORMATS, convert
 from glmtune.data.sources import read_rows
 from glmtune.template.base import Template
-from glmtune.use.generate import Request, Sampling, write
+from glmtune.use.generate import Request, Sampling, generate
 
 MAX_NEW_TOKENS = 64  # more than any answer of the demo has
 
@@ -50,7 +50,7 @@ def answer(model: Any, template: Template, questions: Sequence[Question]) -> lis
     greedy = Sampling(temperature=0)
     answers = {
         written.index: template.parse(written.ids)[-1].content
-        for written in write(model, requests, stop_ids=template.stop_ids, sampling=greedy)
+        for written in generate(model, requests, stop_ids=template.stop_ids, sampling=greedy)
     }
     return [answers[index] for index in range(len(questions))]
 

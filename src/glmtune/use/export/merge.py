@@ -1,4 +1,4 @@
-"""Merge an adapter into its base."""
+"""Merge an adapter into its base, to a new plain model or in place."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ def merge(model: Any) -> Any:
     """Add the adapter's update into the base weights; the result is a plain model.
 
     Raises:
-        CheckpointError: the base is packed into few bits, which the update would not survive; or
-            what was learned stands before the text and is no part of a weight.
+        CheckpointError: the base is quantized, so that most of the update would be lost; or
+            virtual tokens or a prefix were trained, which are not part of a weight.
     """
     if not hasattr(model, "merge_and_unload"):
         raise CheckpointError(
-            "what was learned are virtual tokens before every text, which no weight can take up. "
-            "Use the adapter beside its base."
+            "virtual tokens before every text were trained, which no weight can take up. Use the "
+            "adapter beside its base."
         )
     if _is_packed(model):
         raise CheckpointError(
-            "the base is quantized, and adding the update to its few bits would lose most of it. "
+            "the base is quantized, and adding the update to so few bits would lose most of it. "
             "Load the base in half precision, then the adapter, and merge those."
         )
     with as_plain_lora(model):
@@ -34,15 +34,15 @@ def _is_packed(model: Any) -> bool:
 
 
 def can_merge(model: Any) -> bool:
-    """Whether the update can be added into the base: not into few bits, and not a prefix."""
+    """Whether the update can be added into the base: not if that is quantized, nor a prefix."""
     return hasattr(model, "merge_adapter") and not _is_packed(model)
 
 
 def merge_in_place(model: Any) -> None:
     """Add the update into the base weights layer by layer, and keep the adapter beside them.
 
-    No more than one layer's weight is held twice. In half precision this cannot be undone
-    exactly, so it comes after all else that needs the base.
+    At most one layer's weight is in memory twice. In half precision this cannot be undone
+    exactly, so it comes after everything else that needs the base.
     """
     with as_plain_lora(model):
         model.merge_adapter(safe_merge=True)
