@@ -10,11 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
+from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, parse_tool_call
 from glmtune.errors import CheckpointError, TemplateError
 from glmtune.methods import lora
 from glmtune.methods.layers import adapted_layers
-from glmtune.model.chatglm.reply import parse_tool_call
 from glmtune.recipe.methods import LoraSection
 from glmtune.template.select import template_for
 from glmtune.use.chat import ChatSession, base_of, open_session, reply_text, system_messages
