@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from glmtune.cli.info import readable
 from glmtune.cli.main import app
 from glmtune.errors import CheckpointError, RecipeError
 from glmtune.inspect.checkpoint import describe_adapter, describe_model, group_parameters
@@ -201,9 +200,3 @@ def test_damaged_weights_are_named(tiny_model_dir: Path, tmp_path: Path) -> None
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors: the index"):
         run_info(tmp_path)
-
-
-def test_sizes_are_in_the_unit_that_fits() -> None:
-    assert readable(512) == "0.5 KiB"
-    assert readable(3 * 2**20) == "3.00 MiB"
-    assert readable(6 * 2**30) == "6.00 GiB"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glmtune.cli.info import readable
+from glmtune.units import readable
 
 if TYPE_CHECKING:
     from glmtune.inspect.doctor.advice import Advice

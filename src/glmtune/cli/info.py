@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glmtune.gc_pause import loading
+from glmtune.units import readable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -170,11 +171,3 @@ def adapter_lines(facts: "AdapterFacts") -> Lines:
         yield "alive", f"no: {len(facts.dead)} of {len(facts.norms)} layers change nothing"
     elif facts.norms:
         yield "alive", f"yes, all {len(facts.norms)} layers"
-
-
-def readable(size: int) -> str:
-    """Write bytes in the largest unit that leaves something before the point."""
-    for unit, exponent in (("GiB", 30), ("MiB", 20)):
-        if size >= 2**exponent:
-            return f"{size / 2**exponent:,.2f} {unit}"
-    return f"{size / 2**10:,.1f} KiB"

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glmtune.cli.info import print_wide, readable
+from glmtune.cli.info import print_wide
 from glmtune.cli.train import as_overrides
 from glmtune.gc_pause import loading
+from glmtune.units import duration, readable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -149,8 +150,6 @@ def _change_lines(target: "Target") -> Lines:
 
 def time_lines(made: "Plan") -> Lines:
     """Say how long the run takes on this machine."""
-    from glmtune.prove.report.page import duration
-
     if made.pack_seconds is None:
         yield "time", "not measured, since the run does not fit here"
         return
@@ -162,8 +161,6 @@ def time_lines(made: "Plan") -> Lines:
 
 def probe_lines(made: "Plan", measured: "Probe") -> Lines:
     """Put what was measured beside what was predicted."""
-    from glmtune.prove.report.page import duration
-
     peak, took = made.targets[0].memory.peak, measured.peak_bytes
     said = f"{readable(peak)} predicted ({100 * (peak / took - 1):+.0f} %)"
     yield "probe", f"{readable(took)} at most, {said}"

@@ -20,13 +20,13 @@ column); Ashkboos et al. 2024, https://arxiv.org/abs/2404.00456 (Hadamard matric
 second product for outliers). docs/performance.md has what was measured.
 """
 
-import functools
 import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from glmtune import machine
 from glmtune.kernels.half_precision import cpu_library
 from glmtune.kernels.replace_linear import replace_linear
 
@@ -153,7 +153,7 @@ def scale_back(sums: Tensor, row_scale: Tensor, column_scale: Tensor | None, y: 
 
 def multiply(rows: Tensor, columns: Tensor) -> Tensor:
     """Multiply int8 (rows, inner) and (inner, columns) exactly, into int32."""
-    if not has_int8_products():
+    if not machine.has_int8_products():
         return multiply_in_float32(rows, columns)
     if 1 < rows.size(0) <= FEW_ROWS:  # alone, a row takes the weight as it lies in memory
         return torch.cat([torch._int_mm(row, columns) for row in rows[:, None]])
@@ -171,13 +171,6 @@ def multiply_in_float32(rows: Tensor, columns: Tensor) -> Tensor:
     return sums
 
 
-@functools.cache
-def has_int8_products() -> bool:
-    """Whether the CPU multiplies int8 right; without VNNI the CPU library's sums overflow."""
-    largest = torch.full((32, 64), LIMIT, dtype=torch.int8)
-    return bool((torch._int_mm(largest, largest.T) == 64 * LIMIT**2).all())
-
-
 def quantise(model: Any, dtype: torch.dtype) -> None:
     """Freeze a model and turn its linear layers into int8, but for the output layer.
 
@@ -186,7 +179,7 @@ def quantise(model: Any, dtype: torch.dtype) -> None:
         dtype: of activations and of all that stays floating point.
     """
     replace_linear(model, Int8Linear, dtype)
-    if not has_int8_products():
+    if not machine.has_int8_products():
         logger.warning(
             "this CPU has no int8 products (VNNI), so they are computed in float32: int8 saves "
             "memory here, and no time"

@@ -11,24 +11,12 @@ per token of general rows after and before. A value that is not finite is never 
 import json
 import math
 import os
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, write_atomically
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has held: of the GPU where there is one, else of the host."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 class MetricsFile:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from glmtune.prove.report.charts import draw_charts, number, thin
+from glmtune.prove.report.charts import draw_charts, thin
 
 
 def lines(losses: list[float | None]) -> list[dict[str, Any]]:
@@ -73,11 +73,3 @@ def test_thinning_keeps_the_peaks_the_evaluations_and_both_ends() -> None:
     assert many[555] in kept
     assert many[777] in kept
     assert (kept[0], kept[-1]) == (many[0], many[-1])
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0001, "0.0001"), (1.23456, "1.235"), (12345.6, "12,346"), (0.0, "0"), (2.5e-05, "2.5e-05")],
-)
-def test_numbers_are_short(value: float, text: str) -> None:
-    assert number(value) == text

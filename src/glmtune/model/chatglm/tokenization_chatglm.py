@@ -30,6 +30,7 @@ from transformers.utils.chat_template_utils import get_json_schema
 from transformers.utils.generic import PaddingStrategy
 
 from glmtune.conversation import ROLES, Message, read_messages
+from glmtune.machine import num_cores
 
 PREFIX_TOKENS = ("[gMASK]", "sop")  # in front of every sequence
 SPECIAL_TOKENS = (
@@ -219,7 +220,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return self._encode_pieces(texts)
 
     def _encode_pieces(self, texts: Sequence[str]) -> list[Ids]:
-        num_threads = min(len(texts) // TEXTS_PER_THREAD, _available_cores())
+        num_threads = min(len(texts) // TEXTS_PER_THREAD, num_cores())
         try:
             if num_threads < 2:
                 return [self.sp_model.encode(text) for text in texts]
@@ -631,13 +632,6 @@ def _load_pieces(path: Path) -> SentencePieceProcessor:
             f"{path} ({len(content):,} bytes) is no SentencePiece model: {error}. {hint}"
         ) from error
     return model
-
-
-def _available_cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _check_text(text: Any) -> None:

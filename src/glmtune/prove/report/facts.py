@@ -4,7 +4,6 @@ The recipe and the metrics are files of the run already, so a report reads those
 run itself knows is here, and is written down so that `glmtune report` can make the page anew.
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,33 +11,32 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from glmtune import machine
 from glmtune.data.store import EncodeReport
 from glmtune.errors import OutputError
-from glmtune.files import write_atomically
-from glmtune.inspect.doctor.advice import GIB
-from glmtune.inspect.doctor.machine import describe_machine
+from glmtune.files import sha256_of_text, write_atomically
 from glmtune.inspect.shown_row import ShownRow
 from glmtune.prove.answers import Sample
 from glmtune.prove.proof import PROOFS, Proof
+from glmtune.units import GIB
 
 FACTS = "report.json"
 
 
 def library_versions() -> dict[str, str]:
     """Give the versions of Python and of the libraries that decide a run."""
-    return {each.name: each.found or "not installed" for each in describe_machine().versions}
+    return {each.name: each.found or "not installed" for each in machine.versions()}
 
 
 def machine_facts() -> dict[str, str]:
     """Say what this machine is, and which variables change what libraries do on it."""
-    machine = describe_machine()
-    gpus = [f"{gpu.name} ({gpu.memory_bytes / GIB:.1f} GiB)" for gpu in machine.gpus]
-    variables = [f"{name}={value}" for name, value in machine.environment.items()]
+    gpus = [f"{gpu.name} ({gpu.memory_bytes / GIB:.1f} GiB)" for gpu in machine.gpus()]
+    variables = [f"{name}={value}" for name, value in machine.environment_variables().items()]
     return {
-        "system": machine.system,
-        "processor": machine.cpu,
-        "cores": f"{machine.num_cores}, torch uses {torch.get_num_threads()}",
-        "memory": f"{machine.memory_bytes / GIB:.1f} GiB",
+        "system": machine.system_name(),
+        "processor": machine.cpu_name(),
+        "cores": f"{machine.num_cores()}, torch uses {torch.get_num_threads()}",
+        "memory": f"{machine.host_memory().total_bytes / GIB:.1f} GiB",
         "GPUs": ", ".join(gpus) or "none",
         "environment": ", ".join(variables) or "nothing that matters is set",
     }
@@ -117,7 +115,7 @@ def write_facts(output: Path, facts: ReportFacts, recipe_text: str) -> None:
     Raises:
         OutputError: the folder cannot be written.
     """
-    kept = _Kept(recipe_sha256=_digest(recipe_text), facts=facts)
+    kept = _Kept(recipe_sha256=sha256_of_text(recipe_text), facts=facts)
     write_atomically(output / FACTS, kept.model_dump_json(indent=1) + "\n")
 
 
@@ -144,10 +142,6 @@ def read_facts(output: Path, recipe_text: str) -> tuple[ReportFacts, str]:
             f"{path}: expected the JSON that `glmtune train` wrote, but: {reason}. "
             "Restore the file, or delete it to make a report of what else there is."
         ) from None
-    if kept.recipe_sha256 != _digest(recipe_text):
+    if kept.recipe_sha256 != sha256_of_text(recipe_text):
         return NOTHING_KNOWN, f"The {FACTS} in the folder is of a run with another recipe."
     return kept.facts, ""
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

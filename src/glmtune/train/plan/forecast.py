@@ -18,7 +18,7 @@ import torch
 
 from glmtune import machine
 from glmtune.data.batches import MicroBatch
-from glmtune.errors import CheckpointError, DataError, GlmtuneError, RecipeError
+from glmtune.errors import CheckpointError, DataError, RecipeError
 from glmtune.inspect.checkpoint import stored_tensors
 from glmtune.model.files import locate, weight_files
 from glmtune.model.layers import decoder_layers
@@ -175,8 +175,8 @@ def make_plan(recipe: Recipe, devices: Sequence[str] = ()) -> Plan:
     has_gpu = torch.cuda.is_available() and not recipe.training.use_cpu
     here = torch.device("cuda" if has_gpu else "cpu")
     take_time(recipe, workload, here, max_tokens=8, seconds=0)  # loads what a first step loads
-    base = CUDA_BYTES if has_gpu else resident_bytes()
-    free = torch.cuda.mem_get_info()[0] if has_gpu else machine.memory()[1] + base
+    base = CUDA_BYTES if has_gpu else machine.resident_bytes()
+    free = torch.cuda.mem_get_info()[0] if has_gpu else machine.host_memory().available_bytes + base
     gpu = Place(rows, torch.device("cuda"), CUDA_BYTES)
     targets = [aim("this machine", free, Place(rows, here, base), recipe)]
     targets += [aim(f"a GPU of {name}", size, gpu, recipe) for name, size in sizes.items()]
@@ -241,19 +241,6 @@ def converted_bytes(recipe: Recipe, parts: Simulation) -> int | None:
     sizes = [file.stat().st_size for file in weight_files(folder)]
     is_nf4 = isinstance(section, QloraSection) and section.quantization_bit == 4
     return max(sizes) if recipe.model.compute == "int8" or is_nf4 else sum(sizes)
-
-
-def resident_bytes() -> int:
-    """Read what this process holds.
-
-    Raises:
-        GlmtuneError: the system does not tell; only Linux does.
-    """
-    status = Path("/proc/self/status")
-    match = re.search(r"VmRSS:\s+(\d+) kB", status.read_text()) if status.is_file() else None
-    if match is None:
-        raise GlmtuneError("this system does not say how much memory a process holds; Linux does.")
-    return int(match[1]) * 1024
 
 
 def aim(name: str, capacity: int, place: Place, recipe: Recipe) -> Target:

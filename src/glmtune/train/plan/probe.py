@@ -9,8 +9,9 @@ from multiprocessing import get_context
 from tempfile import TemporaryDirectory
 
 from glmtune.errors import TrainingError
+from glmtune.machine import peak_memory_bytes
 from glmtune.model.load import load_tokenizer
-from glmtune.prove.metrics import peak_memory_bytes, read_metrics
+from glmtune.prove.metrics import read_metrics
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
 from glmtune.template.select import template_for
