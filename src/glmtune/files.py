@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from glmtune.errors import OutputError
+from glmtune.units import readable
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -86,7 +87,7 @@ def explain_write_error(path: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(_nearest_folder(path)).free
         return (
-            f"{path}: could not be written, the disk is full ({free / 2**20:.0f} MiB free). "
+            f"{path}: could not be written, the disk is full ({readable(free)} free). "
             "The previous files are unchanged. Free some space, then continue with --resume."
         )
     if isinstance(error, PermissionError):
