@@ -1,7 +1,8 @@
-"""Messages as programs write them become turns."""
+"""Messages as programs write them become turns, and a tool call is parsed without being run."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,11 @@ from glmtune.conversation import (
     TOOLS_PROMPT,
     Message,
     check_turns,
+    parse_tool_call,
     read_messages,
     render_tool_call,
 )
 from glmtune.errors import TemplateError
-from glmtune.model.chatglm.reply import parse_tool_call
 
 
 def _call(name: str, arguments: Any, call_id: str | None = None) -> dict[str, Any]:
@@ -29,6 +30,52 @@ def test_a_tool_call_is_written_as_chatglm3_writes_it_and_reads_back() -> None:
     assert text.splitlines()[0] == "```python"
     assert text.startswith("```python\ntool_call(city='北京', days=2, units=['c', 'f'], quote=")
     assert parse_tool_call(text) == arguments
+
+
+def test_a_call_is_never_run(tmp_path: Path) -> None:
+    witness = tmp_path / "witness"
+    attempts = [
+        f"open({str(witness)!r}, 'w')",
+        f"tool_call(a=open({str(witness)!r}, 'w'))",
+        f"[tool_call(a=1), open({str(witness)!r}, 'w')]",
+        f"tool_call(**{{'a': open({str(witness)!r}, 'w')}})",
+        f"tool_call(a=f'{{open({str(witness)!r}, chr(119))}}')",
+        f"(lambda: open({str(witness)!r}, 'w'))()",
+    ]
+    for attempt in attempts:
+        with pytest.raises(ValueError, match=r"tool_call|literal"):
+            parse_tool_call(f"```python\n{attempt}\n```")
+
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "tool_call(1)",
+        "tool_call(*[1])",
+        "tool_call(a=1, a=2)",
+        "tool_call(a=b)",
+        "tool_call(a={1, 2})",
+        "tool_call(a=b'x')",
+        "tool_call(a=1e999)",
+        "tool_call(a=1+2j)",
+        "other_call(a=1)",
+        "tool_call",
+        "tool_call(a=" + "(" * 5000,
+        "tool_call(a='\0')",
+    ],
+)
+def test_a_malformed_call_is_refused(source: str) -> None:
+    with pytest.raises(ValueError, match=r"tool_call|literal"):
+        parse_tool_call(f"```python\n{source}\n```")
+
+
+def test_what_the_training_data_writes_is_what_the_reply_reads() -> None:
+    arguments = {"城市": "北京\n'\"", "days": -2, "list": [1.5, None, True, {"k": "值"}]}
+
+    assert parse_tool_call(render_tool_call(arguments)) == arguments
 
 
 def test_a_system_message_is_encoded_with_the_tools_it_announces() -> None:
@@ -120,7 +167,7 @@ def test_tools_are_announced_by_the_first_system_message() -> None:
         ({"role": "bot", "content": "x"}, "message 0 is from 'bot', expected one of system"),
         ({"content": "x"}, "message 0 is from None"),
         ({"role": "user"}, r"message 0 \(user\) has a content of type NoneType"),
-        ({"role": "user", "content": [{"type": "image_url"}]}, "ChatGLM3 reads text alone"),
+        ({"role": "user", "content": [{"type": "image_url"}]}, "ChatGLM3 reads text only"),
         ({"role": "assistant", "tool_calls": [_call("t", "{")]}, "arguments that are not JSON"),
         ({"role": "assistant", "tool_calls": [_call("t", "[1]")]}, "has a tool call"),
         ({"role": "assistant", "tool_calls": [{}]}, "has a tool call"),

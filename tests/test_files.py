@@ -1,3 +1,5 @@
+"""Files and folders are written completely or not at all."""
+
 import errno
 import os
 from pathlib import Path
@@ -5,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from glmtune.errors import OutputError
-from glmtune.files import write_atomically, written_folder
+from glmtune.files import sha256_of_file, sha256_of_text, write_atomically, written_folder
 
 # What a full disk looks like through each library that writes a checkpoint's files.
 FULL_DISKS = [
@@ -15,7 +17,7 @@ FULL_DISKS = [
 ]
 
 
-def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     with written_folder(tmp_path / "done") as partial:
         (partial / "a.txt").write_text("1")
         assert not (tmp_path / "done").exists()
@@ -38,7 +40,7 @@ def test_a_full_disk_leaves_the_older_folder_as_it_was(tmp_path: Path, error: Ex
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_ctrl_c_leaves_no_half_folder(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_partial_folder(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), written_folder(tmp_path / "x"):
         raise KeyboardInterrupt
 
@@ -58,3 +60,11 @@ def test_a_new_folder_replaces_an_old_one(tmp_path: Path) -> None:
             (partial / f"{text}.txt").write_text(text)
 
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["new.txt"]
+
+
+def test_a_file_and_its_text_have_the_same_checksum(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "x", "你好\n")
+
+    expected = "4e0826721642ed8e"
+    assert sha256_of_file(tmp_path / "x") == sha256_of_text("你好\n")
+    assert sha256_of_text("你好\n").startswith(expected)

@@ -1,31 +1,33 @@
+"""The cyclic garbage collector is paused, and resumes in every case."""
+
 import gc
 import subprocess
 import sys
 
 import pytest
 
-from glmtune.gc_pause import loading, no_search
+from glmtune.gc_pause import loading, paused
 
 
-def test_the_search_goes_on_afterwards_and_after_a_failure_too() -> None:
-    with pytest.raises(ZeroDivisionError), no_search():
+def test_the_collector_runs_again_afterwards_and_after_a_failure_too() -> None:
+    with pytest.raises(ZeroDivisionError), paused():
         1 / gc.isenabled()  # off is 0
 
     assert gc.isenabled()
 
 
-def test_a_search_that_was_off_stays_off() -> None:
+def test_a_collector_that_was_off_stays_off() -> None:
     gc.disable()
     try:
-        with no_search():
+        with paused():
             pass
         assert not gc.isenabled()
     finally:
         gc.enable()
 
 
-def test_what_was_imported_is_left_out_of_later_searches_once() -> None:
-    """In a process of its own, for here everything has been imported."""
+def test_what_was_imported_is_excluded_from_later_collections_once() -> None:
+    """In another process, since everything is imported here already."""
     script = """
 import gc
 from glmtune.gc_pause import loading
@@ -48,7 +50,7 @@ print(*counts, gc.isenabled())
     assert is_enabled == "True"
 
 
-def test_nothing_is_left_out_where_nothing_was_imported() -> None:
+def test_nothing_is_excluded_where_nothing_was_imported() -> None:
     before = gc.get_freeze_count()
 
     with loading():

@@ -1,8 +1,8 @@
-r"""Who said what: the one form that every row format becomes and every template reads.
+r"""Represent conversations: every row format is converted to them, and every template reads them.
 
 A tool call is an assistant message whose `metadata` names the tool and whose `content` is
-the call as ChatGLM3 writes it; the tool's result is an observation. Tool definitions hang
-on the system message that announces them, as in ChatGLM3's own histories.
+the call as ChatGLM3 writes it; the tool's result is an observation. Tool definitions belong
+to the system message that announces them, as in ChatGLM3's own histories.
 
     system       tools=[{"name": "get_weather", ...}]
     user         北京天气怎么样
@@ -13,6 +13,7 @@ on the system message that announces them, as in ChatGLM3's own histories.
 Source: ChatGLM3, PROMPT.md; the reference is spec section 8.
 """
 
+import ast
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from glmtune.errors import TemplateError
 Role = Literal["system", "user", "assistant", "observation"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
+TOOL_FUNCTION = "tool_call"  # the name that every ChatGLM3 call has
 TOOLS_PROMPT = (
     "Answer the following questions as best as you can. You have access to the following tools:"
 )
@@ -30,15 +32,15 @@ TOOLS_PROMPT = (
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn.
+    """One message of a conversation.
 
     Attributes:
-        role: who speaks.
-        content: what is said, as text.
+        role: of the author.
+        content: the text.
         metadata: only for an assistant: the name of the tool it calls, else "".
         tools: only for a system message: the JSON value that describes the tools.
-        is_learned: whether training learns it. None is the template's default: answers
-            are learned and nothing else is.
+        is_learned: whether its tokens are labels in training. None is the template's default:
+            only answers are learned.
     """
 
     role: Role
@@ -49,7 +51,7 @@ class Message:
 
     @property
     def text(self) -> str:
-        """The content as it is encoded: on a system message, with the tools it announces."""
+        """The content to encode; for a system message, followed by the tools it announces."""
         if self.tools is None or self.role != "system":
             return self.content
         return f"{self.content}\n{json.dumps(self.tools, indent=4, ensure_ascii=False)}"
@@ -57,7 +59,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages in order."""
+    """The messages of a conversation, in order."""
 
     messages: tuple[Message, ...]
 
@@ -69,7 +71,7 @@ class Conversation:
 
 
 def render_tool_call(arguments: Mapping[str, Any]) -> str:
-    """Write the content of an assistant message that calls a tool.
+    """Render the content of an assistant message that calls a tool.
 
     >>> print(render_tool_call({"city": "北京", "days": 2}))
     ```python
@@ -77,17 +79,63 @@ def render_tool_call(arguments: Mapping[str, Any]) -> str:
     ```
     """
     call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    return f"```python\ntool_call({call})\n```"
+    return f"```python\n{TOOL_FUNCTION}({call})\n```"
+
+
+def parse_tool_call(text: str) -> dict[str, Any]:
+    r"""Parse the arguments of a fenced `tool_call(...)`, the inverse of `render_tool_call`.
+
+    The call is Python source written by a model, so it is parsed as a syntax tree of literals
+    and never evaluated. The first and the last line are taken as the fence without a check.
+    Arguments must be keywords, and their values literals that JSON can represent.
+
+    >>> parse_tool_call("```python\ntool_call(city='北京', days=2)\n```")
+    {'city': '北京', 'days': 2}
+
+    Raises:
+        ValueError: the text is not such a call; the message says why.
+    """
+    source = "\n".join(text.strip().split("\n")[1:-1]).strip()
+    try:
+        call = ast.parse(source, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"not a {TOOL_FUNCTION}(...) between two fence lines: {error}") from error
+    if (
+        not isinstance(call, ast.Call)
+        or not isinstance(call.func, ast.Name)
+        or call.func.id != TOOL_FUNCTION
+    ):
+        raise ValueError(f"expected a call of {TOOL_FUNCTION}, got {source[:80]!r}")
+    if call.args:
+        raise ValueError(f"{TOOL_FUNCTION} takes named arguments only")
+    arguments: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None or keyword.arg in arguments:
+            raise ValueError(f"{TOOL_FUNCTION} takes each argument once and by name")
+        arguments[keyword.arg] = _literal(keyword.arg, keyword.value)
+    return arguments
+
+
+def _literal(name: str, node: ast.expr) -> Any:
+    """Evaluate a literal that JSON can represent."""
+    try:
+        value = ast.literal_eval(node)
+        json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(
+            f"the value of {name!r} is not a literal that JSON can represent"
+        ) from error
+    return value
 
 
 def check_turns(messages: Sequence[Message]) -> None:
-    """Refuse an order of turns that ChatGLM3 was not made for.
+    """Reject an order of turns that ChatGLM3 was not trained on.
 
     System messages come first; two user messages do not follow each other; an observation
     follows an assistant message.
 
     Raises:
-        TemplateError: names the turn and what may stand there.
+        TemplateError: names the turn and what is allowed there.
     """
     before: Role | None = None
     for index, message in enumerate(messages):
@@ -118,18 +166,17 @@ def check_turns(messages: Sequence[Message]) -> None:
 def read_messages(
     messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None = None
 ) -> tuple[Message, ...]:
-    """Read messages as a program writes them: ChatGLM3's own fields, or OpenAI's.
+    """Read messages with ChatGLM3's fields, or with those of OpenAI's chat API.
 
-    ChatGLM3 writes `role`, `content`, `metadata` and, on a system message, `tools`. OpenAI
-    writes `tool_calls` on an assistant message and answers them with role `tool`. Calls made
-    at once become one after the other, each followed by its result, because ChatGLM3 knows
-    no other order.
+    ChatGLM3 has `role`, `content`, `metadata` and, on a system message, `tools`. OpenAI has
+    `tool_calls` on an assistant message and role `tool` for their results. Parallel calls
+    become sequential, each followed by its result, because ChatGLM3 supports no other order.
 
     Args:
-        messages: at least `role` each; `content` may be missing beside `tool_calls`.
-        tools: what the model may call, with or without OpenAI's `{"type": "function"}` around.
-            They hang on the first system message; without one, a message that announces them
-            is put in front.
+        messages: each has at least `role`; `content` may be missing next to `tool_calls`.
+        tools: what the model may call, with or without OpenAI's `{"type": "function"}` wrapper.
+            They are added to the first system message; if there is none, one that announces
+            them is inserted.
 
     Raises:
         TemplateError: names the message and the field that cannot be read.
@@ -160,7 +207,7 @@ _ROLE_OF: dict[str, Role] = {
 
 
 def _read_message(index: int, message: Mapping[str, Any]) -> Message:
-    """Read one message and leave its tool calls aside."""
+    """Read one message without its tool calls."""
     role = _ROLE_OF.get(str(message.get("role")))
     if role is None:
         raise TemplateError(
@@ -177,7 +224,7 @@ def _read_message(index: int, message: Mapping[str, Any]) -> Message:
     if not isinstance(content, str):
         raise TemplateError(
             f"message {index} ({role}) has a content of type {type(content).__name__}, "
-            "expected text. ChatGLM3 reads text alone."
+            "expected text. ChatGLM3 reads text only."
         )
     tools = message.get("tools") if role == "system" else None
     metadata = message.get("metadata") or ""
@@ -185,7 +232,7 @@ def _read_message(index: int, message: Mapping[str, Any]) -> Message:
 
 
 def _read_tool_call(index: int, call: Mapping[str, Any]) -> Message:
-    """Read one of OpenAI's `tool_calls`, whose arguments are an object or its JSON text."""
+    """Read one of OpenAI's `tool_calls`, whose arguments are an object or JSON text."""
     function = call.get("function", call)
     name, arguments = function.get("name"), function.get("arguments", {})
     if isinstance(arguments, str):
@@ -206,7 +253,7 @@ def _read_tool_call(index: int, call: Mapping[str, Any]) -> Message:
 def _take_answer(
     pending: list[tuple[int, Mapping[str, Any]]], call_id: str | None
 ) -> tuple[int, Mapping[str, Any]] | None:
-    """Take the result of a call out of the tool messages that come next."""
+    """Remove the result of a call from the tool messages that come next, and return it."""
     answers = []
     for position, (_, message) in enumerate(pending):
         if message.get("role") != "tool":
@@ -219,7 +266,7 @@ def _take_answer(
 
 
 def _announce(messages: list[Message], tools: Sequence[Any]) -> tuple[Message, ...]:
-    """Hang the tools on the first system message, or put one in front."""
+    """Add the tools to the first system message, or insert one that announces them."""
     plain = [
         tool["function"] if isinstance(tool, Mapping) and "function" in tool else tool
         for tool in tools

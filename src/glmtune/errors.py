@@ -1,12 +1,12 @@
-"""The errors a user can act on.
+"""Errors that a user can act on.
 
-Each message says what was got, what was expected and what to do, and names the file and
-line where there is one. The command line prints them without a traceback.
+Each message says what was got, what was expected and what to do, with file and line where there
+is one. The command line prints them without a traceback.
 """
 
 
 class GlmtuneError(Exception):
-    """The base of everything that is the user's to mend, not ours."""
+    """Base class of the errors that the user can fix; any other exception is a bug."""
 
 
 class RecipeError(GlmtuneError):
@@ -26,14 +26,18 @@ class CheckpointError(GlmtuneError):
 
 
 class TrainingError(GlmtuneError):
-    """A run had to stop: a loss that is not finite, an adapter that does not learn."""
+    """A run was stopped: a loss is not finite, or an adapter does not learn."""
 
 
 class OutputError(GlmtuneError):
-    """An output folder cannot be written, or holds something that must not be lost."""
+    """An output folder cannot be written, or it contains files that must not be lost."""
 
 
 def some(names: list[str]) -> str:
-    """Name the first few."""
+    """Join the first three names, and count the rest.
+
+    >>> some(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{rest}"

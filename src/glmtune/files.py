@@ -1,6 +1,11 @@
-"""Writing so that a crash, a kill or a full disk never leaves half a file under a good name."""
+"""Write files and folders atomically, and compute their checksums.
+
+A file is written under a temporary name and renamed when it is complete, so that a crash, a kill
+or a full disk never leaves a partial file under its final name.
+"""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -10,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import CheckpointError, GlmtuneError, OutputError
+from glmtune.units import readable
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file under another name, then give it its own.
+    """Write a text file under a temporary name, then rename it.
 
     Raises:
-        OutputError: the disk is full, or the folder cannot be written; the old file stays.
+        OutputError: the disk is full, or the folder cannot be written; the old file is kept.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -33,13 +39,13 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def written_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder under another name; on success it replaces `folder` at once.
+    """Give a temporary folder to write into; on success it replaces `folder`.
 
     Raises:
-        OutputError: something could not be written; an older `folder` stays as it was.
+        OutputError: something could not be written; an existing `folder` is unchanged.
     """
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left behind by a run that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -56,7 +62,10 @@ def written_folder(folder: Path) -> Iterator[Path]:
 
 
 def _write_error(error: BaseException) -> OSError | None:
-    """The failed write behind an exception; safetensors and torch hide it in ones of their own."""
+    """Return the failed write that caused an exception, if that was the cause.
+
+    safetensors and torch raise other types, which only mention it in their text.
+    """
     if isinstance(error, OSError):
         return error
     text = str(error)
@@ -66,7 +75,7 @@ def _write_error(error: BaseException) -> OSError | None:
 
 
 def _swap(new: Path, folder: Path) -> None:
-    """Give a finished folder its name; what bore it before goes only after that."""
+    """Rename a complete folder; the one that had the name before is deleted only after that."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -76,12 +85,12 @@ def _swap(new: Path, folder: Path) -> None:
 
 
 def explain_write_error(path: Path, error: OSError) -> str:
-    """Say in plain words why `path` could not be written, and what to do."""
+    """Return an error message: why `path` could not be written, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(_nearest_folder(path)).free
         return (
-            f"{path}: could not be written, the disk is full ({free / 2**20:.0f} MiB free). "
-            "What was there before is unharmed. Make room, then go on with --resume."
+            f"{path}: could not be written, the disk is full ({readable(free)} free). "
+            "The previous files are unchanged. Free some space, then continue with --resume."
         )
     if isinstance(error, PermissionError):
         return f"{path}: could not be written, permission denied. Choose another output.dir."
@@ -111,3 +120,14 @@ def read_json_object(path: Path, error: type[GlmtuneError] = CheckpointError) ->
             f"{path}: expected a JSON object, got a {type(content).__name__}. Restore the file."
         )
     return content
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal; the file is read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_text(text: str) -> str:
+    """Return the SHA-256 of a text in UTF-8, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()

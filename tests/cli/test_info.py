@@ -19,7 +19,6 @@ from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.load import load_model, load_tokenizer
 from glmtune.recipe.methods import LoraSection
 from glmtune.template.select import template_for
-from glmtune.units import readable
 
 
 def run_info(*arguments: str | Path) -> str:
@@ -202,9 +201,3 @@ def test_damaged_weights_are_named(tiny_model_dir: Path, tmp_path: Path) -> None
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors: the index"):
         run_info(tmp_path)
-
-
-def test_sizes_are_in_the_unit_that_fits() -> None:
-    assert readable(512) == "0.5 KiB"
-    assert readable(3 * 2**20) == "3.00 MiB"
-    assert readable(6 * 2**30) == "6.00 GiB"

@@ -278,7 +278,7 @@ def test_a_cpu_without_int8_products_says_that_no_time_is_saved(
     name = str(tiny_model_dir)
     with torch.no_grad():
         scores = load_frozen_model(name, device=CPU, compute="int8")(IDS).logits
-    monkeypatch.setattr("glmtune.kernels.int8.has_int8_products", lambda: False)
+    monkeypatch.setattr("glmtune.machine.has_int8_products", lambda: False)
 
     with caplog.at_level(logging.WARNING), torch.no_grad():
         same = load_frozen_model(name, device=CPU, compute="int8")(IDS).logits

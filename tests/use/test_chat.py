@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
+from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, parse_tool_call
 from glmtune.errors import CheckpointError, TemplateError
-from glmtune.model.chatglm.reply import parse_tool_call
 from glmtune.use.chat import ChatSession, reply_text, system_messages
 from glmtune.use.generate import Sampling
 from glmtune.use.open import open_session

@@ -161,7 +161,7 @@ def answer(session: "ChatSession", text: str, role: "Role" = "user") -> None:
 
 def report(reply: "Reply") -> None:
     """Note on stderr whether an answer was cut, calls a tool or lost old messages."""
-    from glmtune.model.chatglm.reply import parse_tool_call
+    from glmtune.conversation import parse_tool_call
 
     if reply.num_left_out:
         note(f"the {reply.num_left_out} oldest messages no longer fit and were dropped")

@@ -7,7 +7,7 @@ import typer
 from glmtune.cli.options import AsJson, Overrides, RecipeArgument, as_overrides
 from glmtune.cli.printing import Lines, print_json, print_lines, print_wide
 from glmtune.gc_pause import loading
-from glmtune.units import readable
+from glmtune.units import duration, readable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -140,8 +140,6 @@ def _change_lines(target: "Target") -> Lines:
 
 def time_lines(made: "Plan") -> Lines:
     """Estimate how long the run takes on this machine."""
-    from glmtune.prove.report.page import duration
-
     if made.pack_seconds is None:
         yield "time", "not measured, since the run does not fit here"
         return
@@ -153,8 +151,6 @@ def time_lines(made: "Plan") -> Lines:
 
 def probe_lines(made: "Plan", measured: "Probe") -> Lines:
     """Compare the measured memory with the estimate."""
-    from glmtune.prove.report.page import duration
-
     peak, took = made.targets[0].memory.peak, measured.peak_bytes
     estimate = f"{readable(peak)} estimated ({100 * (peak / took - 1):+.0f} %)"
     yield "probe", f"{readable(took)} measured, {estimate}"

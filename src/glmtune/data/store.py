@@ -43,7 +43,7 @@ import pyarrow as pa
 from glmtune.data.rows import BadRow, Row, RowError
 from glmtune.data.sources import Source, find_source
 from glmtune.errors import DataError, OutputError
-from glmtune.gc_pause import no_search
+from glmtune.gc_pause import paused
 from glmtune.template.base import IGNORE, Example
 
 logger = logging.getLogger(__name__)
@@ -231,7 +231,7 @@ def encode_sources(
     folder = _data_cache(cache_dir) / key
     data = _open_cache(folder)
     if data is None:
-        with _shown(progress) as shown, no_search():
+        with _shown(progress) as shown, paused():
             data = _build(folder, found, make_encoder, shown)
         if _stamps(found) != before:
             shutil.rmtree(folder, ignore_errors=True)

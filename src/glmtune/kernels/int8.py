@@ -19,13 +19,13 @@ column); Ashkboos et al. 2024, https://arxiv.org/abs/2404.00456 (Hadamard matric
 second product for outliers). docs/performance.md has what was measured.
 """
 
-import functools
 import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from glmtune import machine
 from glmtune.kernels.half_precision import onednn
 from glmtune.kernels.replace_linear import replace_linear
 
@@ -155,7 +155,7 @@ def dequantize_into(
 
 def int8_matmul(rows: Tensor, columns: Tensor) -> Tensor:
     """Multiply int8 (rows, inner) and (inner, columns) exactly, into int32."""
-    if not has_int8_products():
+    if not machine.has_int8_products():
         return int8_matmul_in_float32(rows, columns)
     if 1 < rows.size(0) <= FEW_ROWS:  # a single row reads the weight as it is stored
         return torch.cat([torch._int_mm(row, columns) for row in rows[:, None]])
@@ -173,13 +173,6 @@ def int8_matmul_in_float32(rows: Tensor, columns: Tensor) -> Tensor:
     return sums
 
 
-@functools.cache
-def has_int8_products() -> bool:
-    """Whether int8 products on this CPU are right; without VNNI the sums of oneDNN overflow."""
-    largest = torch.full((32, 64), LIMIT, dtype=torch.int8)
-    return bool((torch._int_mm(largest, largest.T) == 64 * LIMIT**2).all())
-
-
 def quantize(model: Any, dtype: torch.dtype) -> None:
     """Freeze a model and quantize its linear layers to int8, except for the output layer.
 
@@ -188,7 +181,7 @@ def quantize(model: Any, dtype: torch.dtype) -> None:
         dtype: of activations and of all tensors that stay floating point.
     """
     replace_linear(model, Int8Linear, dtype)
-    if not has_int8_products():
+    if not machine.has_int8_products():
         logger.warning(
             "this CPU has no int8 products (VNNI), so they are computed in float32: int8 saves "
             "memory here, but no time"

@@ -11,8 +11,6 @@ value that is not finite is written as null, since JSON has no such number.
 import json
 import math
 import os
-import resource
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,16 +19,6 @@ from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, write_atomically
 
 METRICS = "metrics.jsonl"  # in the output folder
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has held: of the GPU where there is one, else of the host."""
-    import torch  # a report reads metrics without it
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 class MetricsFile:

@@ -7,9 +7,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
+from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, parse_tool_call
 from glmtune.errors import TemplateError
-from glmtune.model.chatglm.reply import parse_tool_call
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,6 @@ A checkpoint is written under another name and renamed when it is whole, and its
 are verified before it is used: a damaged one is passed over for the one before it.
 """
 
-import hashlib
 import json
 import logging
 import random
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor
 
 from glmtune.errors import CheckpointError
-from glmtune.files import written_folder
+from glmtune.files import sha256_of_file, written_folder
 from glmtune.methods import method
 from glmtune.template.base import Template
 from glmtune.train.engines.fsdp import load_optimizer
@@ -127,9 +126,7 @@ def _checksums(folder: Path) -> dict[str, str]:
     sums = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != CHECKSUMS:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            sums[path.relative_to(folder).as_posix()] = digest
+            sums[path.relative_to(folder).as_posix()] = sha256_of_file(path)
     return sums
 
 

@@ -17,12 +17,12 @@ import torch
 from glmtune.data.batches import Examples, heaviest
 from glmtune.data.packing import group_rows
 from glmtune.errors import TrainingError
-from glmtune.prove.metrics import peak_memory_bytes
-from glmtune.prove.report.page import duration
+from glmtune.machine import peak_memory_bytes
 from glmtune.train import process_memory
 from glmtune.train.checkpoint import random_state, restore_random_state
 from glmtune.train.engines import deepspeed
 from glmtune.train.loop import Run
+from glmtune.units import duration
 
 logger = logging.getLogger(__name__)
 

@@ -36,11 +36,12 @@ from glmtune.data.batches import (
     rows_as_they_are,
 )
 from glmtune.errors import TrainingError
+from glmtune.machine import peak_memory_bytes
 from glmtune.objective.held_out import held_out_loss
 from glmtune.objective.next_token import NextToken, Objective
 from glmtune.prove import liveness
 from glmtune.prove.answers import Answer
-from glmtune.prove.metrics import MetricsFile, peak_memory_bytes
+from glmtune.prove.metrics import MetricsFile
 from glmtune.recipe.sections import ChecksSection, TrainingSection
 from glmtune.template.base import Example, Template
 from glmtune.train import process_memory

@@ -1,13 +1,10 @@
-"""A reply as text becomes messages, and a tool call is read without being run."""
+"""The text of a reply becomes messages."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from glmtune.conversation import render_tool_call
-from glmtune.model.chatglm.reply import parse_tool_call, process_response
+from glmtune.model.chatglm.reply import process_response
 
 WITH_TOOLS: list[dict[str, Any]] = [{"role": "system", "content": "", "tools": [{"name": "t"}]}]
 
@@ -50,49 +47,3 @@ def test_a_reply_to_an_empty_history_is_read() -> None:
         "name": "t",
         "content": "```\ntool_call()\n```",
     }
-
-
-def test_a_call_is_never_run(tmp_path: Path) -> None:
-    witness = tmp_path / "witness"
-    attempts = [
-        f"open({str(witness)!r}, 'w')",
-        f"tool_call(a=open({str(witness)!r}, 'w'))",
-        f"[tool_call(a=1), open({str(witness)!r}, 'w')]",
-        f"tool_call(**{{'a': open({str(witness)!r}, 'w')}})",
-        f"tool_call(a=f'{{open({str(witness)!r}, chr(119))}}')",
-        f"(lambda: open({str(witness)!r}, 'w'))()",
-    ]
-    for attempt in attempts:
-        with pytest.raises(ValueError, match=r"tool_call|literal"):
-            parse_tool_call(f"```python\n{attempt}\n```")
-
-    assert not witness.exists()
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "",
-        "tool_call(1)",
-        "tool_call(*[1])",
-        "tool_call(a=1, a=2)",
-        "tool_call(a=b)",
-        "tool_call(a={1, 2})",
-        "tool_call(a=b'x')",
-        "tool_call(a=1e999)",
-        "tool_call(a=1+2j)",
-        "other_call(a=1)",
-        "tool_call",
-        "tool_call(a=" + "(" * 5000,
-        "tool_call(a='\0')",
-    ],
-)
-def test_a_malformed_call_is_refused(source: str) -> None:
-    with pytest.raises(ValueError, match=r"tool_call|literal"):
-        parse_tool_call(f"```python\n{source}\n```")
-
-
-def test_what_the_training_data_writes_is_what_the_reply_reads() -> None:
-    arguments = {"城市": "北京\n'\"", "days": -2, "list": [1.5, None, True, {"k": "值"}]}
-
-    assert parse_tool_call(render_tool_call(arguments)) == arguments

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from glmtune.prove.report.charts import make_charts, number, text_curve, thin
+from glmtune.prove.report.charts import make_charts, text_curve, thin
 
 
 def lines(losses: list[float | None]) -> list[dict[str, Any]]:
@@ -87,11 +87,3 @@ def test_a_curve_for_a_terminal_is_logarithmic_between_its_labeled_ends() -> Non
 def test_a_curve_for_a_terminal_can_show_one_value_and_zero() -> None:
     assert [row[10:] for row in text_curve([2.0])] == [" "] * 7 + ["▁"]
     assert next(iter(text_curve([1.0, 0.0]))).endswith("█ ")
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0001, "0.0001"), (1.23456, "1.235"), (12345.6, "12,346"), (0.0, "0"), (2.5e-05, "2.5e-05")],
-)
-def test_numbers_are_short(value: float, text: str) -> None:
-    assert number(value) == text

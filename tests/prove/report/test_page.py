@@ -12,7 +12,7 @@ import pytest
 from glmtune.errors import OutputError
 from glmtune.prove.proof import ALIVE, STOPS, TEMPLATE, Proof
 from glmtune.prove.report.facts import ReportFacts
-from glmtune.prove.report.page import duration, rewrite_report, write_report, write_rows_page
+from glmtune.prove.report.page import rewrite_report, write_report, write_rows_page
 from glmtune.recipe.reading import build_recipe
 
 VOID = {"meta", "link", "br", "img", "input", "path"}
@@ -273,10 +273,3 @@ def test_the_page_of_rows_reports_that_there_is_no_such_row(
     text = Page(rows_page(tiny_model_dir, tmp_path, first=9)).text
 
     assert "There is no usable row from row 9 on" in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(42.4, "42 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")]
-)
-def test_a_time_is_written_in_its_two_largest_units(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

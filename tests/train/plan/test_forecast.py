@@ -1,4 +1,4 @@
-"""What is predicted is held against a machine, and what would make it fit is told."""
+"""The prediction is compared with a machine, and changes that make the run fit are listed."""
 
 from pathlib import Path
 
@@ -11,15 +11,15 @@ from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
 from glmtune.train.plan.forecast import (
     Memory,
-    Place,
-    aim,
+    MemoryEstimator,
     converted_bytes,
-    knobs,
     make_plan,
+    make_target,
+    memory_saving_changes,
     parse_size,
 )
 from glmtune.train.plan.simulation import Simulation
-from glmtune.train.plan.workload import Rows, describe_workload
+from glmtune.train.plan.workload import RowLengths, describe_workload
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -29,14 +29,14 @@ def recipe_for(model: Path | str, *overrides: str) -> Recipe:
     return build_recipe(tree | {"output": {"dir": "out"}}, overrides)
 
 
-ROWS = Rows(
+ROWS = RowLengths(
     lengths=[10, 40, 30, 20, 90],
     learned=[9, 5, 5, 5, 5],
     chosen=[0, 1, 2, 3],
 )
 
 
-def test_the_heaviest_pack_is_the_one_that_training_rehearses() -> None:
+def test_the_heaviest_pack_is_that_of_the_dry_run() -> None:
     recipe = recipe_for(
         "x",
         *("data.max_length=50", "training.per_device_train_batch_size=1"),
@@ -80,7 +80,7 @@ def test_a_max_length_that_no_row_meets_is_an_error() -> None:
         describe_workload(recipe_for("x", "data.max_length=9"), ROWS)
 
 
-def test_what_is_converted_is_in_memory_beside_its_files(tiny_model_dir: Path) -> None:
+def test_converted_weights_are_in_memory_in_addition_to_their_files(tiny_model_dir: Path) -> None:
     file = (tiny_model_dir / "model.safetensors").stat().st_size
     parts = Simulation(*(0,) * 6, dtype=torch.float32)
 
@@ -106,13 +106,13 @@ def test_int8_and_nf4_hold_one_file_at_a_time_and_8_bits_all(
     assert converted_bytes(eight, parts) == sum(sizes)
 
 
-def test_the_changes_that_make_it_fit_are_told_with_their_bytes(tiny_model_dir: Path) -> None:
+def test_the_changes_that_make_it_fit_are_listed_with_their_bytes(tiny_model_dir: Path) -> None:
     recipe = recipe_for(tiny_model_dir, "data.max_length=256")
-    place = Place(None, GPU, base=0)
-    full = place.memory(recipe).required
+    estimator = MemoryEstimator(None, GPU, base=0)
+    full = estimator.estimate(recipe).required
 
-    assert aim("here", full, place, recipe).fits
-    target = aim("here", full - 1, place, recipe)
+    assert make_target("here", full, estimator, recipe).fits
+    target = make_target("here", full - 1, estimator, recipe)
     assert not target.fits
     assert target.would_fit
     [change] = target.changes
@@ -122,19 +122,21 @@ def test_the_changes_that_make_it_fit_are_told_with_their_bytes(tiny_model_dir: 
     )
     assert (
         change.required
-        == place.memory(build_recipe(recipe.model_dump(mode="json"), change.overrides)).required
+        == estimator.estimate(
+            build_recipe(recipe.model_dump(mode="json"), change.overrides)
+        ).required
     )
-    hopeless = aim("here", 1000, place, recipe)
+    hopeless = make_target("here", 1000, estimator, recipe)
     assert not hopeless.would_fit
     needed = [full, *(change.required for change in hopeless.changes)]
     assert needed == sorted(needed, reverse=True)
     assert len(needed) > 2
 
 
-def test_changes_of_what_is_learned_come_last() -> None:
+def test_changes_that_affect_the_result_come_last() -> None:
     recipe = recipe_for("x", "data.max_length=512")
 
-    assert [overrides[-1] for overrides in knobs(recipe, CPU)] == [
+    assert [overrides[-1] for overrides in memory_saving_changes(recipe, CPU)] == [
         "training.gradient_accumulation_steps=32",
         "training.gradient_checkpointing=true",
         "model.dtype=bfloat16",
@@ -143,16 +145,18 @@ def test_changes_of_what_is_learned_come_last() -> None:
         "data.max_length=128",
     ]
     full = recipe_for("x", "adapter.method=full", "training.per_device_train_batch_size=1")
-    assert [overrides[-1] for overrides in knobs(full, GPU)][:2] == [
+    assert [overrides[-1] for overrides in memory_saving_changes(full, GPU)][:2] == [
         "training.gradient_checkpointing=true",
         "adapter.method=lora",
     ]
 
 
-def test_pairs_and_dealt_out_weights_are_not_reckoned_with(tiny_model_dir: Path) -> None:
+def test_pairs_and_sharded_weights_are_not_supported(tiny_model_dir: Path) -> None:
     for change in ("stage=dpo", "training.sharding=fsdp2"):
         tree = {"model": {"name_or_path": str(tiny_model_dir)}, "data": {"train": "rows.json"}}
-        with pytest.raises(RecipeError, match=r"knows neither preference\.stage=dpo nor"):
+        with pytest.raises(
+            RecipeError, match=r"does not support preference\.stage=dpo, training\.sharding and"
+        ):
             make_plan(build_recipe(tree | {"output": {"dir": "out"}}, [change]))
 
 

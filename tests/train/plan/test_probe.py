@@ -1,4 +1,4 @@
-"""A probe takes the run's own steps, on its heaviest pack."""
+"""A probe takes real steps of the run, on its heaviest pack."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from glmtune.recipe.reading import build_recipe
-from glmtune.train.plan.probe import run_some_steps
+from glmtune.train.plan.probe import run_probe_steps
 
 
 def test_a_probe_takes_three_real_steps_on_the_longest_rows(
@@ -29,7 +29,7 @@ def test_a_probe_takes_three_real_steps_on_the_longest_rows(
     )
 
     with caplog.at_level(logging.INFO, logger="glmtune"):
-        probed = run_some_steps(recipe)
+        probed = run_probe_steps(recipe)
 
     steps = [text for text in caplog.messages if text.startswith("step ")]
     assert [text.split()[1] for text in steps] == ["1/3", "2/3", "3/3"]

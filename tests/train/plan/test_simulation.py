@@ -1,4 +1,4 @@
-"""A step in tensors without numbers takes the memory that a real one takes."""
+"""The predicted memory of a step is that of a real one."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
 from glmtune.template.base import IGNORE, Example
 from glmtune.train.optimizer import make_optimizer
-from glmtune.train.plan.simulation import Simulation, Tally, simulate
+from glmtune.train.plan.simulation import MemoryTracker, Simulation, simulate
 from glmtune.train.run import load_base
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def packed(*lengths: int) -> MicroBatch:
 
 
 def measure(recipe: Recipe, batch: MicroBatch, *, is_first: bool = False) -> int:
-    """The most that is alive besides weights, gradients and optimizer, with real numbers."""
+    """The peak in addition to weights, gradients and optimizer state, with real tensors."""
     model = load_base(recipe, CPU)
     if recipe.training.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -46,17 +46,17 @@ def measure(recipe: Recipe, batch: MicroBatch, *, is_first: bool = False) -> int
     optimizer = make_optimizer(model, recipe.training)
     optimizer.step()
     means = [t for state in optimizer.state.values() for t in state.values() if t.ndim]
-    tally = Tally()
+    tracker = MemoryTracker()
     gradients = [p.grad for p in trained if p.grad is not None]
-    held = tally.hold([*model.parameters(), *model.buffers(), *gradients, *means])
+    held = tracker.track([*model.parameters(), *model.buffers(), *gradients, *means])
     del gradients
     if is_first:
         optimizer.zero_grad()
-    with tally:
+    with tracker:
         next_token_loss(model, batch).backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-    return tally.peak - held
+    return tracker.peak - held
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def measure(recipe: Recipe, batch: MicroBatch, *, is_first: bool = False) -> int
     ],
     ids=" ".join,
 )
-def test_a_step_without_numbers_takes_the_memory_of_a_real_one(
+def test_a_simulated_step_takes_the_memory_of_a_real_one(
     tiny_model_dir: Path, overrides: tuple[str, ...]
 ) -> None:
     recipe, batch = recipe_for(tiny_model_dir, *overrides), packed(100, 60)
@@ -81,7 +81,7 @@ def test_a_step_without_numbers_takes_the_memory_of_a_real_one(
     assert predicted.activations == pytest.approx(measure(recipe, batch), rel=0.02)
 
 
-def test_the_first_pack_of_a_step_finds_no_gradients(tiny_model_dir: Path) -> None:
+def test_the_first_pack_of_a_step_has_no_gradients_yet(tiny_model_dir: Path) -> None:
     recipe = recipe_for(tiny_model_dir, "adapter.method=full")
     heavy, light, proof = packed(200, 100), packed(10), packed(20)
 
@@ -107,18 +107,22 @@ def write_config(folder: Path, num_layers: int, **fields: int) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
-def test_a_deep_model_is_reckoned_from_two_shallow_ones(tmp_path: Path, checkpointing: str) -> None:
+def test_a_deep_model_is_extrapolated_from_two_shallow_ones(
+    tmp_path: Path, checkpointing: str
+) -> None:
     deep = 7
     write_config(tmp_path, deep, hidden_size=64, ffn_hidden_size=96, kv_channels=16)
     overrides = [f"training.gradient_checkpointing={checkpointing}", "adapter.r=4"]
-    reckoned = simulate(recipe_for(tmp_path, *overrides), packed(90), packed(60), packed(20), CPU)
+    extrapolated = simulate(
+        recipe_for(tmp_path, *overrides), packed(90), packed(60), packed(20), CPU
+    )
 
-    # A layer with a rank of its own makes it simulate all of them.
+    # With a rank for one layer, all layers are simulated.
     pattern = 'adapter.rank_pattern={"layers.0.self_attention.query_key_value": 4}'
     deep_recipe = recipe_for(tmp_path, *overrides, pattern)
-    whole = simulate(deep_recipe, packed(90), packed(60), packed(20), CPU)
+    full = simulate(deep_recipe, packed(90), packed(60), packed(20), CPU)
 
-    assert reckoned == whole
+    assert extrapolated == full
 
 
 def of_6b(tmp_path: Path, device: str, *overrides: str) -> Simulation:

@@ -11,7 +11,6 @@ A folder without `demo.json` is refused, and so is one in which a file of the de
 Other files in the folder are kept.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,12 @@ import yaml
 import glmtune
 from glmtune.cli.demo.fractions import GAUGE, GENERAL, HELD_OUT, TRAIN
 from glmtune.errors import OutputError
-from glmtune.files import explain_write_error, write_atomically
+from glmtune.files import (
+    explain_write_error,
+    sha256_of_file,
+    sha256_of_text,
+    write_atomically,
+)
 from glmtune.recipe.reading import load_recipe
 from glmtune.recipe.recipe import RECIPE as RUN_RECIPE
 from glmtune.recipe.recipe import Recipe
@@ -81,8 +85,8 @@ def prepare(folder: Path, overrides: Sequence[str] = ()) -> DemoFolder:
     write_atomically(demo.recipe_file, _changed_values(demo.recipe))
     clear_run(demo.adapter)
     files = (*rows, demo.recipe_file)
-    made = {str(path.relative_to(folder)): _digest(path.read_bytes()) for path in files}
-    made[f"{demo.adapter.name}/{RUN_RECIPE}"] = _digest(demo.recipe.to_yaml().encode())
+    made = {str(path.relative_to(folder)): sha256_of_file(path) for path in files}
+    made[f"{demo.adapter.name}/{RUN_RECIPE}"] = sha256_of_text(demo.recipe.to_yaml())
     _mark(folder, made)
     return demo
 
@@ -122,7 +126,7 @@ def _refuse_other_folders(folder: Path) -> None:
         changed = [
             name
             for name, digest in made.items()
-            if (path := folder / name).exists() and _digest(path.read_bytes()) != digest
+            if (path := folder / name).exists() and sha256_of_file(path) != digest
         ]
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise OutputError(f"{folder / MARK}: cannot be read ({error!r}). {other}") from error
@@ -136,7 +140,3 @@ def _refuse_other_folders(folder: Path) -> None:
 def _mark(folder: Path, made: Mapping[str, str]) -> None:
     mark = {"glmtune_version": glmtune.__version__, "files": dict(made)}
     write_atomically(folder / MARK, json.dumps(mark, indent=2) + "\n")
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -1,1 +1,1 @@
-"""Diagnose logs and machines."""
+"""Diagnose machines and the logs of failed runs."""

@@ -1,4 +1,4 @@
-"""The ChatGLM checkpoints in the hub cache."""
+"""Find the ChatGLM checkpoints in the hub cache, and whether their downloads are complete."""
 
 import os
 import re
@@ -11,7 +11,13 @@ from glmtune.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class CachedModel:
-    """A ChatGLM in the hub cache; `problem` says why it cannot be loaded, "" if it can."""
+    """A ChatGLM checkpoint in the hub cache.
+
+    Attributes:
+        name: the hub id.
+        size_bytes: of all its files.
+        problem: why it cannot be loaded, "" if it can.
+    """
 
     name: str
     size_bytes: int
@@ -19,12 +25,14 @@ class CachedModel:
 
 
 def hub_cache() -> Path:
+    """Return the folder that huggingface_hub downloads into; it may not exist yet."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)
 
 
 def cached_models(cache: Path) -> Iterator[CachedModel]:
+    """Find the ChatGLM checkpoints in a hub cache; of each, the newest snapshot counts."""
     for repository in sorted(cache.glob("models--*")):
         snapshots = sorted(repository.glob("snapshots/*/config.json"), key=os.path.getmtime)
         if not snapshots:
@@ -36,11 +44,12 @@ def cached_models(cache: Path) -> Iterator[CachedModel]:
         yield CachedModel(
             name=repository.name.removeprefix("models--").replace("--", "/"),
             size_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
-            problem=_why_incomplete(folder),
+            problem=_what_is_missing(folder),
         )
 
 
-def _why_incomplete(folder: Path) -> str:
+def _what_is_missing(folder: Path) -> str:
+    """Return what a download lacks, "" if it is complete."""
     from glmtune.model.files import weight_files
 
     try:

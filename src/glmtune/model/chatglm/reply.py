@@ -7,20 +7,14 @@ tool in a call; a remark may precede a call, with `<|assistant|>` between them.
     "get_weather\n ```python\ntool_call(city='北京')\n```" -> {"name": "get_weather",
                                                              "parameters": {"city": "北京"}}
 
-The call is Python source written by a model. It is read as a syntax tree of literals and
-never evaluated.
-
 Source: ChatGLM3, `process_response` in modeling_chatglm.py; the reference is spec section 8.4.
 """
 
-import ast
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from glmtune.conversation import parse_tool_call
 from glmtune.model.chatglm.chat_format import split_reply
-
-TOOL_FUNCTION = "tool_call"  # the function that every call of ChatGLM3 is written with
 
 
 def process_response(
@@ -61,46 +55,3 @@ def _read_call(name: str, text: str, has_tools: bool) -> dict[str, Any]:
         return {"name": name, "parameters": parse_tool_call(text)}
     except ValueError as error:
         return {"name": name, "content": text, "error": str(error)}
-
-
-def parse_tool_call(text: str) -> dict[str, Any]:
-    r"""Read the arguments of a fenced `tool_call(...)`; nothing is evaluated.
-
-    The first and the last line are the fence, whatever they hold. Arguments are keywords,
-    and values are literals that JSON can carry.
-
-    >>> parse_tool_call("```python\ntool_call(city='北京', days=2)\n```")
-    {'city': '北京', 'days': 2}
-
-    Raises:
-        ValueError: the text is not such a call; the message says why.
-    """
-    source = "\n".join(text.strip().split("\n")[1:-1]).strip()
-    try:
-        call = ast.parse(source, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"not a {TOOL_FUNCTION}(...) between two fence lines: {error}") from error
-    if (
-        not isinstance(call, ast.Call)
-        or not isinstance(call.func, ast.Name)
-        or call.func.id != TOOL_FUNCTION
-    ):
-        raise ValueError(f"expected a call of {TOOL_FUNCTION}, got {source[:80]!r}")
-    if call.args:
-        raise ValueError(f"{TOOL_FUNCTION} takes named arguments only")
-    arguments: dict[str, Any] = {}
-    for keyword in call.keywords:
-        if keyword.arg is None or keyword.arg in arguments:
-            raise ValueError(f"{TOOL_FUNCTION} takes each argument once and by name")
-        arguments[keyword.arg] = _literal(keyword.arg, keyword.value)
-    return arguments
-
-
-def _literal(name: str, node: ast.expr) -> Any:
-    """Give the value of a literal that JSON can carry."""
-    try:
-        value = ast.literal_eval(node)
-        json.dumps(value, allow_nan=False)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"the value of {name!r} is not a literal that JSON can carry") from error
-    return value

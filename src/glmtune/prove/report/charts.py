@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from glmtune.units import number
+
 SIZE = 1000  # of the square that the paths are in
 MAX_LINES = 3000  # of metrics that are drawn; a screen has no more columns
 TEXT_WIDTH, TEXT_HEIGHT = 60, 8  # of a curve in a terminal, in characters
@@ -242,10 +244,3 @@ def _step_ticks(first: int, last: int) -> list[int]:
     return sorted(
         ends | {s for s in inner if all(abs(s - end) > (last - first) / 8 for end in ends)}
     )
-
-
-def number(value: float) -> str:
-    """Write a measured number with four digits: 0.0001, 1.234, 12,345."""
-    if value and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.3g}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

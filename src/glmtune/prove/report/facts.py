@@ -5,42 +5,40 @@ the page comes from here, so `glmtune report` can make the page again without th
 back loads neither torch nor transformers.
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from glmtune import machine
 from glmtune.data.store import EncodeReport
 from glmtune.errors import OutputError
-from glmtune.files import write_atomically
-from glmtune.inspect.doctor.advice import GIB
-from glmtune.inspect.doctor.machine import describe_machine
+from glmtune.files import sha256_of_text, write_atomically
 from glmtune.inspect.shown_row import ShownRow
 from glmtune.prove.answers import Sample
 from glmtune.prove.proof import PROOFS, Proof
+from glmtune.units import GIB
 
 FACTS = "report.json"
 
 
 def library_versions() -> dict[str, str]:
     """Give the versions of Python and of the libraries that decide a run."""
-    return {each.name: each.found or "not installed" for each in describe_machine().versions}
+    return {each.name: each.found or "not installed" for each in machine.versions()}
 
 
 def machine_facts() -> dict[str, str]:
     """Say what this machine is, and which variables change what libraries do on it."""
     import torch
 
-    machine = describe_machine()
-    gpus = [f"{gpu.name} ({gpu.memory_bytes / GIB:.1f} GiB)" for gpu in machine.gpus]
-    variables = [f"{name}={value}" for name, value in machine.environment.items()]
+    gpus = [f"{gpu.name} ({gpu.memory_bytes / GIB:.1f} GiB)" for gpu in machine.gpus()]
+    variables = [f"{name}={value}" for name, value in machine.environment_variables().items()]
     return {
-        "system": machine.system,
-        "processor": machine.cpu,
-        "cores": f"{machine.num_cores}, torch uses {torch.get_num_threads()}",
-        "memory": f"{machine.memory_bytes / GIB:.1f} GiB",
+        "system": machine.system_name(),
+        "processor": machine.cpu_name(),
+        "cores": f"{machine.num_cores()}, torch uses {torch.get_num_threads()}",
+        "memory": f"{machine.host_memory().total_bytes / GIB:.1f} GiB",
         "GPUs": ", ".join(gpus) or "none",
         "environment": ", ".join(variables) or "nothing that matters is set",
     }
@@ -120,7 +118,7 @@ def write_facts(output: Path, facts: ReportFacts, recipe_text: str) -> None:
     Raises:
         OutputError: the folder cannot be written.
     """
-    content = _FactsFile(recipe_sha256=_sha256(recipe_text), facts=facts)
+    content = _FactsFile(recipe_sha256=sha256_of_text(recipe_text), facts=facts)
     write_atomically(output / FACTS, content.model_dump_json(indent=1) + "\n")
 
 
@@ -144,10 +142,6 @@ def read_facts(output: Path, recipe_text: str) -> tuple[ReportFacts, str]:
             f"{path}: expected the JSON that `glmtune train` wrote, but: {reason}. "
             "Restore the file, or delete it to make a report from the other files."
         ) from None
-    if content.recipe_sha256 != _sha256(recipe_text):
+    if content.recipe_sha256 != sha256_of_text(recipe_text):
         return NO_FACTS, f"The {FACTS} in the folder belongs to a run with another recipe."
     return content.facts, ""
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

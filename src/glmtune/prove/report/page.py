@@ -22,9 +22,10 @@ from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, write_atomically
 from glmtune.inspect.shown_row import harmless
 from glmtune.prove.metrics import METRICS, read_metrics
-from glmtune.prove.report.charts import loss_chart, make_charts, number, thin
+from glmtune.prove.report.charts import loss_chart, make_charts, thin
 from glmtune.prove.report.facts import ReportFacts, read_facts, write_facts
 from glmtune.recipe.recipe import RECIPE, Recipe
+from glmtune.units import duration, number
 
 REPORT, LOSS_CURVE = "report.html", "loss.svg"
 MAX_FINDINGS = 200  # shown; all are counted
@@ -219,12 +220,3 @@ def _environment() -> Environment:
         duration=duration,
     )  # fmt: skip
     return environment
-
-
-def duration(seconds: float) -> str:
-    """Write a time in its two largest units: 42 s, 3 min 5 s, 2 h 10 min."""
-    total = round(seconds)
-    if total < 60:
-        return f"{total} s"
-    minutes, rest = divmod(total, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

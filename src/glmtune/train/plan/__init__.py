@@ -1,7 +1,7 @@
-"""A recipe -> how much memory and time its run will take, before any weight is read.
+"""Predict the memory and time of a run before any weight is read.
 
-workload.py     what there is to do: the heaviest pack, all tokens
-simulation.py   that pack through the run's own code, in tensors without numbers: memory
-forecast.py     the sum, held against a machine; what would make it fit; time
-probe.py        the run itself for a few steps, measured
+workload.py     what the run has to do: its heaviest pack, all its tokens
+simulation.py   the memory of a step on that pack, in tensors without data
+forecast.py     the total, compared with a machine; what would make the run fit; the time
+probe.py        a few real steps of the run, measured
 """

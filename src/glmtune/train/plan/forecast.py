@@ -1,11 +1,12 @@
-"""Memory and time of a run, held against a machine; and what would make it fit.
+"""Predict memory and time of a run, compare them with a machine, and find what would make it fit.
 
-On a CPU, weights that are used as they are stored stay in the file, which is mapped into memory.
-Weights that are converted are in memory beside their files while they are loaded.
+On a CPU, weights in the dtype of their files are mapped into memory and not copied. Weights that
+are converted take memory in addition to their files while they are loaded.
 
-Not counted are gaps in the heap and the scratch memory of single products.
+Heap fragmentation and the workspaces of single products are not counted.
 """
 
+import math
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ import torch
 
 from glmtune import machine
 from glmtune.data.batches import MicroBatch
-from glmtune.errors import CheckpointError, DataError, GlmtuneError, RecipeError
+from glmtune.errors import CheckpointError, DataError, RecipeError
 from glmtune.inspect.checkpoint import stored_tensors
 from glmtune.model.files import locate, weight_files
 from glmtune.model.layers import decoder_layers
@@ -35,34 +36,35 @@ from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
 from glmtune.train.plan.simulation import (
     Simulation,
-    attach_empty,
-    has_unlike_layers,
-    make_empty,
-    shallow,
+    attach_meta_adapter,
+    keep_layers,
+    make_meta_model,
+    needs_all_layers,
     simulate,
 )
-from glmtune.train.plan.workload import Rows, Workload, describe_workload, encode_rows
+from glmtune.train.plan.workload import RowLengths, Workload, describe_workload, encode_row_lengths
 from glmtune.train.precision import autocast
+from glmtune.units import GIB
 
-CUDA_BYTES = 2**29  # what CUDA itself takes of a GPU; a usual figure, not measured here
-SAMPLE_TOKENS = 256  # to time
-TIMING_SECONDS = 1.0  # to repeat it for
-SHORTEST = 128  # tokens; a max_length below it is not suggested
-WORTHWHILE = 0.99  # what a change must leave of the memory at most, to be suggested
+CUDA_BYTES = 2**29  # of the CUDA context; a usual figure, not measured here
+SAMPLE_TOKENS = 256  # in the step that is timed
+TIMING_SECONDS = 1.0  # the step is repeated for so long, and the fastest counts
+MIN_MAX_LENGTH = 128  # tokens; no lower data.max_length is suggested
+WORTHWHILE_RATIO = 0.99  # a change that leaves more than this share of the memory is not suggested
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes by what they are for.
+    """The memory of a run by purpose, in bytes.
 
     Attributes:
-        base: the process with its libraries, or CUDA itself.
-        weights: that stay as they are.
-        trained, gradients, optimizer: of what is learned.
-        activations: of the heaviest pack at its peak, the logits and their gradient included.
-        proof: the same when what was saved is proved at the end.
-        loading: of the weights while they are loaded, in the files and converted; 0 when they
-            are used as they are stored.
+        base: the process with its libraries, or the CUDA context.
+        weights: frozen weights.
+        trained, gradients, optimizer: trainable weights, their gradients and optimizer state.
+        activations: of the heaviest pack at its peak, including the logits and their gradient.
+        proof: the same for the proof of the saved files at the end.
+        loading: weights while they are loaded, both in the files and converted; 0 if they are
+            used in the dtype they are stored in.
     """
 
     base: int
@@ -76,11 +78,10 @@ class Memory:
 
     @property
     def required(self) -> int:
-        """What has to be there at once; files that are mapped while loading can give way."""
-        learned = self.trained + self.gradients + self.optimizer
-        without_gradients = self.proof - self.gradients
-        held = self.base + self.weights + learned
-        return held + max(self.activations, without_gradients)
+        """What must fit at once; pages of mapped files can be dropped and do not count."""
+        training = self.trained + self.gradients + self.optimizer
+        proof = self.proof - self.gradients  # which are freed before it
+        return self.base + self.weights + training + max(self.activations, proof)
 
     @property
     def peak(self) -> int:
@@ -90,7 +91,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Values of the recipe to change, and the bytes required with them and those before."""
+    """Recipe values to change, and the bytes required with this and all earlier changes."""
 
     overrides: tuple[str, ...]
     required: int
@@ -98,13 +99,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A place to run, and whether the run fits into it.
+    """A device to run on, and whether the run fits into its memory.
 
     Attributes:
-        name: what it is called.
-        capacity: bytes that are free in it.
-        memory: that the run would take there.
-        changes: one after the other; none when it fits as it is.
+        name: of the device.
+        capacity: free bytes.
+        memory: what the run would take.
+        changes: to apply one after the other; empty if the run fits as it is.
     """
 
     name: str
@@ -114,26 +115,26 @@ class Target:
 
     @property
     def fits(self) -> bool:
-        """Whether what is required is there, without any change."""
+        """Whether the run fits without any change."""
         return self.memory.required <= self.capacity
 
     @property
     def would_fit(self) -> bool:
-        """Whether it is, with all changes."""
+        """Whether the run fits with all changes."""
         return self.fits or (bool(self.changes) and self.changes[-1].required <= self.capacity)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run will take.
+    """The predicted memory and time of a run.
 
     Attributes:
-        workload: what it has to do.
-        note: why that is a guess, "" when it is the data's own.
+        workload: what the run has to do.
+        note: why the workload is an upper bound, "" if it comes from the data.
         targets: this machine first, then the sizes that were asked for.
-        pack_seconds: of the heaviest pack on this machine, forward and backward; None when the
+        pack_seconds: of the heaviest pack on this machine, forward and backward; None if the
             run does not fit.
-        run_seconds: of all packs; None when the data is not here either.
+        run_seconds: of all packs; None also if the data is not available.
     """
 
     workload: Workload
@@ -146,41 +147,43 @@ class Plan:
 def make_plan(recipe: Recipe, devices: Sequence[str] = ()) -> Plan:
     """Predict memory and time of a run; no weights are read or downloaded.
 
-    What the process holds already counts as part of what the run would hold, so for exact
-    figures call it from a fresh one, as the command does.
+    The memory that this process already has counts as part of the run, so call it from a new
+    process for exact figures, as the command does.
 
     Args:
         recipe: the run.
-        devices: GPUs to reckon for beside this machine, by size: "24GB".
+        devices: GPUs to predict for in addition to this machine, by memory size: "24GB".
 
     Raises:
         CheckpointError: the model's configuration cannot be read.
-        DataError: the data is here, and a row of it cannot be used.
-        RecipeError: the adapter does not fit the model, a device is no size, or nothing is
+        DataError: the data is available, but a row of it cannot be used.
+        RecipeError: the adapter does not fit the model, a device is not a size, or nothing is
             trained.
     """
     if isinstance(recipe.adapter, NoneSection):
         raise RecipeError("adapter.method=none trains nothing; plan a run that does.")
     if recipe.preference.stage == "dpo" or recipe.training.sharded_by:
         raise RecipeError(
-            "a plan reckons with whole weights and with answers that are learned: it knows neither "
-            "preference.stage=dpo nor training.sharding or deepspeed yet."
+            "glmtune plan does not support preference.stage=dpo, training.sharding and "
+            "training.deepspeed yet. Plan the run without them."
         )
     sizes = {device: parse_size(device) for device in devices}
-    # Whatever flash attention a GPU uses, it takes the memory of this one.
+    # Flash attention takes as much memory as packed attention, which runs on every device.
     recipe = build_recipe(recipe.model_dump(mode="json"), ["model.attn_implementation=packed"])
     load_config(recipe.model.name_or_path)
-    rows, note = encode_rows(recipe)
+    rows, note = encode_row_lengths(recipe)
     workload = describe_workload(recipe, rows)
     has_gpu = torch.cuda.is_available() and not recipe.training.use_cpu
     here = torch.device("cuda" if has_gpu else "cpu")
-    take_time(recipe, workload, here, max_tokens=8, seconds=0)  # loads what a first step loads
-    base = CUDA_BYTES if has_gpu else resident_bytes()
-    free = torch.cuda.mem_get_info()[0] if has_gpu else machine.memory()[1] + base
-    gpu = Place(rows, torch.device("cuda"), CUDA_BYTES)
-    targets = [aim("this machine", free, Place(rows, here, base), recipe)]
-    targets += [aim(f"a GPU of {name}", size, gpu, recipe) for name, size in sizes.items()]
-    per_token = take_time(recipe, workload, here) if targets[0].fits else None
+    # The libraries that a first step loads belong to the base.
+    measure_seconds_per_token(recipe, workload, here, max_tokens=8, seconds=0)
+    base = CUDA_BYTES if has_gpu else machine.resident_bytes()
+    free = torch.cuda.mem_get_info()[0] if has_gpu else machine.host_memory().available_bytes + base
+    on_gpu = MemoryEstimator(rows, torch.device("cuda"), CUDA_BYTES)
+    targets = [make_target("this machine", free, MemoryEstimator(rows, here, base), recipe)]
+    for name, size in sizes.items():
+        targets.append(make_target(f"a GPU of {name}", size, on_gpu, recipe))
+    per_token = measure_seconds_per_token(recipe, workload, here) if targets[0].fits else None
     return Plan(
         workload=workload,
         note=note,
@@ -190,26 +193,37 @@ def make_plan(recipe: Recipe, devices: Sequence[str] = ()) -> Plan:
     )
 
 
-class Place:
-    """Where a run is reckoned for: a CPU or a GPU, and what is taken there beforehand."""
+class MemoryEstimator:
+    """Predicts the memory of a recipe on a CPU or a GPU.
 
-    def __init__(self, rows: Rows | None, device: torch.device, base: int) -> None:
+    Args:
+        rows: the lengths of the data, None if it is not available.
+        device: to run on; it need not exist here.
+        base: bytes that are taken before the run starts.
+    """
+
+    def __init__(self, rows: RowLengths | None, device: torch.device, base: int) -> None:
         self.rows, self.device, self.base = rows, device, base
 
-    def memory(self, recipe: Recipe) -> Memory:
-        """Add up what a run takes there.
+    def estimate(self, recipe: Recipe) -> Memory:
+        """Add up what a run takes on the device.
 
         Raises:
             CheckpointError, DataError, RecipeError: as in training.
         """
         workload = describe_workload(recipe, self.rows)
-        packs = (workload.micro_batch(), workload.later_micro_batch(), workload.proof_row())
-        parts = simulate(recipe, *packs, self.device)
+        parts = simulate(
+            recipe,
+            batch=workload.micro_batch(),
+            later=workload.later_micro_batch(),
+            proof=workload.proof_row(),
+            device=self.device,
+        )
         weights, loading = parts.frozen, 0
         if self.device.type == "cpu":
-            beside = converted_bytes(recipe, parts)
-            if beside is not None:
-                loading = weights + parts.trained + beside
+            files = converted_bytes(recipe, parts)
+            if files is not None:
+                loading = weights + parts.trained + files
         return Memory(
             base=self.base,
             weights=weights,
@@ -223,17 +237,17 @@ class Place:
 
 
 def converted_bytes(recipe: Recipe, parts: Simulation) -> int | None:
-    """Give how much of the files is in memory beside the converted weights, None if they are used.
+    """Return the bytes of files in memory while weights are converted, None if none is converted.
 
-    In int8 and in NF4 each file is let go when its last weight has been read.
+    For int8 and NF4 each file is closed when its last weight has been read.
     """
     folder = Path(locate(recipe.model.name_or_path))
     stored = stored_tensors(folder) if folder.is_dir() else {}
     expected: Any = load_config(folder).dtype or torch.float32
     dtypes = {tensor.dtype for tensor in stored.values() if tensor.ndim > 1} or {expected}
     section = recipe.adapter
-    packs = recipe.model.compute is not None or isinstance(section, QloraSection)
-    if not packs and dtypes == {parts.dtype}:
+    is_quantized = recipe.model.compute is not None or isinstance(section, QloraSection)
+    if not is_quantized and dtypes == {parts.dtype}:
         return None
     if not stored:
         numbers = (parts.frozen + parts.trained) // parts.dtype.itemsize
@@ -243,39 +257,26 @@ def converted_bytes(recipe: Recipe, parts: Simulation) -> int | None:
     return max(sizes) if recipe.model.compute == "int8" or is_nf4 else sum(sizes)
 
 
-def resident_bytes() -> int:
-    """Read what this process holds.
-
-    Raises:
-        GlmtuneError: the system does not tell; only Linux does.
-    """
-    status = Path("/proc/self/status")
-    match = re.search(r"VmRSS:\s+(\d+) kB", status.read_text()) if status.is_file() else None
-    if match is None:
-        raise GlmtuneError("this system does not say how much memory a process holds; Linux does.")
-    return int(match[1]) * 1024
-
-
-def aim(name: str, capacity: int, place: Place, recipe: Recipe) -> Target:
-    """Say whether a run fits, and else which changes make it, one on top of the other."""
-    memory = place.memory(recipe)
+def make_target(name: str, capacity: int, estimator: MemoryEstimator, recipe: Recipe) -> Target:
+    """Compare a run with a capacity; if it does not fit, collect changes until it does."""
+    memory = estimator.estimate(recipe)
     required, changes = memory.required, []
-    for overrides in knobs(recipe, place.device):
+    for overrides in memory_saving_changes(recipe, estimator.device):
         if required <= capacity:
             break
         try:
             changed = build_recipe(recipe.model_dump(mode="json"), overrides)
-            needed = place.memory(changed).required
-        except (CheckpointError, DataError, RecipeError):  # it cannot be done here
+            needed = estimator.estimate(changed).required
+        except (CheckpointError, DataError, RecipeError):  # not possible for this recipe or machine
             continue
-        if needed <= WORTHWHILE * required:
+        if needed <= WORTHWHILE_RATIO * required:
             recipe, required = changed, needed
             changes.append(Change(tuple(overrides), required))
     return Target(name, capacity, memory, tuple(changes))
 
 
-def knobs(recipe: Recipe, device: torch.device) -> Iterator[list[str]]:
-    """Give changes that save memory, those first that leave what is learned as it is."""
+def memory_saving_changes(recipe: Recipe, device: torch.device) -> Iterator[list[str]]:
+    """Yield changes that save memory; those that do not affect the result come first."""
     training = recipe.training
     batch = training.per_device_train_batch_size
     if batch > 1:
@@ -296,12 +297,12 @@ def knobs(recipe: Recipe, device: torch.device) -> Iterator[list[str]]:
     if isinstance(recipe.adapter, FullSection):
         yield ["adapter.method=lora"]
     length = recipe.data.max_length // 2
-    while length >= SHORTEST:
+    while length >= MIN_MAX_LENGTH:
         yield [f"data.max_length={length}"]
         length //= 2
 
 
-def take_time(
+def measure_seconds_per_token(
     recipe: Recipe,
     workload: Workload,
     device: torch.device,
@@ -309,47 +310,48 @@ def take_time(
     max_tokens: int = SAMPLE_TOKENS,
     seconds: float = TIMING_SECONDS,
 ) -> float:
-    """Give the seconds that a token takes, forward and backward.
+    """Measure the seconds per token of a forward and backward pass.
 
-    A few tokens go through one and through two layers of zeros. The difference is a layer, and
-    what is left is the embedding, the output layer and the loss; the rest is reckoned. Zeros
-    that nobody writes to take no memory. Where layers are trained each in its own way, it is the
-    time of LoRA.
+    A few tokens go through one and through two layers of zeros. The difference is the time of a
+    layer, and the remainder that of the embedding, the output layer and the loss; the time of the
+    full depth is extrapolated. Pages of zeros that are never written take no memory. If layers
+    are trained in different ways, the time is that of LoRA.
     """
-    if has_unlike_layers(recipe.adapter):
+    if needs_all_layers(recipe.adapter):
         recipe = recipe.model_copy(update={"adapter": LoraSection()})
-    whole = make_empty(recipe, device)
+    model = make_meta_model(recipe, device)
     batch = workload.micro_batch(max_tokens).to(device)
-    one, two = (_seconds(shallow(whole, n), recipe, batch, seconds) for n in (1, 2))
-    took = one + (len(decoder_layers(whole)) - 1) * max(two - one, 0.0)
+    one, two = (_seconds(keep_layers(model, n), recipe, batch, seconds) for n in (1, 2))
+    took = one + (len(decoder_layers(model)) - 1) * max(two - one, 0.0)
     return took / batch.input_ids.numel()
 
 
 def _seconds(model: Any, recipe: Recipe, batch: MicroBatch, seconds: float) -> float:
+    """Repeat a forward and backward pass of zeros for some seconds, and return the fastest."""
     device = batch.input_ids.device
-    model = attach_empty(model, recipe).to_empty(device=device)
+    model = attach_meta_adapter(model, recipe).to_empty(device=device)
     model.tie_weights()
     for tensor in chain(model.parameters(), model.buffers()):
         tensor.data = torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
-    started, best = time.perf_counter(), float("inf")
-    while best == float("inf") or time.perf_counter() - started < seconds:
-        begun = time.perf_counter()
+    end, fastest = time.perf_counter() + seconds, math.inf
+    while fastest == math.inf or time.perf_counter() < end:
+        began = time.perf_counter()
         with autocast(recipe.training, device):
             loss = next_token_loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        loss.item()  # waits for a GPU
-        best = min(best, time.perf_counter() - begun)
-    return best
+        loss.item()  # waits for the GPU
+        fastest = min(fastest, time.perf_counter() - began)
+    return fastest
 
 
 def parse_size(text: str) -> int:
-    """Read "24GB" as bytes.
+    """Convert a size such as "24GB" to bytes.
 
     Raises:
-        RecipeError: it is no size.
+        RecipeError: the text is not a size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB)?", text, re.IGNORECASE)
     if match is None:
         raise RecipeError(f"--device {text!r}: expected a size of memory, such as 24GB.")
-    unit = 2**30 if (match[2] or "").lower() == "gib" else 10**9
+    unit = GIB if (match[2] or "").lower() == "gib" else 10**9
     return int(float(match[1]) * unit)

@@ -1,4 +1,4 @@
-"""The run itself for a few steps on its heaviest pack, measured and thrown away."""
+"""Measure a few real steps of a run on its heaviest pack; the result is discarded."""
 
 import logging
 import warnings
@@ -9,28 +9,33 @@ from multiprocessing import get_context
 from tempfile import TemporaryDirectory
 
 from glmtune.errors import TrainingError
+from glmtune.machine import peak_memory_bytes
 from glmtune.model.load import load_tokenizer
-from glmtune.prove.metrics import METRICS, peak_memory_bytes, read_metrics
+from glmtune.prove.metrics import METRICS, read_metrics
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
 from glmtune.template.select import template_for
-from glmtune.train.plan.workload import describe_workload, rows_of
+from glmtune.train.plan.workload import describe_workload, row_lengths_of
 from glmtune.train.run import Ingredients, begin, carry_out, load_base, load_data
 
 STEPS = 3
 SHORTENED = (
     f"training.max_steps={STEPS}",
-    *("training.logging_steps=1", "training.save_strategy=no", "training.eval_strategy=no"),
-    *("checks.sample_steps=0", "checks.stop_prompts=0", "output.report_to=none"),
+    "training.logging_steps=1",
+    "training.save_strategy=no",
+    "training.eval_strategy=no",
+    "checks.sample_steps=0",
+    "checks.stop_prompts=0",
+    "output.report_to=none",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a few steps on the heaviest pack really took.
+    """What a few steps on the heaviest pack took.
 
     Attributes:
-        peak_bytes: of the process from its start to its end, or of the GPU.
+        peak_bytes: of the process from start to end, or of the GPU.
         tokens_per_second: of the fastest step.
     """
 
@@ -39,29 +44,29 @@ class Probe:
 
 
 def probe(recipe: Recipe) -> Probe:
-    """Run some steps in a process of its own.
+    """Run a few steps in a new process.
 
     Raises:
-        DataError: the data is not here.
+        DataError: the data is not available.
         GlmtuneError: as in training.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_quiet) as fresh:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_quiet) as executor:
         try:
-            return fresh.submit(run_some_steps, recipe).result()
+            return executor.submit(run_probe_steps, recipe).result()
         except BrokenProcessPool as error:
             raise TrainingError(
-                "the probe was killed from outside, mostly for want of memory. Make the run "
-                "smaller, as the plan says without --probe."
+                "the probe was killed from outside, usually because the machine ran out of memory. "
+                "Make the run smaller; the plan without --probe lists changes that do."
             ) from error
 
 
 def _quiet() -> None:
-    warnings.simplefilter("ignore")  # libraries among themselves, as on the command line
+    warnings.simplefilter("ignore")  # libraries about each other, as on the command line
     logging.getLogger("glmtune").setLevel(logging.ERROR)
 
 
-def run_some_steps(recipe: Recipe) -> Probe:
-    """Run some steps in this process; its peak counts from its start.
+def run_probe_steps(recipe: Recipe) -> Probe:
+    """Run a few steps in this process; the peak is that of the process since its start.
 
     Raises:
         GlmtuneError: as in training.
@@ -73,7 +78,7 @@ def run_some_steps(recipe: Recipe) -> Probe:
         tokenizer = load_tokenizer(short.model.name_or_path)
         template = template_for(tokenizer, short.data.layout)
         examples, eval_examples, rows, eval_rows = load_data(short, template, output)
-        heavy = describe_workload(recipe, rows_of(examples, rows)).rows
+        heavy = describe_workload(recipe, row_lengths_of(examples, rows)).rows
         model = load_base(short, accelerator.device)
         given = (tokenizer, template, examples, eval_examples, heavy, eval_rows, model)
         carry_out(short, Ingredients(*given), accelerator)

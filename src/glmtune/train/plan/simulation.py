@@ -1,13 +1,12 @@
-r"""The heaviest pack through the run's own code, in tensors without numbers.
+r"""Simulate a training step on the heaviest pack with fake tensors, to predict its memory.
 
-Weights and what comes of them have a shape, a dtype and a lifetime, and nothing in them; token
-ids, labels and the borders of examples are real, since they decide shapes. The most bytes alive
-at once are what the activations take, whatever the model, the method, the loss or the
-checkpointing is:
+The run's own code computes with tensors that have a shape, a dtype and a lifetime but no data; only
+token ids, labels and segment boundaries are real, since they decide shapes. The peak of live bytes
+is what the activations take, for any model, method, loss and checkpointing:
 
-    weights ..........................................   held all the time
-    trained, gradients, optimizer ....................   held from the first step on
-    activations         /\          /\                   at their peak
+    weights ..........................................   allocated all the time
+    trained, gradients, optimizer ....................   allocated from the first step on
+    activations         /\          /\                   counted at their peak
                   _____/  \________/  \____
 """
 
@@ -40,20 +39,20 @@ from glmtune.train.optimizer import make_optimizer
 from glmtune.train.precision import autocast
 from glmtune.train.run import load_base
 
-SHALLOW = (2, 3)  # layers
+SHALLOW = (2, 3)  # layers of the two models that are simulated
 
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """What a run holds, in bytes.
+    """The memory of a run, in bytes.
 
     Attributes:
-        frozen: weights that stay as they are.
-        trained: weights that are learned.
-        gradients, optimizer: of those.
-        activations: the most that is alive at once in a step besides all these; what there is
-            before the gradients are is less by their bytes.
-        proof: the same when the saved files are proved at the end.
+        frozen: frozen weights.
+        trained: trainable weights.
+        gradients, optimizer: of the trainable weights.
+        activations: the most that is alive at once in a step in addition to all these. While
+            gradients do not exist yet, their bytes are subtracted.
+        proof: the same for the proof of the saved files at the end.
         dtype: of the embedding in memory.
     """
 
@@ -66,8 +65,8 @@ class Simulation:
     dtype: torch.dtype
 
 
-def make_empty(recipe: Recipe, device: torch.device) -> Any:
-    """Make the model that a run would load for a device, on the meta device.
+def make_meta_model(recipe: Recipe, device: torch.device) -> Any:
+    """Create, on the meta device, the model that a run would load for `device`.
 
     Raises:
         CheckpointError, RecipeError: as in training.
@@ -78,8 +77,8 @@ def make_empty(recipe: Recipe, device: torch.device) -> Any:
     return model
 
 
-def attach_empty(model: Any, recipe: Recipe) -> Any:
-    """Attach what is trained; nothing is read for its first values.
+def attach_meta_adapter(model: Any, recipe: Recipe) -> Any:
+    """Attach the adapter; no file is read to initialize it.
 
     Raises:
         RecipeError: as in training.
@@ -98,42 +97,42 @@ def simulate(
     proof: MicroBatch,
     device: torch.device,
 ) -> Simulation:
-    """Take a step and a proof.
+    """Simulate a step and a proof.
 
-    Layers are alike, so a deep model is reckoned from two shallow ones.
+    All layers are alike, so the memory of a deep model is extrapolated from two shallow ones.
 
     Args:
         recipe: the run.
         batch: the heaviest pack, as the first of its step; its tensors are real.
-        later: the heaviest that finds the gradients of another pack, if there is any.
-        proof: the row by which what was saved is proved.
-        device: where the run would be; it need not be here.
+        later: the heaviest pack that is not the first of its step, if there is any.
+        proof: the row that the proof of the saved files uses.
+        device: to run on; it need not exist here.
 
     Raises:
         CheckpointError, RecipeError: as in training.
     """
-    whole = make_empty(recipe, device)
-    num_layers = len(decoder_layers(whole))
+    model = make_meta_model(recipe, device)
+    num_layers = len(decoder_layers(model))
     few, more = SHALLOW
-    if num_layers <= more or has_unlike_layers(recipe.adapter):
-        return _simulate(whole, recipe, batch, later, proof)
-    one, two = (_simulate(shallow(whole, n), recipe, batch, later, proof) for n in SHALLOW)
-    numbers: dict[str, Any] = {}
-    for name in one.__slots__:
-        a, b = getattr(one, name), getattr(two, name)
-        numbers[name] = a if a == b else a + (b - a) * (num_layers - few) // (more - few)
-    return Simulation(**numbers)
+    if num_layers <= more or needs_all_layers(recipe.adapter):
+        return _simulate(model, recipe, batch, later, proof)
+    small, large = (_simulate(keep_layers(model, n), recipe, batch, later, proof) for n in SHALLOW)
+    fields: dict[str, Any] = {}
+    for name in small.__slots__:
+        a, b = getattr(small, name), getattr(large, name)
+        fields[name] = a if a == b else a + (b - a) * (num_layers - few) // (more - few)
+    return Simulation(**fields)
 
 
-def shallow(model: Any, num_layers: int) -> Any:
-    """Copy a model without its upper layers."""
+def keep_layers(model: Any, num_layers: int) -> Any:
+    """Copy a model, keeping only its first layers."""
     model = copy.deepcopy(model)
     del decoder_layers(model)[num_layers:]
     return model
 
 
-def has_unlike_layers(section: AdapterSection) -> bool:
-    """Whether layers are trained each in its own way, or together, so that all must be there."""
+def needs_all_layers(section: AdapterSection) -> bool:
+    """Whether the layers differ in what is trained, so that two of them do not represent all."""
     return isinstance(section, FreezeSection | PromptSection | PtuningV2Section) or any(
         getattr(section, name, None)
         for name in ("layers_to_transform", "rank_pattern", "alpha_pattern")
@@ -143,8 +142,8 @@ def has_unlike_layers(section: AdapterSection) -> bool:
 def _simulate(
     base: Any, recipe: Recipe, batch: MicroBatch, later: MicroBatch | None, proof: MicroBatch
 ) -> Simulation:
-    packed, widest = packed_bytes(base, recipe)
-    model = attach_empty(base, recipe)
+    saved, largest = quantization_savings(base, recipe)
+    model = attach_meta_adapter(base, recipe)
     with FakeTensorMode(allow_non_fake_inputs=True):
         _move_to_cpu(model)
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -155,12 +154,12 @@ def _simulate(
     optimizer.step()
     means = [t for state in optimizer.state.values() for t in state.values() if t.ndim]
     frozen = [t for t in (*model.parameters(), *model.buffers()) if not t.requires_grad]
-    tally = Tally()
-    held = [tally.hold(tensors) for tensors in (frozen, trained, gradients, means)]
+    tracker = MemoryTracker()
+    allocated = [tracker.track(tensors) for tensors in (frozen, trained, gradients, means)]
     del gradients, gradient
     if later is None:
-        optimizer.zero_grad()  # or they are there, as after another pack
-    with tally:
+        optimizer.zero_grad()  # otherwise they exist, as after an earlier pack
+    with tracker:
         for pack in filter(None, (later, batch)):
             with autocast(recipe.training, torch.device("cpu")):
                 loss = next_token_loss(model, pack)
@@ -169,49 +168,48 @@ def _simulate(
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-    step = tally.peak - sum(held)
-    with tally, torch.no_grad():
-        tally.start_anew()
+    step = tracker.peak - sum(allocated)
+    with tracker, torch.no_grad():
+        tracker.reset_peak()
         both = [logits_of(model.eval(), proof) for _ in ("trained", "saved")]
         (both[0] - both[1]).abs().max()
-    shown = tally.peak - sum(held)
-    if not method.is_adapted(model):  # a second model is read beside the trained one
-        shown += held[0] + held[1]
+    proving = tracker.peak - sum(allocated)
+    if not method.is_adapted(model):  # a second model is loaded in addition to the trained one
+        proving += allocated[0] + allocated[1]
     return Simulation(
-        frozen=held[0] - packed,
-        trained=held[1],
-        gradients=held[2],
-        optimizer=held[3],
-        activations=max(step, 0) + widest,
-        proof=max(shown, 0) + widest,
+        frozen=allocated[0] - saved,
+        trained=allocated[1],
+        gradients=allocated[2],
+        optimizer=allocated[3],
+        activations=max(step, 0) + largest,
+        proof=max(proving, 0) + largest,
         dtype=model.get_input_embeddings().weight.dtype,
     )
 
 
 def _move_to_cpu(model: Any) -> None:
-    """Make every tensor anew; `to_empty` refuses those that something has a weak reference to."""
+    """Replace every tensor; `to_empty` rejects those that have a weak reference."""
     for module in model.modules():
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for name, tensor in tensors:
             empty = torch.empty_like(tensor, device="cpu")
-            is_parameter = isinstance(tensor, nn.Parameter)
-            setattr(
-                module, name, nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-            )
+            if isinstance(tensor, nn.Parameter):
+                empty = nn.Parameter(empty, tensor.requires_grad)
+            setattr(module, name, empty)
     model.tie_weights()
 
 
-def packed_bytes(model: Any, recipe: Recipe) -> tuple[int, int]:
-    """Give what packing (QLoRA) takes off the weights, and the widest one unpacked for use.
+def quantization_savings(model: Any, recipe: Recipe) -> tuple[int, int]:
+    """Return the bytes that quantization (QLoRA) saves, and those of the largest unpacked weight.
 
-    A weight of 4 bits has a scale of a byte per 64 numbers (of 4 bytes if they are not packed
-    too), and one of 8 bits a float32 per row.
+    In 4 bits, 64 numbers share a scale of 1 byte (4 bytes without double quantization). In 8 bits,
+    a row has a float32 scale.
     """
     section = recipe.adapter
     if not isinstance(section, QloraSection):
         return 0, 0
     head = model.get_output_embeddings()
-    saved, widest = 0.0, 0
+    saved, largest = 0.0, 0
     for module in model.modules():
         if isinstance(module, nn.Linear) and module is not head:
             weight = module.weight
@@ -219,12 +217,12 @@ def packed_bytes(model: Any, recipe: Recipe) -> tuple[int, int]:
             if section.quantization_bit == 8:
                 scales = 4 * weight.size(0)
             saved += weight.nbytes - weight.numel() * section.quantization_bit / 8 - scales
-            widest = max(widest, weight.nbytes)
-    return round(saved), widest
+            largest = max(largest, weight.nbytes)
+    return round(saved), largest
 
 
-class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes that are alive, and the most there were."""
+class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Tracks the bytes of live tensors and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -232,21 +230,21 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive = 0
         self._sizes: dict[int, tuple[StorageWeakRef, int]] = {}
 
-    def hold(self, tensors: Iterable[Tensor]) -> int:
-        """Count tensors that are there already, and give their bytes."""
+    def track(self, tensors: Iterable[Tensor]) -> int:
+        """Count tensors that exist already, and return their bytes."""
         before = self._alive
         for tensor in tensors:
             self._add(tensor)
         return self._alive - before
 
-    def start_anew(self) -> None:
-        """Forget the peak so far."""
+    def reset_peak(self) -> None:
+        """Set the peak to what is alive now."""
         self._forget_dead()
         self.peak = self._alive
 
     def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage._cdata in self._sizes:  # a weak reference keeps the address from being reused
+        if storage._cdata in self._sizes:  # a weak reference prevents reuse of the address
             return
         reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
         self._sizes[storage._cdata] = (reference, storage.nbytes())
@@ -271,7 +269,7 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _positions_for_masks(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Index by positions where a mask does, since how many it picks is known of it alone."""
+    """Replace a boolean index by positions: only the real mask knows how many it selects."""
     if not args or not isinstance(args[0], FakeTensor):
         return args
     return tuple(

@@ -1,7 +1,7 @@
-"""What a run has to do: how many rows, steps and tokens, and which pack is the heaviest.
+"""Find the heaviest pack of a run, and count its rows, steps and tokens.
 
-Without the data, packs are taken to be full and learned all through, which is the most they can
-be, and the number of steps is unknown.
+Without the data, packs are assumed to be full and every token to be learned, which is an upper
+bound, and the number of steps is unknown.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ from glmtune.train.run import count_steps, load_data, plan_batches
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """The encoded rows of a run, as far as they decide its cost.
+class RowLengths:
+    """The lengths of a run's encoded rows, which decide its cost.
 
     Attributes:
         lengths, learned: tokens of each example, and how many of them are learned.
-        chosen: the indices of the rows to learn.
+        chosen: indices of the rows to train on.
     """
 
     lengths: Sequence[int]
@@ -40,14 +40,14 @@ class Workload:
     """What a run has to do.
 
     Attributes:
-        lengths, learned: of the heaviest pack: tokens of each row, and learned ones.
-        later_lengths, later_learned: of the heaviest that is not the first of its step, and so
-            finds gradients there; none when every step has one pack.
-        proof: tokens of the row by which what was saved is proved.
-        num_rows: that are learned in an epoch, None when the data is not here.
-        num_steps: optimizer steps of the whole run, None when it is not known.
-        num_tokens: in the whole run, None when it is not known.
-        rows: of the heaviest pack; none when the data is not here.
+        lengths, learned: of the heaviest pack: tokens of each row, and learned tokens.
+        later_lengths, later_learned: of the heaviest pack that is not the first of its step, so
+            that gradients exist already; empty if every step has one pack.
+        proof: tokens of the row that the proof of the saved files uses.
+        num_rows: rows in an epoch, None if the data is not available.
+        num_steps: optimizer steps of the run, None if not known.
+        num_tokens: tokens of the run, None if not known.
+        rows: indices of the rows of the heaviest pack; empty if the data is not available.
     """
 
     lengths: tuple[int, ...]
@@ -61,17 +61,17 @@ class Workload:
     rows: tuple[int, ...] = ()
 
     def micro_batch(self, max_tokens: int | None = None) -> MicroBatch:
-        """Make a pack of the heaviest one's lengths, of its first tokens; all ids are 0."""
+        """Make a pack with the lengths of the heaviest one, or its first tokens; all ids are 0."""
         return _pack_of(self.lengths, self.learned, max_tokens)
 
     def later_micro_batch(self) -> MicroBatch | None:
-        """Make the heaviest pack that finds gradients; None when there is none."""
+        """Make the heaviest pack that is not the first of its step; None if there is none."""
         if not self.later_lengths:
             return None
         return _pack_of(self.later_lengths, self.later_learned)
 
     def proof_row(self) -> MicroBatch:
-        """Make a row for the proof; all ids are 0."""
+        """Make the row of the proof; all ids are 0."""
         return micro_batch_of(pack([Example([0] * self.proof, [0] * self.proof)]))
 
 
@@ -90,45 +90,43 @@ def _pack_of(
     return micro_batch_of(pack(examples))
 
 
-def encode_rows(recipe: Recipe) -> tuple[Rows | None, str]:
-    """Encode the data as training does, or say why that is not possible yet.
+def encode_row_lengths(recipe: Recipe) -> tuple[RowLengths | None, str]:
+    """Encode the data as training does.
+
+    Returns:
+        The lengths of its rows and "", or None and why the data cannot be read yet.
 
     Raises:
-        DataError: the data is here, and a row of it cannot be used.
+        DataError: the data is available, but a row of it cannot be used.
     """
     try:
         tokenizer = load_tokenizer(recipe.model.name_or_path)
         for source in (*recipe.data.train, *recipe.data.eval):
             find_source(source, split=recipe.data.split)
-    except (CheckpointError, DataError) as error:  # told with the plan, which then is a bound
+    except (CheckpointError, DataError) as error:  # shown beside the plan, then an upper bound
         return None, str(error)
     template = template_for(tokenizer, recipe.data.layout)
-    with TemporaryDirectory() as folder:  # for a list of bad rows
+    with TemporaryDirectory() as folder:  # for the list of bad rows
         examples, _, chosen, _ = load_data(recipe, template, Path(folder))
-    return rows_of(examples, chosen), ""
+    return row_lengths_of(examples, chosen), ""
 
 
-def rows_of(examples: EncodedData, chosen: Sequence[int]) -> Rows:
-    """Keep what decides the cost."""
+def row_lengths_of(examples: EncodedData, chosen: Sequence[int]) -> RowLengths:
+    """Take the lengths out of encoded data."""
     lengths, learned = examples.lengths.tolist(), examples.learned_lengths.tolist()
-    return Rows(lengths, learned, chosen)
+    return RowLengths(lengths, learned, chosen)
 
 
-def describe_workload(recipe: Recipe, rows: Rows | None) -> Workload:
-    """Find the heaviest pack of a run, and count what it learns.
+def describe_workload(recipe: Recipe, rows: RowLengths | None) -> Workload:
+    """Find the heaviest pack of a run, and count its steps and tokens.
 
-    Rows longer than `data.max_length` are left out, whatever becomes of them in training.
+    Rows longer than `data.max_length` are left out, even if training would truncate them.
 
     Raises:
         DataError: no row is short enough.
     """
     if rows is None:
-        length, batch = recipe.data.max_length, recipe.training.per_device_train_batch_size
-        lengths, learned = (length,) * batch, (length - 1,) * batch
-        full = Workload(lengths, learned, length, num_steps=recipe.training.max_steps)
-        if recipe.training.gradient_accumulation_steps == 1:
-            return full
-        return replace(full, later_lengths=lengths, later_learned=learned)
+        return _full_packs(recipe)
     from accelerate import PartialState
 
     chosen = [row for row in rows.chosen if rows.lengths[row] <= recipe.data.max_length]
@@ -155,3 +153,13 @@ def describe_workload(recipe: Recipe, rows: Rows | None) -> Workload:
         num_tokens=sum(rows.lengths[row] for rows_of_pack in packs for row in rows_of_pack),
         rows=tuple(heavy),
     )
+
+
+def _full_packs(recipe: Recipe) -> Workload:
+    """Return an upper bound: rows of `data.max_length` tokens, of which all but one are learned."""
+    length, batch = recipe.data.max_length, recipe.training.per_device_train_batch_size
+    lengths, learned = (length,) * batch, (length - 1,) * batch
+    full = Workload(lengths, learned, length, num_steps=recipe.training.max_steps)
+    if recipe.training.gradient_accumulation_steps == 1:
+        return full
+    return replace(full, later_lengths=lengths, later_learned=learned)

@@ -1,17 +1,14 @@
-"""`doctor` knows the errors that people meet, and says so when it does not."""
+"""Every known symptom is found in a real message, and in no other one."""
 
-import json
-from dataclasses import replace
-from pathlib import Path
+import re
 
 import pytest
+import typer
 
-from glmtune.inspect.doctor.advice import advise
-from glmtune.inspect.doctor.cached_models import cached_models
-from glmtune.inspect.doctor.log import diagnose, last_error_line
-from glmtune.inspect.doctor.machine import Machine, Version, _environment
+from glmtune.cli.main import app
+from glmtune.inspect.doctor.log import diagnose
 from glmtune.inspect.doctor.symptoms import SYMPTOMS
-from glmtune.machine import Gpu
+from glmtune.recipe.reading import build_recipe
 
 OLD_TOKENIZER = """\
   File "/root/.cache/huggingface/modules/transformers_modules/chatglm3-6b/tokenization_chatglm.py"
@@ -46,7 +43,7 @@ Root Cause (first observed failure):
   rank      : 1 (local_rank: 1)
 """
 
-# Real messages, shortened where they run on. Each is followed by the symptom it is.
+# Real messages, shortened where they are long, each with its symptom.
 MESSAGES = [
     (OLD_TOKENIZER, "old tokenizer, padding_side"),
     (
@@ -164,7 +161,7 @@ MESSAGES = [
     (
         "Some weights of ChatGLMForConditionalGeneration were not initialized from the model "
         "checkpoint at ./m and are newly initialized: ['transformer.output_layer.weight']",
-        "weights newly initialised",
+        "weights newly initialized",
     ),
     (
         "ValueError: Due to a serious vulnerability issue in `torch.load`, we now require users "
@@ -307,7 +304,7 @@ def test_a_real_message_is_known_and_taken_for_nothing_else(message: str, name: 
     assert [finding.name for finding in diagnose(message)] == [name]
 
 
-def test_every_symptom_is_shown_by_a_message_and_told_in_sentences() -> None:
+def test_every_symptom_has_a_message_and_is_explained_in_sentences() -> None:
     assert {name for _, name in MESSAGES} == {symptom.name for symptom in SYMPTOMS}
     assert len({symptom.name for symptom in SYMPTOMS}) == len(SYMPTOMS)
     for symptom in SYMPTOMS:
@@ -324,118 +321,20 @@ def test_a_cause_names_what_the_message_names() -> None:
     assert "'eva_config'" in finding.cause
 
 
-def test_the_root_cause_comes_first_however_many_lines_follow_it() -> None:
-    log = (
-        "\x1b[31mstarting\x1b[0m\n" + ELASTIC + "[rank1]: Traceback (most recent call last):\n"
-        "[rank1]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
-        "RuntimeError: CUDA error: device-side assert triggered\n"
-        "[rank1]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
-    )
+def test_every_command_that_a_remedy_names_exists() -> None:
+    command = typer.main.get_command(app)
+    known = set(getattr(command, "commands", {}))
 
-    findings = diagnose(log)
+    named = {name for each in SYMPTOMS for name in re.findall(r"`glmtune (\S+?)[ `]", each.remedy)}
 
-    assert [(finding.name, finding.line_number) for finding in findings] == [
-        ("GPU out of memory", 8),
-        ("id outside the vocabulary", 9),
-        ("another rank failed", 2),
-    ]
-    assert findings[0].line.startswith("torch.OutOfMemoryError")
+    assert {"chat", "info", "inspect", "plan", "predict", "train"} <= named <= known
 
 
-def test_a_healthy_log_gives_no_findings() -> None:
-    log = (
-        "trainable params: 1,949,696 || all params: 6,245,533,696\n"
-        "step 10/837  loss 2.0134  lr 9.9e-05  grad norm 0.731  41 tokens/s\n"
-        "{'loss': 0.0312, 'grad_norm': 0.5, 'learning_rate': 0.0, 'epoch': 1.0}\n"
-        "step 20/837  held-out loss 1.8012  (best before: 1.9000 at step 10)\n"
-    )
+def test_every_recipe_value_that_a_remedy_names_is_valid() -> None:
+    pattern = r"\b(?:model|data|adapter|training|output|checks)\.\w+=\S+?(?=[,.;]?(?:\s|$))"
+    values = {value for each in SYMPTOMS for value in re.findall(pattern, each.remedy)}
 
-    assert diagnose(log) == []
-
-
-def test_of_an_unknown_log_the_last_error_is_shown() -> None:
-    log = "KeyError: 'a'\nWidgetError: the frobnicator is out of oil\n\n  done cleaning up\n"
-
-    assert diagnose(log) == []
-    assert last_error_line(log) == "WidgetError: the frobnicator is out of oil"
-    assert last_error_line("one\ntwo\n\n") == "two"
-    assert last_error_line("") == ""
-
-
-# ---- the machine -------------------------------------------------------------------------
-
-GIB = 2**30
-GOOD = Machine(
-    system="Linux",
-    cpu="a CPU",
-    num_cores=8,
-    memory_bytes=64 * GIB,
-    available_bytes=60 * GIB,
-    disk_free_bytes={"working directory": 100 * GIB, "hub cache": 100 * GIB},
-    native_dtypes=("bfloat16", "float32"),
-    gpus=(Gpu("a GPU", 24 * GIB, 23 * GIB, has_bfloat16=True),),
-    versions=(Version("torch", "2.13.0", ">=2.13,<3", fits=True),),
-    models=(),
-    environment={},
-    torch_problem="",
-)
-
-
-def test_a_good_machine_is_left_in_peace() -> None:
-    assert advise(GOOD) == []
-
-
-def test_what_will_not_work_comes_before_what_is_good_to_know() -> None:
-    poor = replace(
-        GOOD,
-        available_bytes=4 * GIB,
-        native_dtypes=("float32",),
-        gpus=(),
-        disk_free_bytes={"working directory": GIB // 2, "hub cache": 3 * GIB},
-        versions=(Version("peft", "0.11.0", ">=0.21,<0.22", fits=False),),
-        environment={"HF_HUB_OFFLINE": "1"},
-    )
-
-    advice = advise(poor)
-
-    stopping = [one.problem for one in advice if one.stops]
-    assert [one.stops for one in advice] == sorted((one.stops for one in advice), reverse=True)
-    assert "peft is 0.11.0, expected >=0.21,<0.22" in stopping[0]
-    assert "disk of the working directory" in stopping[1]
-    assert "hub cache has 3.0 GiB" in stopping[2]
-    assert "11.6 GiB in 16 bit, and 4.0 are free" in stopping[3]
-    assert any("HF_HUB_OFFLINE" in one.problem for one in advice if not one.stops)
-
-
-def test_secrets_are_not_shown() -> None:
-    shown = _environment(
-        {
-            "HF_TOKEN": "hf_verysecret",
-            "HTTPS_PROXY": "http://me:verysecret@proxy:8080",
-            "HF_ENDPOINT": "https://hf-mirror.com",
-            "HOME": "/root",
-        }
-    )
-
-    assert shown == {
-        "HF_ENDPOINT": "https://hf-mirror.com",
-        "HF_TOKEN": "set, not shown",
-        "HTTPS_PROXY": "http://***@proxy:8080",
-    }
-
-
-def test_an_unfinished_download_in_the_cache_is_noticed(tmp_path: Path) -> None:
-    snapshot = tmp_path / "models--zai-org--chatglm3-6b" / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text(json.dumps({"model_type": "chatglm"}))
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002"}}
-    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
-    (snapshot / "model-00001-of-00002.safetensors").write_bytes(b"")
-    other = tmp_path / "models--gpt2" / "snapshots" / "abc"
-    other.mkdir(parents=True)
-    (other / "config.json").write_text('{"model_type": "gpt2"}')
-
-    [model] = cached_models(tmp_path)
-
-    assert model.name == "zai-org/chatglm3-6b"
-    assert model.problem == "model-00002-of-00002, tokenizer.model missing"
+    assert len(values) > 4
+    for value in values:
+        tree = {"model": {"name_or_path": "x"}, "data": {"train": "x"}, "output": {"dir": "x"}}
+        build_recipe(tree, [value])
