@@ -72,7 +72,8 @@ def write_checkpoint(folder: Path, tokenizer: Path, num_layers: int, seed: int =
     for name in FILES:
         shutil.copyfile(tokenizer / name, folder / name)
     torch.manual_seed(seed)
-    number, size, where = num_layers + 2, 0, {}
+    number, size = num_layers + 2, 0
+    where: dict[str, str] = {}
     for index, tensors in enumerate(shards(config), start=1):
         file = f"model-{index:05}-of-{number:05}.safetensors"
         save_file(tensors, str(folder / file), metadata={"format": "pt"})

@@ -17,6 +17,7 @@ share that stays level means a time that grows by attention alone.
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -45,6 +46,7 @@ from benchmarks.slices import (
     work_per_token,
 )
 from glmtune.data.batches import MicroBatch, pack_examples, pad_examples
+from glmtune.methods import lora
 from glmtune.objective.next_token import next_token_loss
 from glmtune.recipe.methods import LoraSection
 
@@ -140,10 +142,10 @@ def growth(model: Any, layers: int, lengths: Sequence[int], turns: int) -> list[
     taken: dict[int, list[float]] = {length: [] for length in packs}
     for _ in range(turns):
         for length, pack in packs.items():
-            taken[length].append(seconds(lambda pack=pack: learn(model, pack)))
+            taken[length].append(seconds(partial(learn, model, pack)))
     for length, pack in packs.items():
         tokens = pack.input_ids.numel()
-        memory = peak_bytes(lambda pack=pack: learn(model, pack))
+        memory = peak_bytes(partial(learn, model, pack))
         per_token = work_per_token(layers) / rate + layers * attention_seconds(length) / length
         what, now = f"rows of {length:,} tokens", statistics.median(taken[length])
         figures.append(Figure("growth", what, "tokens/s", tokens / now, floor=1 / per_token))
@@ -159,10 +161,10 @@ def measure(quick: bool) -> list[Figure]:
     mine, theirs = slice_of(max(slices)), slice_of(max(slices))
     mine.set_attn_implementation("packed")
     theirs.set_attn_implementation("sdpa")
-    lora = peft.LoraConfig(r=8, target_modules=["query_key_value"], task_type="CAUSAL_LM")
+    config = peft.LoraConfig(r=8, target_modules=["query_key_value"], task_type="CAUSAL_LM")
     models = {
         "ours": lora.attach(mine, LoraSection(r=8, target_modules=("query_key_value",))),
-        "peer": peft.get_peft_model(theirs, lora),
+        "peer": peft.get_peft_model(theirs, config),
     }
     figures = per_token(models, slices)
     show_layers(models["ours"], blocks_of(models["ours"]), min(slices))

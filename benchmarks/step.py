@@ -10,10 +10,10 @@ The same rows are learned in turn, one optimizer step each (forward, backward, c
               and with --quick
 
 on slices of 4 and 2 layers (with --quick 2) of one ChatGLM with random weights, LoRA r 8 on
-query_key_value, in real tokens a second. A quarter of a padded batch is padding, as it is with
-alpaca rows. The peers have a process of their own, with memory as PyTorch handles it unless told
-otherwise; ours has what `glmtune` sets (train/heap.py). The floor is the products alone at the
-rate of this run. Needs 11 GiB.
+query_key_value, in real tokens per second. A quarter of a padded batch is padding, as it is with
+alpaca rows. The peers run in a process of their own, with PyTorch's default memory settings; ours
+uses those that `glmtune` sets (train/process_memory.py). The floor is the matrix products alone, at
+the rate of this run. Needs 11 GiB.
 """
 
 import functools
@@ -102,7 +102,7 @@ def ours(source: Source) -> tuple[Any, Step]:
     return model, lambda rows: seconds(lambda: learn(rows))
 
 
-class Stopwatch(transformers.TrainerCallback):  # type: ignore[misc]
+class Stopwatch(transformers.TrainerCallback):
     """Times one step of a Trainer, without what comes before and after its loop."""
 
     def __init__(self) -> None:

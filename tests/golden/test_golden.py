@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from sentencepiece import SentencePieceProcessor
+from tests.golden import make
 
 from glmtune.model.files import locate
 from glmtune.use.generate import Request, Sampling, write
-from tests.golden import make
 
 Array = NDArray[np.float64]
 
