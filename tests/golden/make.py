@@ -109,7 +109,8 @@ def uniform(name: str, shape: Sequence[int]) -> NDArray[np.float64]:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     mixed ^= mixed >> np.uint64(31)
-    return ((mixed >> np.uint64(11)) * 2.0**-52 - 1).reshape(shape)
+    values: NDArray[np.float64] = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1
+    return values.reshape(shape)
 
 
 @torch.no_grad()
@@ -150,8 +151,10 @@ def rounded(values: Tensor) -> Any:
 
 def as_lists(part: MicroBatch) -> dict[str, Any]:
     """The tensors of a micro-batch as JSON; those that it does not have are left out."""
-    names = ("input_ids", "labels", "position_ids", "block_position_ids")
-    names += ("cu_seq_lens", "prefix_lengths")
+    names = (
+        "input_ids", "labels", "position_ids", "block_position_ids", "cu_seq_lens",
+        "prefix_lengths",
+    )  # fmt: skip
     found = {name: getattr(part, name) for name in names}
     return {name: tensor.flatten().tolist() for name, tensor in found.items() if tensor is not None}
 

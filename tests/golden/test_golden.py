@@ -139,8 +139,10 @@ def test_the_same_decoder_in_numpy_gives_the_logits_of_the_original(golden: Path
 
 def plain_ids(sp: SentencePieceProcessor, turns: list[tuple[str, str, str]]) -> list[int]:
     """Turns of (role, metadata, text) -> ids in the official layout, by SentencePiece alone."""
-    special = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
-    special += ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+    special = (
+        "[MASK]", "[gMASK]", "[sMASK]", "sop", "eop",
+        "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
+    )  # fmt: skip
     id_of = {token: len(sp) + index for index, token in enumerate(special)}
     ids = [id_of["[gMASK]"], id_of["sop"]]
     for role, metadata, text in turns:

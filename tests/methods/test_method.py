@@ -336,7 +336,9 @@ def test_with_lora_plus_b_learns_faster_than_a(tiny_model_dir: Path) -> None:
     optimizer = make_optimizer(model, TrainingSection(learning_rate=1e-4), loraplus_lr_ratio=16)
 
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    for _, layer in adapted_layers(model):
+    layers = [layer for _, layer in adapted_layers(model)]
+    assert len(layers) == 2
+    for layer in layers:
         assert rates[id(layer.lora_A["default"].weight)] == 1e-4
         assert rates[id(layer.lora_B["default"].weight)] == pytest.approx(16e-4)
 
@@ -376,7 +378,9 @@ def test_an_adapter_that_begins_with_a_part_of_the_weights_leaves_them_as_they_a
 
     model = tuning.attach(plain, section_of(name, **METHODS[name]))
 
-    for name, layer in adapted_layers(model):
+    adapted = dict(adapted_layers(model))
+    assert len(adapted) == 2
+    for name, layer in adapted.items():
         weight = original[f"{name}.weight"]
         bits = 0 if dtype == torch.bfloat16 else 1e-6  # OLoRA changes float32 in place
         torch.testing.assert_close(layer.get_base_layer().weight.data, weight, atol=bits, rtol=0)
@@ -386,7 +390,7 @@ def test_an_adapter_that_begins_with_a_part_of_the_weights_leaves_them_as_they_a
     counted, _ = tuning.count_parameters(model)
     merge.merge_in_place(model)  # nothing was learned
     assert tuning.count_parameters(model)[0] == counted > 0  # as the report tells it
-    for name, layer in adapted_layers(model):
+    for name, layer in adapted.items():
         weight = layer.get_base_layer().weight.data
         torch.testing.assert_close(weight, original[f"{name}.weight"], atol=1e-6, rtol=1e-2)
 
