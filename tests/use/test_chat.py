@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -284,7 +285,8 @@ def adapter_dir(taught_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
         for _, layer in adapted_layers(model):
             layer.lora_B["default"].weight.normal_()
     folder = tmp_path_factory.mktemp("adapter")
-    lora.save(model, folder, template_for(session.template._tokenizer, "tutorial"))
+    template: Any = session.template
+    lora.save(model, folder, template_for(template._tokenizer, "tutorial"))
     return folder
 
 
