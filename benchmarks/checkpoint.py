@@ -2,8 +2,8 @@
 
     python -m benchmarks.checkpoint FOLDER TOKENIZER_FOLDER [--layers 28]
 
-A shard holds one block, and is drawn, written and forgotten before the next one, so the 12.5 GB
-of 28 layers never are in memory.
+A shard holds one block, and is sampled, written and released before the next one, so the 12.5 GB
+of 28 layers are never in memory at once.
 """
 
 import argparse
@@ -23,7 +23,7 @@ FILES = ("tokenizer.model", "tokenizer_config.json")
 
 
 def config_of(num_layers: int) -> ChatGLMConfig:
-    """The published configuration, with so many blocks."""
+    """The published configuration with `num_layers` blocks."""
     return ChatGLMConfig(
         num_layers=num_layers,
         seq_length=8192,

@@ -1,17 +1,18 @@
-"""What a micro-batch needs besides the weights, and how time and memory grow with its rows.
+"""Memory of a micro-batch besides the weights, and growth of time and memory with its rows.
 
     python -m benchmarks.memory [--quick]
 
 Forward and backward in bfloat16, LoRA r 8 on query_key_value, random weights at full width.
 
-Memory is the most that tensors hold beyond what was there before, added up from the allocations
-that torch's profiler sees: nothing is sampled, and runs differ by 2 %. 28 layers are extrapolated.
+Memory is the peak that tensors hold beyond what was there before, summed over the allocations
+that torch's profiler records: nothing is sampled, and runs differ by 2 %. 28 layers are
+extrapolated.
 The peer is the padded batch of 2 rows that a Trainer would take, per real token, all logits at
 once.
 
-Growth is one row of so many tokens (short ones are packed to 512) through 2 layers. Its floor is
-the products at the rate of this run and torch's own causal attention, measured by itself, so that a
-share that stays level means a time that grows by attention alone.
+Growth is measured on one row of a given length (short ones are packed to 512 tokens) through 2
+layers. Its floor is the matrix products at the rate of this run plus torch's own causal attention,
+measured separately, so a constant share of the floor means that only attention makes time grow.
 """
 
 import statistics

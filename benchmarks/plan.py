@@ -1,4 +1,4 @@
-"""How far `glmtune plan` is from what `glmtune train` really takes.
+"""The error of `glmtune plan` against the memory and time of `glmtune train`.
 
     python -m benchmarks.plan TOKENIZER_FOLDER ROWS.json [--only WORDS] [--folder FOLDER]
 

@@ -1,4 +1,4 @@
-"""How long until something happens: `--help`, and a run's first step.
+"""Start times: `--help`, and the first step of a run.
 
     python -m benchmarks.start [--quick]
 

@@ -1,4 +1,4 @@
-"""Is a bfloat16 step as fast as the machine allows, and how does it compare?
+"""The speed of a bfloat16 training step, next to a Trainer's and to the floor of this machine.
 
     python -m benchmarks.step [--quick]
 
@@ -64,7 +64,7 @@ from glmtune.template.base import Example
 from glmtune.train import process_memory
 
 Step = Callable[[Sequence[Example]], float]
-"""Learn rows in one optimizer step, and say how many seconds it took."""
+"""Learn rows in one optimizer step, and return the seconds it took."""
 
 OURS, TRAINER, TRL = "ours", "Trainer, padded", "TRL, packed"
 PEER_LORA = peft.LoraConfig(
@@ -74,11 +74,11 @@ BATCH_SIZE = 2
 
 
 Source = int | Path
-"""A slice of so many layers, or the folder of a checkpoint."""
+"""The number of layers of a slice, or the folder of a checkpoint."""
 
 
 def base_of(source: Source) -> Any:
-    """A slice with random weights, or a checkpoint as it lies in its files."""
+    """A slice with random weights, or a checkpoint in the dtype of its files."""
     return slice_of(source) if isinstance(source, int) else load_model(source)
 
 
@@ -208,7 +208,7 @@ def by_trl(model: Any) -> Step:
 
 
 def be_quiet() -> None:
-    """Leave out what Trainers say, in this process."""
+    """Silence Trainers in this process."""
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -230,7 +230,7 @@ def peers(source: Source) -> tuple[Any, Any, dict[str, Step]]:
 
 
 def peer_names(source: Source) -> list[str]:
-    """Who is there to compare with."""
+    """The peers that are installed."""
     return list(peers(source)[2])
 
 
@@ -242,7 +242,7 @@ def peer_step(name: str, source: Source, layers: int, rows: Sequence[Example]) -
 
 
 def process_as_it_comes() -> ProcessPoolExecutor:
-    """A process without the settings of memory that glmtune makes for itself."""
+    """A process without the memory settings that glmtune makes for itself."""
     pool = ProcessPoolExecutor(1, get_context("spawn"))
     set_by_us = {
         name: os.environ.pop(name) for name in process_memory.DEFAULTS if name in os.environ

@@ -1,4 +1,4 @@
-"""A step of all layers of a checkpoint, beside a Trainer's and in int8: measured, not extrapolated.
+"""A step of all layers of a checkpoint, next to a Trainer's and in int8: not extrapolated.
 
     python -m benchmarks.checkpoint FOLDER TOKENIZER      28 layers with random weights
     python -m benchmarks.whole FOLDER [--rows 16] [--turns 1]
