@@ -180,3 +180,4 @@ def test_rounding_is_far_below_the_tolerances() -> None:
 
     worst = np.abs(found - np.array(recorded["logits"])).max()
     assert worst < make.TOLERANCES["model"] / 10
+    assert recorded["smallest_gap"] > 100 * make.TOLERANCES["model"]  # of greedy choices
