@@ -1,4 +1,4 @@
-"""The documentation: its commands and tests exist, its links lead to files, its keys are complete."""
+"""The documentation: commands and tests that exist, links that lead to files, every key."""
 
 import re
 import subprocess
