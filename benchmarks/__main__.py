@@ -1,10 +1,10 @@
-"""The table of speed and memory: ours, a peer, the ratio, and what the machine allows.
+"""The table of speed and memory: ours, a peer, the ratio, and a floor for this machine.
 
     python -m benchmarks [--quick] [--tokenizer FOLDER --rows ROWS.json]
 
 Each point is a module of this folder, run in a process of its own, so that none inherits the
-memory of another. Preparation needs ChatGLM3's tokenizer and a JSON array of alpaca rows; without
-them it is left out, and so is said.
+memory of another. Preparation of data needs ChatGLM3's tokenizer and a JSON array of alpaca rows;
+without them it is left out, and the output says so.
 """
 
 import argparse
@@ -27,7 +27,7 @@ POINTS = ("step", "int8", "memory", "start", "generation")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer and smaller")
     parser.add_argument("--tokenizer", type=Path, help="folder of ChatGLM3's tokenizer")
     parser.add_argument("--rows", type=Path, help="JSON array of alpaca rows")
@@ -51,7 +51,9 @@ def main() -> None:
 
 def fresh(point: str, quick: bool) -> list[Figure]:
     """Measure a point in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks", "--point", point, *["--quick"] * quick]
+    command = [sys.executable, "-m", "benchmarks", "--point", point]
+    if quick:
+        command.append("--quick")
     began = time.monotonic()
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
@@ -61,7 +63,7 @@ def fresh(point: str, quick: bool) -> list[Figure]:
 
 
 def cpu() -> str:
-    """What the processor calls itself, and which products it has."""
+    """The name of the processor, and which instructions for matrix products it has."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""How fast are products with frozen half-precision weights: as the CPU does them, widened, float32.
+"""Matrix products with frozen half-precision weights: native, widened to float32, and float32.
 
-    python benchmarks/arithmetic.py
+    python -m benchmarks.arithmetic
 
 Prints GFLOP/s of ChatGLM3-6B's largest layer, medians of interleaved rounds, forward and input
 gradient, and the ratio to float32. On a CPU without bfloat16 arithmetic the emulated gradient

@@ -57,14 +57,18 @@ def measure(model: Any, level: str, texts: list[Ids], seconds: float) -> list[fl
     marks = Marks(VOCAB - 9, VOCAB - 8, VOCAB - 7, VOCAB - 6, VOCAB - 5, 2, ends_sentence)
     objective = BlankInfilling(ObjectiveSection(**weights), marks)
     generator = np.random.default_rng(0)
-    parts = (
-        lambda: pack_infillings(objective.batch(texts, generator)),
+
+    def collate() -> MicroBatch:
+        return pack_infillings(objective.batch(texts, generator))
+
+    packed = collate()
+    parts: tuple[Callable[[], object], ...] = (
+        collate,
         lambda: learn(model, packed, "packed"),
         lambda: learn(model, packed, "sdpa"),
     )
     times: list[list[float]] = [[] for _ in parts]
     end = time.perf_counter() + seconds
-    packed = parts[0]()
     for part in parts:
         part()  # once to warm up
     while time.perf_counter() < end or len(times[0]) < 5:

@@ -1,6 +1,6 @@
 """Our blocks of the decoder beside transformers' GLM blocks and torch's own, at the 6B width.
 
-    python benchmarks/building_blocks.py --dtype float32 --seq 512 --rounds 15
+    python -m benchmarks.building_blocks --dtype float32 --seq 512 --rounds 15
 
 One line per block: median milliseconds of forward and backward, interleaved so that a busy
 machine slows all alike; the ratio to ours; and the largest difference of the output in

@@ -2,8 +2,8 @@
 
     python -m benchmarks.checkpoint FOLDER TOKENIZER_FOLDER [--layers 28]
 
-A shard holds one block, and is drawn, written and forgotten before the next one, so the 12.5 GB
-of 28 layers never are in memory.
+A shard holds one block, and is sampled, written and released before the next one, so the 12.5 GB
+of 28 layers are never in memory at once.
 """
 
 import argparse
@@ -23,7 +23,7 @@ FILES = ("tokenizer.model", "tokenizer_config.json")
 
 
 def config_of(num_layers: int) -> ChatGLMConfig:
-    """The published configuration, with so many blocks."""
+    """The published configuration with `num_layers` blocks."""
     return ChatGLMConfig(
         num_layers=num_layers,
         seq_length=8192,
@@ -72,7 +72,8 @@ def write_checkpoint(folder: Path, tokenizer: Path, num_layers: int, seed: int =
     for name in FILES:
         shutil.copyfile(tokenizer / name, folder / name)
     torch.manual_seed(seed)
-    number, size, where = num_layers + 2, 0, {}
+    number, size = num_layers + 2, 0
+    where: dict[str, str] = {}
     for index, tensors in enumerate(shards(config), start=1):
         file = f"model-{index:05}-of-{number:05}.safetensors"
         save_file(tensors, str(folder / file), metadata={"format": "pt"})

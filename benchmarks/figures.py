@@ -1,4 +1,4 @@
-"""What a benchmark found, and the table of it: ours / peer / ratio / floor.
+"""The result of a benchmark, and a Markdown table of results: ours, peer, ratio, floor.
 
 Every script has `measure(quick) -> list[Figure]`, and prints its own part of the table when it is
 run by itself (`python -m benchmarks.step`).
@@ -13,15 +13,15 @@ class Figure:
     """One line of the table.
 
     Attributes:
-        point: what is looked at: "bf16 step", "int8 step", "memory", ...
-        what: the quantity, in few words: "28 layers, extrapolated".
+        point: what is measured: "bf16 step", "int8 step", "memory", ...
+        what: the quantity, in a few words: "28 layers, extrapolated".
         unit: of `ours`, `peer` and `floor`: "tokens/s", "s", "MiB", ...
-        ours: measured here.
-        peer: the same of somebody else in the same run; None where there is no peer.
-        peer_name: who that is.
+        ours: our measurement.
+        peer: the same measurement of another library in the same run; None without a peer.
+        peer_name: which library that is.
         floor: the best this machine could do, from a rate measured in the same run.
-        goal: of `ratio`; None where there is none.
-        limit: of `ours`, in its unit, where the goal is no ratio.
+        goal: of `ratio`; None without a goal.
+        limit: of `ours`, in its unit, where the goal is not a ratio.
         less_is_better: whether the unit is a cost (seconds, bytes) rather than a rate.
     """
 
@@ -43,7 +43,7 @@ class Figure:
 
     @property
     def share(self) -> float | None:
-        """How near to the floor: 1 is all that the machine can do."""
+        """How close to the floor: 1 is the best this machine can do."""
         return self._times_as_good_as(self.floor)
 
     def _times_as_good_as(self, other: float | None) -> float | None:
@@ -59,10 +59,8 @@ def table(figures: Iterable[Figure]) -> str:
     """Write figures as a Markdown table."""
     lines = ["| " + " | ".join(HEADER) + " |", "| --- " * len(HEADER) + "|"]
     for f in figures:
-        cells = (
-            *(f.point, f.what, f.unit, _number(f.ours), _number(f.peer), f.peer_name),
-            *(_ratio(f.ratio), _goal(f), _number(f.floor), _ratio(f.share)),
-        )
+        cells = [f.point, f.what, f.unit, _number(f.ours), _number(f.peer), f.peer_name]
+        cells += [_ratio(f.ratio), _goal(f), _number(f.floor), _ratio(f.share)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

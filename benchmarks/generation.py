@@ -1,13 +1,12 @@
-"""How fast are answers written: many at once, and one, beside transformers and the weights.
+"""Generation speed: many answers at once and a single one, next to transformers and a floor.
 
     python -m benchmarks.generation [--quick]
 
 Two layers at the full width of ChatGLM3-6B, bfloat16, random weights. Such a model never ends an
-answer, so every answer is as long as it is allowed; lengths are drawn as real answers have them
-(log-normal, 100 tokens at the median, cut at 256; with --quick scaled down to at most 12) and a
-prompt has 20 tokens. All ways write in turn; figures are medians. The floor of one row is the
-time to read the weights once, at the rate at which this machine sums a large tensor in the same
-run.
+answer, so every answer reaches its limit; the limits are sampled like the lengths of real answers
+(log-normal, median 100 tokens, cut at 256; with --quick scaled down to at most 12). A prompt has
+20 tokens. All methods run in turn; figures are medians. The floor of one row is the time to read
+the weights once, at the rate at which this machine sums a large tensor in the same run.
 """
 
 import random
@@ -28,7 +27,7 @@ GREEDY = Sampling(temperature=0)
 
 
 def slice_of(num_layers: int) -> Any:
-    """The model with random weights: the same few million numbers over and over."""
+    """The model with random weights: a few million numbers, repeated."""
     with torch.device("meta"):
         model: Any = ChatGLMForConditionalGeneration(config_of(num_layers))
     model = model.to(torch.bfloat16).to_empty(device="cpu").eval().requires_grad_(False)

@@ -1,10 +1,10 @@
-"""How much faster is a step on int8 weights, and a written token, than in bfloat16.
+"""The speedup of a training step and of a generated token by int8 weights over bfloat16.
 
     python -m benchmarks.int8 [--quick]
 
 Slices of 4 and 2 layers (with --quick 2) at the full width of ChatGLM3-6B with random weights, LoRA
 r 8 on query_key_value. Forward and backward of the same packs, both kinds and both slices in turn.
-The floor is the products alone at the rate of this run. Needs 6 GiB.
+The floor is the matrix products alone at the rate of this run. Needs 6 GiB.
 """
 
 import copy

@@ -1,11 +1,11 @@
-"""How long it takes to look through a data set before training.
+"""How long `glmtune lint` takes on a data set.
 
-    python benchmarks/lint.py TOKENIZER_FOLDER ROWS.json [--rows 100000]
+    python -m benchmarks.lint TOKENIZER_FOLDER ROWS.json [--rows 100000]
 
-Most rows are new ones: their sentences are drawn from all rows of the file, as many as a real row
-has. One in ten repeats an earlier row, half of these with one word changed. The measurement is a
-fresh process whose clock starts after the imports; on a busy machine compare the CPU seconds,
-which add up what all threads have used.
+Most rows are new: their sentences are sampled from all rows of the file, as many as a real row has.
+One in ten repeats an earlier row, half of these with one word changed. Each measurement runs in a
+fresh process whose clock starts after the imports; on a busy machine compare CPU seconds, which sum
+over all threads.
 """
 
 import argparse

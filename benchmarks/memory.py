@@ -1,22 +1,24 @@
-"""What a micro-batch needs besides the weights, and how time and memory grow with its rows.
+"""Memory of a micro-batch besides the weights, and growth of time and memory with its rows.
 
     python -m benchmarks.memory [--quick]
 
 Forward and backward in bfloat16, LoRA r 8 on query_key_value, random weights at full width.
 
-Memory is the most that tensors hold beyond what was there before, added up from the allocations
-that torch's profiler sees: nothing is sampled, and runs differ by 2 %. 28 layers are extrapolated.
+Memory is the peak that tensors hold beyond what was there before, summed over the allocations
+that torch's profiler records: nothing is sampled, and runs differ by 2 %. 28 layers are
+extrapolated.
 The peer is the padded batch of 2 rows that a Trainer would take, per real token, all logits at
 once.
 
-Growth is one row of so many tokens (short ones are packed to 512) through 2 layers. Its floor is
-the products at the rate of this run and torch's own causal attention, measured by itself, so that a
-share that stays level means a time that grows by attention alone.
+Growth is measured on one row of a given length (short ones are packed to 512 tokens) through 2
+layers. Its floor is the matrix products at the rate of this run plus torch's own causal attention,
+measured separately, so a constant share of the floor means that only attention makes time grow.
 """
 
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -46,6 +48,7 @@ from benchmarks.slices import (
     work_per_token,
 )
 from glmtune.data.batches import MicroBatch, pack_examples
+from glmtune.methods import lora
 from glmtune.objective.next_token import next_token_loss
 from glmtune.recipe.methods import LoraSection
 
@@ -141,10 +144,10 @@ def growth(model: Any, layers: int, lengths: Sequence[int], turns: int) -> list[
     taken: dict[int, list[float]] = {length: [] for length in packs}
     for _ in range(turns):
         for length, pack in packs.items():
-            taken[length].append(seconds(lambda pack=pack: learn(model, pack)))
+            taken[length].append(seconds(partial(learn, model, pack)))
     for length, pack in packs.items():
         tokens = pack.input_ids.numel()
-        memory = peak_bytes(lambda pack=pack: learn(model, pack))
+        memory = peak_bytes(partial(learn, model, pack))
         per_token = work_per_token(layers) / rate + layers * attention_seconds(length) / length
         what, now = f"rows of {length:,} tokens", statistics.median(taken[length])
         figures.append(Figure("growth", what, "tokens/s", tokens / now, floor=1 / per_token))
@@ -160,10 +163,10 @@ def measure(quick: bool) -> list[Figure]:
     mine, theirs = slice_of(max(slices)), slice_of(max(slices))
     mine.set_attn_implementation("packed")
     theirs.set_attn_implementation("sdpa")
-    lora = peft.LoraConfig(r=8, target_modules=["query_key_value"], task_type="CAUSAL_LM")
+    config = peft.LoraConfig(r=8, target_modules=["query_key_value"], task_type="CAUSAL_LM")
     models = {
         "ours": lora.attach(mine, LoraSection(r=8, target_modules=("query_key_value",))),
-        "peer": peft.get_peft_model(theirs, lora),
+        "peer": peft.get_peft_model(theirs, config),
     }
     figures = per_token(models, slices)
     show_layers(models["ours"], blocks_of(models["ours"]), min(slices))

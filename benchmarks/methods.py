@@ -1,12 +1,11 @@
-"""Every way of tuning on the demo's model and rows, as one table: what each costs and gives.
+"""Every method of tuning on the demo's model and rows, as one table of cost and result.
 
-    python -m benchmarks.methods                     what an epoch of each gives
-    python -m benchmarks.methods --speed             what each takes, over 12 steps
-    python -m benchmarks.methods [--speed] lora full     some
+    python -m benchmarks.methods                     the result of an epoch of each
+    python -m benchmarks.methods --speed             the time and memory of each, over 12 steps
+    python -m benchmarks.methods [--speed] lora full     only these
 
-Each is a run of `glmtune train` in a process of its own. Only the second needs a machine that does
-nothing else. The base is nano, a thousandth of ChatGLM3-6B: the order is that of this task, this
-base and one epoch, not of every one.
+Each is a run of `glmtune train` in a process of its own. Only --speed needs an idle machine. The
+base is nano, a thousandth of ChatGLM3-6B: the ranking holds for this task, this base and one epoch.
 """
 
 import argparse

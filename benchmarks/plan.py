@@ -1,4 +1,4 @@
-"""How far `glmtune plan` is from what `glmtune train` really takes.
+"""The error of `glmtune plan` against the memory and time of `glmtune train`.
 
     python -m benchmarks.plan TOKENIZER_FOLDER ROWS.json [--only WORDS] [--folder FOLDER]
 
@@ -124,9 +124,9 @@ def write_model(which: str, folder: Path, tokenizer: Path) -> None:
 
 WRITE_NANO = """
 import json, sys
-from glmtune.chatglm.configuration_chatglm import ChatGLMConfig
-from glmtune.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
-from glmtune.load import load_tokenizer
+from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
+from glmtune.model.load import load_tokenizer
 folder, tokenizer, shape = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 heads = {"multi_query_attention": True, "multi_query_group_num": 2, "add_qkv_bias": True}
 model = ChatGLMForConditionalGeneration(ChatGLMConfig(num_layers=8, **heads, **shape))

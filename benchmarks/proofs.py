@@ -1,4 +1,4 @@
-"""What the checks of a run add to the time of an epoch.
+"""The time that the proofs of a run add to an epoch.
 
     python -m benchmarks.proofs [--quick]
 
@@ -7,7 +7,7 @@ ChatGLM3-6B with random weights, for what 28 layers would take. The run is one e
 with the lengths of real ones, LoRA r 8 on query_key_value. With more epochs the checks at its
 beginning and end are shared among them, and each but the last adds the samples at an evaluation.
 
-Random weights never end an answer, so each goes on to its limit: this is the worst case, and a
+Random weights never end an answer, so each reaches its limit: this is the worst case, and a
 model that has learned to stop takes less. Needs 6 GiB.
 """
 

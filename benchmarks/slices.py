@@ -1,4 +1,4 @@
-"""Slices of ChatGLM3-6B at full width, rows for them, and what 28 layers would take.
+"""Slices of ChatGLM3-6B at full width, rows for them, and extrapolation to 28 layers.
 
 A slice of a few layers overstates the output layer, which is a third of the work of 2 layers and
 4 % of 28. So every figure is taken on 2 and on 4 layers with the same rows, in turn:

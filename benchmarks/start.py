@@ -1,4 +1,4 @@
-"""How long until something happens: `--help`, and a run's first step.
+"""Start times: `--help`, and the first step of a run.
 
     python -m benchmarks.start [--quick]
 
@@ -93,7 +93,7 @@ def be_the_peer(folder: Path) -> None:
         ids = [*prompt, *answer, tokenizer.eos_token_id]
         return {"input_ids": ids, "labels": [-100] * len(prompt) + ids[len(prompt) :]}
 
-    class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+    class Clock(transformers.TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             print(time.time())
 

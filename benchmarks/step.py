@@ -1,4 +1,4 @@
-"""Is a bfloat16 step as fast as the machine allows, and how does it compare?
+"""The speed of a bfloat16 training step, next to a Trainer's and to the floor of this machine.
 
     python -m benchmarks.step [--quick]
 
@@ -10,10 +10,10 @@ The same rows are learned in turn, one optimizer step each (forward, backward, c
               and with --quick
 
 on slices of 4 and 2 layers (with --quick 2) of one ChatGLM with random weights, LoRA r 8 on
-query_key_value, in real tokens a second. A quarter of a padded batch is padding, as it is with
-alpaca rows. The peers have a process of their own, with memory as PyTorch handles it unless told
-otherwise; ours has what `glmtune` sets (train/heap.py). The floor is the products alone at the
-rate of this run. Needs 11 GiB.
+query_key_value, in real tokens per second. A quarter of a padded batch is padding, as it is with
+alpaca rows. The peers run in a process of their own, with PyTorch's default memory settings; ours
+uses those that `glmtune` sets (train/process_memory.py). The floor is the matrix products alone, at
+the rate of this run. Needs 11 GiB.
 """
 
 import functools
@@ -64,7 +64,7 @@ from glmtune.template.base import Example
 from glmtune.train import process_memory
 
 Step = Callable[[Sequence[Example]], float]
-"""Learn rows in one optimizer step, and say how many seconds it took."""
+"""Learn rows in one optimizer step, and return the seconds it took."""
 
 OURS, TRAINER, TRL = "ours", "Trainer, padded", "TRL, packed"
 PEER_LORA = peft.LoraConfig(
@@ -74,11 +74,11 @@ BATCH_SIZE = 2
 
 
 Source = int | Path
-"""A slice of so many layers, or the folder of a checkpoint."""
+"""The number of layers of a slice, or the folder of a checkpoint."""
 
 
 def base_of(source: Source) -> Any:
-    """A slice with random weights, or a checkpoint as it lies in its files."""
+    """A slice with random weights, or a checkpoint in the dtype of its files."""
     return slice_of(source) if isinstance(source, int) else load_model(source)
 
 
@@ -102,7 +102,7 @@ def ours(source: Source) -> tuple[Any, Step]:
     return model, lambda rows: seconds(lambda: learn(rows))
 
 
-class Stopwatch(transformers.TrainerCallback):  # type: ignore[misc]
+class Stopwatch(transformers.TrainerCallback):
     """Times one step of a Trainer, without what comes before and after its loop."""
 
     def __init__(self) -> None:
@@ -208,7 +208,7 @@ def by_trl(model: Any) -> Step:
 
 
 def be_quiet() -> None:
-    """Leave out what Trainers say, in this process."""
+    """Silence Trainers in this process."""
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -230,7 +230,7 @@ def peers(source: Source) -> tuple[Any, Any, dict[str, Step]]:
 
 
 def peer_names(source: Source) -> list[str]:
-    """Who is there to compare with."""
+    """The peers that are installed."""
     return list(peers(source)[2])
 
 
@@ -242,7 +242,7 @@ def peer_step(name: str, source: Source, layers: int, rows: Sequence[Example]) -
 
 
 def process_as_it_comes() -> ProcessPoolExecutor:
-    """A process without the settings of memory that glmtune makes for itself."""
+    """A process without the memory settings that glmtune makes for itself."""
     pool = ProcessPoolExecutor(1, get_context("spawn"))
     set_by_us = {
         name: os.environ.pop(name) for name in process_memory.DEFAULTS if name in os.environ

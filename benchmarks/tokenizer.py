@@ -1,10 +1,10 @@
 """How fast text becomes ids: ChatGLMTokenizer beside SentencePiece alone, and the template.
 
-    python benchmarks/tokenizer.py [alpaca.json]
+    python -m benchmarks.tokenizer [alpaca.json]
 
-27,000 different texts are made of the rows of an alpaca file, each with its number behind it
-(without a file: of a few sentences in random order). Every way encodes all of them in each
-round, one way after the other, so that a busy machine slows all alike; the medians are printed.
+27,000 different texts are made of the rows of an alpaca file, each followed by its number
+(without a file: of a few sentences in random order). Every method encodes all of them in each
+round, one method after the other, so that a busy machine slows all alike; the medians are printed.
 """
 
 import argparse

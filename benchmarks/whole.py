@@ -1,4 +1,4 @@
-"""A step of all layers of a checkpoint, beside a Trainer's and in int8: measured, not extrapolated.
+"""A step of all layers of a checkpoint, next to a Trainer's and in int8: not extrapolated.
 
     python -m benchmarks.checkpoint FOLDER TOKENIZER      28 layers with random weights
     python -m benchmarks.whole FOLDER [--rows 16] [--turns 1]
@@ -11,7 +11,9 @@ takes a quarter of an hour.
 import argparse
 import statistics
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -45,7 +47,7 @@ def in_int8(checkpoint: Path, num_rows: int) -> Figure:
     section = LoraSection(r=8, target_modules=("query_key_value",))
     models = {}
     for kind in KINDS:
-        compute = "int8" if kind == "int8" else None
+        compute: Literal["int8"] | None = "int8" if kind == "int8" else None
         base = load_frozen_model(checkpoint, dtype="bfloat16", device=cpu, compute=compute)
         base.set_attn_implementation("packed")
         models[kind] = lora.attach(base, section)
@@ -53,7 +55,7 @@ def in_int8(checkpoint: Path, num_rows: int) -> Figure:
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for pack in [packs[0], *packs]:  # the first pack warms up
         for kind, model in models.items():
-            taken = seconds(lambda model=model, pack=pack: learn(model, pack))
+            taken = seconds(partial(learn, model, pack))
             times[kind].append(taken / pack.input_ids.numel())
     wide, rounded = (statistics.median(times[kind][1:]) for kind in KINDS)
     return Figure("int8 step", "", "tokens/s", 1 / rounded, 1 / wide, "our bfloat16", goal=1.6)

@@ -2,8 +2,7 @@
 
 Every line is the tutorial's own style: AutoTokenizer, a `process_func` for `map`, LoRA on
 `query_key_value`, transformers' Trainer, `model.chat`. Two things differ: `import glmtune.auto`
-stands where `trust_remote_code=True` was, and bfloat16 where half was, which no CPU computes
-at a useful speed.
+replaces `trust_remote_code=True`, and bfloat16 replaces float16, which CPUs compute slowly.
 
     python examples/tutorial.py ./chatglm3-6b alpaca_zh.json out/tutorial
 

@@ -1,4 +1,4 @@
-"""What tests share: the reference vectors where they are, and tiny things made on the spot."""
+"""Fixtures that tests share: the reference vectors, and tiny models and tokenizers made here."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from glmtune.conversation import Role
     from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices only wait for a second thread
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job behind `&`, which hands it on
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices are slower on two threads
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -41,20 +42,21 @@ print("你好，世界")
 ```
 """.strip().split("\n")
 
+TURNS: tuple[tuple[Role, str], ...] = (
+    ("user", "你叫什么名字？"),
+    ("assistant", "我是小助手。😀 鑫！"),
+    ("user", "再说一次"),
+    ("assistant", "小助手。"),
+)
 LESSONS = (
-    (
-        ("user", "你叫什么名字？"),
-        ("assistant", "我是小助手。😀 鑫！"),
-        ("user", "再说一次"),
-        ("assistant", "小助手。"),
-    ),
+    TURNS,
     ("北京天气怎么样？", "我查一下。", '{"celsius": 3}', "北京现在 3 度。"),
 )
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of reference vectors and real rows, which is not part of the project."""
+    """The folder of reference vectors and real rows, which is not part of this repository."""
     if not (SHARED / "golden").is_dir():
         pytest.skip(f"the reference vectors are not in this checkout (looked in {SHARED})")
     return SHARED
@@ -62,7 +64,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def golden(shared: Path) -> Path:
-    """Vectors made by the original code."""
+    """Vectors made by the original code; `tests/golden` has our own, which are always there."""
     return shared / "golden"
 
 
@@ -82,7 +84,7 @@ def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatGLMTokenizer
 def tiny_model_dir(
     tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: ChatGLMTokenizer
 ) -> Path:
-    """A checkpoint folder: 2 layers, 64 wide, float32, random but always the same."""
+    """A checkpoint folder: 2 layers, 64 wide, float32, with reproducible random weights."""
     import torch
 
     from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
@@ -111,7 +113,7 @@ def tiny_model_dir(
 
 @pytest.fixture(scope="session")
 def taught_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
-    """The tiny checkpoint after it has learned `LESSONS` by heart, in the official layout."""
+    """The tiny checkpoint after overfitting on `LESSONS`, in the official layout."""
     import torch
 
     from glmtune.conversation import Conversation, Message, render_tool_call
@@ -163,7 +165,7 @@ CHATML = (
 
 @pytest.fixture(scope="session")
 def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of 2 layers with a chat template, random but always the same."""
+    """A Llama of 2 layers with a chat template and reproducible random weights."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -81,7 +81,8 @@ def test_a_tokenizer_is_found_without_a_tokenizer_config(
     for name in ("config.json", "tokenizer.model"):
         shutil.copy(tiny_model_dir / name, tmp_path / name)
 
-    assert type(AutoTokenizer.from_pretrained(tmp_path)) is ChatGLMTokenizer
+    tokenizer: object = AutoTokenizer.from_pretrained(tmp_path)
+    assert type(tokenizer) is ChatGLMTokenizer
 
 
 def test_a_saved_model_is_found_again_by_its_own_config(

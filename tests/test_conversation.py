@@ -90,7 +90,7 @@ def test_a_system_message_is_encoded_with_the_tools_it_announces() -> None:
 
 
 def test_chatglm3_messages_are_taken_as_they_are() -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "s", "tools": [{"name": "t"}]},
         {"role": "user", "content": "u"},
         {"role": "assistant", "content": "a", "metadata": "t"},
@@ -105,7 +105,7 @@ def test_chatglm3_messages_are_taken_as_they_are() -> None:
 
 
 def test_openai_messages_become_turns() -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "developer", "content": "s"},
         {"role": "user", "content": [{"type": "text", "text": "北京"}, {"text": "天气"}]},
         {"role": "assistant", "content": "我看看", "tool_calls": [_call("w", '{"city": "北京"}')]},
@@ -127,7 +127,7 @@ def test_openai_messages_become_turns() -> None:
 
 
 def test_calls_made_at_once_are_each_followed_by_their_result() -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": "?"},
         {"role": "assistant", "tool_calls": [_call("a", {}, "1"), _call("b", {}, "2")]},
         {"role": "tool", "tool_call_id": "2", "content": "of b"},

@@ -21,7 +21,7 @@ ROOMS = (
     ("train",),
     ("cli",),
 )
-FLOOR = {name: 0 for name in GROUND}
+FLOOR = dict.fromkeys(GROUND, 0)
 FLOOR |= {room: floor for floor, rooms in enumerate(ROOMS, start=1) for room in rooms}
 FLOOR |= {"auto": FLOOR["model"], "__main__": len(ROOMS) + 1}
 # `auto` is the public name of the model's registration, so each may import the other.

@@ -21,7 +21,7 @@ from glmtune.recipe.methods import LoraSection
 from glmtune.template.select import template_for
 
 
-def run_info(*arguments: str | Path) -> str:
+def run_info(*arguments: str | Path | int) -> str:
     result = CliRunner().invoke(
         app, ["info", *map(str, arguments)], catch_exceptions=False, env={"COLUMNS": "200"}
     )

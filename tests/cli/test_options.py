@@ -26,7 +26,11 @@ def test_an_argument_that_is_no_override_is_refused() -> None:
 
 
 def test_rows_become_the_recipe_that_would_train_on_them() -> None:
-    values = {"model.name_or_path": "m", "data.max_length": 7, "data.format": None}
+    values: dict[str, str | int | None] = {
+        "model.name_or_path": "m",
+        "data.max_length": 7,
+        "data.format": None,
+    }
 
     recipe = recipe_for_rows("rows.json", values, ["data.max_length=9"], Recipe)
 

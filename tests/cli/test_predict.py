@@ -323,7 +323,12 @@ def test_errors_are_reported_before_the_model_is_loaded(
 def test_rows_that_cannot_be_used_are_left_out_when_asked(
     taught_model_dir: Path, tmp_path: Path, output: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = [{"frage": QUESTION}, {"frage": 7}, {"frage": "长" * 600}, {"frage": AGAIN}]
+    rows: list[dict[str, Any]] = [
+        {"frage": QUESTION},
+        {"frage": 7},
+        {"frage": "长" * 600},
+        {"frage": AGAIN},
+    ]
     path = write(tmp_path / "rows.jsonl", rows)
     rest = ("--model", taught_model_dir, "-o", output, "data.columns={prompt: frage}")
 

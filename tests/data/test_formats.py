@@ -114,7 +114,7 @@ def test_sharegpt_puts_the_tools_of_a_row_on_its_system_message() -> None:
 
 
 def test_several_calls_at_once_are_each_followed_by_their_result() -> None:
-    calls = [{"name": name, "arguments": {}} for name in ("f", "g")]
+    calls: list[dict[str, Any]] = [{"name": name, "arguments": {}} for name in ("f", "g")]
     messages = read(
         conversations=[
             {"from": "human", "value": "both"},
@@ -168,7 +168,9 @@ def test_openai_reads_tools_calls_parts_and_weights() -> None:
 
 
 def test_openai_results_find_their_call_by_its_id() -> None:
-    calls = [{"id": name, "function": {"name": name, "arguments": {}}} for name in ("f", "g")]
+    calls: list[dict[str, Any]] = [
+        {"id": name, "function": {"name": name, "arguments": {}}} for name in ("f", "g")
+    ]
     messages = read(
         messages=[
             {"role": "user", "content": "both"},

@@ -48,7 +48,7 @@ def rounded_rows(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def turned(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Channels mixed by 64, with the matrix of 1 and -1 that Sylvester has."""
-    matrix = np.ones((1, 1))
+    matrix: np.ndarray[Any, Any] = np.ones((1, 1))
     for _ in range(6):
         matrix = np.kron([[1, 1], [1, -1]], matrix)
     return (x.reshape(-1, 64) @ matrix).reshape(x.shape)

@@ -252,7 +252,9 @@ def test_with_lora_plus_b_learns_faster_than_a(tiny_model_dir: Path) -> None:
     optimizer = make_optimizer(model, TrainingSection(learning_rate=1e-4), loraplus_lr_ratio=16)
 
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    for _, layer in adapted_layers(model):
+    layers = [layer for _, layer in adapted_layers(model)]
+    assert len(layers) == 2
+    for layer in layers:
         assert rates[id(layer.lora_A["default"].weight)] == 1e-4
         assert rates[id(layer.lora_B["default"].weight)] == pytest.approx(16e-4)
 

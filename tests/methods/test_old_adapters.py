@@ -53,7 +53,7 @@ def save_as(maker: str, folder: Path, **changes: Any) -> Path:
     if maker.startswith("ms-swift"):
         folder, pattern = folder / "default", "{}.lora_{}.default.weight"
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for layer, (a, b) in updates().items():
         tensors |= {pattern.format(layer, "A"): a, pattern.format(layer, "B"): b}
     if maker in SAVES_BIN:
@@ -74,7 +74,7 @@ def logits(model: Any) -> Tensor:
 @torch.no_grad()
 def updated_logits(tiny_model_dir: Path) -> Tensor:
     """What the updates make of the base, by hand: W + alpha / r * B A."""
-    model = load_model(tiny_model_dir)
+    model: Any = load_model(tiny_model_dir)
     for layer, (a, b) in updates().items():
         model.get_submodule(layer).weight.add_(8 / 4 * b @ a)
     return logits(model)

@@ -97,7 +97,7 @@ def test_what_we_save_is_what_the_original_loads(
     method.save(model, tmp_path, template_for(load_tokenizer(tiny_model_dir)))
 
     state = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
-    names = {"embedding.weight": (5, 2 * 2 * 2 * 16)}
+    names: dict[str, tuple[int, ...]] = {"embedding.weight": (5, 2 * 2 * 2 * 16)}
     if section.prefix_projection:
         names |= {"trans.0.weight": (64, 128), "trans.0.bias": (64,)}
         names |= {"trans.2.weight": (128, 64), "trans.2.bias": (128,)}

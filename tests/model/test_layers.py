@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from glmtune.errors import CheckpointError, RecipeError
-from glmtune.methods import full
+from glmtune.methods.full import FULL_MODEL
 from glmtune.model.layers import decoder_layers
 from glmtune.recipe.methods import FreezeSection
 
@@ -44,10 +44,12 @@ def test_freezing_by_layers_says_to_name_modules_where_there_is_no_list() -> Non
     with pytest.raises(
         RecipeError, match=r"trainable_layers.*Name modules in adapter\.trainable_m"
     ):
-        full.attach(model, FreezeSection(trainable_layers=1))
+        FULL_MODEL.attach(model, FreezeSection(trainable_layers=1))
 
 
 def test_modules_are_trained_by_name_in_a_model_without_a_list_of_layers() -> None:
-    model = full.attach(Stack(3, num_hidden_layers=7), FreezeSection(trainable_modules=("head",)))
+    model = FULL_MODEL.attach(
+        Stack(3, num_hidden_layers=7), FreezeSection(trainable_modules=("head",))
+    )
 
     assert trained(model) == ["head.weight", "head.bias"]

@@ -23,10 +23,9 @@ VALID = {
     "data": {"train": "rows.json"},
     "output": {"dir": "out"},
 }
-RULES: list[tuple[Rule[Any], type[RunRecipe]]] = [
-    *[(rule, Recipe) for rule in (*RUN_RULES, *FINE_TUNING_RULES)],
-    *[(rule, PretrainRecipe) for rule in PRETRAINING_RULES],
-]
+TUNING_RULES: tuple[Rule[Any], ...] = (*RUN_RULES, *FINE_TUNING_RULES)
+RULES: list[tuple[Rule[Any], type[RunRecipe]]] = [(rule, Recipe) for rule in TUNING_RULES]
+RULES += [(rule, PretrainRecipe) for rule in PRETRAINING_RULES]
 
 
 @pytest.mark.parametrize(

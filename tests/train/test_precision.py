@@ -254,9 +254,13 @@ def test_autocast_over_a_half_precision_base_trains_without_dropout(
 
     plain = ("model.dtype=float32", "max_steps=2")
     fine_tune(recipe_for(tiny_model_dir, tmp_path / "plain", *plain, adapter=adapter))
-    for half, whole in zip(metrics(tmp_path / "out"), metrics(tmp_path / "plain"), strict=True):
-        if "loss" in whole:
-            assert half["loss"] == pytest.approx(whole["loss"], abs=0.1)
+    half, whole = (
+        [line["loss"] for line in metrics(tmp_path / name) if "loss" in line]
+        for name in ("out", "plain")
+    )
+    assert len(whole) == 2
+    assert half != whole  # products are in half precision, or this would show nothing
+    assert half == pytest.approx(whole, abs={"bf16": 0.05, "fp16": 0.025}[key])
 
 
 def test_autocast_in_another_half_precision_than_the_bases_is_refused_before_it_is_loaded(

@@ -6,12 +6,13 @@ import pytest
 
 from glmtune.errors import OutputError
 from glmtune.methods import adapter_folder, ptuning_v2, virtual_tokens
-from glmtune.train import output
+from glmtune.prove.metrics import METRICS
+from glmtune.recipe.recipe import RECIPE
 from glmtune.train.run_folder import CARD, MODEL_FILES, RUN_FILES, check_folder, run_files
 
 
 def test_the_names_are_those_that_a_run_writes() -> None:
-    written = {virtual_tokens.ENCODER, output.RECIPE, output.METRICS, "report.html", "report.json"}
+    written = {virtual_tokens.ENCODER, RECIPE, METRICS, "report.html", "report.json"}
 
     assert written <= set(RUN_FILES)
     assert CARD == adapter_folder.CARD

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from glmtune.errors import CheckpointError, TemplateError
 from glmtune.methods import lora
 from glmtune.methods.layers import adapted_layers
+from glmtune.model.load import load_tokenizer
 from glmtune.recipe.methods import LoraSection
 from glmtune.template.select import template_for
 from glmtune.use.generate import Sampling
@@ -29,7 +30,7 @@ def adapter_dir(taught_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
         for _, layer in adapted_layers(model):
             layer.lora_B["default"].weight.normal_()
     folder = tmp_path_factory.mktemp("adapter")
-    lora.save(model, folder, template_for(session.template._tokenizer, "tutorial"))
+    lora.save(model, folder, template_for(load_tokenizer(taught_model_dir), "tutorial"))
     return folder
 
 

@@ -45,7 +45,8 @@ def model(tiny_model_dir: Path) -> ChatGLMForConditionalGeneration:
 @pytest.fixture(scope="module")
 def expected(model: ChatGLMForConditionalGeneration) -> Tensor:
     """What the model gives without any cache, (2, 21)."""
-    sequences: Tensor = model.generate(PROMPTS, attention_mask=MASK, use_cache=False, **GREEDY)
+    sequences = model.generate(PROMPTS, attention_mask=MASK, use_cache=False, **GREEDY)
+    assert isinstance(sequences, Tensor)
     return sequences
 
 

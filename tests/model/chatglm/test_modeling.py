@@ -379,7 +379,7 @@ def test_lora_on_the_6b_model_is_what_peft_prints(golden: Path) -> None:
     with torch.device("meta"):
         model = ChatGLMForConditionalGeneration(ChatGLMConfig(**SIX_B))
 
-    adapted = get_peft_model(model, LoraConfig(r=8))  # peft knows the target of `chatglm`
+    adapted: Any = get_peft_model(model, LoraConfig(r=8))  # peft knows the target of `chatglm`
 
     assert adapted.peft_config["default"].target_modules == {"query_key_value"}
     assert adapted.get_nb_trainable_parameters() == (1_949_696, 6_245_533_696)

@@ -227,7 +227,7 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def rows_page(model: Path, folder: Path, **which: int) -> str:
+def rows_page(model: Path, folder: Path, **which: Any) -> str:
     rows = folder / "<i>rows.json"
     rows.write_text(json.dumps(ROWS, ensure_ascii=False, indent=0), encoding="utf-8")
     tree = {

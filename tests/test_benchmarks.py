@@ -1,0 +1,71 @@
+"""Benchmarks start: they import what exists, and so do the programs that they run."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("__"))
+COMMANDS = [
+    path.stem
+    for path in sorted(FOLDER.glob("*.py"))
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8") and path.stem != "__main__"
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_benchmark_imports(name: str) -> None:
+    importlib.import_module(f"benchmarks.{name}")
+
+
+def embedded_programs(path: Path) -> list[ast.Module]:
+    """The programs that a file runs with `python -c`: strings of several lines with imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return [
+        ast.parse(text)
+        for text in strings
+        if isinstance(text, str) and text.startswith("\nimport ")
+    ]
+
+
+def test_the_programs_inside_of_benchmarks_import_what_exists() -> None:
+    imported, missing = 0, []
+    for path in sorted(FOLDER.glob("*.py")):
+        for program in embedded_programs(path):
+            for node in ast.walk(program):
+                if not isinstance(node, ast.ImportFrom) or not node.module:
+                    continue
+                if node.module.split(".")[0] != "glmtune":
+                    continue
+                imported += len(node.names)
+                if find_spec(node.module) is None:
+                    missing.append(f"{path.name}: {node.module}")
+                    continue
+                module = importlib.import_module(node.module)
+                missing += [
+                    f"{path.name}: {node.module}.{alias.name}"
+                    for alias in node.names
+                    if not hasattr(module, alias.name)
+                ]
+
+    assert imported > 5
+    assert missing == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_a_benchmark_explains_itself(name: str) -> None:
+    module = f"benchmarks.{name}" if name else "benchmarks"
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        cwd=FOLDER.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
