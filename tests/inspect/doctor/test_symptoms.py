@@ -336,5 +336,5 @@ def test_every_recipe_value_that_a_remedy_names_is_valid() -> None:
 
     assert len(values) > 4
     for value in values:
-        tree = {"model": {"name_or_path": "x"}, "data": {"train": "x"}, "output": {"dir": "x"}}
+        tree = {"model": {"name_or_path": "x"}, "data": {"train": "x"}, "output": {"dir": "out"}}
         build_recipe(tree, [value])
