@@ -74,7 +74,7 @@ def write_rows(source: Path, num_rows: int, path: Path) -> None:
 
 
 def measure(kind: str, tokenizer: Path, path: Path) -> dict[str, Any]:
-    from glmtune.data.lint import lint_data
+    from glmtune.data.lint.run import lint_data
     from glmtune.model.load import load_tokenizer
     from glmtune.recipe.sections import DataSection
     from glmtune.template.select import template_for

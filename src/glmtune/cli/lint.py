@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from glmtune.data.lint import Finding, Lengths, LintReport
+    from glmtune.data.lint.findings import Finding
+    from glmtune.data.lint.report import LintReport
+    from glmtune.data.lint.tokens import Lengths
     from glmtune.recipe.recipe import Recipe
 
 SHOWN = 5  # findings of each check
@@ -71,8 +73,8 @@ def lint(
 
     from rich.console import Console
 
-    from glmtune.data.lint import lint_data, write_clean_copy
-    from glmtune.data.lint.run import check_copy
+    from glmtune.data.lint.clean_copy import check_copy, write_clean_copy
+    from glmtune.data.lint.run import lint_data
     from glmtune.files import write_atomically
 
     if fix is not None:
@@ -131,7 +133,7 @@ def recipe_for(data: str, values: "dict[str, str | int | None]", overrides: list
         return load_recipe(data, [*given, *overrides])
     tree = {
         "model": {"name_or_path": ""},
-        "data": {"train": data, "bad_rows": "skip"},
+        "data": {"train": data},
         "output": {"dir": os.devnull},  # nothing is written
     }
     return build_recipe(tree, [*given, *overrides], source=data)
@@ -145,9 +147,9 @@ def print_report(report: "LintReport", console: "Console", shown: int) -> None:
         console: where to.
         shown: how many findings of each check.
     """
-    from glmtune.data.lint import CHECKS
+    from glmtune.data.lint.findings import CHECKS
 
-    formats = ", ".join(sorted(set(report.formats.values())))
+    formats = ", ".join(sorted(set(report.formats.values()))) or "unknown"
     held_out = f" and {report.num_eval_rows:,} held out" if report.num_eval_rows else ""
     console.print(f"{report.num_rows:,} rows{held_out} (format {formats})")
     console.print()
@@ -202,7 +204,7 @@ def counts_table(report: "LintReport") -> "Table":
     """How many rows each check found."""
     from rich.table import Table
 
-    from glmtune.data.lint import CHECKS
+    from glmtune.data.lint.findings import CHECKS
 
     table = Table("check", box=None, pad_edge=False)
     for severity in ("errors", "warnings", "notes"):

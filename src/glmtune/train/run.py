@@ -17,7 +17,7 @@ import torch
 import glmtune.kernels.packed_attention  # noqa: F401  # registers attention over packs
 from glmtune.data.batches import BatchPlan, MakeMicroBatch, rows_as_they_are
 from glmtune.data.encode import EncodeOptions, encode_data, split_data
-from glmtune.data.lint import lint_data
+from glmtune.data.lint.run import lint_data
 from glmtune.data.pairs import encode_pairs, pack_pairs
 from glmtune.data.store import EncodedData
 from glmtune.errors import CheckpointError, DataError, RecipeError, TrainingError

@@ -227,7 +227,7 @@ def test_the_page_of_rows_shows_the_row_that_was_asked_for_and_the_worst(
         "Totals", "Row 1", "Longest", "Too long: cut, shortened or left out",
         "Most byte tokens", "Nothing learned", "Could not be used",
     ]  # fmt: skip
-    assert "left out: longer than max_length" in text
+    assert "tokens are more than data.max_length" in text
     assert "the answer is empty" in text
     assert re.search(r'<span class="t l" data-p="\d+" data-i="\d+ \d+ \d+">鑫</span>', html)
     assert 'class="t x"' in html
