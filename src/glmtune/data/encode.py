@@ -210,16 +210,26 @@ def _write_examples(
     writer.tally.formats = dataset.formats
     entries = usable_entries(dataset.read(convert), writer)
     for batch in batched(entries, lambda entry: conversation_chars([entry.value])):
-        rows: list[Row] = []
-        examples: list[Example] = []
-        encoded = encode_each(template, [entry.value for entry in batch])
-        for entry, encoding in zip(batch, encoded, strict=True):
-            fitted = _fit(entry, encoding, template, options, writer)
-            if fitted is not None:
-                rows.append(entry.row)
-                examples.append(fitted)
-        writer.write(rows, examples)
+        _write_batch(batch, template, options, writer)
         progress(writer.tally.num_rows)
+
+
+def _write_batch(
+    batch: Sequence[Entry[Conversation]],
+    template: Template,
+    options: EncodeOptions,
+    writer: ExampleWriter,
+) -> None:
+    """Encode a batch; on return its examples are freed, before the next batch is read."""
+    rows: list[Row] = []
+    examples: list[Example] = []
+    encoded = encode_each(template, [entry.value for entry in batch])
+    for entry, encoding in zip(batch, encoded, strict=True):
+        fitted = _fit(entry, encoding, template, options, writer)
+        if fitted is not None:
+            rows.append(entry.row)
+            examples.append(fitted)
+    writer.write(rows, examples)
 
 
 def _fit(

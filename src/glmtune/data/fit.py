@@ -18,7 +18,7 @@ Overlong = Literal["drop", "truncate_prompt", "tutorial"]
 class Fate(StrEnum):
     """What becomes of a row by its length; the values are the counts of `EncodeReport`."""
 
-    WHOLE = "whole"
+    UNCUT = "uncut"
     CUT = "num_cut"
     SHORTENED = "num_shortened"
     OVERLONG = "num_overlong"
@@ -35,7 +35,7 @@ def describe_fate(fate: Fate, num_tokens: int, max_length: int) -> str:
     """
     limit = f"data.max_length {max_length:,}"
     match fate:
-        case Fate.WHOLE:
+        case Fate.UNCUT:
             return ""
         case Fate.CUT:
             return f"cut off after token {max_length:,} of {num_tokens:,}"
@@ -67,7 +67,7 @@ def fit(
     Raises:
         TemplateError: the conversation cannot be shortened by this template.
     """
-    fate, fitted = Fate.WHOLE, example
+    fate, fitted = Fate.UNCUT, example
     if len(example.input_ids) > max_length:
         if overlong == "tutorial":
             fate = Fate.CUT

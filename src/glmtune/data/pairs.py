@@ -116,15 +116,24 @@ def _write_pairs(
     writer.tally.formats = dataset.formats
     entries = usable_entries(dataset.read(convert_pair), writer)
     for batch in batched(entries, lambda entry: conversation_chars(entry.value)):
-        rows: list[Row] = []
-        examples: list[Example] = []
-        encoded = encode_each(template, [side for entry in batch for side in entry.value])
-        for entry, better, worse in zip(batch, encoded[::2], encoded[1::2], strict=True):
-            pair = _fit_pair(entry, better, worse, template, options.max_length, writer)
-            rows += [entry.row] * len(pair)
-            examples += pair
-        writer.write(rows, examples)
+        _write_batch(batch, template, options.max_length, writer)
         progress(writer.tally.num_rows)
+
+
+def _write_batch(
+    batch: Sequence[Entry[tuple[Conversation, Conversation]]],
+    template: Template,
+    max_length: int,
+    writer: ExampleWriter,
+) -> None:
+    rows: list[Row] = []
+    examples: list[Example] = []
+    encoded = encode_each(template, [side for entry in batch for side in entry.value])
+    for entry, better, worse in zip(batch, encoded[::2], encoded[1::2], strict=True):
+        pair = _fit_pair(entry, better, worse, template, max_length, writer)
+        rows += [entry.row] * len(pair)
+        examples += pair
+    writer.write(rows, examples)
 
 
 def _fit_pair(
@@ -145,6 +154,6 @@ def _fit_pair(
         fit(example, conversation, template, max_length, "drop")[1]
         for example, conversation in zip(sides, entry.value, strict=True)
     ]
-    fate = next((fate for fate in fates if fate is not Fate.WHOLE), Fate.WHOLE)
+    fate = next((fate for fate in fates if fate is not Fate.UNCUT), Fate.UNCUT)
     writer.tally.add_row(max(len(example.input_ids) for example in sides), fate)
-    return sides if fate is Fate.WHOLE else ()
+    return sides if fate is Fate.UNCUT else ()

@@ -209,7 +209,7 @@ def _write_batch(
     rows: list[Row] = []
     windows: list[Example] = []
     for (row, _), ids in zip(batch, encoded["input_ids"], strict=True):
-        writer.tally.add_row(len(ids), Fate.WHOLE if ids else Fate.WITHOUT_LABELS)
+        writer.tally.add_row(len(ids), Fate.UNCUT if ids else Fate.WITHOUT_LABELS)
         if not ids:
             continue
         document = [*ids, tokenizer.eos_token_id]

@@ -53,7 +53,7 @@ class Tally:
         """
         self.num_rows += 1
         self._longest = max(self._longest, num_tokens)
-        if fate is not Fate.WHOLE:
+        if fate is not Fate.UNCUT:
             self._add(fate.value, 1)
 
     def add_examples(self, num_examples: int, num_tokens: int, num_learned: int) -> None:

@@ -118,9 +118,9 @@ class _Surveyor:
             place = f"{row.file}:{row.line}{name}"
             seen = SurveyedRow(number, place, format.name, whole, fitted, fate, num_bytes)
             sides.append(seen)
-        fates = [side.fate for side in sides if side.fate is not Fate.WHOLE]
+        fates = [side.fate for side in sides if side.fate is not Fate.UNCUT]
         longest = max(len(side.whole.input_ids) for side in sides)
-        self.tally.add_row(longest, fates[0] if fates else Fate.WHOLE)
+        self.tally.add_row(longest, fates[0] if fates else Fate.UNCUT)
         kept = [side.fitted for side in sides if side.fitted is not None]
         if len(kept) == len(sides):
             learned = [len(example.labels) - example.labels.count(IGNORE) for example in kept]
