@@ -183,9 +183,9 @@ def test_several_rows_are_shown_one_after_the_other(rows: Path, tiny_model_dir: 
 @pytest.mark.parametrize(
     ("overlong", "note", "ends_with"),
     [
-        ("drop", "longer than data.max_length 20, so it is left out", "</s>⟧"),
-        ("truncate_prompt", "prompt shortened, it had ", "</s>⟧"),
-        ("tutorial", "cut off behind token 20 of ", "⟧"),
+        ("drop", "tokens are more than data.max_length 20", "</s>⟧"),
+        ("truncate_prompt", "prompt shortened: ", "</s>⟧"),
+        ("tutorial", "cut off after token 20 of ", "⟧"),
     ],
 )
 def test_what_is_done_with_a_long_row_is_shown(
@@ -220,7 +220,7 @@ def test_a_recipe_brings_its_data_model_and_layout(
     shown = run_inspect(recipe, "--row", 3)
     assert f"{rows}:3  (format alpaca; template family chatglm3, layout tutorial)" in shown
     assert "layout official" in run_inspect(recipe, "--layout", "official")
-    assert "cut off behind token 9" in run_inspect(recipe, "max_length=9", "overlong=tutorial")
+    assert "none of its first 9 of " in run_inspect(recipe, "max_length=9", "overlong=tutorial")
 
 
 def test_columns_and_roles_are_given_as_in_a_recipe(tmp_path: Path, tiny_model_dir: Path) -> None:
@@ -381,7 +381,7 @@ def test_both_answers_of_a_pair_are_shown(tiny_model_dir: Path, tmp_path: Path) 
         *("1 (chosen)", "1 (rejected)", "2 (chosen)", "2 (rejected)")
     ]
     assert "⟦ \n 不写。</s>⟧" in shown.replace("│", "").replace("⏎\n", "\n")
-    assert shown.count("note: longer than data.max_length 60, so it is left out") == 1
+    assert len(re.findall(r"note: left out: \d+ tokens are more than .*max_length 60", shown)) == 1
     assert preferred == shown
     assert "rejected)" not in learned  # which a run of this recipe never sees
     assert "不写" not in learned

@@ -59,6 +59,17 @@ def test_errors_fail_and_warnings_do_so_when_strict(tmp_path: Path) -> None:
     assert run_lint(wrong).exit_code == 1
 
 
+def test_a_file_on_which_training_stops_by_default_fails(tmp_path: Path) -> None:
+    unreadable = write(tmp_path / "unreadable.jsonl", [*GOOD, {"instruction": "一"}])
+    truncated = tmp_path / "truncated.json"
+    truncated.write_text(json.dumps(GOOD)[:-5], encoding="utf-8")
+
+    assert run_lint(unreadable).exit_code == 1
+    assert run_lint(unreadable, "data.bad_rows=skip").exit_code == 0
+    assert run_lint(truncated).exit_code == 1
+    assert run_lint(truncated, "data.bad_rows=skip").exit_code == 1  # rows are missing
+
+
 def test_a_finding_names_its_line_and_shows_its_words(tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", [*GOOD, PLACEHOLDERS[0]])
 

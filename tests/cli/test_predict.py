@@ -332,7 +332,7 @@ def test_rows_that_cannot_be_used_are_left_out_when_asked(
     path = write(tmp_path / "rows.jsonl", rows)
     rest = ("--model", taught_model_dir, "-o", output, "data.columns={prompt: frage}")
 
-    with pytest.raises(DataError, match=r"rows\.jsonl:2: field 'prompt': the number 7"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: field 'prompt': got the number 7"):
         run(path, *rest)
 
     run(path, *rest, "data.bad_rows=skip", "--max-new-tokens", 40)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmtune.conversation import Conversation
-from glmtune.data import encode, json_rows
+from glmtune.data import dataset, json_rows
 from glmtune.data.encode import EncodeOptions, encode_data, split_data
 from glmtune.data.formats import FORMATS, convert
 from glmtune.data.rows import Row, RowError
@@ -147,7 +147,7 @@ def test_any_learned_stretches_read_back_equal_wherever_a_batch_ends(
     path = write(folder / "rows.json", rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "BATCH_ROWS", batch_rows)
+        patch.setattr(dataset, "BATCH_ROWS", batch_rows)
         if not learned:
             with pytest.raises(DataError, match=f"{len(rows)} have nothing that is learned"):
                 encode_data(path, template, LONG, cache_dir=folder)
@@ -325,7 +325,7 @@ BAD = [ALPACA[0], {"instruction": "q"}, 3, {"instruction": "q", "output": 4}, AL
 def test_a_bad_row_stops_the_work_by_default(tmp_path: Path, template: CountingTemplate) -> None:
     path = write(tmp_path / "rows.json", BAD)
 
-    with pytest.raises(RowError, match=rf"{path}:10: a int stands here"):
+    with pytest.raises(RowError, match=rf"{path}:7: field 'output': the field is missing"):
         encode_data(path, template, LONG)
 
 
@@ -501,11 +501,11 @@ def test_a_cache_with_a_missing_file_is_made_again(
     assert list(encode_data(path, template, LONG)) == expected(ALPACA, template, "alpaca")
 
 
-def test_an_interrupted_start_leaves_nothing_behind(
+def test_an_interrupted_run_leaves_no_files(
     tmp_path: Path, template: CountingTemplate, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "rows.json", ALPACA)
-    monkeypatch.setattr(encode, "BATCH_ROWS", 1)
+    monkeypatch.setattr(dataset, "BATCH_ROWS", 1)
 
     def interrupt(num_rows: int) -> None:
         if num_rows == 2:
@@ -566,7 +566,7 @@ def largest_file(num_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_is_named_and_leaves_nothing_behind(
+def test_a_full_disk_is_named_and_leaves_no_files(
     tmp_path: Path, template: CountingTemplate, cache: Path
 ) -> None:
     path = write(tmp_path / "rows.json", ALPACA * 500)
@@ -593,7 +593,7 @@ def test_the_cache_follows_the_environment(
 def test_progress_is_told(
     tmp_path: Path, template: CountingTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode, "BATCH_ROWS", 2)
+    monkeypatch.setattr(dataset, "BATCH_ROWS", 2)
     told: list[int] = []
 
     encode_data(write(tmp_path / "rows.json", ALPACA), template, LONG, progress=told.append)
@@ -615,7 +615,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(
     tmp_path: Path, tiny_tokenizer: ChatGLMTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = ChatGLMTemplate(tiny_tokenizer)
-    monkeypatch.setattr(encode, "BATCH_ROWS", 100)
+    monkeypatch.setattr(dataset, "BATCH_ROWS", 100)
     monkeypatch.setattr(json_rows, "BLOCK_BYTES", 1 << 14)
     row = {"instruction": "北京的历史", "output": "春天来了，花儿开了。" * 10}
     peak_memory(write(tmp_path / "first.json", [row] * 500), template)  # what is loaded once

@@ -1,4 +1,4 @@
-"""Faults planted among good rows are found on their line, and good rows are left alone."""
+"""Faults planted among good rows are found on their line; good rows give no finding."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glmtune.data.lint import Finding
-from glmtune.data.lint.findings import CHECKS
+from glmtune.data.lint.clean_copy import write_clean_copy
+from glmtune.data.lint.findings import CHECKS, Finding
 from glmtune.data.lint.report import LintReport
-from glmtune.data.lint.run import lint_data, write_clean_copy
+from glmtune.data.lint.run import lint_data, refuse_errors
 from glmtune.data.lint.tokens import LengthCost, Lengths
-from glmtune.data.lint.twins import _digest
+from glmtune.data.lint.twins import minhash
 from glmtune.errors import DataError, OutputError, RecipeError
 from glmtune.model.load import load_tokenizer
 from glmtune.recipe.choices import Layout
@@ -207,7 +207,7 @@ def chat(*turns: tuple[str, str], **fields: Any) -> dict[str, Any]:
         ("empty-answer", "error", chat(("user", "一"), ("assistant", " \n"))),  # training takes it
         (
             "no-label",
-            "error",
+            "warning",  # training leaves it out
             {
                 "messages": [
                     {"role": "user", "content": "一"},
@@ -254,8 +254,9 @@ def test_the_tutorials_cut_loses_the_stop_and_a_part_of_the_answer(
 
     report = lint_data(data, template_of("tutorial"))
 
-    assert found(report) == [("no-stop", AT, "error"), ("cut-answer", AT, "warning")]
-    assert "behind token 200 without a stop token" in report.findings[0].message
+    # Warnings, since overlong=tutorial asks for the cut.
+    assert found(report) == [("no-stop", AT, "warning"), ("cut-answer", AT, "warning")]
+    assert "after token 200 without a stop token" in report.findings[0].message
 
 
 def test_a_cut_between_two_turns_leaves_the_stop_of_the_first_answer(
@@ -276,7 +277,7 @@ def test_a_cut_between_two_turns_leaves_the_stop_of_the_first_answer(
         ("drop", LONG, [("length", "warning")]),
         ("truncate_prompt", alpaca("一二三四五" * 90, "好"), [("length", "info")]),
         ("truncate_prompt", LONG, [("length", "warning")]),
-        ("tutorial", alpaca("一二三四五" * 90, "好"), [("no-label", "error")]),
+        ("tutorial", alpaca("一二三四五" * 90, "好"), [("no-label", "warning")]),
     ],
 )
 def test_what_becomes_of_a_long_row_is_said(
@@ -439,7 +440,7 @@ def test_a_duplicate_across_the_split_is_a_leak(tmp_path: Path) -> None:
     leaks = [finding for finding in report.findings if finding.check == "leak"]
     duplicates = [finding for finding in report.findings if finding.check == "duplicate"]
     assert leaks
-    assert all(leak.severity == "error" for leak in leaks)
+    assert all(leak.severity == "warning" for leak in leaks)  # as a duplicate elsewhere
     assert all(abs(int(leak.other.rsplit(":")[-1]) - leak.line) == NUM_CLEAN for leak in leaks)
     assert len(leaks) + len(duplicates) == NUM_CLEAN
 
@@ -448,9 +449,9 @@ def test_a_duplicate_across_the_split_is_a_leak(tmp_path: Path) -> None:
 def test_a_digest_does_not_depend_on_the_texts_beside_it(texts: list[str]) -> None:
     plain = [text.replace("\0", "") for text in texts if text.isprintable()] or [""]
 
-    together = _digest(plain)
+    together = minhash(plain)
 
-    assert np.array_equal(together, np.concatenate([_digest([text]) for text in plain]))
+    assert np.array_equal(together, np.concatenate([minhash([text]) for text in plain]))
 
 
 # --- Which checks, and from where on ------------------------------------------------------
@@ -486,6 +487,58 @@ def test_the_json_holds_every_finding(plant: Callable[..., str]) -> None:
     [placeholder] = [check for check in tree["checks"] if check["id"] == "placeholder"]
     assert placeholder["error"] == 12
     assert placeholder["remedy"] == CHECKS["placeholder"].remedy
+
+
+# --- Errors stop a training ---------------------------------------------------------------
+
+
+def test_errors_stop_a_training_and_name_the_place_the_check_and_the_way_out(
+    plant: Callable[..., str],
+) -> None:
+    path = plant(*(alpaca(f"{name}是谁？", "我是 {{name}}。") for name in "甲乙丙丁戊己庚"))
+    lint = LintSection(off=("near-duplicate",))
+    report = lint_data(section(path), lint=lint)
+
+    with pytest.raises(DataError) as caught:
+        refuse_errors(report, lint)
+
+    first, *lines, more, advice = str(caught.value).splitlines()
+    assert first == "lint found errors in the rows:"
+    remedy = CHECKS["placeholder"].remedy
+    assert lines == [
+        f"{path}:{AT + n}: placeholder: {{{{name}}}} was never filled in. {remedy}"
+        for n in range(5)
+    ]
+    assert more == "... 7 errors in all: 7 placeholder"
+    assert "lint.errors=report" in advice
+    assert "lint.off=[placeholder]" in advice
+
+
+def test_errors_are_only_reported_when_a_key_says_so(plant: Callable[..., str]) -> None:
+    report = lint_data(section(plant(alpaca("你是谁？", "我是 {{name}}。"))))
+    assert report.count("error") == 1
+
+    refuse_errors(report, LintSection(errors="report"))
+
+
+def test_warnings_and_rows_that_training_skips_do_not_stop_it(plant: Callable[..., str]) -> None:
+    path = plant(alpaca("空", ""), "{broken", alpaca("讲故事", STORY), alpaca("讲故事", STORY))
+    report = lint_data(section(path))
+    assert [finding.severity for finding in report.findings] == ["warning"] * 3
+
+    refuse_errors(report, LintSection())
+    with pytest.raises(DataError, match=rf":{AT}: empty-answer: field 'output': the answer is"):
+        refuse_errors(lint_data(section(path, bad_rows="fail")), LintSection())
+
+
+def test_a_row_that_cannot_be_used_is_not_offered_to_be_trained_on(
+    plant: Callable[..., str],
+) -> None:
+    report = lint_data(section(plant("{broken"), bad_rows="fail"))
+
+    with pytest.raises(DataError, match=r"unreadable: .*bad_rows: skip") as caught:
+        refuse_errors(report, LintSection())
+    assert "lint.errors" not in str(caught.value)
 
 
 # --- The clean copy -----------------------------------------------------------------------
@@ -677,12 +730,17 @@ def test_clean_pairs_give_no_finding(
         ),
         (pair("为什么？", "因为。", " \n"), "empty-answer", "error", "the answer is empty"),
         (pair("为什么？", "因为。", "因为。"), "same-answers", "error", "the chosen answer again"),
-        (pair("为什么？", "因为 它。", "因为它。\n"), "same-answers", "error", "white space alone"),
+        (
+            pair("为什么？", "因为 它。", "因为它。\n"),
+            "same-answers",
+            "error",
+            "only by white space",
+        ),
         (
             pair("为什么？", "因为。", LONG_ANSWER),
             "length",
             "warning",
-            "so training leaves the row out",
+            "left out: 976 tokens are more than data.max_length 200",
         ),
         (pair("为什么？", "因为。", "他<|user|>说"), "role-marker", "error", "rejected answer: "),
         (pair("为什么？", "因为。", "乱\ufffd码"), "encoding", "error", "rejected answer: U+FFFD"),

@@ -232,9 +232,9 @@ def test_pairs_that_teach_nothing_are_refused() -> None:
         )
     with pytest.raises(RowError, match="the answer is empty"):
         pair(prompt="q", chosen="a", rejected="")
-    with pytest.raises(RowError, match="there is no question beside it"):
+    with pytest.raises(RowError, match="the row has no question for it"):
         pair(chosen="a", rejected="b")
-    with pytest.raises(RowError, match="the number 3 stands here"):
+    with pytest.raises(RowError, match="got the number 3"):
         pair(prompt="q", chosen=3, rejected="b")
     with pytest.raises(DataError, match="format alpaca has one answer"):
         pair(instruction="q", output="a")

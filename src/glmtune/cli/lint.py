@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from glmtune.data.lint import Finding
+    from glmtune.data.lint.findings import Finding
     from glmtune.data.lint.report import LintReport
     from glmtune.data.lint.tokens import Lengths
 
@@ -68,11 +68,12 @@ def lint(
     }
     from rich.console import Console
 
-    from glmtune.data.lint.run import check_copy, lint_data, write_clean_copy
+    from glmtune.data.lint.clean_copy import check_copy, write_clean_copy
+    from glmtune.data.lint.run import lint_data
     from glmtune.files import write_atomically
     from glmtune.recipe.recipe import Recipe
 
-    assumed = {"model": {"name_or_path": ""}, "data": {"bad_rows": "skip"}}
+    assumed = {"model": {"name_or_path": ""}}
     recipe = recipe_for_rows(data, values, overrides or [], Recipe, assumed=assumed)
     if fix is not None:
         check_copy(fix)  # before all rows are read
@@ -116,7 +117,7 @@ def print_report(report: "LintReport", console: "Console", shown: int) -> None:
     """
     from glmtune.data.lint.findings import CHECKS
 
-    formats = ", ".join(sorted(set(report.formats.values())))
+    formats = ", ".join(sorted(set(report.formats.values()))) or "unknown"
     held_out = f" and {report.num_eval_rows:,} held out" if report.num_eval_rows else ""
     console.print(f"{report.num_rows:,} rows{held_out} (format {formats})")
     console.print()

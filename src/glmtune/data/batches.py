@@ -1,8 +1,8 @@
 """Packs -> the tensors of one optimizer step; their order, and where to resume.
 
-The order of an epoch depends on the seed and the epoch alone, so a run that stopped goes on
-with the very rows it would have seen. The rows of a step are fixed by that order; how they
-are packed into micro-batches changes nothing but the time they take.
+The order of an epoch depends only on the seed and the epoch, so a resumed run continues with
+exactly the rows that it would have seen. The rows of a step are given by that order; how they
+are packed into micro-batches changes only the time they take.
 """
 
 import math
@@ -19,7 +19,7 @@ from glmtune.template.base import IGNORE, Example
 
 
 class Examples(Protocol):
-    """What batches are made of: encoded data, or a plain list in a test."""
+    """A sequence of examples: encoded data, or a plain list in a test."""
 
     def __len__(self) -> int: ...
 
@@ -33,12 +33,12 @@ class MicroBatch:
     Attributes:
         input_ids, labels: int64, (batch, seq); labels are not shifted. A pack has batch 1.
         position_ids: (batch, seq); None for 0, 1, 2, ...
-        attention_mask: (batch, seq), 1 for real tokens; None for a pack, and where padding is
-            on the right, since a causal model needs none there.
+        attention_mask: (batch, seq), 1 for real tokens; None for a pack, and for padding on the
+            right, where a causal model needs none.
         cu_seq_lens: int32, (examples + 1,): where the examples of a pack begin, and the end.
-        prefix_lengths: int32, (examples,): how many tokens at the beginning of each example see
-            each other in both directions; None where everything is causal.
-        block_position_ids: (batch, seq), GLM's second position; None where there is none.
+        prefix_lengths: int32, (examples,): how many tokens at the beginning of each example attend
+            to each other in both directions; None where everything is causal.
+        block_position_ids: (batch, seq), GLM's second position; None if the model has none.
         rows: which examples these are, for messages.
     """
 
@@ -52,7 +52,7 @@ class MicroBatch:
     block_position_ids: Tensor | None = None
 
     def inputs(self) -> dict[str, Any]:
-        """Name what a model's `forward` takes; for a pack by the names of flash attention."""
+        """Give the arguments of a model's `forward`; for a pack by the names of flash attention."""
         given: dict[str, Any] = {"input_ids": self.input_ids}
         if self.position_ids is not None:
             given["position_ids"] = self.position_ids
@@ -111,14 +111,14 @@ def micro_batch_of(pack: Pack, rows: Sequence[int] = ()) -> MicroBatch:
 
 
 def pack_examples(examples: Examples, rows: Sequence[int]) -> MicroBatch:
-    """Pack some rows and make tensors of them."""
+    """Pack some rows and convert them to tensors."""
     return micro_batch_of(pack([examples[row] for row in rows]), rows)
 
 
 def idle_micro_batch(part: MicroBatch) -> MicroBatch:
-    """Make what a process sends through the model when it has no rows left and others have.
+    """Make the micro-batch of a process that has no rows left while others have.
 
-    Nothing of it is learned: its loss and its gradients are zero, and it counts no rows.
+    It has no labels: its loss and gradients are zero, and it counts no rows.
     """
     return replace(part, labels=torch.full_like(part.labels, IGNORE), rows=())
 
@@ -139,9 +139,9 @@ class BatchPlan:
         rows_per_step: of a full step, over all processes.
         max_tokens: of a pack.
         seed: of the order.
-        process_index, num_processes: which part of each step is this process's.
-        replay: indices of general rows. Every epoch draws `num_replayed` of them anew, and
-            shuffles them among the others.
+        process_index, num_processes: which share of each step this process takes.
+        replay: indices of general rows. Every epoch samples `num_replayed` of them
+            again, and shuffles them among the others.
     """
 
     rows: Sequence[int]
@@ -155,7 +155,7 @@ class BatchPlan:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Rows that an epoch learns, general ones among them."""
+        """Rows that an epoch learns, general ones included."""
         return len(self.rows) + self.num_replayed
 
     @property
@@ -182,7 +182,7 @@ class BatchPlan:
     def micro_batch_rows(self, step: int, lengths: Sequence[int]) -> list[list[int]]:
         """The rows of each pack of a step, for this process; `[]` for a turn without rows.
 
-        Processes meet in every micro-batch, so each has as many as the one that has most.
+        Processes synchronize in every micro-batch, so all have as many as the one with the most.
 
         Args:
             step: optimizer step, counted from 0 over all epochs.
@@ -205,7 +205,7 @@ MakeMicroBatch = Callable[[Examples, Sequence[int], int], MicroBatch]
 
 
 def rows_as_they_are(examples: Examples, rows: Sequence[int], step: int) -> MicroBatch:
-    """Pack rows in the same way in every step."""
+    """Pack rows the same way in every step."""
     return pack_examples(examples, rows)
 
 

@@ -1,45 +1,70 @@
-"""Rows -> encoded examples."""
+"""Conversations -> encoded examples on disk.
 
-import dataclasses
-import itertools
+A row is read, converted, encoded by the template, fitted to `max_length`, and written. Rows go
+through these steps in batches, since a tokenizer encodes many texts faster than one.
+"""
+
 import json
 import random
 import sys
-from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
 
 import glmtune.conversation
+import glmtune.data.dataset
+import glmtune.data.fit
 import glmtune.data.formats
 import glmtune.data.json_rows
 import glmtune.data.rows
 import glmtune.data.sources
+import glmtune.data.store
 import glmtune.data.table_rows
 import glmtune.data.text_files
+import glmtune.data.writer
 import glmtune.template.base
 import glmtune.template.chat_template
 import glmtune.template.chatglm
 from glmtune.conversation import Conversation
-from glmtune.data.formats import Format, check_roles, convert, detect
+from glmtune.data.cache import Progress, encode_sources
+from glmtune.data.dataset import Dataset, Entry, T, batched, conversation_chars
+from glmtune.data.earlier_keys import CONVERSATIONS_CODE
+from glmtune.data.fit import encode_each, example_of, fit
+from glmtune.data.formats import check_roles, convert
 from glmtune.data.rows import BadRow, Row, RowError, excerpt
 from glmtune.data.sources import Source
-from glmtune.data.store import EncodedData, Encoder, Progress, code_digests, encode_sources
+from glmtune.data.store import EncodedData
+from glmtune.data.writer import ExampleWriter
 from glmtune.errors import TemplateError
 from glmtune.recipe.choices import BadRows, Overlong
-from glmtune.template.base import IGNORE, Example, Template
+from glmtune.recipe.sections import DataSection
+from glmtune.template.base import Example, Template
 
-# What is encoded by one call and written as one Arrow record batch: so many rows, or fewer
-# long ones.
-BATCH_ROWS = 2000
-BATCH_CHARS = 4_000_000
-DETECT_ROWS = 100  # of each file; its format is found by them
-_Read = tuple[Row, Conversation]
+# A change to any of these may change what a row becomes, so their digests are part of the key.
+READERS = (
+    glmtune.data.rows,
+    glmtune.data.sources,
+    glmtune.data.text_files,
+    glmtune.data.json_rows,
+    glmtune.data.table_rows,
+    glmtune.data.store,
+    glmtune.data.writer,
+)
+CODE = (
+    *READERS,
+    glmtune.conversation,
+    glmtune.data.dataset,
+    glmtune.data.fit,
+    glmtune.data.formats,
+    glmtune.template.base,
+    glmtune.template.chatglm,
+    glmtune.template.chat_template,
+    sys.modules[__name__],
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +74,11 @@ class EncodeOptions:
     Attributes:
         max_length: the most ids an example may have.
         overlong: what becomes of longer rows. `drop` leaves them out; `truncate_prompt`
-            shortens what is before the answer, which stays whole with its end; `tutorial`
-            cuts off everything behind `max_length`, so that the model does not learn to
-            stop there. All are counted.
-        bad_rows: `fail` stops at the first row that cannot be used, `skip` writes such rows
-            to a quarantine file and goes on.
+            shortens what is before the answer, and keeps the answer with its end; `tutorial`
+            cuts off everything after `max_length`, so that the model does not learn to stop
+            there. All are counted.
+        bad_rows: `fail` stops at the first row that cannot be used; `skip` writes such rows to
+            a quarantine file and continues, except where a file breaks off.
         format: the name of the rows' format; None finds it by the columns of each file.
         columns: our field -> their column.
         roles: their role -> ours.
@@ -78,16 +103,16 @@ def encode_data(
     quarantine: str | Path | None = None,
     progress: Progress | None = None,
 ) -> EncodedData:
-    """Encode the rows of files, folders and hub ids, or find them encoded.
+    """Encode the rows of files, folders and hub ids, or open what an earlier run has encoded.
 
     Args:
-        sources: as for `read_rows`; of one path, or of each of several.
+        sources: as for `read_rows`; one path, or several.
         template: makes the ids and labels.
         options: what is read, and what becomes of long and bad rows.
         cache_dir: where to keep the result; by default $GLMTUNE_CACHE, $XDG_CACHE_HOME/glmtune
             or ~/.cache/glmtune.
         quarantine: the file to list bad rows in, when they are skipped.
-        progress: is told how many rows are done; by default a terminal shows it.
+        progress: called with the number of rows done; by default a terminal shows it.
 
     Raises:
         DataError: a source cannot be read, a row cannot be used (unless they are skipped), or
@@ -97,13 +122,44 @@ def encode_data(
     check_roles(options.roles)
     return encode_sources(
         sources,
-        lambda writer, bad_rows: _Encoder(template, options, writer, bad_rows),
-        decides=[template.fingerprint, dataclasses.asdict(options), code_digests(*CODE)],
-        split=options.split,
+        partial(_write_examples, template, options),
+        options,
+        EncodedData,
+        fingerprint=template.fingerprint,
+        code=CODE,
+        earlier_code=CONVERSATIONS_CODE,
         cache_dir=cache_dir,
         quarantine=quarantine,
         progress=progress,
     )
+
+
+def training_conversations(section: DataSection, template: Template) -> Iterator[Conversation]:
+    """Read the rows of `data.train` again, as the conversations that training encodes.
+
+    Args:
+        section: `data` of the recipe.
+        template: of the run; rows that it cannot render were left out of training.
+
+    Raises:
+        DataError: a file cannot be used at all.
+        RowError: a row cannot be used, and training does not skip such rows.
+    """
+    for entry in Dataset.of(section).read(convert):
+        bad = entry if isinstance(entry, BadRow) else _check_encodes(entry, template)
+        if bad is None:
+            assert isinstance(entry, Entry)
+            yield entry.value
+        elif not bad.can_be_skipped(section.bad_rows):
+            raise RowError(bad)
+
+
+def _check_encodes(entry: Entry[Conversation], template: Template) -> BadRow | None:
+    try:
+        template.encode(entry.value)
+    except TemplateError as error:
+        return cannot_encode(entry.row, error)
+    return None
 
 
 def split_data(
@@ -126,162 +182,70 @@ def split_data(
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
-# A change to any of these may change what a row becomes, so they are part of the key.
-CODE = (
-    glmtune.conversation,
-    glmtune.data.rows,
-    glmtune.data.sources,
-    glmtune.data.text_files,
-    glmtune.data.json_rows,
-    glmtune.data.table_rows,
-    glmtune.data.formats,
-    glmtune.template.base,
-    glmtune.template.chatglm,
-    glmtune.template.chat_template,
-    sys.modules[__name__],
-)
-
-
-class Fate(StrEnum):
-    """What becomes of a row by its length; the values are the counts of `EncodeReport`."""
-
-    WHOLE = "whole"
-    CUT = "num_cut"
-    SHORTENED = "num_shortened"
-    OVERLONG = "num_overlong"
-    WITHOUT_LABELS = "num_without_labels"
-
-
-def fit(
-    example: Example,
-    conversation: Conversation,
-    template: Template,
-    max_length: int,
-    overlong: Overlong,
-) -> tuple[Example | None, Fate]:
-    """Make an example fit, or leave it out: None when it is left out.
-
-    Args:
-        example: the whole conversation encoded.
-        conversation: what it was encoded from, to be shortened and encoded anew.
-        template: that encoded it.
-        max_length: in tokens.
-        overlong: what becomes of a longer example.
-
-    Raises:
-        TemplateError: the conversation cannot be shortened by this template.
-    """
-    fate, fitted = Fate.WHOLE, example
-    if len(example.input_ids) > max_length:
-        if overlong == "tutorial":
-            fate = Fate.CUT
-            fitted = Example(example.input_ids[:max_length], example.labels[:max_length])
+def usable_entries(
+    entries: Iterable[Entry[T] | BadRow], writer: ExampleWriter
+) -> Iterator[Entry[T]]:
+    """Give the rows that can be used, and have the writer refuse the others."""
+    for entry in entries:
+        if isinstance(entry, BadRow):
+            writer.refuse(entry)
         else:
-            shorter = (
-                template.shorten_prompt(conversation, max_length)
-                if overlong == "truncate_prompt"
-                else None
-            )
-            if shorter is None:
-                return None, Fate.OVERLONG
-            fate, fitted = Fate.SHORTENED, shorter
-    if fitted.labels.count(IGNORE) == len(fitted.labels):
-        return None, Fate.WITHOUT_LABELS
-    return fitted, fate
-
-
-class RowEncoder(Encoder):
-    """Encodes rows by a template, file by file; what a row becomes is for those derived to say."""
-
-    def __init__(
-        self, template: Template, options: EncodeOptions, writer: Any, bad_rows: TextIO
-    ) -> None:
-        super().__init__(options.max_length, options.bad_rows, writer, bad_rows)
-        self._template = template
-        self._options = options
-
-    def encode(self, source: Source, progress: Progress) -> None:
-        """Encode all rows of a source; each of its files has its own format."""
-        for name, rows in itertools.groupby(source.rows(self.refuse), key=lambda row: row.file):
-            first = list(itertools.islice(rows, DETECT_ROWS))
-            format = detect(first, self._options.format, self._options.columns)
-            self.files.setdefault(name, format.name)
-            for batch in self._batches(itertools.chain(first, rows), format):
-                self._encode_batch(batch)
-                progress(self.counts["num_rows"])
-
-    @abstractmethod
-    def _batches(self, rows: Iterable[Row], format: Format) -> Iterator[list[Any]]:
-        """Read rows, some at a time, and refuse those that cannot be read."""
-
-    @abstractmethod
-    def _encode_batch(self, batch: Sequence[Any]) -> None:
-        """Write the examples of some rows."""
-
-
-class _Encoder(RowEncoder):
-    """Encodes conversations."""
-
-    def _batches(self, rows: Iterable[Row], format: Format) -> Iterator[list[_Read]]:
-        batch: list[_Read] = []
-        num_chars = 0
-        for row in rows:
-            try:
-                conversation = convert(row, format, self._options.columns, self._options.roles)
-            except RowError as error:
-                self.refuse(error.bad)
-                continue
-            batch.append((row, conversation))
-            num_chars += sum(len(message.content) for message in conversation)
-            if len(batch) == BATCH_ROWS or num_chars >= BATCH_CHARS:
-                yield batch
-                batch, num_chars = [], 0
-        if batch:
-            yield batch
-
-    def _encode_batch(self, batch: Sequence[_Read]) -> None:
-        rows: list[Row] = []
-        examples: list[Example] = []
-        for (row, conversation), example in zip(batch, self._examples(batch), strict=True):
-            fitted = None if example is None else self._fit(row, conversation, example)
-            if fitted is not None:
-                rows.append(row)
-                examples.append(fitted)
-        if examples:
-            self.write(rows, examples)
-
-    def _examples(self, batch: Sequence[_Read]) -> Sequence[Example | None]:
-        """Encode all at once; if that fails, one by one to find the rows at fault."""
-        try:
-            return self._template.encode_batch([conversation for _, conversation in batch])
-        except TemplateError:
-            examples: list[Example | None] = []
-            for row, conversation in batch:
-                try:
-                    examples.append(self._template.encode(conversation))
-                except TemplateError as error:
-                    self.refuse(cannot_encode(row, error))
-                    examples.append(None)
-            return examples
-
-    def _fit(self, row: Row, conversation: Conversation, example: Example) -> Example | None:
-        """Do about a long example as the options say; None for what is not learned."""
-        counts, options = self.counts, self._options
-        counts["longest"] = max(counts["longest"], len(example.input_ids))
-        try:
-            fitted, fate = fit(
-                example, conversation, self._template, options.max_length, options.overlong
-            )
-        except TemplateError as error:
-            self.refuse(cannot_encode(row, error))
-            return None
-        counts["num_rows"] += 1
-        if fate is not Fate.WHOLE:
-            counts[fate] += 1
-        return fitted
+            yield entry
 
 
 def cannot_encode(row: Row, error: TemplateError) -> BadRow:
-    """Say that a row cannot be rendered by the template."""
+    """Say that the template cannot render a row."""
     start = excerpt(json.dumps(row, ensure_ascii=False, default=str))
     return BadRow(row.file, row.line, "", str(error), start)
+
+
+def _write_examples(
+    template: Template,
+    options: EncodeOptions,
+    sources: Sequence[Source],
+    writer: ExampleWriter,
+    progress: Progress,
+) -> None:
+    """Encode all rows of some sources."""
+    dataset = Dataset(sources, options)
+    writer.tally.formats = dataset.formats
+    entries = usable_entries(dataset.read(convert), writer)
+    for batch in batched(entries, lambda entry: conversation_chars([entry.value])):
+        _write_batch(batch, template, options, writer)
+        progress(writer.tally.num_rows)
+
+
+def _write_batch(
+    batch: Sequence[Entry[Conversation]],
+    template: Template,
+    options: EncodeOptions,
+    writer: ExampleWriter,
+) -> None:
+    """Encode a batch; on return its examples are freed, before the next batch is read."""
+    rows: list[Row] = []
+    examples: list[Example] = []
+    encoded = encode_each(template, [entry.value for entry in batch])
+    for entry, encoding in zip(batch, encoded, strict=True):
+        fitted = _fit(entry, encoding, template, options, writer)
+        if fitted is not None:
+            rows.append(entry.row)
+            examples.append(fitted)
+    writer.write(rows, examples)
+
+
+def _fit(
+    entry: Entry[Conversation],
+    encoding: Example | TemplateError,
+    template: Template,
+    options: EncodeOptions,
+    writer: ExampleWriter,
+) -> Example | None:
+    """Count a row, and apply `overlong` to it; None for what is not learned."""
+    try:
+        example = example_of(encoding)
+        fitted, fate = fit(example, entry.value, template, options.max_length, options.overlong)
+    except TemplateError as error:
+        writer.refuse(cannot_encode(entry.row, error))
+        return None
+    writer.tally.add_row(len(example.input_ids), fate)
+    return fitted

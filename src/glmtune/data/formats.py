@@ -13,7 +13,7 @@ The format of a file is found by its columns, or given by name; `columns` says w
 columns is our field, `roles` which of their roles is ours. Nothing else is guessed: a number
 where text is expected is refused, since 1, 1.0 and "1" are different texts.
 
-All formats meet where tools are concerned: OpenAI's and ShareGPT's messages are read by
+For tools all formats share one path: OpenAI's and ShareGPT's messages are read by
 `conversation.read_messages`, as a program's messages are at inference, while `chatglm3` keeps
 the layout of the official preprocessor (spec section 9.2).
 """
@@ -35,7 +35,7 @@ from glmtune.conversation import (
     render_tool_call,
 )
 from glmtune.data.json_rows import parse_json
-from glmtune.data.rows import BadRow, Row, RowError, excerpt
+from glmtune.data.rows import BadRow, Row, RowCheck, RowError, excerpt
 from glmtune.errors import DataError, TemplateError
 
 Roles = Mapping[str, str]
@@ -47,10 +47,10 @@ class Format:
 
     Attributes:
         name: as in `data.format`.
-        required: the columns by which it is found.
+        required: the columns by which it is detected.
         optional: columns that it also reads.
-        read: makes the messages of one row; the roles are the user's own `roles`.
-        answer: the column of the answer; "" where it is one of the messages.
+        read: converts one row to messages; the roles are the user's own `roles`.
+        answer: the column of the answer; "" if it is one of the messages.
     """
 
     name: str
@@ -73,8 +73,8 @@ def detect(
         rows: the first rows of the file, at least one.
         name: the format, if the user names it; then only the columns are checked.
         columns: our field -> their column.
-        needs_answer: whether a column of answers must be there; without, a column of text is
-            a format, too: each is a question.
+        needs_answer: whether there must be a column of answers. If not, a column of text alone
+            is a format too: each text is a question.
 
     Raises:
         DataError: no format fits, or more than one; lists the columns and the formats.
@@ -124,7 +124,8 @@ def convert(
     """
     messages = _read_row(row, format, columns, roles)
     if not any(message.role == "assistant" for message in messages):
-        raise _bad(row, format.required[-1], "no turn is an answer, so there is nothing to learn.")
+        reason = "no turn is an answer, so there is nothing to learn."
+        raise _bad(row, format.required[-1], reason, "no-label")
     return Conversation(messages)
 
 
@@ -134,14 +135,14 @@ def convert_pair(
     columns: Mapping[str, str] | None = None,
     roles: Roles | None = None,
 ) -> tuple[Conversation, Conversation]:
-    """Read one row with a better answer and a worse one; in both, the last answer is learned alone.
+    """Read one row with a better answer and a worse one; only the last answer of each is learned.
 
     Args:
         row, format, columns, roles: as for `convert`.
 
     Raises:
         DataError: the format has no two answers.
-        RowError: as for `convert`; or the two have other questions, or are the same.
+        RowError: as for `convert`; or the two have different questions, or are the same.
     """
     if format.name not in PAIR_FORMATS:
         raise DataError(
@@ -158,19 +159,20 @@ def convert_pair(
     if worse[:asked] != better[:asked] or any(m.role != "assistant" for m in worse[asked:]):
         raise _bad(row, "rejected", "its question is not that of the chosen answer.")
     if better == worse:
-        raise _bad(row, "rejected", "it is the chosen answer again. Take the row out.")
+        reason = "it is the chosen answer again. Take the row out."
+        raise _bad(row, "rejected", reason, "same-answers")
     question = tuple(replace(message, is_learned=False) for message in better[:asked])
     return Conversation(question + better[asked:]), Conversation(question + worse[asked:])
 
 
 def _convert_side(side: Row, row: Row, name: str, roles: Roles | None) -> tuple[Message, ...]:
-    """Read one side of a pair; what is wrong with it is said of a column that the row has."""
+    """Read one side of a pair; an error names a column that the row itself has."""
     try:
         return convert(side, detect([side]), None, roles).messages
     except RowError as error:
         if error.bad.field in row:
             raise
-        raise _bad(row, name, error.bad.reason) from error
+        raise _bad(row, name, error.bad.reason, error.bad.check) from error
 
 
 def convert_sides(
@@ -201,11 +203,11 @@ def split_answer(
     columns: Mapping[str, str] | None = None,
     roles: Roles | None = None,
 ) -> tuple[Conversation, tuple[Message, ...]]:
-    """Read one row, and part its last answer from what is asked; there may be none.
+    """Split one row into the prompt and its last answer, which may be missing.
 
     Args:
         row: a row of the format, which may lack an answer.
-        format: from `detect`, without need of an answer.
+        format: from `detect` with `needs_answer=False`.
         columns: our field -> their column.
         roles: their role -> ours, as for `convert`.
 
@@ -216,7 +218,7 @@ def split_answer(
     if format.answer:
         column = (columns or {}).get(format.answer, format.answer)
         is_asked = row.get(column) in (None, "")
-        if is_asked:  # then it is read as if something stood there
+        if is_asked:  # read it as if it had an answer
             row = Row({**row, column: "-"}, row.file, row.line)
     messages = _read_row(row, format, columns, roles)
     end = len(messages)
@@ -230,7 +232,7 @@ def split_answer(
 def _read_row(
     row: Row, format: Format, columns: Mapping[str, str] | None, roles: Roles | None
 ) -> tuple[Message, ...]:
-    """Make the messages of a row, and check their order and their letters."""
+    """Convert a row to messages, and check their order and characters."""
     if columns:
         row = _rename(row, columns)
     messages = tuple(format.read(row, roles or {}))
@@ -239,10 +241,11 @@ def _read_row(
         _check_encodable(messages)
     except TemplateError as error:
         turns = ", ".join(message.role for message in messages)
-        raise _bad(row, format.required[-1], f"{error} (The turns, from 0: {turns}.)") from None
+        reason = f"{error} (The turns, from 0: {turns}.)"
+        raise _bad(row, format.required[-1], reason, "role-order") from None
     except UnicodeEncodeError as error:
         what = f"half of a surrogate pair, {error.object[error.start]!r}, is no character."
-        raise _bad(row, "", f"{what} Write the text again as UTF-8.") from None
+        raise _bad(row, "", f"{what} Write the text again as UTF-8.", "encoding") from None
     return messages
 
 
@@ -270,7 +273,7 @@ def read_alpaca(row: Row, roles: Roles) -> Sequence[Message]:
 
 
 def _pairs(name: str, question: str, answer: str) -> Format:
-    """A format of two columns that are taken as they are."""
+    """Make a format of two columns that are used as they are."""
 
     def read(row: Row, roles: Roles) -> Sequence[Message]:
         return _question_and_answer(row, _text(row, question), answer)
@@ -281,7 +284,8 @@ def _pairs(name: str, question: str, answer: str) -> Format:
 def _question_and_answer(row: Row, question: str, answer_field: str) -> list[Message]:
     answer = _text(row, answer_field)
     if not answer.strip():
-        raise _bad(row, answer_field, "the answer is empty. Write one, or take the row out.")
+        reason = "the answer is empty. Write one, or take the row out."
+        raise _bad(row, answer_field, reason, "empty-answer")
     messages = []
     if system := _text(row, "system", optional=True):
         messages.append(Message("system", system))
@@ -292,17 +296,17 @@ def _question_and_answer(row: Row, question: str, answer_field: str) -> list[Mes
 
 
 def _history(row: Row) -> Iterator[tuple[str, str]]:
-    """Earlier turns: a list of [question, answer], or the JSON text of one."""
+    """Give earlier turns: a list of [question, answer], or the JSON text of one."""
     turns = _maybe_json(row, "history", row["history"]) or []
     if not isinstance(turns, list):
-        raise _bad(row, "history", f"{_kind(turns)} stands here, expected [[question, answer]].")
+        raise _bad(row, "history", f"got {_kind(turns)}, expected [[question, answer]].")
     for index, pair in enumerate(turns):
         where = f"history[{index}]"
         if not (isinstance(pair, list | tuple) and len(pair) == 2):
             raise _bad(row, where, "expected a list of two texts, [question, answer].")
         question, answer = (_checked_text(row, where, text) for text in pair)
         if not answer.strip():
-            raise _bad(row, where, "the answer is empty. Write one, or take the turn out.")
+            raise _empty_answer(row, where)
         yield question, answer
 
 
@@ -370,7 +374,7 @@ def read_openai(row: Row, roles: Roles) -> Sequence[Message]:
         if not calls and item.get("function_call"):
             calls = [item["function_call"]]
         if not isinstance(calls, list):
-            raise _bad(row, f"{where}.tool_calls", f"{_kind(calls)}, expected a list of calls.")
+            raise _bad(row, f"{where}.tool_calls", f"got {_kind(calls)}, expected a list of calls.")
         message["tool_calls"] = [_call(row, f"{where}.tool_calls", call) for call in calls]
         if role != "tool" and not (calls and item.get("content") is None):
             message["content"] = _checked_text(row, f"{where}.content", message.get("content"))
@@ -380,7 +384,7 @@ def read_openai(row: Row, roles: Roles) -> Sequence[Message]:
 
 
 def _read(row: Row, messages: list[dict[str, Any]], tools: Any) -> list[Message]:
-    """Read checked messages as at inference, then say which answers are learned."""
+    """Read checked messages as at inference, then mark which answers are learned."""
     try:
         result = read_messages(messages, tools or None)
     except TemplateError as error:
@@ -399,7 +403,7 @@ def _read(row: Row, messages: list[dict[str, Any]], tools: Any) -> list[Message]
 
 
 def _num_turns(message: Mapping[str, Any]) -> int:
-    """Into how many turns an assistant's message falls: the remark, and each call."""
+    """Count the turns that an assistant's message becomes: the remark, and each call."""
     calls = len(message.get("tool_calls") or ())
     return calls + bool(message.get("content")) if calls else 1
 
@@ -453,7 +457,7 @@ def _tool_turns(row: Row, where: str, item: Mapping[str, Any], loss: bool | None
 
 
 def sides(row: Row) -> tuple[Row, Row]:
-    """Part a row in two that other formats read: the better answer's, and the worse one's."""
+    """Split a row in two that other formats read: with the better answer, and with the worse."""
     names = ("chosen", "rejected", "rejected_response")
     rest = {name: value for name, value in row.items() if name not in names}
     if "rejected_response" in row:
@@ -463,7 +467,7 @@ def sides(row: Row) -> tuple[Row, Row]:
 
 
 def _side(row: Row, rest: Mapping[str, Any], name: str) -> Row:
-    """Put the answer that a column holds into the row: a text, a message, or several."""
+    """Put the answer of a column into the row: a text, a message, or several."""
     answer = row[name]
     if isinstance(answer, str):
         return _with_answer(row, rest, answer)
@@ -472,9 +476,9 @@ def _side(row: Row, rest: Mapping[str, Any], name: str) -> Row:
         field = "conversations" if "conversations" in fields else "messages"
         return Row({**fields, field: [*(fields.get(field) or []), answer]}, row.file, row.line)
     if not isinstance(answer, list | tuple) or not all(isinstance(m, dict) for m in answer):
-        raise _bad(row, name, f"{_kind(answer)} stands here, expected an answer or messages.")
+        raise _bad(row, name, f"got {_kind(answer)}, expected an answer or messages.")
     prompt = fields.pop("prompt", None)
-    if isinstance(prompt, str):  # which stands in the messages, too, unless they are answers alone
+    if isinstance(prompt, str):  # it is also in the messages, unless they are answers alone
         is_answer = bool(answer) and answer[0].get("role") == "assistant"
         prompt = [{"role": "user", "content": prompt}] if is_answer else None
     field = "conversations" if answer and "from" in answer[0] else "messages"
@@ -482,13 +486,13 @@ def _side(row: Row, rest: Mapping[str, Any], name: str) -> Row:
 
 
 def _with_answer(row: Row, rest: Mapping[str, Any], answer: Any) -> Row:
-    """Let a text be the answer of a row, whatever its other columns are."""
+    """Use a text as the answer of a row, whatever its other columns are."""
     if isinstance(rest.get("messages"), list | tuple):
         turns = [turn for turn in rest["messages"] if isinstance(turn, dict)]
         if turns and turns[-1].get("role") == "assistant":
             turns.pop()
-        said = {"role": "assistant", "content": answer}
-        return Row({**rest, "messages": [*turns, said]}, row.file, row.line)
+        last = {"role": "assistant", "content": answer}
+        return Row({**rest, "messages": [*turns, last]}, row.file, row.line)
     asking = {"instruction": "output", "prompt": "response", "query": "response"}
     for question, field in {**asking, "question": "answer", "content": "summary"}.items():
         if question in rest:
@@ -496,27 +500,27 @@ def _with_answer(row: Row, rest: Mapping[str, Any], answer: Any) -> Row:
     raise _bad(
         row,
         "chosen",
-        "there is no question beside it: expected instruction, prompt, query or question, or "
+        "the row has no question for it: expected instruction, prompt, query or question, or "
         "messages in chosen and rejected.",
     )
 
 
 def read_better(row: Row, roles: Roles) -> Sequence[Message]:
-    """The better of two answers, as any row with one answer."""
+    """Read the better of two answers, like a row with one answer."""
     better, _ = sides(row)
     return detect([better]).read(better, roles)
 
 
 def _items(row: Row, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The messages of a row, each with its place, as in `messages[3]`."""
+    """Give the messages of a row, each with its place, as in `messages[3]`."""
     items = _maybe_json(row, field, row.get(field), must_parse=True)
     if not isinstance(items, list):
-        raise _bad(row, field, f"{_kind(items)} stands here, expected a list of messages.")
+        raise _bad(row, field, f"got {_kind(items)}, expected a list of messages.")
     if not items:
         raise _bad(row, field, "the conversation is empty. Take the row out.")
     for index, item in enumerate(items):
         if not isinstance(item, dict):
-            raise _bad(row, f"{field}[{index}]", f"{_kind(item)}, expected a message object.")
+            raise _bad(row, f"{field}[{index}]", f"got {_kind(item)}, expected a message object.")
         yield f"{field}[{index}]", item
 
 
@@ -540,6 +544,7 @@ def _role(row: Row, where: str, role: Any, mine: Roles, known: Mapping[str, str]
         where,
         f"the turn is from {role!r}, expected one of {', '.join(known)}. Rename the role in the "
         f"file, or map it in the recipe: data.roles: {{{role}: assistant}}.",
+        "role-order",
     )
 
 
@@ -547,11 +552,11 @@ def _call(row: Row, where: str, call: Any) -> dict[str, Any]:
     """Read a call of a tool, bare or under OpenAI's "function", arguments as object or text."""
     function = call.get("function", call) if isinstance(call, dict) else call
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise _bad(row, where, f"{_kind(function)} without a name, expected a call of a tool.")
+        raise _bad(row, where, f"got {_kind(function)} without a name, expected a call of a tool.")
     arguments = function.get("arguments", function.get("parameters"))
     arguments = _maybe_json(row, f"{where}.arguments", arguments or {}, must_parse=True)
     if not isinstance(arguments, dict):
-        reason = f"{_kind(arguments)} stands here, expected an object with the arguments."
+        reason = f"got {_kind(arguments)}, expected an object with the arguments."
         raise _bad(row, f"{where}.arguments", reason)
     named = {"name": function["name"], "arguments": arguments}
     return {"id": call.get("id"), "function": named}
@@ -568,7 +573,7 @@ def _joined_parts(row: Row, where: str, parts: list[Any]) -> str:
 
 
 def _loss(row: Row, where: str, item: Mapping[str, Any]) -> bool | None:
-    """Whether the turn is learned: `loss`, or OpenAI's `weight` of 0 or 1; None if not said."""
+    """Whether the turn is learned: `loss`, or OpenAI's `weight` of 0 or 1; None if not given."""
     for field, values in (("loss", (True, False)), ("weight", (0, 1))):
         value = item.get(field)
         if value is None:
@@ -580,21 +585,26 @@ def _loss(row: Row, where: str, item: Mapping[str, Any]) -> bool | None:
 
 
 def _answered(row: Row, where: str, message: dict[str, Any]) -> dict[str, Any]:
-    """Refuse an assistant's message that neither says nor calls anything."""
+    """Refuse an assistant message without content and without tool calls."""
     empty = not (message.get("content") or message.get("tool_calls"))
     if message["role"] == "assistant" and empty:
-        raise _bad(row, where, "the answer is empty. Write one, or take the turn out.")
+        raise _empty_answer(row, where)
     return message
 
 
+def _empty_answer(row: Row, where: str) -> RowError:
+    reason = "the answer is empty. Write one, or take the turn out."
+    return _bad(row, where, reason, "empty-answer")
+
+
 def _tools(row: Row, field: str) -> Any:
-    """What the row says of tools: a list, or its JSON text; None if nothing."""
+    """Give the tools of a row, a list or its JSON text; None if there are none."""
     tools = row.get(field)
     if isinstance(tools, str) and not tools.strip():
         return None
     tools = _maybe_json(row, field, tools, must_parse=True)
     if tools is not None and not isinstance(tools, list):
-        raise _bad(row, field, f"{_kind(tools)} stands here, expected a list of tools.")
+        raise _bad(row, field, f"got {_kind(tools)}, expected a list of tools.")
     return tools
 
 
@@ -613,7 +623,7 @@ def _checked_text(row: Row, where: str, value: Any) -> str:
         return value
     if value is None:
         raise _bad(row, where, "the field is missing or null, expected text.")
-    raise _bad(row, where, f"{_kind(value)} stands here, expected text. Put it in quotes.")
+    raise _bad(row, where, f"got {_kind(value)}, expected text. Put it in quotes.")
 
 
 def _maybe_json(row: Row, where: str, value: Any, *, must_parse: bool = False) -> Any:
@@ -644,7 +654,7 @@ def _kind(value: Any) -> str:
 
 
 def _check_encodable(messages: Sequence[Message]) -> None:
-    """Refuse what no tokenizer can take: half a surrogate pair, which JSON can smuggle in."""
+    """Refuse what no tokenizer accepts: half of a surrogate pair, which JSON can contain."""
     for message in messages:
         message.content.encode()
         message.metadata.encode()
@@ -652,16 +662,16 @@ def _check_encodable(messages: Sequence[Message]) -> None:
             json.dumps(message.tools, ensure_ascii=False).encode()
 
 
-def _bad(row: Row, field: str, reason: str) -> RowError:
+def _bad(row: Row, field: str, reason: str, check: RowCheck = "unreadable") -> RowError:
     start = excerpt(json.dumps(row, ensure_ascii=False, default=str))
-    return RowError(BadRow(row.file, row.line, field, reason, start))
+    return RowError(BadRow(row.file, row.line, field, reason, start, check))
 
 
 # --- Columns ------------------------------------------------------------------------------
 
 
 def _rename(row: Row, columns: Mapping[str, str]) -> Row:
-    """Give their columns our names."""
+    """Rename columns to our names."""
     if not columns:
         return row
     theirs = set(columns.values())
@@ -703,9 +713,9 @@ def _named(name: str, fields: set[str], row: Row) -> Format:
 
 
 def _conversation_style(rows: Sequence[Row]) -> Format:
-    """`from` and `value`, or `role` and `content`; the first row with a message tells."""
+    """`from` and `value`, or `role` and `content`; the first row with a message decides."""
     for row in rows:
-        for _, message in _decisive_messages(row):
+        for _, message in _readable_messages(row):
             if "from" in message:
                 return FORMATS["sharegpt"]
             if "role" in message:
@@ -716,8 +726,8 @@ def _conversation_style(rows: Sequence[Row]) -> Format:
     )
 
 
-def _decisive_messages(row: Row) -> list[tuple[str, Mapping[str, Any]]]:
-    """The messages of a row; none if they cannot be read, which its conversion will report."""
+def _readable_messages(row: Row) -> list[tuple[str, Mapping[str, Any]]]:
+    """Give the messages of a row; none if they cannot be read, which `convert` will report."""
     try:
         return list(_items(row, "conversations"))
     except RowError:

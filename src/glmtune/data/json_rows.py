@@ -1,4 +1,10 @@
-"""Rows of JSON and JSON Lines files, read block by block."""
+"""Rows of JSON and JSON Lines files, read block by block.
+
+An array may be larger than memory, so it is parsed value by value with the standard library's
+`raw_decode`. A streaming parser such as ijson would be shorter, but it does not say on which line
+a row begins, nor where a truncated file breaks off, and it stops at the first NaN, where we name
+the field and continue with the next row.
+"""
 
 import json
 import math
@@ -33,7 +39,7 @@ def _finite(text: str) -> float:
 
 
 _JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
-_LENIENT_JSON = json.JSONDecoder()  # to find the end of a row that holds NaN
+_LENIENT_JSON = json.JSONDecoder()  # to find the end of a row with NaN
 
 
 def parse_json(text: str) -> Any:
@@ -49,7 +55,7 @@ def parse_json(text: str) -> Any:
 
 
 def _non_finite_field(value: Any, path: str = "") -> str:
-    """Where in a parsed value a NaN or an infinity stands, as in `scores[2]`; "" if nowhere."""
+    """Give the path of the first NaN or infinity in a value, as in `scores[2]`; "" if none."""
     if isinstance(value, float) and not math.isfinite(value):
         return path
     children: Iterable[tuple[str, Any]] = ()
@@ -62,13 +68,17 @@ def _non_finite_field(value: Any, path: str = "") -> str:
 
 def _not_an_object(value: Any) -> str:
     return (
-        f"a {type(value).__name__} stands here, expected an object with named fields, "
+        f"got a value of type {type(value).__name__}, expected an object with named fields, "
         'as in {"instruction": "...", "output": "..."}.'
     )
 
 
 def read_json(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
-    """Look at the beginning of a JSON file and read it as what it is."""
+    """Read a JSON file: lines of objects, an array, or one object with rows under "data".
+
+    Raises:
+        DataError: the file is blank, or not JSON.
+    """
     with open_data_file(path, name) as file:
         first = next((line for line in file if line.strip(b"\xef\xbb\xbf \t\r\n")), b"")
     refuse_utf16(first, name)
@@ -90,7 +100,7 @@ def read_json(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
     try:
         is_lines = not isinstance(json.loads(first).get("data"), list)
     except (ValueError, RecursionError):
-        is_lines = False  # the object goes on in the next line
+        is_lines = False  # the object continues in the next line
     return (_read_json_lines if is_lines else _read_objects)(path, name, on_bad)
 
 
@@ -99,7 +109,7 @@ def _read_json_lines(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
         if not line.strip():
             continue
         if problem:
-            on_bad(BadRow(name, number, "", problem, excerpt(line)))
+            on_bad(BadRow(name, number, "", problem, excerpt(line), "encoding"))
             continue
         try:
             fields = parse_json(line)
@@ -114,7 +124,7 @@ def _read_json_lines(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
 
 
 def _why_not_json(line: str, error: ValueError) -> tuple[str, str]:
-    """The field at fault, if it is one, and the reason."""
+    """Give the field at fault, if there is one, and the reason."""
     if not isinstance(error, json.JSONDecodeError):
         try:
             return _non_finite_field(_LENIENT_JSON.decode(line)), str(error)
@@ -125,11 +135,11 @@ def _why_not_json(line: str, error: ValueError) -> tuple[str, str]:
 
 
 class _JsonText:
-    """A JSON text that is read value by value and never held as a whole.
+    """A JSON text that is read value by value and never entirely in memory.
 
     Attributes:
-        line: the line that the next character stands on.
-        skipped: the text of the last value that held NaN.
+        line: the line of the next character.
+        skipped: the text of the last value with NaN.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -141,7 +151,7 @@ class _JsonText:
         self._at = 0
 
     def peek(self) -> str:
-        """The next character that is not white space; "" at the end of the file."""
+        """Give the next character that is not white space; "" at the end of the file."""
         if (char := self._text[self._at : self._at + 1]) and char not in " \t\n\r":
             return char
         while True:
@@ -154,7 +164,7 @@ class _JsonText:
                 return ""
 
     def take(self, expected: str) -> None:
-        """Go past one character, which must be the expected one."""
+        """Consume one character, which must be the expected one."""
         if (got := self.peek()) != expected:
             if got:
                 self.refuse(f"expected {expected!r}")
@@ -162,12 +172,12 @@ class _JsonText:
         self._at += 1
 
     def value(self) -> Any:
-        """Go past one value, and return it.
+        """Consume one value, and return it.
 
         Raises:
             DataError: not JSON.
             _BreaksOffError: the file ends inside the value.
-            ValueError: the value holds NaN or the like; we are past it.
+            ValueError: the value has NaN or the like; it is consumed.
         """
         while True:
             try:
@@ -185,25 +195,25 @@ class _JsonText:
                     raise
                 continue
             if end == len(self._text) and self._grow():
-                continue  # a number may go on in the next block
+                continue  # a number may continue in the next block
             self._go_to(end)
             return value
 
     def refuse(self, reason: str, at: int | None = None) -> NoReturn:
-        """Say that the file as a whole is not JSON, and where it stops being it."""
+        """Raise for a file that is not JSON, and say from where on."""
         at = self._at if at is None else at
         if reason.startswith("Invalid control character"):
             reason = r"a line break or tab inside a text, which is written \n or \t"
         line = self.line + self._text.count("\n", self._at, at)
         around = self._text[max(0, at - 20) : at + 20]
         raise DataError(
-            f"{self.name}:{line}: not JSON: {reason}, near {around!r}. The rows before are fine, "
-            "those behind cannot be found: mend this place. (In a .jsonl file, with one row "
-            "per line, data.bad_rows: skip can leave out a broken row.)"
+            f"{self.name}:{line}: not JSON: {reason}, near {around!r}. The rows before it are "
+            "fine; the rows after it cannot be located. Repair this place. (In a .jsonl file, with "
+            "one row per line, data.bad_rows: skip can leave out a broken row.)"
         )
 
     def rest(self) -> str:
-        """What is in memory of the text that comes next."""
+        """Give the part of the remaining text that is in memory."""
         return self._text[self._at :]
 
     def _go_to(self, end: int) -> None:
@@ -211,14 +221,14 @@ class _JsonText:
         self._at = end
 
     def _grow(self) -> bool:
-        """Read at least as much again as is left, so that a huge row is not read often."""
+        """Read at least as much again as is left, so that a long row is not parsed often."""
         rest = self._text[self._at :]
         parts, wanted = [rest], max(1, len(rest))
         while wanted > 0 and (block := next(self._blocks, "")):
             parts.append(block)
             wanted -= len(block)
         if len(parts) == 1:
-            return False  # the text stays, and with it every position in it
+            return False  # the text is unchanged, and so is every position in it
         self._text, self._at = "".join(parts), 0
         return True
 
@@ -238,7 +248,7 @@ class _JsonText:
         )
 
     def _skip_lenient(self) -> bool:
-        """Go past a value that holds NaN; False if more of it had to be read first."""
+        """Consume a value with NaN; False if more of it had to be read first."""
         try:
             _, end = _LENIENT_JSON.raw_decode(self._text, self._at)
         except json.JSONDecodeError as error:
@@ -252,7 +262,7 @@ class _JsonText:
         return True
 
     def bad_field(self, prefix: str = "") -> str:
-        """The field of the skipped value that is to blame."""
+        """Give the field of the skipped value that has the NaN."""
         return _non_finite_field(_LENIENT_JSON.decode(self.skipped), prefix)
 
 
@@ -284,8 +294,8 @@ def _text_blocks(path: Path, name: str) -> Iterator[str]:
             line += text.count("\n")
             if text:
                 yield text
-    # What is left are the first bytes of a character, so the JSON is cut off there, and the
-    # reader will say so.
+    # Bytes that are left begin a character, so the JSON is truncated too, and its reader reports
+    # that.
 
 
 def _read_array(text: _JsonText, on_bad: OnBad) -> Iterator[Row]:
@@ -323,6 +333,7 @@ def _array_items(text: _JsonText, on_bad: OnBad) -> Iterator[Row]:
 
 
 def _report_break(text: _JsonText, on_bad: OnBad) -> None:
+    """Report that the file is truncated: unlike other bad rows, this one is never skipped."""
     reason = (
         "the file breaks off here, in the middle of the row that begins on this line. "
         "The rows before it are fine. Write or download the file again."
@@ -332,11 +343,11 @@ def _report_break(text: _JsonText, on_bad: OnBad) -> None:
             "the file breaks off here: the closing ']' is missing. "
             "The rows before are fine. Write or download the file again."
         )
-    on_bad(BadRow(text.name, text.line, "", reason, excerpt(text.rest())))
+    on_bad(BadRow(text.name, text.line, "", reason, excerpt(text.rest()), ends_file=True))
 
 
 def _read_objects(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
-    """Read objects one after the other: rows, or one that has all the rows under "data"."""
+    """Read consecutive objects: rows, or one that has all the rows under "data"."""
     text = _JsonText(path, name)
     try:
         while text.peek():

@@ -22,10 +22,10 @@ from glmtune.template.base import IGNORE, Example
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Examples end to end.
+    """Concatenated examples.
 
     Attributes:
-        input_ids, labels, position_ids: of one length; positions start anew at each example.
+        input_ids, labels, position_ids: of one length; positions start at 0 in each example.
         lengths: tokens of each example, in order.
     """
 
@@ -36,7 +36,7 @@ class Pack:
 
 
 def group_rows(rows: Iterable[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Say which rows go into a pack together.
+    """Choose which rows go into a pack together.
 
     Args:
         rows: indices of examples.
@@ -59,7 +59,7 @@ def group_rows(rows: Iterable[int], lengths: Sequence[int], max_tokens: int) -> 
 
 
 def pack(examples: Sequence[Example]) -> Pack:
-    """Put examples end to end."""
+    """Concatenate examples."""
     packed = Pack([], [], [], [])
     for example in examples:
         length = len(example.input_ids)

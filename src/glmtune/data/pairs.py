@@ -1,38 +1,35 @@
 """Rows with a better answer and a worse one -> pairs of examples, which stay together.
 
     on disk       better 0   worse 0   better 1   worse 1
-    pairs[0]      better 0                             what proofs, reports and prompts look at
+    pairs[0]      better 0                             what proofs, reports and prompts use
     a pack        better 0   worse 0 | better 1   worse 1
 
-A pair is left out as a whole: when one of the two is too long, or cannot be used.
+A pair is left out if one of the two is too long or cannot be used.
 """
 
-import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from glmtune.conversation import Conversation
 from glmtune.data.batches import Examples, MicroBatch, micro_batch_of
-from glmtune.data.encode import (
-    BATCH_ROWS,
-    CODE,
-    EncodeOptions,
-    Fate,
-    RowEncoder,
-    cannot_encode,
-    fit,
-)
-from glmtune.data.formats import Format, check_roles, convert_pair
+from glmtune.data.cache import Progress, encode_sources
+from glmtune.data.dataset import Dataset, Entry, batched, conversation_chars
+from glmtune.data.earlier_keys import PAIRS_CODE
+from glmtune.data.encode import CODE, EncodeOptions, cannot_encode, usable_entries
+from glmtune.data.fit import Fate, encode_each, example_of, fit
+from glmtune.data.formats import check_roles, convert_pair
 from glmtune.data.packing import pack
-from glmtune.data.rows import Row, RowError
-from glmtune.data.store import EncodedData, Progress, code_digests, encode_sources
+from glmtune.data.rows import Row
+from glmtune.data.sources import Source
+from glmtune.data.store import EncodedData
+from glmtune.data.writer import ExampleWriter
 from glmtune.errors import TemplateError
 from glmtune.template.base import Example, Template
-
-_Read = tuple[Row, tuple[Example, Example]]
 
 
 class Pairs(EncodedData):
@@ -68,7 +65,7 @@ class Pairs(EncodedData):
 
 
 def pack_pairs(examples: Examples, rows: Sequence[int], step: int) -> MicroBatch:
-    """Put pairs end to end, the better side of each before the worse one."""
+    """Pack pairs, the better side of each before the worse one."""
     assert isinstance(examples, Pairs)
     return micro_batch_of(
         pack([side for row in rows for side in (examples[row], examples.worse(row))]), rows
@@ -84,7 +81,7 @@ def encode_pairs(
     quarantine: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Pairs:
-    """Encode the pairs of files, folders and hub ids, or find them encoded.
+    """Encode the pairs of files, folders and hub ids, or open what an earlier run has encoded.
 
     Args:
         sources, template, options, cache_dir, quarantine, progress: as for `encode_data`.
@@ -93,63 +90,70 @@ def encode_pairs(
         DataError, OutputError: as `encode_data`.
     """
     check_roles(options.roles)
-    found = encode_sources(
+    return encode_sources(
         sources,
-        lambda writer, bad_rows: _PairEncoder(template, options, writer, bad_rows),
-        decides=[
-            template.fingerprint,
-            dataclasses.asdict(options),
-            code_digests(*CODE, sys.modules[__name__]),
-        ],
-        split=options.split,
+        partial(_write_pairs, template, options),
+        options,
+        Pairs,
+        fingerprint=template.fingerprint,
+        code=(*CODE, sys.modules[__name__]),
+        earlier_code=PAIRS_CODE,
         cache_dir=cache_dir,
         quarantine=quarantine,
         progress=progress,
     )
-    pairs = Pairs(found.folder)
-    pairs.report = found.report
-    return pairs
 
 
-class _PairEncoder(RowEncoder):
-    """Encodes pairs."""
+def _write_pairs(
+    template: Template,
+    options: EncodeOptions,
+    sources: Sequence[Source],
+    writer: ExampleWriter,
+    progress: Progress,
+) -> None:
+    """Encode the pairs of some sources."""
+    dataset = Dataset(sources, options)
+    writer.tally.formats = dataset.formats
+    entries = usable_entries(dataset.read(convert_pair), writer)
+    for batch in batched(entries, lambda entry: conversation_chars(entry.value)):
+        _write_batch(batch, template, options.max_length, writer)
+        progress(writer.tally.num_rows)
 
-    def _batches(self, rows: Iterable[Row], format: Format) -> Iterator[list[_Read]]:
-        batch: list[_Read] = []
-        for row in rows:
-            if pair := self._pair(row, format):
-                batch.append((row, pair))
-            if len(batch) == BATCH_ROWS:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
 
-    def _encode_batch(self, batch: Sequence[_Read]) -> None:
-        self.write(
-            [row for row, _ in batch for _ in range(2)],
-            [side for _, pair in batch for side in pair],
-        )
+def _write_batch(
+    batch: Sequence[Entry[tuple[Conversation, Conversation]]],
+    template: Template,
+    max_length: int,
+    writer: ExampleWriter,
+) -> None:
+    rows: list[Row] = []
+    examples: list[Example] = []
+    encoded = encode_each(template, [side for entry in batch for side in entry.value])
+    for entry, better, worse in zip(batch, encoded[::2], encoded[1::2], strict=True):
+        pair = _fit_pair(entry, better, worse, template, max_length, writer)
+        rows += [entry.row] * len(pair)
+        examples += pair
+    writer.write(rows, examples)
 
-    def _pair(self, row: Row, format: Format) -> tuple[Example, Example] | None:
-        """Encode both sides of a row; None where it is left out."""
-        options = self._options
-        try:
-            talks = convert_pair(row, format, options.columns, options.roles)
-            examples = self._template.encode_batch(talks)
-        except RowError as error:
-            self.refuse(error.bad)
-            return None
-        except TemplateError as error:
-            self.refuse(cannot_encode(row, error))
-            return None
-        self.counts["num_rows"] += 1
-        longest = max(len(example.input_ids) for example in examples)
-        self.counts["longest"] = max(self.counts["longest"], longest)
-        for talk, example in zip(talks, examples, strict=True):
-            _, fate = fit(example, talk, self._template, options.max_length, "drop")
-            if fate is not Fate.WHOLE:
-                self.counts[fate] += 1
-                return None
-        better, worse = examples
-        return better, worse
+
+def _fit_pair(
+    entry: Entry[tuple[Conversation, Conversation]],
+    better: Example | TemplateError,
+    worse: Example | TemplateError,
+    template: Template,
+    max_length: int,
+    writer: ExampleWriter,
+) -> tuple[Example, ...]:
+    """Count a pair; nothing for one that is left out."""
+    try:
+        sides = (example_of(better), example_of(worse))
+    except TemplateError as error:
+        writer.refuse(cannot_encode(entry.row, error))
+        return ()
+    fates = [
+        fit(example, conversation, template, max_length, "drop")[1]
+        for example, conversation in zip(sides, entry.value, strict=True)
+    ]
+    fate = next((fate for fate in fates if fate is not Fate.UNCUT), Fate.UNCUT)
+    writer.tally.add_row(max(len(example.input_ids) for example in sides), fate)
+    return sides if fate is Fate.UNCUT else ()

@@ -2,15 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from glmtune.errors import DataError
+from glmtune.recipe.choices import BadRows
 
 EXCERPT_CHARS = 120
 
+# Ids of the lint checks that the readers of rows apply themselves.
+RowCheck = Literal[
+    "unreadable", "role-order", "empty-answer", "same-answers", "no-label", "encoding"
+]
+
 
 class Row(dict[str, Any]):
-    """The fields of one row, and where it stands.
+    """The fields of one row, and where it comes from.
 
     Attributes:
         file: the path as the user gave it, or the hub id.
@@ -29,11 +35,12 @@ class BadRow:
     """A row that cannot be used, and why.
 
     Attributes:
-        file: as in `Row`.
-        line: as in `Row`.
-        field: the field at fault, "" when it is the row as a whole.
+        file, line: as in `Row`.
+        field: the field at fault, "" when it is the entire row.
         reason: what was got, what was expected, what to do.
-        excerpt: the beginning of what stands there.
+        excerpt: the beginning of the row.
+        check: the id of the lint check that it fails.
+        ends_file: whether the file breaks off here, so that the rows after it are missing.
     """
 
     file: str
@@ -41,10 +48,27 @@ class BadRow:
     field: str
     reason: str
     excerpt: str
+    check: RowCheck = "unreadable"
+    ends_file: bool = False
 
     def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.message}"
+
+    @property
+    def message(self) -> str:
+        """The field and the reason, without the place."""
         field = f"field {self.field!r}: " if self.field else ""
-        return f"{self.file}:{self.line}: {field}{self.reason}"
+        return f"{field}{self.reason}"
+
+    def can_be_skipped(self, policy: BadRows) -> bool:
+        """Whether reading continues after this row.
+
+        A file that breaks off is never skipped over: nobody knows how many rows are missing.
+
+        Args:
+            policy: `data.bad_rows`.
+        """
+        return policy == "skip" and not self.ends_file
 
 
 class RowError(DataError):
@@ -59,10 +83,11 @@ OnBad = Callable[[BadRow], None]
 
 
 def raise_bad_row(bad: BadRow) -> NoReturn:
+    """Stop at a bad row."""
     raise RowError(bad)
 
 
 def excerpt(text: str) -> str:
-    """The beginning of a text, fit to be printed and written to a UTF-8 file."""
+    """Give the beginning of a text, safe to print and to write to a UTF-8 file."""
     start = text[: EXCERPT_CHARS + 1].strip().encode(errors="backslashreplace").decode()
     return start if len(text) <= EXCERPT_CHARS else start[:EXCERPT_CHARS] + "..."

@@ -12,16 +12,16 @@
     modelscope://owner/name   one on ModelScope, as is every id when USE_MODELSCOPE_HUB is set
     train.json#500        the first 500 rows of any of these
 
-What cannot be read is named by file and line. One bad row of many is given to `on_bad`, and
-reading goes on after it. A file that cannot be used as a whole raises: the rows that would
-silently be missing are too many for one line in a report.
+What cannot be read is named by file and line. A bad row is passed to `on_bad`, and reading
+continues after it. A file that cannot be used at all raises an error: too many rows would be
+missing without notice.
 """
 
 import difflib
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,7 +48,7 @@ _NOT_DATA = {"dataset_info.json", "dataset_infos.json"}  # describe data sets, h
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One source, found: what `read_rows` reads.
+    """One source that was found: what `read_rows` reads.
 
     Attributes:
         name: as the user gave it, without `#500`.
@@ -74,17 +74,30 @@ def read_rows(
     Args:
         source: see the module's docstring.
         split: for hub ids and `save_to_disk` folders, which have splits; "train" if not given.
-        on_bad: is told of every row that cannot be read. Without it the first one raises.
+        on_bad: called with every row that cannot be read. Without it the first one raises.
 
     Raises:
-        DataError: nothing can be read there (at once), or a file is damaged (on the way).
+        DataError: nothing can be read there (at once), or a file is damaged (while reading).
         RowError: a row cannot be read, and there is no `on_bad`.
     """
     return find_source(source, split=split).rows(on_bad)
 
 
+def find_sources(
+    paths: str | Path | Sequence[str | Path], *, split: str | None = None
+) -> list[Source]:
+    """Find one source, or several, before any of them is read.
+
+    Raises:
+        DataError: as `find_source`.
+    """
+    if isinstance(paths, str | Path):
+        paths = [paths]
+    return [find_source(path, split=split) for path in paths]
+
+
 def find_source(source: str | Path, *, split: str | None = None) -> Source:
-    """Find what a user's path or hub id means. A path that exists never asks the network.
+    """Find what a user's path or hub id means. For a path that exists, the network is never used.
 
     Raises:
         DataError: there is no such thing, it holds no data, or it has no such split.
@@ -125,7 +138,7 @@ def _reader(path: Path, name: str) -> Callable[[OnBad], Iterator[Row]]:
     if not kind:
         raise DataError(
             f"{name}: the ending {path.suffix!r} is not known, expected one of "
-            f"{', '.join(ENDINGS)}, or one of these with .gz or .zst behind. "
+            f"{', '.join(ENDINGS)}, each optionally followed by .gz or .zst. "
             "Convert the file, or rename it if its name is wrong."
         )
     try:

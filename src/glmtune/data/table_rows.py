@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from glmtune.data.rows import BadRow, OnBad, Row, excerpt
+from glmtune.data.rows import BadRow, OnBad, Row, RowCheck, excerpt
 from glmtune.data.text_files import ending_of, numbered_lines, open_data_file
 from glmtune.errors import DataError
 
@@ -13,7 +13,7 @@ BATCH_ROWS = 1000  # of Parquet and Arrow, at a time
 
 
 def _read_separated(path: Path, name: str, on_bad: OnBad, separator: str) -> Iterator[Row]:
-    """Read a header and records; a record may go over several lines within quotes."""
+    """Read a header and records; a quoted field may span several lines."""
     csv.field_size_limit(2**31 - 1)  # the largest that every platform takes; a row may be 1 MB
     problems: list[str] = []
     first_lines: list[str] = []
@@ -49,7 +49,9 @@ def _read_separated(path: Path, name: str, on_bad: OnBad, separator: str) -> Ite
             reason = reason or (
                 f"{len(record)} fields, but the header has {len(header)}: {', '.join(header)}."
             )
-            on_bad(BadRow(name, line, "", reason, excerpt("".join(first_lines[:1]))))
+            start = excerpt("".join(first_lines[:1]))
+            check: RowCheck = "encoding" if problems else "unreadable"
+            on_bad(BadRow(name, line, "", reason, start, check))
         elif record:
             yield Row(dict(zip(header, record, strict=True)), name, line)
 
@@ -68,27 +70,35 @@ def _header(names: list[str], file: str, separator: str) -> list[str]:
 
 
 def read_csv(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
+    """Read a header line, then one row per record; a record is named by its first line."""
     return _read_separated(path, name, on_bad, ",")
 
 
 def read_tsv(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
+    """Read as `read_csv`, with tabs between fields."""
     return _read_separated(path, name, on_bad, "\t")
 
 
 def read_text(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
+    """Give a row `{"text": line}` for each line that is not blank."""
     for number, line, problem in numbered_lines(path, name):
         if problem:
-            on_bad(BadRow(name, number, "text", problem, excerpt(line)))
+            on_bad(BadRow(name, number, "text", problem, excerpt(line), "encoding"))
         elif line.strip():
             yield Row({"text": line.rstrip("\r\n")}, name, number)
 
 
 def read_parquet(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
+    """Read the rows of a Parquet file, batch by batch.
+
+    Raises:
+        DataError: it is not Parquet, or damaged.
+    """
     import pyarrow
     import pyarrow.parquet
 
     with open_data_file(path, name) as file:
-        # A packed file has no random access, which Parquet needs: it is unpacked in memory.
+        # Parquet needs random access, so a compressed file is decompressed in memory.
         source = pyarrow.BufferReader(file.read()) if ending_of(path)[1] else file
         try:
             batches = pyarrow.parquet.ParquetFile(source).iter_batches(batch_size=BATCH_ROWS)
@@ -103,10 +113,10 @@ def read_parquet(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
 
 
 def without_nulls(value: Any) -> Any:
-    """Leave out the fields of nested objects that are null.
+    """Remove the fields of nested objects that are null.
 
-    Arrow gives every object of a column the fields of all of them, null where there were
-    none, so a tool would show the parameters of all other tools.
+    Arrow gives every object of a column the fields of all objects, null where there were none,
+    so a tool would get the parameters of all other tools.
     """
     if isinstance(value, dict):
         return {key: without_nulls(child) for key, child in value.items() if child is not None}

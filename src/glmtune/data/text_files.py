@@ -15,7 +15,7 @@ _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 def ending_of(path: Path) -> tuple[str, str]:
-    """The ending that tells the kind of file, "" if unknown, and that of its compression."""
+    """Give the ending for the kind of file, "" if unknown, and that of its compression."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in _COMPRESSIONS else ""
     kind = suffixes[-1] if suffixes else ""
@@ -27,7 +27,7 @@ def open_data_file(path: Path, name: str) -> Iterator[BinaryIO]:
     """Open a file for reading, unpacking .gz and .zst.
 
     Raises:
-        DataError: also while reading, for a file that is damaged or cut off.
+        DataError: also while reading, if the file is damaged or truncated.
     """
     compression = _COMPRESSIONS.get(ending_of(path)[1])
     try:
@@ -47,9 +47,10 @@ def open_data_file(path: Path, name: str) -> Iterator[BinaryIO]:
 
 
 def numbered_lines(path: Path, name: str) -> Iterator[tuple[int, str, str]]:
-    r"""Number, text with its ending, and what is wrong with its bytes ("" if nothing is).
+    r"""Give the lines of a file: number, text with its ending, what is wrong with its bytes.
 
-    Only \n ends a line: other separators of Unicode may stand inside JSON strings.
+    Only \n ends a line: JSON strings may contain other Unicode line separators. The last is ""
+    for a good line; otherwise it is a fault of the check "encoding".
     """
     offset = 0
     with open_data_file(path, name) as file:
@@ -73,6 +74,11 @@ def numbered_lines(path: Path, name: str) -> Iterator[tuple[int, str, str]]:
 
 
 def refuse_utf16(head: bytes, name: str) -> None:
+    """Raise for a file that begins like UTF-16.
+
+    Raises:
+        DataError: says how to convert it.
+    """
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) or head[:2].count(0) == 1:
         raise DataError(
             f"{name}: looks like UTF-16, expected UTF-8: convert it with "
@@ -81,10 +87,10 @@ def refuse_utf16(head: bytes, name: str) -> None:
 
 
 def not_utf8(line: bytes, error: UnicodeDecodeError, offset: int, path: Path) -> str:
-    """Say which byte is wrong, and what the file probably is.
+    """Say which byte is wrong, and which encoding the file probably has.
 
-    GBK is only guessed where nothing before the byte was UTF-8 beyond ASCII: otherwise the
-    file is UTF-8 and damaged.
+    GBK is only suggested if everything before the byte is ASCII: otherwise the file is UTF-8
+    and damaged.
     """
     where = f"byte {offset} (0x{line[error.start]:02x}) is not UTF-8"
     if error.reason == "unexpected end of data" and not line.endswith(b"\n"):
@@ -96,4 +102,4 @@ def not_utf8(line: bytes, error: UnicodeDecodeError, offset: int, path: Path) ->
                 f"{where}. It looks like GBK: convert with "
                 f"`iconv -f GBK -t UTF-8 {path.name} > utf8-{path.name}`."
             )
-    return f"{where}. Mend that character, or leave such rows out with data.bad_rows: skip."
+    return f"{where}. Repair that character, or leave such rows out with data.bad_rows: skip."

@@ -1,37 +1,44 @@
 """Files of plain text -> windows of token ids, kept on disk and memory-mapped.
 
 A document is a row with a `text`: of JSON Lines, JSON, Parquet, Arrow, CSV, or a paragraph of a
-text file (lines up to the next empty one). It is encoded once, written down as it is read, and
-cut into windows, so a corpus may be larger than memory:
+text file (lines up to the next empty one). It is encoded once, written as it is read, and cut
+into windows, so a corpus may be larger than memory:
 
     document   t1 t2 t3 t4 t5 t6 t7          max_length = 6
     windows    t1 t2 t3 t4 | t5 t6 t7 </s>   two ids are kept free for what goes before them
 
-The last window of a document ends with `</s>`; the others just stop. What a window becomes (which
-part is shown and which is learned) is the objective's affair, anew each time that it is drawn.
+The last window of a document ends with `</s>`; the others have no end token. What a window
+becomes (which part is shown and which is learned) is decided by the objective, each time the
+window is sampled.
 """
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-import glmtune.data.rows
-from glmtune.data.encode import BATCH_CHARS, BATCH_ROWS
-from glmtune.data.rows import BadRow, Row, RowError, excerpt
-from glmtune.data.sources import Source, find_source
-from glmtune.data.store import EncodedData, Encoder, Progress, code_digests, encode_sources
+from glmtune.data.cache import Progress, encode_sources
+from glmtune.data.dataset import batched
+from glmtune.data.earlier_keys import TEXTS_CODE
+from glmtune.data.encode import READERS
+from glmtune.data.fit import Fate
+from glmtune.data.rows import BadRow, OnBad, Row, excerpt, raise_bad_row
+from glmtune.data.sources import Source, find_sources
+from glmtune.data.store import EncodedData
+from glmtune.data.writer import ExampleWriter
 from glmtune.errors import DataError
+from glmtune.recipe.choices import BadRows
 from glmtune.template.base import Example
 
-NUM_BEFORE = 2  # [gMASK] and sop stand before a text
-LEAST_LENGTH = 16  # of a window; less is no text
+NUM_BEFORE = 2  # [gMASK] and sop come before a text
+LEAST_LENGTH = 16  # of a window; fewer tokens teach nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +46,15 @@ class TextOptions:
     """How texts become windows.
 
     Attributes:
-        max_length: the most ids a window has, with `NUM_BEFORE` in front of it.
-        column: of a row, that holds the text.
+        max_length: the most ids a window has, including the `NUM_BEFORE` before it.
+        column: of a row, which holds the text.
         bad_rows: as for `EncodeOptions`.
         split: of sources that have splits.
     """
 
     max_length: int
     column: str = "text"
-    bad_rows: Literal["fail", "skip"] = "fail"
+    bad_rows: BadRows = "fail"
     split: str | None = None
 
 
@@ -60,7 +67,7 @@ def encode_texts(
     quarantine: str | Path | None = None,
     progress: Progress | None = None,
 ) -> EncodedData:
-    """Encode texts, or find them encoded. Every token of a window is learned.
+    """Encode texts, or open what an earlier run has encoded. Every token of a window is learned.
 
     Args:
         sources: files, folders and hub ids, as for `read_rows`.
@@ -69,17 +76,22 @@ def encode_texts(
         cache_dir, quarantine, progress: as for `encode_data`.
 
     Raises:
-        DataError, OutputError: as `encode_data`.
+        DataError, OutputError: as `encode_data`; or the windows would be too short.
     """
+    room = options.max_length - NUM_BEFORE
+    if room < LEAST_LENGTH:
+        raise DataError(
+            f"data.max_length={options.max_length} leaves a window of {room} tokens; "
+            f"expected at least {LEAST_LENGTH + NUM_BEFORE}, and 256 or more to be useful."
+        )
     return encode_sources(
         sources,
-        lambda writer, bad_rows: _TextEncoder(tokenizer, options, writer, bad_rows),
-        decides=[
-            tokenizer_fingerprint(tokenizer),
-            dataclasses.asdict(options),
-            code_digests(glmtune.data.rows),
-        ],
-        split=options.split,
+        partial(_write_windows, tokenizer, options),
+        options,
+        EncodedData,
+        fingerprint=tokenizer_fingerprint(tokenizer),
+        code=(*READERS, sys.modules[__name__]),
+        earlier_code=TEXTS_CODE,
         cache_dir=cache_dir,
         quarantine=quarantine,
         progress=progress,
@@ -87,29 +99,23 @@ def encode_texts(
 
 
 def read_texts(sources: Sequence[str | Path], column: str = "text") -> Iterator[str]:
-    """Read the documents of files, folders and hub ids, one after the other.
+    """Read the documents of files, folders and hub ids in order.
 
     Raises:
         DataError: a source cannot be read, or a row has no text.
     """
-
-    def refuse(bad: BadRow) -> None:
-        raise RowError(bad)
-
-    for source in sources:
-        for _, text in documents(find_source(source).rows(refuse), column, refuse):
+    for source in find_sources(sources):
+        for _, text in documents(source.rows(), column, raise_bad_row):
             yield text
 
 
-def documents(
-    rows: Iterable[Row], column: str, refuse: Callable[[BadRow], None]
-) -> Iterator[tuple[Row, str]]:
-    """Give each document with its first row; lines of a text file join to paragraphs.
+def documents(rows: Iterable[Row], column: str, refuse: OnBad) -> Iterator[tuple[Row, str]]:
+    """Give each document with its first row; lines of a text file are joined to paragraphs.
 
     Args:
         rows: of one source.
-        column: that holds the text.
-        refuse: is told of a row without text; what it does not raise, it skips.
+        column: which holds the text.
+        refuse: called with a row that has no text; it is skipped unless this raises.
     """
     first: Row | None = None
     lines: list[str] = []
@@ -153,7 +159,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def split_documents(
     data: EncodedData, held_out: float, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Hold whole documents out of training, so that no window's neighbour is learned.
+    """Hold complete documents out of training, so that no neighbor of a held-out window is learned.
 
     Args:
         data: windows of texts.
@@ -173,53 +179,45 @@ def split_documents(
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
-class _TextEncoder(Encoder):
-    """Encodes documents, a few thousand at a time."""
+def _write_windows(
+    tokenizer: Any,
+    options: TextOptions,
+    sources: Sequence[Source],
+    writer: ExampleWriter,
+    progress: Progress,
+) -> None:
+    """Encode all documents of some sources, a few thousand at a time."""
+    formats: dict[str, str] = {}
+    writer.tally.formats = formats
 
-    def __init__(self, tokenizer: Any, options: TextOptions, writer: Any, bad_rows: TextIO) -> None:
-        super().__init__(options.max_length, options.bad_rows, writer, bad_rows)
-        self._tokenizer = tokenizer
-        self._column = options.column
-        self._room = options.max_length - NUM_BEFORE
-        if self._room < LEAST_LENGTH:
-            raise DataError(
-                f"data.max_length={options.max_length} leaves a window of {self._room} tokens; "
-                f"expected at least {LEAST_LENGTH + NUM_BEFORE}, and 256 or more to be of use."
-            )
+    def read() -> Iterator[tuple[Row, str]]:
+        for source in sources:
+            yield from documents(source.rows(writer.refuse), options.column, writer.refuse)
 
-    def encode(self, source: Source, progress: Progress) -> None:
-        """Encode all documents of a source."""
-        batch: list[tuple[Row, str]] = []
-        num_chars = 0
-        for row, text in documents(source.rows(self.refuse), self._column, self.refuse):
-            self.files.setdefault(row.file, "text")
-            batch.append((row, text))
-            num_chars += len(text)
-            if len(batch) == BATCH_ROWS or num_chars >= BATCH_CHARS:
-                self._encode_batch(batch)
-                progress(self.counts["num_rows"])
-                batch, num_chars = [], 0
-        if batch:
-            self._encode_batch(batch)
+    for batch in batched(read(), lambda document: len(document[1])):
+        formats.update((row.file, "text") for row, _ in batch)
+        _write_batch(batch, tokenizer, options.max_length - NUM_BEFORE, writer)
+        progress(writer.tally.num_rows)
 
-    def _encode_batch(self, batch: Sequence[tuple[Row, str]]) -> None:
-        encoded: Mapping[str, list[list[int]]] = self._tokenizer(
-            [text for _, text in batch], add_special_tokens=False
-        )
-        rows: list[Row] = []
-        windows: list[Example] = []
-        for (row, _), ids in zip(batch, encoded["input_ids"], strict=True):
-            self.counts["num_rows"] += 1
-            self.counts["longest"] = max(self.counts["longest"], len(ids))
-            if not ids:
-                self.counts["num_without_labels"] += 1
-                continue
-            whole = [*ids, self._tokenizer.eos_token_id]
-            for start in range(0, len(whole), self._room):
-                window = whole[start : start + self._room]
-                if start and len(window) < LEAST_LENGTH:
-                    continue  # a few last tokens teach nothing without what was before them
-                rows.append(row)
-                windows.append(Example(window, window))
-        if windows:
-            self.write(rows, windows)
+
+def _write_batch(
+    batch: Sequence[tuple[Row, str]], tokenizer: Any, room: int, writer: ExampleWriter
+) -> None:
+    """Cut some documents into windows of `room` ids."""
+    encoded: Mapping[str, list[list[int]]] = tokenizer(
+        [text for _, text in batch], add_special_tokens=False
+    )
+    rows: list[Row] = []
+    windows: list[Example] = []
+    for (row, _), ids in zip(batch, encoded["input_ids"], strict=True):
+        writer.tally.add_row(len(ids), Fate.UNCUT if ids else Fate.WITHOUT_LABELS)
+        if not ids:
+            continue
+        document = [*ids, tokenizer.eos_token_id]
+        for start in range(0, len(document), room):
+            window = document[start : start + room]
+            if start and len(window) < LEAST_LENGTH:
+                continue  # a few last tokens teach nothing without what was before them
+            rows.append(row)
+            windows.append(Example(window, window))
+    writer.write(rows, windows)

@@ -1,47 +1,44 @@
-"""All rows of a recipe -> totals as the trainer counts them, and the rows worth looking at."""
+"""All rows of a recipe -> totals as training counts them, and the rows that need attention."""
 
 import heapq
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from glmtune.conversation import Conversation
-from glmtune.data.encode import Fate, fit
-from glmtune.data.formats import check_roles, convert_sides
-from glmtune.data.rows import BadRow, Row, RowError, excerpt
+from glmtune.data.dataset import Dataset, Entry
+from glmtune.data.encode import cannot_encode
+from glmtune.data.fit import Fate, describe_fate, fit
+from glmtune.data.formats import convert_sides
+from glmtune.data.rows import BadRow, RowError
 from glmtune.data.store import EncodeReport
+from glmtune.data.writer import Tally
 from glmtune.errors import TemplateError
-from glmtune.inspect.row import SIDES, rows_of
+from glmtune.inspect.row import SIDES
 from glmtune.inspect.shown_row import ShownRow, show_row
 from glmtune.model.load import load_tokenizer
 from glmtune.recipe.recipe import Recipe
+from glmtune.recipe.sections import DataSection
 from glmtune.template.base import IGNORE, Example, Template
 from glmtune.template.select import template_for
 
-_BYTE = re.compile(r"<0x[89A-F][0-9A-F]>")  # ASCII is no lack of the vocabulary
+_BYTE = re.compile(r"<0x[89A-F][0-9A-F]>")  # ASCII bytes are no gap in the vocabulary
 NUM_WORST = 5
 MAX_BAD_ROWS = 50  # listed on the page; all are counted
-
-_FATES = {
-    Fate.WHOLE: "",
-    Fate.CUT: "cut off at max_length, its end with it",
-    Fate.SHORTENED: "prompt shortened to max_length",
-    Fate.OVERLONG: "left out: longer than max_length",
-    Fate.WITHOUT_LABELS: "left out: nothing in it is learned",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What there is to see of a recipe's rows.
+    """The rows of a recipe, counted and sampled.
 
     Attributes:
-        template: how rows were laid out.
+        template: the template's description.
         report: the totals; equal to those of `encode_data`, or of `encode_pairs`.
         chosen: the rows that were asked for.
-        worst: what they are the worst in, and the rows, the worst first.
-        bad_rows: the first of those that could not be used.
+        worst: the measure -> the rows with the largest value, the worst first.
+        bad_rows: the first rows that could not be used.
     """
 
     template: dict[str, str]
@@ -52,8 +49,18 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True)
-class _Met:
-    """A row that was encoded."""
+class SurveyedRow:
+    """A row that was encoded, or one side of a pair.
+
+    Attributes:
+        number: of the row, counted from 1.
+        place: `file:line`, and which side of a pair.
+        format: that it was read as.
+        whole: the encoded row, uncut.
+        fitted: what training learns; None for a row that is left out.
+        fate: how it came to that.
+        num_byte_tokens: tokens that are one byte of a character.
+    """
 
     number: int
     place: str
@@ -65,108 +72,96 @@ class _Met:
 
     @property
     def num_lost(self) -> int:
+        """Tokens that are lost because the row is too long."""
         kept = 0 if self.fitted is None else len(self.fitted.input_ids)
         return 0 if self.fate is Fate.WITHOUT_LABELS else len(self.whole.input_ids) - kept
 
 
-_WORST: dict[str, Callable[[_Met], int]] = {
-    "Longest": lambda met: len(met.whole.input_ids),
-    "Too long: cut, shortened or left out": lambda met: met.num_lost,
-    "Most byte tokens": lambda met: met.num_byte_tokens,
-    "Nothing learned": lambda met: (
-        len(met.whole.input_ids) if met.fate is Fate.WITHOUT_LABELS else 0
+_WORST: dict[str, Callable[[SurveyedRow], int]] = {
+    "Longest": lambda row: len(row.whole.input_ids),
+    "Too long: cut, shortened or left out": lambda row: row.num_lost,
+    "Most byte tokens": lambda row: row.num_byte_tokens,
+    "Nothing learned": lambda row: (
+        len(row.whole.input_ids) if row.fate is Fate.WITHOUT_LABELS else 0
     ),
 }
 
 
 @dataclass(slots=True)
 class _Surveyor:
-    """Counts rows as they pass, and keeps the worst."""
+    """Counts rows as they are read, and keeps the worst."""
 
-    recipe: Recipe
+    section: DataSection
     template: Template
     byte_ids: frozenset[int]
-    counts: dict[str, Any] = field(default_factory=dict)
-    formats: dict[str, str] = field(default_factory=dict)
+    tally: Tally
     bad_rows: list[BadRow] = field(default_factory=list)
-    heaps: dict[str, list[tuple[int, int, int, _Met]]] = field(default_factory=dict)
+    heaps: dict[str, list[tuple[int, int, int, SurveyedRow]]] = field(default_factory=dict)
 
-    def meet(self, number: int, row: Row, format: str, sides: Sequence[Conversation]) -> list[_Met]:
+    def encode(self, number: int, entry: Entry[tuple[Conversation, ...]]) -> list[SurveyedRow]:
         """Encode a row as training does, count it, and keep it while it is among the worst.
 
-        A pair is left out as a whole, for the first of its sides that is.
+        A pair is left out entirely if one of its sides is.
 
         Raises:
             TemplateError: the row cannot be encoded.
         """
-        section = self.recipe.data
-        met: list[_Met] = []
-        for side, conversation in zip(SIDES if len(sides) == 2 else [""], sides, strict=True):
+        row, format, conversations = entry
+        section = self.section
+        sides: list[SurveyedRow] = []
+        names = SIDES if len(conversations) == 2 else [""]
+        for name, conversation in zip(names, conversations, strict=True):
             whole = self.template.encode(conversation)
             limit = section.max_length
             fitted, fate = fit(whole, conversation, self.template, limit, section.overlong)
             num_bytes = sum(token_id in self.byte_ids for token_id in whole.input_ids)
-            place = f"{row.file}:{row.line}{side}"
-            met.append(_Met(number, place, format, whole, fitted, fate, num_bytes))
-        self._raise("longest", max(len(side.whole.input_ids) for side in met))
-        self._add("num_rows", 1)
-        if fates := [side.fate for side in met if side.fate is not Fate.WHOLE]:
-            self._add(fates[0], 1)
-        kept = [side.fitted for side in met if side.fitted is not None]
-        if len(kept) == len(met):
-            self._add("num_examples", len(kept))
-            self._add("num_tokens", sum(len(example.input_ids) for example in kept))
+            place = f"{row.file}:{row.line}{name}"
+            seen = SurveyedRow(number, place, format.name, whole, fitted, fate, num_bytes)
+            sides.append(seen)
+        fates = [side.fate for side in sides if side.fate is not Fate.UNCUT]
+        longest = max(len(side.whole.input_ids) for side in sides)
+        self.tally.add_row(longest, fates[0] if fates else Fate.UNCUT)
+        kept = [side.fitted for side in sides if side.fitted is not None]
+        if len(kept) == len(sides):
             learned = [len(example.labels) - example.labels.count(IGNORE) for example in kept]
-            self._add("num_learned_tokens", sum(learned))
-        for index, each in enumerate(met):
-            self._keep(each, index)
-        return met
+            num_tokens = sum(len(example.input_ids) for example in kept)
+            self.tally.add_examples(len(kept), num_tokens, sum(learned))
+        for index, side in enumerate(sides):
+            self._keep(side, index)
+        return sides
 
-    def _keep(self, met: _Met, index: int) -> None:
+    def _keep(self, row: SurveyedRow, index: int) -> None:
         for name, measure in _WORST.items():
-            if (badness := measure(met)) > 0:
+            if (badness := measure(row)) > 0:
                 heap = self.heaps.setdefault(name, [])
-                heapq.heappush(heap, (badness, -met.number, index, met))
+                heapq.heappush(heap, (badness, -row.number, index, row))
                 if len(heap) > NUM_WORST:
                     heapq.heappop(heap)
 
     def refuse(self, bad: BadRow) -> None:
-        """Do with a row that cannot be used as training does.
+        """Count a row that cannot be used, or stop where training would.
 
         Raises:
-            RowError: `bad_rows` is "fail".
+            RowError: training does not skip it.
         """
-        if self.recipe.data.bad_rows == "fail":
+        if not bad.can_be_skipped(self.section.bad_rows):
             raise RowError(bad)
-        self._add("num_rows", 1)
-        self._add("num_bad_rows", 1)
+        self.tally.add_bad(bad)
         if len(self.bad_rows) < MAX_BAD_ROWS:
             self.bad_rows.append(bad)
 
-    def report(self) -> EncodeReport:
-        """Give the totals so far."""
-        max_length = self.recipe.data.max_length
-        empty = EncodeReport(max_length=max_length, formats=self.formats)
-        return replace(empty, **self.counts)
-
-    def worst(self, name: str) -> list[_Met]:
+    def worst(self, name: str) -> list[SurveyedRow]:
         """Give the worst rows of a kind, the worst first."""
-        return [met for *_, met in sorted(self.heaps.get(name, []), reverse=True)]
-
-    def _add(self, key: str, count: int) -> None:
-        self.counts[key] = self.counts.get(key, 0) + count
-
-    def _raise(self, key: str, value: int) -> None:
-        self.counts[key] = max(self.counts.get(key, 0), value)
+        return [row for *_, row in sorted(self.heaps.get(name, []), reverse=True)]
 
 
 def survey_rows(
     recipe: Recipe, first: int = 1, count: int = 1, *, pairs: bool | None = False
 ) -> Survey:
-    """Encode all rows of data.train once, and keep those that are asked for and the worst.
+    """Encode all rows of data.train once; keep the worst, and those that are asked for.
 
     Args:
-        recipe: its model (the tokenizer alone is read) and its data.
+        recipe: its model (only the tokenizer is read) and its data.
         first: the first row to show, counted from 1 through all files.
         count: how many from there; fewer, or none, at the end.
         pairs: as for `convert_sides`.
@@ -175,53 +170,52 @@ def survey_rows(
         CheckpointError: there is no tokenizer.
         DataError: a source cannot be read, or a row cannot be used and `bad_rows` is "fail".
     """
+    section = recipe.data
     tokenizer = load_tokenizer(recipe.model.name_or_path)
-    template = template_for(tokenizer, recipe.data.layout)
-    check_roles(recipe.data.roles)
-    surveyor = _Surveyor(recipe, template, byte_ids(tokenizer))
-    chosen: list[_Met] = []
-    for number, (entry, format) in enumerate(rows_of(recipe.data), start=1):
+    template = template_for(tokenizer, section.layout)
+    dataset = Dataset.of(section)
+    tally = Tally(section.max_length)
+    tally.formats = dataset.formats
+    surveyor = _Surveyor(section, template, byte_ids(tokenizer), tally)
+    chosen: list[SurveyedRow] = []
+    entries = dataset.read(partial(convert_sides, pairs=pairs))
+    for number, entry in enumerate(entries, start=1):
         if isinstance(entry, BadRow):
             surveyor.refuse(entry)
             continue
-        surveyor.formats.setdefault(entry.file, format.name)
         try:
-            columns, roles = recipe.data.columns, recipe.data.roles
-            sides = convert_sides(entry, format, columns, roles, pairs=pairs)
-            met = surveyor.meet(number, entry, format.name, sides)
-        except RowError as error:
-            surveyor.refuse(error.bad)
+            sides = surveyor.encode(number, entry)
         except TemplateError as error:
-            start = excerpt(str(dict(entry)))
-            surveyor.refuse(BadRow(entry.file, entry.line, "", str(error), start))
+            surveyor.refuse(cannot_encode(entry.row, error))
         else:
             if first <= number < first + count:
-                chosen += met
+                chosen += sides
     return Survey(
         template=dict(template.description),
-        report=surveyor.report(),
-        chosen=tuple(_show(met, tokenizer) for met in chosen),
+        report=tally.report(),
+        chosen=tuple(_show(row, tokenizer, section) for row in chosen),
         worst={
-            name: tuple(_show(met, tokenizer) for met in surveyor.worst(name)) for name in _WORST
+            name: tuple(_show(row, tokenizer, section) for row in surveyor.worst(name))
+            for name in _WORST
         },
         bad_rows=tuple(surveyor.bad_rows),
     )
 
 
-def _show(met: _Met, tokenizer: Any) -> ShownRow:
+def _show(row: SurveyedRow, tokenizer: Any, section: DataSection) -> ShownRow:
     return show_row(
-        met.whole,
-        met.fitted,
+        row.whole,
+        row.fitted,
         tokenizer,
-        place=met.place,
-        format=met.format,
-        fate=_FATES[met.fate],
-        number=met.number,
-        num_byte_tokens=met.num_byte_tokens,
+        place=row.place,
+        format=row.format,
+        fate=describe_fate(row.fate, len(row.whole.input_ids), section.max_length),
+        number=row.number,
+        num_byte_tokens=row.num_byte_tokens,
     )
 
 
 def byte_ids(tokenizer: Any) -> frozenset[int]:
-    """Find the tokens that are one byte of a character that the vocabulary lacks."""
+    """Find the tokens that are one byte of a character that is not in the vocabulary."""
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     return frozenset(index for index, token in enumerate(tokens) if _BYTE.fullmatch(str(token)))

@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 
-from glmtune.conversation import Conversation, Message
+from glmtune.conversation import Conversation
+from glmtune.data.formats import FORMATS, convert
+from glmtune.data.rows import Row
 from glmtune.objective.held_out import held_out_loss
 from glmtune.prove.proof import FORGETS, Proof
 from glmtune.template.base import Example
@@ -32,15 +34,11 @@ _MAX_TOKENS = 2048  # in one forward pass
 @cache
 def general_conversations() -> tuple[Conversation, ...]:
     """Read the rows that come with the package."""
-    rows = json.loads((files("glmtune.prove") / "general_rows.json").read_text(encoding="utf-8"))
+    name = "general_rows.json"
+    rows = json.loads((files("glmtune.prove") / name).read_text(encoding="utf-8"))
     return tuple(
-        Conversation(
-            (
-                Message("user", "\n".join(filter(None, (row["instruction"], row["input"])))),
-                Message("assistant", row["output"]),
-            )
-        )
-        for row in rows
+        convert(Row(row, name, number), FORMATS["alpaca"])
+        for number, row in enumerate(rows, start=1)
     )
 
 

@@ -210,6 +210,7 @@ class LintSection(Section):
 
     before_training: bool = True
     off: tuple[str, ...] = ()  # ids of checks, as `glmtune lint` shows them
+    errors: Literal["stop", "report"] = "stop"  # whether a row with an error stops a training
     # Similarity of four-character pieces of two questions, and of their answers.
     near_duplicate: Annotated[float, Field(ge=0.7, le=1)] = 0.9
     short_answer_chars: PositiveInt = 30  # shorter answers to one prompt contradict each other

@@ -15,9 +15,7 @@ from typing import Any
 
 from glmtune.conversation import Conversation
 from glmtune.data.batches import Examples, MicroBatch, pack_examples
-from glmtune.data.formats import convert, detect
-from glmtune.data.rows import Row, RowError
-from glmtune.data.sources import find_source
+from glmtune.data.encode import training_conversations
 from glmtune.data.store import EncodedData, EncodeReport
 from glmtune.errors import CheckpointError, TemplateError, TrainingError
 from glmtune.inspect.shown_row import show_row
@@ -180,25 +178,16 @@ def _check_saved(model: Any, folder: Path, rows: MicroBatch) -> str:
 
 
 def _compare_prompts(recipe: Recipe, template: Template) -> Proof | str:
-    number = check_template_agrees(template, islice(_conversations(recipe), PROBED_ROWS))
+    conversations = islice(_conversations(recipe, template), PROBED_ROWS)
+    number = check_template_agrees(template, conversations)
     if not number:
         return Proof(TEMPLATE, "not run", "no row with an answer was found again")
     return f"the ids before {number} answers are those of their prompts"
 
 
-def _conversations(recipe: Recipe) -> Iterator[Conversation]:
-    """Read the first rows of the training data again, as conversations."""
-    section = recipe.data
-    for path in section.train:
-        rows: list[Row] = []
-        source = find_source(path, split=section.split)
-        rows = list(islice(source.rows(lambda bad: None), PROBED_ROWS))
-        row_format = detect(rows, section.format, section.columns)
-        for row in rows:
-            try:
-                yield convert(row, row_format, section.columns, section.roles)
-            except RowError:  # it was skipped, or refused, when the data was encoded
-                continue
+def _conversations(recipe: Recipe, template: Template) -> Iterator[Conversation]:
+    """Read the training data again, as conversations."""
+    return training_conversations(recipe.data, template)
 
 
 def choose_prompts(

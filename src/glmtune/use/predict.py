@@ -14,15 +14,15 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from glmtune.data.formats import check_roles, detect, split_answer
-from glmtune.data.rows import BadRow, Row, RowError
-from glmtune.data.sources import find_source
+from glmtune.conversation import Conversation, Message
+from glmtune.data.dataset import Dataset, Entry
+from glmtune.data.formats import split_answer
+from glmtune.data.rows import BadRow, RowError
 from glmtune.errors import DataError, OutputError, TemplateError
 from glmtune.files import explain_write_error, write_atomically
 from glmtune.methods import digest, method
@@ -35,7 +35,6 @@ from glmtune.use.generate import BATCH_SIZE, Request, Sampling, generate
 
 logger = logging.getLogger(__name__)
 
-FIRST_ROWS = 20  # that may tell the format of a file
 SHOWN = 3  # bad rows in the log
 # Partial files of earlier versions do not record these, and are resumed without comparing them.
 RECORDED_LATER = ("adapter_digest", "model_digest")
@@ -77,20 +76,21 @@ def read_questions(
         DataError: a source cannot be read, there are no rows, or, unless `data.bad_rows` is
             "skip", a row cannot be used.
     """
-    check_roles(section.roles)
     bad: list[BadRow] = []
-
-    def on_bad(row: BadRow) -> None:
-        if section.bad_rows == "fail":
-            raise RowError(row)
-        bad.append(row)
-
     questions = []
-    for number, (row, name) in enumerate(_rows(section, on_bad), start=1):
-        try:
-            questions.append(_question(number, row, name, section, template, context_length))
-        except RowError as error:
-            on_bad(error.bad)
+    entries = Dataset.of(section, needs_answer=False).read(split_answer)
+    for number, entry in enumerate(entries, start=1):
+        question = (
+            entry
+            if isinstance(entry, BadRow)
+            else _question(number, entry, template, context_length)
+        )
+        if isinstance(question, Question):
+            questions.append(question)
+        elif question.can_be_skipped(section.bad_rows):
+            bad.append(question)
+        else:
+            raise RowError(question)
     for left_out in bad[:SHOWN]:
         logger.warning("left out: %s", left_out)
     if len(bad) > SHOWN:
@@ -100,37 +100,24 @@ def read_questions(
     return questions
 
 
-def _rows(section: DataSection, on_bad: Callable[[BadRow], None]) -> Iterator[tuple[Row, Any]]:
-    """Every row, with the format of its source."""
-    for path in section.train:
-        rows = find_source(path, split=section.split).rows(on_bad)
-        first = list(islice(rows, FIRST_ROWS))
-        if not first:
-            continue
-        form = detect(first, section.format, section.columns, needs_answer=False)
-        for row in chain(first, rows):
-            yield row, form
-
-
 def _question(
     number: int,
-    row: Row,
-    form: Any,
-    section: DataSection,
+    entry: Entry[tuple[Conversation, tuple[Message, ...]]],
     template: Template,
     context_length: int | None,
-) -> Question:
-    prompt, answer = split_answer(row, form, section.columns, section.roles)
+) -> Question | BadRow:
+    """Make the prompt of a row; a bad row if it cannot be made or is too long."""
+    row, (prompt, answer) = entry.row, entry.value
     try:
         ids = template.prompt_ids(prompt)
     except TemplateError as error:
-        raise RowError(BadRow(row.file, row.line, "", str(error), "")) from None
+        return BadRow(row.file, row.line, "", str(error), "")
     if context_length is not None and len(ids) >= context_length:
-        told = (
+        reason = (
             f"the prompt has {len(ids):,} tokens, which leaves no room for an answer in the "
             f"{context_length:,} that the model was made for. Shorten it, or take it out."
         )
-        raise RowError(BadRow(row.file, row.line, "", told, prompt.messages[-1].content[:80]))
+        return BadRow(row.file, row.line, "", reason, prompt.messages[-1].content[:80])
     return Question(
         row=number,
         file=row.file,

@@ -250,7 +250,7 @@ def test_the_page_of_rows_shows_the_requested_row_and_the_most_problematic(
         "Totals", "Row 1", "Longest", "Too long: cut, shortened or left out",
         "Most byte tokens", "Nothing learned", "Invalid rows",
     ]  # fmt: skip
-    assert "left out: longer than max_length" in text
+    assert "tokens are more than data.max_length" in text
     assert "the answer is empty" in text
     assert re.search(r'<span class="t l" data-p="\d+" data-i="\d+ \d+ \d+">鑫</span>', html)
     assert 'class="t x"' in html

@@ -1,8 +1,8 @@
 """The checks by id, and what one of them finds.
 
-error     the model learns something wrong, or training will stop
-warning   most likely not meant
-info      good to know
+error     the model learns something wrong, or the row cannot be used: training stops
+warning   most likely a mistake
+info      for information
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class Check:
     """One thing that can be wrong.
 
     Attributes:
-        id: stable, for recipes and machines.
+        id: stable, for recipes and programs.
         meaning: what it finds and why that matters.
         remedy: what to do.
         needs_model: whether it looks at tokens.
@@ -41,46 +41,46 @@ CHECKS: Mapping[str, Check] = {
         Check(
             "unreadable",
             "the row cannot be used at all",
-            "Mend it; data.bad_rows: skip leaves such rows out.",
+            "Repair it; data.bad_rows: skip leaves such rows out, unless the file breaks off.",
             is_dropped=True,
         ),
         Check(
             "role-order",
-            "a turn from the wrong speaker; chats never look like that",
+            "a turn from the wrong role; no chat has this order",
             "Put the turns in order, or map the role with data.roles.",
         ),
         Check(
             "empty-answer",
-            "an answer without words teaches silence",
+            "the model learns to answer nothing",
             "Write the answer, or take the row out.",
             is_dropped=True,
         ),
         Check(
             "same-answers",
-            "the better answer and the worse one say the same, so nothing is preferred",
+            "the better answer and the worse one are the same, so nothing is preferred",
             "Take the row out.",
             is_dropped=True,
         ),
         Check(
             "empty-question",
-            "a question without words; was a column left out?",
-            "Look at data.columns, or take the row out.",
+            "a question without text; was a column left out?",
+            "Check data.columns, or take the row out.",
         ),
         Check(
             "no-label",
             "no token is learned, so the row teaches nothing",
-            "Look at its loss flags, or raise data.max_length.",
+            "Check its loss flags, or raise data.max_length.",
             is_dropped=True,
         ),
         Check(
             "no-stop",
-            "a learned answer does not end in a stop token, so the model learns to run on",
+            "a learned answer does not end with a stop token, so the model learns not to stop",
             "Set data.overlong: drop or truncate_prompt, or raise data.max_length.",
             needs_model=True,
         ),
         Check(
             "cut-answer",
-            "the length limit cuts words off an answer",
+            "the length limit cuts off the end of an answer",
             "Raise data.max_length, or set data.overlong: drop or truncate_prompt.",
             needs_model=True,
         ),
@@ -92,22 +92,22 @@ CHECKS: Mapping[str, Check] = {
         ),
         Check(
             "encoding",
-            "characters were broken by a wrong decoding; the model learns the garbage",
+            "characters were damaged by a wrong decoding, and the model learns them",
             "Convert the data from its source again, as UTF-8.",
         ),
         Check(
             "role-marker",
-            "control tokens of a chat format stand in the text, as text",
-            "Take them out; the template writes them itself.",
+            "the text contains control tokens of a chat format",
+            "Take them out; the template adds them.",
         ),
         Check(
             "placeholder",
-            "something was left to fill in, and the model will say it literally",
+            "a placeholder was not filled in, and the model learns it literally",
             "Fill it in everywhere.",
         ),
         Check(
             "refusal",
-            "boilerplate of another assistant; a few rows teach the model to refuse",
+            "boilerplate of another assistant; a few such rows teach the model to refuse",
             "Rewrite the answer, or take the row out.",
         ),
         Check(
@@ -117,19 +117,19 @@ CHECKS: Mapping[str, Check] = {
         ),
         Check(
             "duplicate",
-            "the row is there twice, and so weighs twice",
+            "the row occurs twice, so it counts twice",
             "Keep one of them.",
             is_dropped=True,
         ),
         Check(
             "near-duplicate",
-            "question and answer are almost those of another row",
+            "question and answer are nearly those of another row",
             "Keep one of them, unless the small difference is the point.",
         ),
         Check(
             "contradiction",
-            "one prompt has different answers; the model learns their average",
-            "Keep the right answer, or put into the prompt what decides between them.",
+            "one prompt has different answers; the model learns a mixture of them",
+            "Keep the right answer, or add to the prompt what decides between them.",
         ),
         Check(
             "leak",
@@ -141,7 +141,7 @@ CHECKS: Mapping[str, Check] = {
 
 
 def check_off(section: LintSection) -> None:
-    """Refuse to switch off a check that does not exist, or one that must look.
+    """Refuse to switch off a check that does not exist, or one that is always on.
 
     Raises:
         RecipeError: names the check.
@@ -150,17 +150,19 @@ def check_off(section: LintSection) -> None:
         if name not in CHECKS:
             raise RecipeError(f"lint.off: no check is called {name!r}; known: {', '.join(CHECKS)}.")
         if name == "unreadable":
-            raise RecipeError("lint.off: unreadable cannot be off: training stops at such rows.")
+            raise RecipeError(
+                "lint.off: unreadable cannot be switched off: training cannot use such rows."
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What a check says of one row.
+    """What a check found in one row.
 
     Attributes:
         severity: how bad it is here.
         message: what is wrong, in one sentence.
-        excerpt: the words at fault.
+        excerpt: the text at fault.
     """
 
     severity: Severity
@@ -176,13 +178,13 @@ class Finding:
         check: the id.
         severity: how bad it is here.
         file, line: where the row starts.
-        row: its number through all files of data.train, or of data.eval, counted from 1 and
-            bad rows included, as in `glmtune inspect --row`.
+        row: its number through all files of data.train, or of data.eval, counted from 1; bad
+            rows count too, as in `glmtune inspect --row`.
         is_held_out: whether it is one of data.eval.
         message: what is wrong, in one sentence.
-        excerpt: the words at fault.
+        excerpt: the text at fault.
         other: the other row as `file:line`, where there are two; else "".
-        is_usable: False when training cannot take the row at all.
+        is_usable: False if training cannot use the row at all.
     """
 
     check: str

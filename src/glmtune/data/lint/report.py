@@ -1,4 +1,4 @@
-"""All that was found, for people and machines."""
+"""All findings of a data set, as an object and as JSON."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from glmtune.data.lint.tokens import Lengths
 
 @dataclass(frozen=True, slots=True)
 class LintReport:
-    """All that was found.
+    """All findings of a data set.
 
     Attributes:
         findings: by check, then in the order of the rows; all of them.
@@ -20,7 +20,7 @@ class LintReport:
         formats: the format of each file.
         other_files: those of data.eval and data.replay.
         lengths: of the training rows.
-        checked: ids of the checks that looked.
+        checked: ids of the checks that ran.
         not_checked: ids of the others -> why.
     """
 
@@ -34,18 +34,18 @@ class LintReport:
     not_checked: Mapping[str, str]
 
     def count(self, severity: Severity) -> int:
-        """How many findings are that bad."""
+        """Count the findings of one severity."""
         return sum(finding.severity == severity for finding in self.findings)
 
     def counts(self) -> dict[str, dict[Severity, int]]:
-        """How many findings of each severity each check has; those without any too."""
+        """Count the findings of each check by severity; checks without findings are included."""
         counts = {check: dict.fromkeys(SEVERITIES, 0) for check in self.checked}
         for finding in self.findings:
             counts[finding.check][finding.severity] += 1
         return counts
 
     def to_json(self) -> str:
-        """Write everything, for machines."""
+        """Give everything as JSON, for programs."""
         counts = self.counts()
         checks = [
             {"id": id, "meaning": CHECKS[id].meaning, "remedy": CHECKS[id].remedy, **counts[id]}

@@ -1,15 +1,16 @@
-"""One row's words: what no tokenizer is needed to see.
+"""Checks of one row's text, which need no tokenizer.
 
-Each check takes a conversation and gives the first fault it finds there, so a row has at most
-one finding per check. False alarms cost more than a miss: who has to read a hundred of them
-reads none. So each pattern is as narrow as the fault it is for, and what a question asks for is
-no fault in its answer.
+Each check takes a conversation and gives the first fault in it, so a row has at most one finding
+per check. Prefer a miss to a false alarm: nobody reads a hundred of them. So each pattern is as
+narrow as the fault it is for, and what a question asks for is no fault in its answer.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
+
+import regex  # type: ignore[import-untyped]  # has classes for scripts, unlike `re`
 
 from glmtune.conversation import Conversation, Message
 from glmtune.data.lint.findings import Fault, Severity
@@ -20,7 +21,11 @@ TextCheck = Callable[[Conversation], Fault | None]
 
 
 def text_checks(section: LintSection) -> Mapping[str, TextCheck]:
-    """Give the checks of this module by id."""
+    """Give the checks of this module by id.
+
+    Args:
+        section: their thresholds.
+    """
     return {
         "role-order": find_wrong_order,
         "empty-answer": find_empty_answer,
@@ -35,13 +40,13 @@ def text_checks(section: LintSection) -> Mapping[str, TextCheck]:
 
 
 def around(text: str, start: int, end: int) -> str:
-    """The words at `start` with a few before and behind."""
+    """Give the text from `start` to `end` with some characters before and after it."""
     left, right = max(0, start - 24), min(len(text), max(end, start + 60))
     return ("..." if left else "") + text[left:right] + ("..." if right < len(text) else "")
 
 
 def answers_of(conversation: Conversation) -> list[str]:
-    """What the assistant says in words, calls of tools aside."""
+    """Give the answers of the assistant, without calls of tools."""
     return [m.content for m in conversation if m.role == "assistant" and not m.metadata]
 
 
@@ -49,42 +54,42 @@ def answers_of(conversation: Conversation) -> list[str]:
 
 
 def find_wrong_order(conversation: Conversation) -> Fault | None:
-    """Find what `check_turns` lets pass and is hardly meant."""
+    """Find an order that `check_turns` accepts and that is probably a mistake."""
     messages = conversation.messages
     last = messages[-1]
     if last.role != "assistant":
-        told = f"the last turn is from {last.role} and has no answer"
-        return Fault("warning", told, around(last.content, 0, 0))
+        why = f"the last turn is from {last.role} and has no answer"
+        return Fault("warning", why, around(last.content, 0, 0))
     for before, message in pairwise(messages):
         if before.role != "assistant" or before.metadata:
             continue
         if message.role == "observation":
-            told = "a tool's result follows an answer that calls no tool"
-            return Fault("warning", told, around(message.content, 0, 0))
+            why = "a tool's result follows an answer that calls no tool"
+            return Fault("warning", why, around(message.content, 0, 0))
         if message.role == "assistant" and not message.metadata:
-            told = "two answers follow each other"
-            return Fault("warning", told, around(message.content, 0, 0))
+            why = "two answers follow each other"
+            return Fault("warning", why, around(message.content, 0, 0))
     return None
 
 
 def find_empty_answer(conversation: Conversation) -> Fault | None:
-    """Find an answer of white space alone."""
+    """Find an answer that is only white space."""
     if all(answer.strip() for answer in answers_of(conversation)):
         return None
     return Fault("error", "the answer is empty", _question(conversation))
 
 
 def find_same_answers(better: Conversation, worse: Conversation) -> Fault | None:
-    """Find a pair whose answers differ by white space alone."""
+    """Find a pair whose answers differ only by white space."""
     first, second = (["".join(answer.split()) for answer in answers_of(c)] for c in (better, worse))
     if first != second:
         return None
-    told = "the rejected answer differs from the chosen one by white space alone"
-    return Fault("error", told, around(worse.messages[-1].content, 0, 0))
+    message = "the rejected answer differs from the chosen one only by white space"
+    return Fault("error", message, around(worse.messages[-1].content, 0, 0))
 
 
 def find_empty_question(conversation: Conversation) -> Fault | None:
-    """Find a user who says nothing."""
+    """Find a user message without text."""
     for message in conversation:
         if message.role == "user" and not message.content.strip():
             answer = next(iter(answers_of(conversation)), "")
@@ -93,11 +98,11 @@ def find_empty_question(conversation: Conversation) -> Fault | None:
 
 
 def find_nothing_learned(conversation: Conversation) -> Fault | None:
-    """Find a row whose every answer is marked as not learned."""
+    """Find a row whose answers are all marked as not learned; training leaves it out."""
     if any(map(is_learned, conversation)):
         return None
-    told = "every answer is marked as not learned"
-    return Fault("error", told, _question(conversation))
+    why = "every answer is marked as not learned"
+    return Fault("warning", why, _question(conversation))
 
 
 def _question(conversation: Conversation) -> str:
@@ -123,7 +128,7 @@ _BROKEN = re.compile(
 )
 _MAY_BE_BROKEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\u00ff\ufffd锟烫屯锛銆鐨鈥]")  # quick
 _WHY_BROKEN = {
-    "replaced": "U+FFFD stands where a character could not be decoded",
+    "replaced": "U+FFFD replaces a character that could not be decoded",
     "twice": "bytes were decoded twice in a wrong encoding",
     "control": "a control character",
     "latin": "UTF-8 was read as latin-1",
@@ -133,7 +138,7 @@ _WHY_BROKEN = {
 
 
 def find_broken_encoding(conversation: Conversation) -> Fault | None:
-    """Find what a wrong decoding leaves behind."""
+    """Find the traces of a wrong decoding."""
     for message in conversation:
         text = message.content
         if not _MAY_BE_BROKEN.search(text):
@@ -147,7 +152,7 @@ def find_broken_encoding(conversation: Conversation) -> Fault | None:
 
 
 def _looks_like_gbk(text: str) -> bool:
-    """Tell GBK from the signs of latin-1, as in 138××××5678: they repeat, and are no letters."""
+    """Distinguish GBK from latin-1 symbols as in 138××××5678, which repeat and are no letters."""
     if len(set(text)) < 3 or not any(char.isalpha() for char in text):
         return False
     try:
@@ -172,17 +177,17 @@ _MAY_MARK = re.compile(r"[<\[#]|^sop", re.MULTILINE)
 
 
 def find_role_marker(conversation: Conversation) -> Fault | None:
-    """Find control tokens spelled out; in an answer the model would learn to write them."""
+    """Find control tokens as text; in an answer the model would learn to write them."""
     for message in conversation:
         text = message.content
         if not _MAY_MARK.search(text):
             continue
         for match in _MARKER.finditer(text):
             if match[0] == "</s>" and "<s>" in text[: match.start()]:
-                continue  # struck-out text in HTML
-            told = f"{match[0].strip()} stands in the text of the {message.role}"
+                continue  # strikethrough in HTML
+            why = f"the text of the {message.role} contains {match[0].strip()}"
             severity: Severity = "error" if is_learned(message) else "warning"
-            return Fault(severity, told, around(text, *match.span()))
+            return Fault(severity, why, around(text, *match.span()))
     return None
 
 
@@ -210,11 +215,11 @@ _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 
 
 def find_placeholder(conversation: Conversation) -> Fault | None:
-    """Find what was left to fill in.
+    """Find placeholders that were not filled in.
 
-    A template's own variables are looked for everywhere, the rest in answers only. Who asks for
-    a letter may well want [Your Name] under it, so that is only noted; and what stands in the
-    question belongs into the answer.
+    Variables of a template are searched in all messages, the rest only in answers. An answer to
+    a request for a letter may contain [Your Name], so that is only noted; and a placeholder of
+    the question may occur in the answer.
     """
     asked = ""
     for message in conversation:
@@ -222,26 +227,26 @@ def find_placeholder(conversation: Conversation) -> Fault | None:
         if _MAY_FILL_IN.search(text):
             prose = _without_code(text)
             if variable := _VARIABLE.search(prose):
-                told = f"{variable[0]} was never filled in"
-                return Fault("error", told, around(prose, *variable.span()))
+                why = f"{variable[0]} was never filled in"
+                return Fault("error", why, around(prose, *variable.span()))
             if message.role == "assistant" and not message.metadata:
                 for match in _TO_FILL_IN.finditer(prose):
                     if match[0] in asked or _is_markup(match[0], prose):
                         continue
                     severity: Severity = "info" if _ASKS_FOR_FORM.search(asked) else "warning"
-                    told = f"{match[0]} was left to fill in"
-                    return Fault(severity, told, around(prose, *match.span()))
+                    why = f"{match[0]} was not filled in"
+                    return Fault(severity, why, around(prose, *match.span()))
         asked += text if message.role != "assistant" else ""
     return None
 
 
 def _without_code(text: str) -> str:
-    """Blank out fenced code, whose braces and brackets are its own."""
+    """Replace fenced code by spaces: its braces and brackets are no placeholders."""
     return _CODE.sub(lambda match: " " * len(match[0]), text) if "```" in text else text
 
 
 def _is_markup(match: str, text: str) -> bool:
-    """Tell <TABLE> from <NAME>: markup has closing tags."""
+    """Distinguish <TABLE> from <NAME>: markup has closing tags."""
     return match.startswith("<") and "</" in text
 
 
@@ -268,15 +273,14 @@ _SORRY = re.compile(
 
 
 def find_refusal(conversation: Conversation) -> Fault | None:
-    """Find sentences that assistants were made to say, and an assistant's excuse.
+    """Find the typical sentences of other assistants, and refusals.
 
-    To speak of oneself as an AI is a fault only where something is denied with it: who trains
-    a model to say its own name means it. And only in the first line: further down it may be
-    said by somebody in a story.
+    "I am an AI" is a fault only together with something that is refused: rows that teach a
+    model its own name are meant. And only in the first line: further down it may be a quotation.
     """
     for answer in answers_of(conversation):
         if match := _SORRY.match(answer):
-            return Fault("warning", "the answer is an excuse", around(answer, *match.span()))
+            return Fault("warning", "the answer is a refusal", around(answer, *match.span()))
         if "AI" not in answer and "人工智能" not in answer and "artificial" not in answer:
             continue
         first_line = (answer.lstrip().find("\n") + 1) or len(answer)
@@ -284,22 +288,23 @@ def find_refusal(conversation: Conversation) -> Fault | None:
             sentence = answer[match.end() : match.end() + 60]
             is_excuse = match.start() < first_line and _INABILITY.search(sentence)
             if any(match.groups()) or is_excuse:
-                told = "the answer says what another assistant was made to say"
-                return Fault("warning", told, around(answer, *match.span()))
+                why = "the answer has a typical sentence of another assistant"
+                return Fault("warning", why, around(answer, *match.span()))
     return None
 
 
 # --- Languages ----------------------------------------------------------------------------
 
 _WORDS = {
-    "Chinese": re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]+"),
-    "Latin": re.compile(r"[A-Za-z\u00c0-\u024f]{2,}"),
-    "Japanese": re.compile(r"[\u3040-\u30ff]+"),
-    "Korean": re.compile(r"[\uac00-\ud7af]+"),
-    "Cyrillic": re.compile(r"[\u0400-\u04ff]{2,}"),
-    "Arabic": re.compile(r"[\u0600-\u06ff]{2,}"),
+    "Chinese": regex.compile(r"\p{Han}+"),
+    "Latin": regex.compile(r"\p{Latin}{2,}"),
+    "Japanese": regex.compile(r"[\p{Hiragana}\p{Katakana}]+"),
+    "Korean": regex.compile(r"\p{Hangul}+"),
+    "Cyrillic": regex.compile(r"\p{Cyrillic}{2,}"),
+    "Arabic": regex.compile(r"\p{Arabic}{2,}"),
 }
-_NEITHER = re.compile(r"[\u0400-\u06ff\u3040-\u30ff\uac00-\ud7af]")  # Chinese nor Latin
+# Any script above that is neither Chinese nor Latin.
+_OTHER_SCRIPT = regex.compile(r"[\p{Hiragana}\p{Katakana}\p{Hangul}\p{Cyrillic}\p{Arabic}]")
 _ASKS_FOR_ANOTHER = re.compile(
     r"译|[英中汉日韩法德俄西]语|[英中日韩法德俄]文|西班牙|阿拉伯|语言|语句|拼音|单词|词汇|句子|例句|造句|一词|字母|缩写"
     r"|代码|编程|程序|脚本|函数|算法|命令|查询|公式|网址|网站|正则|域名|歌词|歌名|邮箱"
@@ -307,22 +312,22 @@ _ASKS_FOR_ANOTHER = re.compile(
     r"|(?i:translat|language|chinese|mandarin|pinyin|japanese|korean|russian|arabic|english"
     r"|french|german|spanish|code|script|function)"
 )
-_LOOKED_AT = 250  # characters from the beginning of a text tell its language
+_LANGUAGE_CHARS = 250  # the language of a text is that of its beginning
 
 
 def find_language_mix(conversation: Conversation, min_words: int) -> Fault | None:
-    """Find an answer in another script than a question that does not ask for it.
+    """Find an answer in another script than its question, which does not ask for it.
 
     Args:
         conversation: with any number of questions.
-        min_words: of the answer, a Chinese character being a word; shorter ones are names.
+        min_words: of the answer, each Chinese character counting as one; fewer may be a name.
     """
     asked: Message | None = None
     for message in conversation:
         if message.role == "user":
             asked = message
         elif message.role != "assistant" or message.metadata:
-            asked = None  # after a tool's result all depends on that
+            asked = None  # an answer to a tool's result depends on that result
         elif asked is not None:
             question, answer = asked.content, message.content
             of_question, of_answer = _language(question, 3), _language(answer, min_words)
@@ -330,18 +335,18 @@ def find_language_mix(conversation: Conversation, min_words: int) -> Fault | Non
                 continue
             if _ASKS_FOR_ANOTHER.search(question) or "```" in answer or "</" in answer:
                 continue
-            told = f"the question is {of_question}, the answer {of_answer}"
-            return Fault("warning", told, around(answer, 0, 0))
+            why = f"the question is {of_question}, the answer {of_answer}"
+            return Fault("warning", why, around(answer, 0, 0))
     return None
 
 
 def _language(text: str, min_words: int) -> str:
-    """Name what nearly all words of a text are written in; "" if they are mixed or few."""
-    text = text[:_LOOKED_AT]
+    """Name the script of nearly all words of a text; "" if they are mixed or few."""
+    text = text[:_LANGUAGE_CHARS]
     if text.isascii():
         is_enough = len(_WORDS["Latin"].findall(text)) >= min_words
         return "Latin" if is_enough else ""
-    scripts = _WORDS if _NEITHER.search(text) else ("Chinese", "Latin")
+    scripts = _WORDS if _OTHER_SCRIPT.search(text) else ("Chinese", "Latin")
     counts = {name: _num_words(text, name) for name in scripts}
     if counts.get("Japanese", 0) * 5 > counts["Chinese"]:
         counts["Japanese"] += counts.pop("Chinese")

@@ -1,8 +1,8 @@
-"""One row's ids: does every learned answer end in a stop, was it cut, what a limit costs.
+"""Checks of one row's ids: does every learned answer end with a stop token, was it cut.
 
 input_ids   64790 64792 64795 ... 64796 30910 13 36474 54591 2
-labels        -     -     -         -   30910 13 36474 54591 2     2 stops generation
-cut at 9      -     -     -         -   30910 13 36474             nothing does
+labels        -     -     -         -   30910 13 36474 54591 2     2 is the stop token
+cut at 9      -     -     -         -   30910 13 36474             there is none
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glmtune.conversation import Conversation
-from glmtune.data.encode import Fate
+from glmtune.data.fit import Fate, describe_fate
 from glmtune.data.lint.findings import Fault
 from glmtune.data.lint.texts import answers_of
 from glmtune.template.base import IGNORE, Example, is_learned
@@ -28,8 +28,8 @@ class LengthCost:
     Attributes:
         max_length: the limit.
         num_overlong: rows above it.
-        lost_if_dropped: what those rows hold, which `drop` loses.
-        lost_if_cut: what stands behind the limit, which `tutorial` loses.
+        lost_if_dropped: tokens of those rows, which `drop` loses.
+        lost_if_cut: tokens after the limit, which `tutorial` loses.
     """
 
     max_length: int
@@ -42,9 +42,9 @@ class Lengths:
     """How long the rows are.
 
     Attributes:
-        unit: of all numbers; characters when there is no tokenizer.
+        unit: of all numbers; characters if there is no tokenizer.
         values: of each row, int64, (rows,).
-        limit: data.max_length, or None when the unit is another one.
+        limit: data.max_length, or None if the unit is not tokens.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Lengths:
 
     @property
     def total(self) -> int:
-        """Of all rows."""
+        """The sum over all rows."""
         return int(self.values.sum())
 
     def percentiles(self) -> dict[int, int]:
-        """A share of the rows in percent -> the length that they do not exceed."""
+        """Give each share of `PERCENTILES` with the length that so many rows do not exceed."""
         if not len(self.values):
             return {}
         # Never between two rows: a limit at the 99th percentile keeps 99 % of them.
@@ -68,7 +68,7 @@ class Lengths:
         return {share: int(length) for share, length in zip(PERCENTILES, found, strict=True)}
 
     def costs(self) -> list[LengthCost]:
-        """What powers of two, and the limit of the recipe, would cost."""
+        """Give the costs of powers of two, and of the limit of the recipe."""
         longest = int(self.values.max(initial=0))
         if not longest:
             return []
@@ -78,7 +78,7 @@ class Lengths:
         return [self.cost(limit) for limit in sorted(wanted | {self.limit or longest})]
 
     def cost(self, max_length: int) -> LengthCost:
-        """What this limit would cost."""
+        """Give the cost of one limit."""
         overlong = self.values[self.values > max_length]
         return LengthCost(
             max_length,
@@ -110,46 +110,43 @@ def find_token_faults(
     max_length: int,
     stop_ids: Sequence[int],
 ) -> Iterator[tuple[str, Fault]]:
-    """Say what training would do to a row that its author did not mean; check id and fault.
+    """Find what training would do to a row that its author may not expect; check id and fault.
 
     Args:
         conversation: the row.
-        example: the whole of it encoded.
+        example: the encoded row, uncut.
         fitted: what training makes of the example, None if it leaves it out.
         fate: how it came to that; both are from `fit`.
         max_length: in tokens.
         stop_ids: of the template.
     """
     length, end = len(example.input_ids), _end_of_answer(conversation)
-    limit = f"the limit of {max_length:,} tokens"
-    too_long = f"{length:,} tokens are more than {limit}"
+    what = describe_fate(fate, length, max_length)
     if fate is Fate.OVERLONG:
-        yield "length", Fault("warning", f"{too_long}, so training leaves the row out", end)
+        yield "length", Fault("warning", what, end)
     elif fate is Fate.SHORTENED:
-        yield "length", Fault("info", f"{too_long}, so training shortens the prompt", end)
+        yield "length", Fault("info", what, end)
     elif fate is Fate.WITHOUT_LABELS and any(map(is_learned, conversation)):
-        why = f"the answer begins behind {limit}" if length > max_length else "no answer is last"
-        yield "no-label", Fault("error", f"{why}, so nothing is learned", end)
+        yield "no-label", Fault("warning", what, end)
     if fitted is None:
         return
-    num_learned = _num_learned(example)
-    lost = num_learned - _num_learned(fitted)
+    lost = _num_learned(example) - _num_learned(fitted)
     if fate is Fate.CUT and lost:
-        told = f"{limit} cuts off {lost:,} of {num_learned:,} learned tokens"
-        yield "cut-answer", Fault("warning", told, end)
+        yield "cut-answer", Fault("warning", f"{what}: {lost:,} learned tokens are lost", end)
     elif fate is Fate.CUT:
-        yield "length", Fault("info", f"{too_long}; nothing learned is cut off", end)
+        yield "length", Fault("info", f"{what}: no learned token is lost", end)
     for stop in ends_without_stop(fitted, stop_ids)[:1]:
-        why = f", where {limit} cuts it off" if stop == max_length < length else ""
-        told = f"the answer ends behind token {stop:,} without a stop token{why}"
-        yield "no-stop", Fault("error", told, end)
+        is_cut = stop == max_length < length  # as data.overlong=tutorial asks for
+        why = f", where data.max_length {max_length:,} cuts it off" if is_cut else ""
+        message = f"the answer ends after token {stop:,} without a stop token{why}"
+        yield "no-stop", Fault("warning" if is_cut else "error", message, end)
 
 
 def ends_without_stop(example: Example, stop_ids: Sequence[int]) -> list[int]:
-    """Find the learned stretches after which generation would go on; gives their ends."""
+    """Find the learned spans after which generation would not stop; gives their ends."""
     ids, labels = example.input_ids, example.labels
     first = labels.count(IGNORE)
-    if labels[first:] == ids[first:]:  # one stretch, at the end: nearly every row
+    if labels[first:] == ids[first:]:  # one span, at the end: nearly every row
         return [] if labels[-1] in stop_ids else [len(ids)]
     learned = np.array([*labels, IGNORE]) != IGNORE
     ends = np.flatnonzero(learned[:-1] & ~learned[1:]) + 1

@@ -1,12 +1,17 @@
-"""Rows beside each other: duplicates, near ones, contradictions, leaks.
+"""Pairs of rows: duplicates, near duplicates, contradictions, leaks.
 
-Of each row only numbers are kept, about 600 bytes: hashes of the row and of its prompt, and a
-MinHash of its questions and one of its answers. Two rows are near only if both are: a thousand
-questions with the answer "Yes." are no duplicates, nor are two answers to one question.
+Only numbers are kept of each row, about 600 bytes: hashes of the row and of its prompt, a MinHash
+of its questions and one of its answers. Two rows are near duplicates only if both MinHashes are
+close: a thousand questions with the answer "Yes." are no duplicates, nor are two answers to one
+question.
 
-    near        question and answer share 90 % of their pieces of four letters, by estimate
+    near        question and answer share 90 % of their 4-grams of characters, by estimate
     a band      4 slots of the one MinHash and 4 of the other; near rows agree in one of 32 bands
                 with a probability above 1 - (1 - 0.9^8)^32 = 99.99 %
+
+rensa computes the MinHashes; the index is our own, for memory. rensa's RMinHashLSH takes 2,775
+bytes a row for one MinHash (measured with 128 slots in 32 bands), and a band here spans two. Ours
+is one 8-byte key for each row and band, sorted one band at a time.
 
 Source: Broder 1997, "On the resemblance and containment of documents"; bands: Leskovec,
 Rajaraman and Ullman, "Mining of Massive Datasets", section 3.4.
@@ -25,24 +30,24 @@ from glmtune.conversation import Conversation
 from glmtune.data.lint.findings import Fault
 from glmtune.recipe.sections import LintSection
 
-PIECE_CHARS = 4
+NGRAM_CHARS = 4
 SLOTS = 128  # a share of 90 % is estimated within 3 %
 BAND_SLOTS = 4
 _SEED = 1
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
 
 Digests = npt.NDArray[np.uint16]  # the lower half is enough to tell slots apart
-Rows = npt.NDArray[np.int64]
+RowIndices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """A row, what is wrong with it, and the row that it is beside.
+    """A row, what is wrong with it, and the other row that it is compared with.
 
     Attributes:
         check: the id.
         row: an index, in the order in which rows were added.
-        other: the index of the other row, which came first or is learned.
+        other: the index of the other row, which is earlier or is learned.
         fault: without an excerpt.
     """
 
@@ -58,7 +63,7 @@ def can_find_near() -> bool:
 
 
 class Twins:
-    """Collects rows, then compares each with those that may be like it."""
+    """Collects rows, then compares each with those that may be similar."""
 
     def __init__(self) -> None:
         self._row_keys = array("q")
@@ -71,7 +76,7 @@ class Twins:
         return len(self._row_keys)
 
     def add(self, conversations: Sequence[Conversation], rejected: Sequence[str]) -> None:
-        """Take rows in.
+        """Add rows.
 
         Args:
             conversations: of each row; of a pair, the better side.
@@ -94,7 +99,7 @@ class Twins:
             _plain("".join(m.metadata + m.content for m in c if m.role == "assistant") + worse)
             for c, worse in zip(conversations, rejected, strict=True)
         ]
-        self._digests.append(np.concatenate((_digest(questions), _digest(answers)), axis=1))
+        self._digests.append(np.concatenate((minhash(questions), minhash(answers)), axis=1))
 
     def find(self, is_held_out: npt.NDArray[np.bool_], section: LintSection) -> Iterator[Twin]:
         """Compare the rows.
@@ -113,8 +118,8 @@ class Twins:
             yield from (Twin("duplicate", row, first, _DUPLICATE) for row, first in same.items())
             for row, (other, share) in near.items():
                 if row not in same:
-                    told = f"question and answer are {share:.0%} those of the other row"
-                    yield Twin("near-duplicate", row, other, Fault("warning", told, ""))
+                    why = f"question and answer are {share:.0%} those of the other row"
+                    yield Twin("near-duplicate", row, other, Fault("warning", why, ""))
             for row, first in _earlier_same(prompts, rows).items():
                 if row not in same and row not in near:
                     fault = self._contradiction(row, first, section)
@@ -135,17 +140,17 @@ class Twins:
         return Fault("info", "the same prompt has another answer", "")
 
 
-_DUPLICATE = Fault("warning", "the same row again", "")
+_DUPLICATE = Fault("warning", "the same row occurs earlier", "")
 
 
 def _leaks(
     digests: Digests,
     bands: npt.NDArray[np.uint64],
-    prompts: Rows,
+    prompts: RowIndices,
     is_held_out: npt.NDArray[np.bool_],
     threshold: float,
 ) -> Iterator[Twin]:
-    """Find held-out rows whose prompt, or nearly the whole row, is learned too."""
+    """Find held-out rows whose prompt, or nearly the entire row, is learned too."""
     learned, held_out = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     if not len(held_out):
         return
@@ -155,43 +160,43 @@ def _leaks(
     near = _nearest(digests, bands, held_out, threshold, among=learned)
     for row in held_out.tolist():
         if (other := first_with.get(prompts[row].item())) is not None:
-            told = "this held-out row's prompt is also learned"
-            yield Twin("leak", row, other, Fault("error", told, ""))
+            why = "this held-out row's prompt is also learned"
+            yield Twin("leak", row, other, Fault("error", why, ""))
         elif row in near:
             other, share = near[row]
-            told = f"this held-out row is {share:.0%} one that is learned"
-            yield Twin("leak", row, other, Fault("warning", told, ""))
+            why = f"this held-out row is {share:.0%} one that is learned"
+            yield Twin("leak", row, other, Fault("warning", why, ""))
 
 
 def _plain(text: str) -> str:
-    """Leave out what does not make a text another: case and white space."""
+    """Normalize a text: case and white space make no difference."""
     return "".join(text.lower().replace("\0", "").split())
 
 
-def _digest(texts: Sequence[str]) -> Digests:
-    """MinHash the pieces of texts, (texts, SLOTS); texts without any are alike."""
+def minhash(texts: Sequence[str]) -> Digests:
+    """MinHash the n-grams of texts, (texts, SLOTS); all empty texts are equal."""
     import rensa
 
-    hashes, offsets = _piece_hashes(texts)
+    hashes, offsets = _ngram_hashes(texts)
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, SLOTS, _SEED)
     slots = np.array(matrix.to_rows(), dtype=np.uint32).reshape(len(texts), SLOTS)
     return slots.astype(np.uint16)
 
 
-def _piece_hashes(
+def _ngram_hashes(
     texts: Sequence[str],
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Hash the piece that begins at each letter; at the end of a text they are shorter.
+    """Hash the n-gram that begins at each character; at the end of a text they are shorter.
 
     Returns:
         The hashes of all texts, and where each text begins and the last one ends.
     """
-    end = "\0" * (PIECE_CHARS - 1)
+    end = "\0" * (NGRAM_CHARS - 1)
     letters = np.frombuffer(
         "".join(text + end for text in texts).encode("utf-32-le"), dtype=np.uint32
     ).astype(np.uint64)
     hashes = letters.copy()
-    for shift in range(1, PIECE_CHARS):
+    for shift in range(1, NGRAM_CHARS):
         hashes *= _ODD
         hashes[:-shift] += letters[shift:]
     hashes ^= hashes >> np.uint64(29)
@@ -212,8 +217,8 @@ def _band_keys(digests: Digests) -> npt.NDArray[np.uint64]:
     return np.ascontiguousarray(keys.T)
 
 
-def _earlier_same(keys: Rows, rows: Rows) -> dict[int, int]:
-    """Give each row whose key an earlier one of `rows` has, with the first that has it."""
+def _earlier_same(keys: RowIndices, rows: RowIndices) -> dict[int, int]:
+    """Give each row whose key occurs earlier in `rows`, with the first row that has it."""
     first: dict[int, int] = {}
     pairs = ((row, first.setdefault(keys[row].item(), row)) for row in rows.tolist())
     return {row: other for row, other in pairs if row != other}
@@ -222,21 +227,21 @@ def _earlier_same(keys: Rows, rows: Rows) -> dict[int, int]:
 def _nearest(
     digests: Digests,
     bands: npt.NDArray[np.uint64],
-    rows: Rows,
+    rows: RowIndices,
     threshold: float,
-    among: Rows | None = None,
+    among: RowIndices | None = None,
 ) -> dict[int, tuple[int, float]]:
     """Find for each row one that is near.
 
-    Among the rows that agree with it in a band it is compared with the first and with the one
-    before, so that a thousand alike take a thousand comparisons.
+    Among the rows with an equal band, it is compared with the first and with the one before it,
+    so that a thousand equal rows take a thousand comparisons.
 
     Args:
         digests: of all rows.
         bands: of all rows.
-        rows: for which to look, in order.
-        threshold: the share of equal slots from where on rows are near.
-        among: where to look; None is the earlier ones of `rows`.
+        rows: the rows to compare, in order.
+        threshold: the least share of equal slots of near rows.
+        among: the rows to compare with; None for the earlier ones of `rows`.
 
     Returns:
         row -> (the other, the smaller of the two shares of equal slots).
@@ -254,9 +259,9 @@ def _nearest(
 
 
 def _candidates(
-    keys: npt.NDArray[np.uint64], rows: Rows, among: Rows
-) -> Iterator[tuple[Rows, Rows]]:
-    """Pair each row with the first of `among` that has its key, and with the nearest before it."""
+    keys: npt.NDArray[np.uint64], rows: RowIndices, among: RowIndices
+) -> Iterator[tuple[RowIndices, RowIndices]]:
+    """Pair each row with the first of `among` that has its key, and with the last before it."""
     order = among[np.argsort(keys[among], kind="stable")]  # by key, then by row
     sorted_keys = keys[order]
     first = np.searchsorted(sorted_keys, keys[rows], side="left")
@@ -273,8 +278,8 @@ def _candidates(
         yield left[is_pair], right[is_pair]
 
 
-def _shares(digests: Digests, left: Rows, right: Rows) -> npt.NDArray[np.float64]:
-    """Estimate how alike pairs are: the smaller share, of questions and of answers."""
+def _shares(digests: Digests, left: RowIndices, right: RowIndices) -> npt.NDArray[np.float64]:
+    """Estimate the similarity of pairs: the smaller share, of questions and of answers."""
     shares = np.empty(len(left))
     for start in range(0, len(left), 20_000):  # 20 MB at a time
         part = slice(start, start + 20_000)

@@ -1,0 +1,165 @@
+"""Sources -> rows, each with the format of its file: the one loop that reads a data set.
+
+    train: [data/, more.jsonl]          read(convert)
+      data/a.json    alpaca        ->   Entry(row, alpaca, conversation)
+      data/b.json    sharegpt      ->   Entry(row, sharegpt, conversation)
+                     a broken row  ->   BadRow, in its place
+      more.jsonl     openai        ->   Entry(row, openai, conversation)
+
+Each file has its own format, found by its first `HEAD_ROWS` rows. Training, lint, inspect,
+predict and the proofs all read rows here, so they see the same rows in the same order, and the
+position in the stream is the number of a row: bad rows count.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, groupby, islice
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+from glmtune.conversation import Conversation
+from glmtune.data.formats import Format, check_roles, detect
+from glmtune.data.rows import BadRow, Row, RowError
+from glmtune.data.sources import Source, find_sources
+from glmtune.recipe.sections import DataSection
+
+HEAD_ROWS = 100  # of each file; its format is found by them
+# Rows are handled in batches of so many, or fewer long ones.
+BATCH_ROWS = 2000
+BATCH_CHARS = 4_000_000
+
+T = TypeVar("T")
+# As `formats.convert`: (row, format, columns, roles) -> what the row means.
+ConvertRow = Callable[[Row, Format, Mapping[str, str], Mapping[str, str]], T]
+
+
+class RowOptions(Protocol):
+    """How rows are read: a recipe's `data` section, or `EncodeOptions`."""
+
+    @property
+    def format(self) -> str | None:
+        """The name of the format; None finds it by the columns."""
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Our field -> their column."""
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """Their role -> ours."""
+
+
+class Entry(NamedTuple, Generic[T]):
+    """A row, the format of its file, and what the row was converted to."""
+
+    row: Row
+    format: Format
+    value: T
+
+
+class Dataset:
+    """The rows of some sources, in order.
+
+    Args:
+        sources: from `find_sources`.
+        options: the format, columns and roles that the user gave.
+        needs_answer: whether rows must have a column for the answer, as for training.
+
+    Attributes:
+        formats: file -> the name of its format, for the files read so far.
+
+    Raises:
+        DataError: `options.roles` maps to a role that does not exist.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], options: RowOptions, *, needs_answer: bool = True
+    ) -> None:
+        check_roles(options.roles)
+        self.formats: dict[str, str] = {}
+        self._sources = sources
+        self._options = options
+        self._needs_answer = needs_answer
+
+    @classmethod
+    def of(cls, section: DataSection, *, needs_answer: bool = True) -> "Dataset":
+        """Open the rows of `data.train`.
+
+        Raises:
+            DataError: as the constructor, or a source does not exist.
+        """
+        sources = find_sources(section.train, split=section.split)
+        return cls(sources, section, needs_answer=needs_answer)
+
+    def read(self, to_value: ConvertRow[T]) -> Iterator[Entry[T] | BadRow]:
+        """Read and convert every row; those that cannot be used come as `BadRow`.
+
+        Args:
+            to_value: `convert`, `convert_pair`, `split_answer` or the like.
+
+        Raises:
+            DataError: a file cannot be used at all, or has no known format.
+        """
+        columns, roles = self._options.columns, self._options.roles
+        for file, rows in groupby(rows_in_place(self._sources), key=lambda row: row.file):
+            while isinstance(first := next(rows, None), BadRow):
+                yield first
+            if first is None:
+                continue
+            head = [first, *islice(rows, HEAD_ROWS - 1)]
+            format = self._detect(head)
+            self.formats.setdefault(file, format.name)
+            for row in chain(head, rows):
+                if isinstance(row, BadRow):
+                    yield row
+                    continue
+                try:
+                    value = to_value(row, format, columns, roles)
+                except RowError as error:
+                    yield error.bad
+                else:
+                    yield Entry(row, format, value)
+
+    def _detect(self, head: Sequence[Row | BadRow]) -> Format:
+        rows = [row for row in head if isinstance(row, Row)]
+        given = self._options
+        return detect(rows, given.format, given.columns, needs_answer=self._needs_answer)
+
+
+def rows_in_place(sources: Iterable[Source]) -> Iterator[Row | BadRow]:
+    """Read the rows of sources in order, the bad ones in their place among them.
+
+    Raises:
+        DataError: a file cannot be used at all.
+    """
+    bad: list[BadRow] = []
+    for source in sources:
+        for row in source.rows(bad.append):
+            if bad:
+                yield from bad
+                bad.clear()
+            yield row
+        yield from bad
+        bad.clear()
+
+
+def batched(items: Iterable[T], num_chars: Callable[[T], int]) -> Iterator[list[T]]:
+    """Group items into batches of at most `BATCH_ROWS`, fewer where they are long.
+
+    Args:
+        items: in order.
+        num_chars: the length of one; a batch is closed when its items reach `BATCH_CHARS`.
+    """
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += num_chars(item)
+        if len(batch) >= BATCH_ROWS or total >= BATCH_CHARS:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch
+
+
+def conversation_chars(conversations: Iterable[Conversation]) -> int:
+    """Count the characters of the messages of some conversations."""
+    return sum(len(message.content) for each in conversations for message in each)
