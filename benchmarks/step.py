@@ -11,9 +11,9 @@ The same rows are learned in turn, one optimizer step each (forward, backward, c
 
 on slices of 4 and 2 layers (with --quick 2) of one ChatGLM with random weights, LoRA r 8 on
 query_key_value, in real tokens a second. A quarter of a padded batch is padding, as it is with
-alpaca rows. The peers have a process of their own, with memory as PyTorch handles it unless told
-otherwise; ours has what `glmtune` sets (train/heap.py). The floor is the products alone at the
-rate of this run. Needs 11 GiB.
+alpaca rows. The peers have a process of their own, with the memory settings of PyTorch; ours has
+those of `glmtune` (train/process_memory.py). The floor is the products alone at the rate of this
+run. Needs 11 GiB.
 """
 
 import functools

@@ -135,6 +135,16 @@ class RunRecipe(Section):
             )
         return self
 
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained; adapter.method=none only evaluates."""
+        return not isinstance(self.adapter, NoneSection)
+
+    @property
+    def is_preference(self) -> bool:
+        """Whether pairs of answers are learned, rather than rows."""
+        return False
+
     def to_yaml(self) -> str:
         """Write every value, the defaults included, so that later defaults change nothing."""
         return yaml.safe_dump(self.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
@@ -147,6 +157,11 @@ class Recipe(RunRecipe):
     adapter: AdapterSection = LoraSection()
     preference: PreferenceSection = PreferenceSection()
     lint: LintSection = LintSection()
+
+    @property
+    def is_preference(self) -> bool:
+        """Whether pairs of answers are learned, rather than rows."""
+        return self.preference.stage == "dpo"
 
     @model_validator(mode="after")
     def _prefers(self) -> Self:

@@ -17,8 +17,8 @@ from glmtune.errors import CheckpointError, DataError
 from glmtune.model.load import load_tokenizer
 from glmtune.recipe.recipe import Recipe
 from glmtune.template.base import IGNORE, Example
-from glmtune.template.select import template_for
-from glmtune.train.run import count_steps, load_data, plan_batches
+from glmtune.train.load_rows import encode_rows as encode_run_rows
+from glmtune.train.prepare import count_steps, plan_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +102,9 @@ def encode_rows(recipe: Recipe) -> tuple[Rows | None, str]:
             find_source(source, split=recipe.data.split)
     except (CheckpointError, DataError) as error:  # told with the plan, which then is a bound
         return None, str(error)
-    template = template_for(tokenizer, recipe.data.layout)
     with TemporaryDirectory() as folder:  # for a list of bad rows
-        examples, _, chosen, _ = load_data(recipe, template, Path(folder))
-    return rows_of(examples, chosen), ""
+        data = encode_run_rows(recipe, tokenizer, Path(folder))
+    return rows_of(data.examples, data.rows), ""
 
 
 def rows_of(examples: EncodedData, chosen: Sequence[int]) -> Rows:
