@@ -178,7 +178,7 @@ def test_a_folder_with_somebodys_model_is_never_overwritten(
     for file in tiny_llama_dir.iterdir():
         (output / file.name).write_bytes(file.read_bytes())
 
-    with pytest.raises(OutputError, match="holds a model that no run of ours made"):
+    with pytest.raises(OutputError, match="holds a model that glmtune did not write"):
         fine_tune(recipe_for(tiny_model_dir, output, {"method": "full"}, "overwrite=true"))
 
     assert weights(output) == weights(tiny_llama_dir)

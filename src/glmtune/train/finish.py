@@ -113,7 +113,8 @@ def _publish_and_prove(
     """Publish what has learned, and compare the files with the model.
 
     Returns:
-        The proofs, and probes to compare the merged model with; none unless the saved files are the trained model.
+        The proofs, and probes to compare the merged model with; no probes unless the saved files
+        are the trained model.
     """
     if not before.start:  # nothing was trained
         return [], []

@@ -21,7 +21,6 @@ from glmtune.prove.forgetting import general_conversations
 from glmtune.recipe.recipe import Recipe, RunRecipe
 from glmtune.recipe.sections import DataSection
 from glmtune.template.base import Example, Template
-from glmtune.template.select import template_for
 
 logger = logging.getLogger(__name__)
 
@@ -90,29 +89,29 @@ class RunData:
         )
 
 
-def load_rows(recipe: Recipe, tokenizer: Any, output: Path, *, lints: bool) -> RunData:
+def load_rows(
+    recipe: Recipe, tokenizer: Any, template: Template, output: Path, *, lints: bool
+) -> RunData:
     """Lint and encode all rows of a run.
 
     Args:
         recipe: of the run.
-        tokenizer: of the model.
+        tokenizer, template: of the model.
         output: where bad rows are listed, if the recipe asks for that.
         lints: whether to run lint, if the recipe asks for that; one process is enough.
 
     Raises:
         DataError: a row, or what lint finds, does not allow the training.
     """
-    template = template_for(tokenizer, recipe.data.layout)
     findings = lint(recipe, template) if lints else None
-    data = encode_rows(recipe, tokenizer, output)
+    data = encode_rows(recipe, tokenizer, template, output)
     if recipe.data.replayed is not None:
         data = data.mixed_with(_encode_replay(recipe, recipe.data.replayed, template, output))
     return replace(data, general=_encode_general(recipe, template, output), findings=findings)
 
 
-def encode_rows(recipe: Recipe, tokenizer: Any, output: Path) -> RunData:
+def encode_rows(recipe: Recipe, tokenizer: Any, template: Template, output: Path) -> RunData:
     """Encode the rows to learn and those held out."""
-    template = template_for(tokenizer, recipe.data.layout)
     options = encode_options(recipe.data)
     encode_sources = encode_pairs if recipe.is_preference else encode_data
 

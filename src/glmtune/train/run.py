@@ -123,10 +123,11 @@ def training_loss(section: TrainingSection, loss: LossFunction = cross_entropy_s
 def load_data(recipe: Recipe, processes: Processes, *, resume: bool) -> RunData:
     """Lint and encode the rows; the other processes read what rank 0 has encoded."""
     tokenizer = load_tokenizer(recipe.model.name_or_path)
-    check_earlier_adapter(recipe, template_for(tokenizer, recipe.data.layout))
+    template = template_for(tokenizer, recipe.data.layout)
+    check_earlier_adapter(recipe, template)
     with processes.main_first():
         lints = processes.is_main and not resume
-        return load_rows(recipe, tokenizer, Path(recipe.output.dir), lints=lints)
+        return load_rows(recipe, tokenizer, template, Path(recipe.output.dir), lints=lints)
 
 
 def train_and_prove(

@@ -14,6 +14,7 @@ from glmtune.model.load import load_tokenizer
 from glmtune.prove.metrics import peak_memory_bytes, read_metrics
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
+from glmtune.template.select import template_for
 from glmtune.train.before import Before
 from glmtune.train.load_model import load_base
 from glmtune.train.load_rows import encode_rows
@@ -77,7 +78,9 @@ def run_some_steps(recipe: Recipe) -> Probe:
         short = build_recipe(recipe.model_dump(mode="json"), changed)
         output = Path(short.output.dir)
         processes = prepare_run(short, resume=False)
-        data = encode_rows(short, load_tokenizer(short.model.name_or_path), output)
+        tokenizer = load_tokenizer(short.model.name_or_path)
+        template = template_for(tokenizer, short.data.layout)
+        data = encode_rows(short, tokenizer, template, output)
         heavy = describe_workload(recipe, rows_of(data.examples, data.rows)).rows
         model = load_base(short, processes.device)
         train_and_prove(short, processes, model, replace(data, rows=heavy), Task(), Before())

@@ -17,6 +17,7 @@ from glmtune.errors import CheckpointError, DataError
 from glmtune.model.load import load_tokenizer
 from glmtune.recipe.recipe import Recipe
 from glmtune.template.base import IGNORE, Example
+from glmtune.template.select import template_for
 from glmtune.train.load_rows import encode_rows as encode_run_rows
 from glmtune.train.prepare import count_steps, plan_batches
 
@@ -102,8 +103,9 @@ def encode_rows(recipe: Recipe) -> tuple[Rows | None, str]:
             find_source(source, split=recipe.data.split)
     except (CheckpointError, DataError) as error:  # told with the plan, which then is a bound
         return None, str(error)
+    template = template_for(tokenizer, recipe.data.layout)
     with TemporaryDirectory() as folder:  # for a list of bad rows
-        data = encode_run_rows(recipe, tokenizer, Path(folder))
+        data = encode_run_rows(recipe, tokenizer, template, Path(folder))
     return rows_of(data.examples, data.rows), ""
 
 
