@@ -51,8 +51,9 @@ from glmtune.recipe.methods import LoraSection
 from glmtune.recipe.sections import ChecksSection
 from glmtune.template.base import IGNORE, Example, Template
 from glmtune.template.select import template_for
-from glmtune.train.alarms import Watch
-from glmtune.train.finish import PROBED_ROWS, SAMPLED_PROMPTS, sample_limit
+from glmtune.train.alarms import Alarms
+from glmtune.train.before import SAMPLED_PROMPTS, sample_limit
+from glmtune.train.finish import PROBED_ROWS
 
 ROWS, TIMED_ROWS = 1000, 12
 CHECKS = ChecksSection()
@@ -153,11 +154,11 @@ def time_checks(model: Any, template: Template, folder: Path) -> Mapping[str, fl
 
 def time_watch(num_steps: int) -> float:
     """Time what looks at every step of an epoch."""
-    watch = Watch(CHECKS)
+    alarms = Alarms(CHECKS)
 
     def look() -> None:
         for number in range(1, num_steps + 1):
-            watch.step(number, 2.0, 1.0)
+            alarms.step(number, 2.0, 1.0)
 
     return seconds(look)
 

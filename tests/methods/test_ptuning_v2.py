@@ -190,7 +190,7 @@ def test_a_prefix_for_another_kind_of_model_is_refused_before_any_weight_is_read
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("glmtune.train.run.load_frozen_model", fail)
+    monkeypatch.setattr("glmtune.train.load_model.load_frozen_model", fail)
 
     with pytest.raises(RecipeError, match=r"layout of ChatGLM2 and ChatGLM3.*type 'llama'"):
         fine_tune(recipe_for(tiny_llama_dir, tmp_path / "out"))

@@ -1,3 +1,5 @@
+"""Warnings of a run that looks wrong: each given once, and none in a healthy run."""
+
 from typing import Any
 
 import pytest
@@ -5,7 +7,7 @@ import pytest
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
 from glmtune.recipe.sections import ChecksSection
-from glmtune.train.alarms import Watch, proportions
+from glmtune.train.alarms import Alarms, find_disproportions
 
 
 def recipe(*overrides: str) -> Recipe:
@@ -17,60 +19,60 @@ def recipe(*overrides: str) -> Recipe:
     return build_recipe(tree, overrides)
 
 
-def healthy(watch: Watch, steps: int = 60) -> None:
+def healthy(alarms: Alarms, steps: int = 60) -> None:
     for step in range(1, steps + 1):
-        watch.step(step, 3.0 / step**0.3 + 0.3 * (step % 3), 1.0 + 0.5 * (step % 4))
+        alarms.step(step, 3.0 / step**0.3 + 0.3 * (step % 3), 1.0 + 0.5 * (step % 4))
 
 
-def test_a_healthy_run_passes_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
-    watch = Watch(ChecksSection())
-    healthy(watch)
+def test_a_healthy_run_has_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    alarms = Alarms(ChecksSection())
+    healthy(alarms)
     for step, loss in enumerate([2.0, 1.8, 1.81, 1.7, 1.69]):
-        watch.evaluation(step, loss)
+        alarms.evaluation(step, loss)
 
     assert caplog.text == ""
-    assert proportions(recipe(), num_rows=10_000, num_steps=313) == []
+    assert find_disproportions(recipe(), num_rows=10_000, num_steps=313) == []
 
 
 def test_an_exploding_gradient_is_named_with_its_step(caplog: pytest.LogCaptureFixture) -> None:
-    watch = Watch(ChecksSection())
-    healthy(watch)
+    alarms = Alarms(ChecksSection())
+    healthy(alarms)
 
-    watch.step(61, 0.9, 40.0)
+    alarms.step(61, 0.9, 40.0)
 
     assert "step 61: the gradient exploded: its norm is 40" in caplog.text
 
 
-def test_a_rising_loss_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    watch = Watch(ChecksSection())
-    healthy(watch)
+def test_a_rising_loss_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    alarms = Alarms(ChecksSection())
+    healthy(alarms)
 
     for step in range(61, 90):
-        watch.step(step, 5.0, 1.0)
+        alarms.step(step, 5.0, 1.0)
 
     assert caplog.text.count("the loss rises") == 1
 
 
 def test_one_hard_step_is_no_rising_loss(caplog: pytest.LogCaptureFixture) -> None:
-    watch = Watch(ChecksSection())
-    healthy(watch)
-    watch.step(61, 4.0, 1.0)
+    alarms = Alarms(ChecksSection())
+    healthy(alarms)
+    alarms.step(61, 4.0, 1.0)
 
     assert "the loss rises" not in caplog.text
 
 
-def test_what_is_known_by_heart_may_tremble(caplog: pytest.LogCaptureFixture) -> None:
-    watch = Watch(ChecksSection())
+def test_a_negligible_loss_may_fluctuate(caplog: pytest.LogCaptureFixture) -> None:
+    alarms = Alarms(ChecksSection())
     for step in range(1, 60):
-        watch.step(step, 0.007 if step < 40 else 0.011, 1.0)
+        alarms.step(step, 0.007 if step < 40 else 0.011, 1.0)
 
     assert caplog.text == ""
 
 
-def test_a_held_out_loss_that_turned_up_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    watch = Watch(ChecksSection(worse_evaluations=2))
+def test_a_held_out_loss_that_turned_up_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    alarms = Alarms(ChecksSection(worse_evaluations=2))
     for step, loss in enumerate([2.0, 1.5, 1.6, 1.7]):
-        watch.evaluation(100 * step, loss)
+        alarms.evaluation(100 * step, loss)
 
     assert "step 300: the held-out loss has turned up: 1.7000 after 1.5000" in caplog.text
 
@@ -87,13 +89,15 @@ def test_a_held_out_loss_that_turned_up_is_said(caplog: pytest.LogCaptureFixture
         ([], (100, 400), "learned about 128 times"),
     ],
 )
-def test_what_is_out_of_proportion_is_said_before_the_first_step(
+def test_what_is_out_of_proportion_is_warned_of_before_the_first_step(
     overrides: list[Any], sizes: tuple[int, int], complaint: str
 ) -> None:
-    [said] = proportions(recipe(*overrides), *sizes)
-    assert complaint in said
+    [warning] = find_disproportions(recipe(*overrides), *sizes)
+    assert complaint in warning
 
 
 def test_each_method_has_its_own_sane_learning_rates() -> None:
     adapter, weights = recipe("learning_rate=1e-3"), recipe("learning_rate=1e-5", "method=full")
-    assert proportions(adapter, 10_000, 313) == proportions(weights, 10_000, 313) == []
+    assert (
+        find_disproportions(adapter, 10_000, 313) == find_disproportions(weights, 10_000, 313) == []
+    )

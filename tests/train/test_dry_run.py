@@ -1,4 +1,4 @@
-"""The heaviest batches go first, and leave nothing behind."""
+"""The largest packs run before the first step, and change nothing of the run."""
 
 import json
 from pathlib import Path
@@ -73,16 +73,16 @@ def test_the_heaviest_packs_go_through_the_model_first(
     assert "; at this rate the 4 steps take " in line
 
 
-def test_a_rehearsal_changes_no_byte_of_the_run(
+def test_a_dry_run_changes_no_byte_of_the_run(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fine_tune(recipe)
-    rehearsed = weights(recipe)
+    with_dry_run = weights(recipe)
 
-    monkeypatch.setattr(glmtune.train.run, "rehearse", lambda *_: None)
+    monkeypatch.setattr(glmtune.train.run, "dry_run", lambda *_: None)
     fine_tune(recipe)
 
-    assert weights(recipe) == rehearsed
+    assert weights(recipe) == with_dry_run
 
 
 def test_a_pack_that_does_not_fit_ends_the_run_before_the_first_step(recipe: Recipe) -> None:

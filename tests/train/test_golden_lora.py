@@ -1,9 +1,8 @@
 """The four LoRA runs of the original code, repeated by our loop."""
 
 import json
-from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +18,15 @@ from glmtune.methods.layers import adapted_layers
 from glmtune.model.load import load_model
 from glmtune.objective.next_token import NextToken
 from glmtune.recipe.methods import LoraSection
-from glmtune.recipe.sections import TrainingSection
+from glmtune.recipe.reading import build_recipe
+from glmtune.recipe.recipe import Recipe
+from glmtune.train.alarms import Alarms
 from glmtune.train.checkpoint import TrainerState
-from glmtune.train.loop import Run, optimizer_step
-from glmtune.train.optimizer import make_optimizer, make_scheduler
+from glmtune.train.engines.plain import PlainEngine
+from glmtune.train.output import RunFolder
+from glmtune.train.processes import Processes
+from glmtune.train.step import optimizer_step
+from glmtune.train.training import Task, Training
 from glmtune.use.export import merge
 
 RUNS = {  # name: (largest error of a trained tensor, what a step's loss is a mean over)
@@ -42,15 +46,17 @@ def attach_reference_adapter(golden: Path) -> Any:
     return model
 
 
-def section_of(settings: dict[str, Any], average: str) -> TrainingSection:
-    return TrainingSection(
-        learning_rate=settings["lr"],
-        adam_epsilon=settings["eps"],
-        weight_decay=settings["weight_decay"],
-        max_grad_norm=settings["max_grad_norm"],
-        lr_scheduler_type=settings["schedule"],
-        average=average,
-    )
+def recipe_of(settings: dict[str, Any], average: str) -> Recipe:
+    training = {
+        "learning_rate": settings["lr"],
+        "adam_epsilon": settings["eps"],
+        "weight_decay": settings["weight_decay"],
+        "max_grad_norm": settings["max_grad_norm"],
+        "lr_scheduler_type": settings["schedule"],
+        "average": average,
+    }
+    others = {"model": {"name_or_path": "m"}, "data": {"train": "r"}, "output": {"dir": "o"}}
+    return build_recipe({**others, "training": training})
 
 
 def as_micro_batch(tensors: dict[str, list[list[int]]], row: int) -> MicroBatch:
@@ -63,10 +69,9 @@ def test_the_reference_run_is_reproduced(golden: Path, name: str) -> None:
     reference = json.loads((golden / "lora" / "lora.json").read_text(encoding="utf-8"))
     expected = reference["runs"][name]
     accumulation = expected["settings"]["accumulation"]
-    section = section_of(expected["settings"], average)
+    recipe = recipe_of(expected["settings"], average)
     model = attach_reference_adapter(golden)
     num_steps = len(reference["batches"]) // accumulation
-    optimizer = make_optimizer(model, section)
     losses: list[float] = []
 
     def record(logits: Tensor, targets: Tensor) -> Tensor:
@@ -74,26 +79,26 @@ def test_the_reference_run_is_reproduced(golden: Path, name: str) -> None:
         losses.append(loss.item() / len(targets))
         return loss
 
-    needed = {
-        "model": model,
-        "optimizer": optimizer,
-        "scheduler": make_scheduler(optimizer, section, num_steps),
-        "scaler": torch.amp.GradScaler("cpu", enabled=False),
-        "autocast": nullcontext,
-        "accelerator": Accelerator(cpu=True),
-        "section": section,
-        "lengths": [0] * len(reference["batches"]),
-        "state": TrainerState(),
-        "objective": NextToken(record),
-    }
-    run = Run(**{field.name: needed.get(field.name) for field in fields(Run)})
+    rows: Any = SimpleNamespace(lengths=[0] * len(reference["batches"]))
+    plan: Any = None  # the batches are those of the reference
+    training = Training(
+        recipe=recipe,
+        engine=PlainEngine(model, recipe.training, Processes(Accelerator(cpu=True)), num_steps),
+        data=rows,
+        task=Task(NextToken(record)),
+        plan=plan,
+        num_steps=num_steps,
+        state=TrainerState(),
+        folder=RunFolder(Path()),
+        alarms=Alarms(recipe.checks),
+    )
     rates, norms = [], []
     for step in range(num_steps):
-        rates.append(run.scheduler.get_last_lr()[0])
+        rates.append(training.engine.scheduler.get_last_lr()[0])
         parts = range(step * accumulation, (step + 1) * accumulation)
         batch = Batch(tuple(as_micro_batch(reference["batches"][i], i) for i in parts))
-        norms.append(optimizer_step(run, batch).grad_norm)
-        run.state.step += 1
+        norms.append(optimizer_step(training, batch).grad_norm)
+        training.state.step += 1
 
     assert rates == pytest.approx(expected["learning_rates"], rel=1e-9)
     assert losses == pytest.approx(expected["loss_per_batch"], abs=1e-4)

@@ -1,4 +1,4 @@
-"""Whole runs by methods other than LoRA: what they leave behind, and how they stop and go on."""
+"""Complete runs by methods other than LoRA: what they write, and how they stop and resume."""
 
 import contextlib
 import json
@@ -283,7 +283,7 @@ def test_an_optimizer_that_is_not_installed_is_named_before_anything_is_loaded(
 
 
 @pytest.mark.parametrize("key", ["neftune_noise_alpha=5", "optim=adamw_bnb_8bit"])
-def test_what_needs_whole_weights_is_refused_where_they_are_dealt_out(
+def test_what_needs_unsharded_weights_is_refused_where_they_are_sharded(
     tmp_path: Path, key: str
 ) -> None:
     name = key.partition("=")[0]

@@ -101,7 +101,7 @@ def test_an_overflow_in_float16_skips_one_step_and_changes_nothing_in_it(
     recipe = recipe_for(request.getfixturevalue(model), output, *FP16, *saved)
 
     with caplog.at_level("INFO"):
-        result = fine_tune(recipe, loss=planted(4))  # the rehearsal's goes first: in step 2
+        result = fine_tune(recipe, loss=planted(4))  # the dry run's goes first: in step 2
 
     assert all(proof.verdict in ("passed", "not run") for proof in result.proofs), result.proofs
     lines = metrics(output)

@@ -1,4 +1,4 @@
-"""Whole pre-trainings of a tiny ChatGLM: from scratch, continued, interrupted."""
+"""Complete pre-trainings of a tiny ChatGLM: from scratch, continued, interrupted."""
 
 import json
 import math
@@ -19,6 +19,8 @@ from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import PretrainRecipe
 from glmtune.train import loop
 from glmtune.train.pretrain import pretrain
+from glmtune.train.step import StepResult, optimizer_step
+from glmtune.train.training import Training
 
 CONFIG = {
     "num_layers": 2,
@@ -110,7 +112,7 @@ def test_each_objective_alone_is_learned(
     assert sum(losses[-4:]) / 4 < losses[0] - 0.5
 
 
-def test_held_out_perplexity_is_told_for_every_objective(
+def test_held_out_perplexity_is_recorded_for_every_objective(
     tiny_tokenizer: ChatGLMTokenizer, texts: Path, tmp_path: Path
 ) -> None:
     overrides = ["objective.sentence=0", "objective.token=1", "objective.causal=3"]
@@ -136,14 +138,13 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bytes(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     pretrain(recipe_for(tiny_tokenizer, texts, whole))
     steps = 0
-    original = loop.optimizer_step
 
-    def interrupted(run: loop.Run, *args: Any) -> loop.StepResult:
+    def interrupted(training: Training, *args: Any) -> StepResult:
         nonlocal steps
         steps += 1
         if steps == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(run, *args)
+        return optimizer_step(training, *args)
 
     monkeypatch.setattr(loop, "optimizer_step", interrupted)
     first = pretrain(recipe_for(tiny_tokenizer, texts, stopped))
@@ -155,7 +156,7 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bytes(
     assert weights[0] == weights[1]
 
 
-def test_a_run_goes_on_from_the_model_of_another(
+def test_a_run_continues_from_the_model_of_another(
     tiny_tokenizer: ChatGLMTokenizer, texts: Path, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"

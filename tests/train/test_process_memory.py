@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from glmtune.train.process_memory import give_back
+from glmtune.train.process_memory import release_freed_pages
 
 MIB = 2**20
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 COUNT_LARGE = """
 import os, pathlib, re
-from glmtune.train import process_memory as heap
-heap.set_defaults()
+from glmtune.train import process_memory
+process_memory.set_defaults()
 import torch
 large = torch.ones(2**24)
 pages = pathlib.Path("/proc/self/smaps_rollup").read_text()
@@ -32,14 +32,14 @@ def resident() -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc gives memory back when asked")
 def test_what_is_freed_below_a_tensor_that_stays_is_given_back() -> None:
-    give_back()  # or what other tests have freed would be used again, and nothing would grow
+    release_freed_pages()  # or pages that other tests have freed would be used again
     before = resident()
     freed = [torch.ones(2**14) for _ in range(2000)]  # 64 KiB each, too small to be mapped alone
     stays = [torch.ones(2**14) for _ in range(10)]
     assert resident() - before > 100 * MIB
     freed.clear()
 
-    give_back()
+    release_freed_pages()
 
     assert resident() - before < 30 * MIB
     assert all(tensor.eq(1).all() for tensor in stays)

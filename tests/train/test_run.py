@@ -1,4 +1,4 @@
-"""Whole runs on a tiny ChatGLM: what they leave behind, and how they stop and go on."""
+"""Complete runs on a tiny ChatGLM: what they write, and how they stop and resume."""
 
 import json
 import os
@@ -119,7 +119,7 @@ def test_a_run_leaves_an_adapter_that_any_peft_user_can_load(
 
 @pytest.mark.parametrize(
     ("call", "finished_steps"),
-    [(7, 2), (8, 3)],  # after the rehearsal's: the 6th is in the middle of step 3, the 7th its last
+    [(7, 2), (8, 3)],  # after the dry run's: the 6th is in the middle of step 3, the 7th its last
 )
 def test_a_run_that_was_interrupted_ends_in_the_same_bytes(
     tiny_model_dir: Path, rows: Path, tmp_path: Path, call: int, finished_steps: int
@@ -209,7 +209,7 @@ def test_forgetting_is_measured_on_rows_of_the_users_own(
     assert not list(tmp_path.glob("no/*.safetensors"))
 
 
-def test_fewer_general_rows_than_asked_for_are_told_and_all_taken(
+def test_fewer_general_rows_than_asked_for_are_warned_of_and_all_taken(
     tiny_model_dir: Path, rows: Path, tmp_path: Path, replay: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     many = replay.replace("0.7", "3")
@@ -220,7 +220,7 @@ def test_fewer_general_rows_than_asked_for_are_told_and_all_taken(
     assert metrics(tmp_path / "out")[-1]["replayed_rows"] == 20  # 30 rows in 8 steps of 4
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     tiny_model_dir: Path, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "out"
@@ -400,17 +400,17 @@ def test_a_run_stops_when_the_held_out_rows_get_no_better(
     assert result.num_steps == 3  # the best was the first, and two were worse
 
 
-def test_the_report_of_a_run_tells_its_proofs(
+def test_the_report_of_a_run_has_its_proofs(
     tiny_model_dir: Path, rows: Path, tmp_path: Path
 ) -> None:
     result = fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "out"))
 
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
-    told = {proof["name"]: proof["verdict"] for proof in report["facts"]["proofs"]}
-    assert told == verdicts(result)
-    assert tuple(told) == PROOFS
-    assert told.pop(STOPS) in ("passed", "failed")  # it is barely trained
-    assert set(told.values()) == {"passed"}
+    verdicts_shown = {proof["name"]: proof["verdict"] for proof in report["facts"]["proofs"]}
+    assert verdicts_shown == verdicts(result)
+    assert tuple(verdicts_shown) == PROOFS
+    assert verdicts_shown.pop(STOPS) in ("passed", "failed")  # it is barely trained
+    assert set(verdicts_shown.values()) == {"passed"}
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
 
 

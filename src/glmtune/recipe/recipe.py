@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 import yaml
 from pydantic import Field, model_validator
 
-from glmtune.recipe.methods import AdapterSection, FullSection, LoraSection
+from glmtune.recipe.methods import AdapterSection, FullSection, LoraSection, NoneSection
 from glmtune.recipe.rules import FINE_TUNING_RULES, PRETRAINING_RULES, RUN_RULES, check_rules
 from glmtune.recipe.sections import (
     ChecksSection,
@@ -47,6 +47,16 @@ class RunRecipe(Section):
         check_rules(self, RUN_RULES)
         return self
 
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained; adapter.method=none only evaluates."""
+        return not isinstance(self.adapter, NoneSection)
+
+    @property
+    def is_preference(self) -> bool:
+        """Whether pairs of answers are learned, rather than rows."""
+        return False
+
     def to_yaml(self) -> str:
         """Write all values, defaults included, so that later defaults change nothing."""
         return yaml.safe_dump(self.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
@@ -59,6 +69,11 @@ class Recipe(RunRecipe):
     adapter: AdapterSection = LoraSection()
     preference: PreferenceSection = PreferenceSection()
     lint: LintSection = LintSection()
+
+    @property
+    def is_preference(self) -> bool:
+        """Whether pairs of answers are learned, rather than rows."""
+        return self.preference.stage == "dpo"
 
     @model_validator(mode="after")
     def _check_fine_tuning_rules(self) -> Self:

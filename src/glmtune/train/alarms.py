@@ -1,9 +1,9 @@
-"""What looks wrong in a run that is still going on, said once and with a remedy.
+"""Warnings of what looks wrong in a run, each given once and with a remedy.
 
-A loss that is not finite stops a run (`train/loop.py`). What is watched here is finite and
-wrong all the same; the run goes on, since the user may know better.
+A loss that is not finite stops a run (`train/step.py`). What is watched here is finite and looks
+wrong all the same; the run continues, since the user may know better.
 
-    learning rate, batch, steps, epochs out of         before the first step
+    learning rate, batch, steps or epochs out of       before the first step
     proportion
     a gradient far above those before it               at any step
     a loss that rises, and stays up                    at any step
@@ -21,59 +21,59 @@ from glmtune.recipe.sections import ChecksSection
 logger = logging.getLogger(__name__)
 
 MEMORY_STEPS = 50  # gradient norms that a new one is compared with
-FEWEST_STEPS = 10  # before anything is said of a trend
-NEGLIGIBLE = 0.05  # nats per token: what is known by heart trembles by as much
-WHOLE = 0.1  # times the learning rate of an adapter, where a model's own weights are trained
+FEWEST_STEPS = 10  # before a trend is judged
+NEGLIGIBLE_LOSS = 0.05  # nats per token: a loss below it fluctuates by its own size
+FULL_TUNING_LR_FACTOR = 0.1  # of an adapter's learning rate, where the model's weights are trained
 
 
-def proportions(recipe: RunRecipe, num_rows: int, num_steps: int) -> list[str]:
-    """Say what in a recipe is out of proportion to its data.
+def find_disproportions(recipe: RunRecipe, num_rows: int, num_steps: int) -> list[str]:
+    """List what in a recipe is out of proportion to its data.
 
     Args:
         recipe: the run.
         num_rows: that are learned in an epoch.
         num_steps: optimizer steps of the whole run.
     """
-    training, said = recipe.training, []
+    training, found = recipe.training, []
     rate, checks = training.learning_rate, recipe.checks
     tunes_weights = isinstance(recipe.adapter, FullSection | FreezeSection)
-    is_whole = tunes_weights and isinstance(recipe, Recipe)  # pre-training takes larger steps
-    highest = checks.highest_learning_rate * (WHOLE if is_whole else 1)
+    is_full_tuning = tunes_weights and isinstance(recipe, Recipe)  # pre-training takes larger steps
+    highest = checks.highest_learning_rate * (FULL_TUNING_LR_FACTOR if is_full_tuning else 1)
     if not checks.lowest_learning_rate <= rate <= highest:
         what = "diverges or forgets" if rate > highest else "barely learns"
-        good = "1e-5" if is_whole else "1e-4"
-        said.append(
+        good = "1e-5" if is_full_tuning else "1e-4"
+        found.append(
             f"learning_rate {rate:g} is unusual for adapter.method={recipe.adapter.method}, which "
             f"then often {what}; {good} is a good start"
         )
     if num_steps < FEWEST_STEPS:
-        said.append(
+        found.append(
             f"the whole run is {num_steps} optimizer steps; lower gradient_accumulation_steps "
             f"({training.gradient_accumulation_steps}) or raise num_train_epochs"
         )
     rows_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     if rows_per_step < checks.smallest_batch:
-        said.append(
+        found.append(
             f"a step learns {rows_per_step} rows, and its gradient is mostly chance; raise "
             f"gradient_accumulation_steps ({training.gradient_accumulation_steps}) to 16 or so"
         )
     if rows_per_step > num_rows:
-        said.append(
-            f"a step asks for {rows_per_step} rows, and there are {num_rows}, so every step is a "
-            "whole epoch; lower gradient_accumulation_steps "
+        found.append(
+            f"a step asks for {rows_per_step} rows, and there are {num_rows}, so every step is an "
+            "entire epoch; lower gradient_accumulation_steps "
             f"({training.gradient_accumulation_steps})"
         )
     epochs = num_steps * rows_per_step / max(num_rows, 1)
     if epochs > checks.most_epochs:
-        said.append(
+        found.append(
             f"each of {num_rows} rows is learned about {epochs:.0f} times; the model will know "
             "them by heart and little else. Fewer epochs, or more rows"
         )
-    return said
+    return found
 
 
-class Watch:
-    """Remembers a run's recent past and compares."""
+class Alarms:
+    """Compares each step and evaluation with the run so far, and logs warnings."""
 
     def __init__(self, checks: ChecksSection) -> None:
         self._checks = checks
@@ -81,7 +81,7 @@ class Watch:
         self._losses: deque[float] = deque(maxlen=FEWEST_STEPS)
         self._best_mean = float("inf")
         self._eval_losses: list[float] = []
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def step(self, step: int, loss: float, grad_norm: float) -> None:
         """Look at one optimizer step.
@@ -97,14 +97,17 @@ class Watch:
                 logger.warning(
                     "step %d: the gradient exploded: its norm is %.3g, %.0f times the usual "
                     "%.3g. Look at this step's rows, or lower learning_rate or max_grad_norm",
-                    *(step, grad_norm, grad_norm / max(usual, 1e-12), usual),
+                    step,
+                    grad_norm,
+                    grad_norm / max(usual, 1e-12),
+                    usual,
                 )
         self._norms.append(grad_norm)
         self._losses.append(loss)
         if len(self._losses) == FEWEST_STEPS:
             mean = statistics.fmean(self._losses)
-            if mean > self._checks.rising_loss * max(self._best_mean, NEGLIGIBLE):
-                self._say_once(
+            if mean > self._checks.rising_loss * max(self._best_mean, NEGLIGIBLE_LOSS):
+                self._warn_once(
                     "rising loss",
                     f"step {step}: the loss rises: {mean:.3f} over the last {FEWEST_STEPS} steps, "
                     f"after {self._best_mean:.3f}. Lower learning_rate or add warmup_steps",
@@ -118,14 +121,14 @@ class Watch:
         best = min(self._eval_losses)
         since_best = len(self._eval_losses) - 1 - self._eval_losses.index(best)
         if since_best >= worse:
-            self._say_once(
+            self._warn_once(
                 "overfitting",
                 f"step {step}: the held-out loss has turned up: {eval_loss:.4f} after "
                 f"{best:.4f}, {since_best} evaluations ago. More of the same training makes the "
                 "model worse; early_stopping_patience would end it here",
             )
 
-    def _say_once(self, what: str, message: str) -> None:
-        if what not in self._said:
-            self._said.add(what)
+    def _warn_once(self, what: str, message: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
             logger.warning("%s", message)

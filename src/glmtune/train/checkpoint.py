@@ -9,8 +9,8 @@
         trainer_state.json                                    steps done, best evaluation
         checksums.json                                        sha256 of every other file
 
-A checkpoint is written under another name and renamed when it is whole, and its checksums
-are verified before it is used: a damaged one is passed over for the one before it.
+A checkpoint is written under another name and renamed when it is complete, and its checksums
+are verified before it is used: a damaged one is skipped in favor of the one before it.
 """
 
 import json
@@ -23,20 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from glmtune.errors import CheckpointError
 from glmtune.files import sha256_of_file, written_folder
 from glmtune.methods import method
 from glmtune.template.base import Template
-from glmtune.train.engines.fsdp import load_optimizer
+from glmtune.train.engines.engine import Collected, Engine
+from glmtune.train.engines.plain import OPTIMIZER
 from glmtune.train.run_folder import checkpoints
 
 logger = logging.getLogger(__name__)
-
-Gathered = tuple[Mapping[str, Tensor] | None, dict[str, Any] | Path]
-"""The tensors of a model, where it has not all of them itself; and the state of its optimizer, or
-the folder where every process has written its part."""
 
 CHECKSUMS = "checksums.json"
 STATE = "trainer_state.json"
@@ -44,10 +40,10 @@ STATE = "trainer_state.json"
 
 @dataclass(slots=True)
 class TrainerState:
-    """Where a run stands. `step` counts finished optimizer steps.
+    """What a checkpoint saves of the loop itself. `step` counts finished optimizer steps.
 
     Attributes:
-        identity: what must not change between a run and its resumption, by name.
+        identity: what must not change between a run and its resumption, by name (identity.py).
         loss_sum, learned_tokens: since the last line of metrics.
         replayed_rows: general rows that were mixed in so far.
         skipped_steps: that changed nothing, since a gradient did not fit float16.
@@ -73,7 +69,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what `random_state` took."""
+    """Restore what `random_state` took."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     torch.set_rng_state(state["torch"])
@@ -83,40 +79,38 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 def save_checkpoint(
     output: Path,
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Any,
-    scaler: torch.amp.GradScaler,
+    *,
+    engine: Engine,
+    collected: Collected,
     state: TrainerState,
-    rng: Sequence[Mapping[str, Any]],
+    random_states: Sequence[Mapping[str, Any]],
     template: Template,
-    gathered: Gathered | None = None,
 ) -> Path:
-    """Write `checkpoint-<step>` whole or not at all.
+    """Write `checkpoint-<step>` completely or not at all.
 
     Args:
         output: where the run writes.
-        model, optimizer, scheduler, scaler, state: of the run.
-        rng: the random state of every process.
+        engine: holds model, learning rate and loss scale.
+        collected: what the engine has collected for this checkpoint.
+        state: of the loop.
+        random_states: of every process.
         template: of the prompts.
-        gathered: what is dealt out of model and optimizer.
 
     Raises:
         OutputError: it could not be written; earlier checkpoints are unharmed.
     """
     folder = output / f"checkpoint-{state.step}"
     with written_folder(folder) as partial:
-        tensors, adam = gathered or (None, optimizer.state_dict())
-        method.save(model, partial, template, tensors)
-        if isinstance(adam, Path):
-            adam.replace(partial / adam.name)
-            shutil.rmtree(adam.parent)  # DeepSpeed leaves a script there
+        method.save(engine.unwrapped(), partial, template, collected.tensors)
+        if isinstance(collected.optimizer, Path):
+            collected.optimizer.replace(partial / collected.optimizer.name)
+            shutil.rmtree(collected.optimizer.parent)  # DeepSpeed leaves a script there
         else:
-            torch.save(adam, partial / "optimizer.pt")
-        torch.save(scheduler.state_dict(), partial / "scheduler.pt")
-        if scaler.is_enabled():
-            torch.save(scaler.state_dict(), partial / "scaler.pt")
-        torch.save([dict(state) for state in rng], partial / "rng_state.pth")
+            torch.save(collected.optimizer, partial / OPTIMIZER)
+        torch.save(engine.scheduler.state_dict(), partial / "scheduler.pt")
+        if engine.scaler.is_enabled():
+            torch.save(engine.scaler.state_dict(), partial / "scaler.pt")
+        torch.save([dict(each) for each in random_states], partial / "rng_state.pth")
         (partial / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
         (partial / CHECKSUMS).write_text(json.dumps(_checksums(partial), indent=2), "utf-8")
     return folder
@@ -131,7 +125,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def damage(folder: Path) -> str | None:
-    """Say what is wrong with a checkpoint; None when it is whole."""
+    """Say what is wrong with a checkpoint; None when it is intact."""
     try:
         expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -145,8 +139,8 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def newest_whole_checkpoint(output: Path) -> Path | None:
-    """Find where to resume, passing over damaged checkpoints and saying so.
+def newest_intact_checkpoint(output: Path) -> Path | None:
+    """Find where to resume, skipping damaged checkpoints with a warning.
 
     Returns:
         None where no checkpoint has been written yet: the run starts at its beginning.
@@ -163,53 +157,27 @@ def newest_whole_checkpoint(output: Path) -> Path | None:
     if not found:
         return None
     raise CheckpointError(
-        f"{output}: nothing to resume, every checkpoint in it is damaged. Start anew without "
+        f"{output}: nothing to resume, every checkpoint in it is damaged. Start again without "
         "--resume, with output.overwrite=true if the folder may be replaced."
     )
 
 
 def load_state(folder: Path) -> TrainerState:
-    """Read where a checkpoint's run stood."""
+    """Read the state of the loop from a checkpoint."""
     return TrainerState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
 
 
-def check_identity(state: TrainerState, identity: Mapping[str, str], folder: Path) -> None:
-    """Refuse to resume a run with other data, another recipe or another template.
+def restore_checkpoint(folder: Path, engine: Engine) -> None:
+    """Restore optimizer, learning rate, loss scale and this process's random generators.
 
-    Raises:
-        CheckpointError: names what changed.
+    The weights are restored before, by `method.restore`, since the engine may shard them.
     """
-    changed = [
-        f"{name} (was {state.identity.get(name, 'nothing')}, now {value})"
-        for name, value in identity.items()
-        if state.identity.get(name) != value
-    ]
-    if changed:
-        raise CheckpointError(
-            f"{folder}: cannot resume, since something changed: {'; '.join(changed)}. "
-            "Undo the change, or start a new run in another output.dir."
-        )
-
-
-def restore_checkpoint(
-    folder: Path,
-    optimizer: torch.optim.Optimizer | None,
-    scheduler: Any,
-    scaler: torch.amp.GradScaler,
-    process_index: int = 0,
-) -> None:
-    """Put optimizer, learning rate, loss scale and random generators back as they were.
-
-    The weights are put back before, by `tuning.restore`, while the model is still whole; without
-    an optimizer DeepSpeed does its part.
-    """
-    if optimizer is not None:
-        load_optimizer(optimizer, torch.load(folder / "optimizer.pt", weights_only=True))
-    scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
-    if scaler.is_enabled():
-        scaler.load_state_dict(torch.load(folder / "scaler.pt", weights_only=True))
+    engine.restore(folder)
+    engine.scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
+    if engine.scaler.is_enabled():
+        engine.scaler.load_state_dict(torch.load(folder / "scaler.pt", weights_only=True))
     states = torch.load(folder / "rng_state.pth", weights_only=True)
-    restore_random_state(states[process_index])
+    restore_random_state(states[engine.processes.process_index])
 
 
 def prune_checkpoints(output: Path, limit: int | None, keep: int | None) -> None:

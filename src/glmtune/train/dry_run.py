@@ -1,10 +1,10 @@
-"""The heaviest batches go first, so that trouble with memory comes in the first minute.
+"""A dry run of the largest packs before the first step, so that memory runs out early or never.
 
-    held-out pack of most tokens     forward                what it leaves is thrown away,
-    training pack of most tokens     forward and backward   random generators are put back
+    held-out pack of most tokens     forward                results are discarded, and random
+    training pack of most tokens     forward and backward   generators are restored
 
-So the run takes the very steps that it would have taken, in the same bytes. The second pack also
-tells how long they will take.
+So the run takes the same steps as without a dry run, to the same bytes. The time of the training
+pack also gives an estimate of the run's.
 """
 
 import logging
@@ -20,85 +20,97 @@ from glmtune.errors import TrainingError
 from glmtune.machine import peak_memory_bytes
 from glmtune.train import process_memory
 from glmtune.train.checkpoint import random_state, restore_random_state
-from glmtune.train.engines import deepspeed
-from glmtune.train.loop import Run
+from glmtune.train.training import Training
 from glmtune.units import duration
 
 logger = logging.getLogger(__name__)
 
 
-def rehearse(run: Run, learned: Sequence[int], eval_learned: Sequence[int]) -> None:
-    """Send the heaviest packs of a run through the model, and say what they took.
+def dry_run(training: Training) -> None:
+    """Run the largest packs of a run through the model, and log the time and memory they took.
 
     Args:
-        run: about to start, or to go on.
-        learned, eval_learned: learned tokens of every example, by index.
+        training: about to start or to resume.
 
     Raises:
         TrainingError: there is not enough memory; says for how many tokens.
     """
-    if deepspeed.is_engine(run.model):  # which would keep the gradient for the first step
+    if not training.engine.has_plain_gradients:  # they would be added to those of the first step
         return
     rng = random_state()
-    process_memory.give_back()  # what loading and the answers of the base have left
-    packs = [
-        pack
-        for step in range(run.state.step, run.num_steps)
-        for pack in run.plan.micro_batch_rows(step, run.lengths)
-        if pack
-    ]
-    if not packs and run.state.step < run.num_steps:  # the others have some, and all must meet
-        packs = [run.plan.step_rows(run.state.step)[:1]]
-    eval_packs = group_rows(run.eval_rows, run.eval_lengths, run.plan.max_tokens)
-    if eval_packs:
-        pack = heaviest(eval_packs, run.eval_lengths, eval_learned)
-        with torch.no_grad(), _explained("held-out", pack, run.eval_lengths):
-            _take(run, run.eval_examples, pack)
-    if packs:
-        pack = heaviest(packs, run.lengths, learned)
-        tokens = _count(pack, run.lengths)
-        began = time.perf_counter()
-        with _explained("training", pack, run.lengths):
-            # In its first step AdamW adds two means of everything that is trained.
-            trained = [p for p in run.model.parameters() if p.requires_grad]
-            means = [] if run.optimizer.state else [torch.zeros_like(p) for p in 2 * trained]
-            _take(run, run.examples, pack)
-            del means
-        seconds = time.perf_counter() - began
-        run.optimizer.zero_grad(set_to_none=True)
-        left = sum(_count(pack, run.lengths) for pack in packs)
-        logger.info(
-            "the heaviest pack, %d rows of together %s tokens, took %.3g s and %.2f GiB at most; "
-            "at this rate the %d steps take %s",
-            *(len(pack), f"{tokens:,}", seconds, peak_memory_bytes() / 2**30),
-            *(run.num_steps - run.state.step, duration(seconds * left / tokens)),
-        )
+    process_memory.release_freed_pages()  # of loading, and of the answers of the base
+    _evaluate_largest(training)
+    _train_largest(training)
     for is_training in (True, False):
-        run.objective.measured(is_training=is_training)  # and forget it
-    process_memory.give_back()
+        training.task.objective.measured(is_training=is_training)  # reset
+    process_memory.release_freed_pages()
     restore_random_state(rng)
 
 
-def _take(run: Run, examples: Examples, rows: Sequence[int]) -> None:
-    """Go forward, and backward where gradients are enabled."""
+def _evaluate_largest(training: Training) -> None:
+    data = training.data
+    packs = group_rows(data.eval_rows, data.eval_lengths, training.plan.max_tokens)
+    if not packs:
+        return
+    learned = data.eval_examples.learned_lengths.tolist()
+    pack = heaviest(packs, data.eval_lengths, learned)
+    with torch.no_grad(), _explained("held-out", pack, data.eval_lengths):
+        _run_model(training, data.eval_examples, pack)
+
+
+def _train_largest(training: Training) -> None:
+    data, plan, engine = training.data, training.plan, training.engine
+    steps = range(training.state.step, training.num_steps)
+    if not steps:
+        return
+    packs = [pack for step in steps for pack in plan.micro_batch_rows(step, data.lengths) if pack]
+    if not packs:  # other processes have some, and all take part in each
+        packs = [plan.step_rows(steps[0])[:1]]
+    pack = heaviest(packs, data.lengths, data.examples.learned_lengths.tolist())
+    tokens = _count_tokens(pack, data.lengths)
+    began = time.perf_counter()
+    with _explained("training", pack, data.lengths):
+        # In its first step AdamW adds two moments of everything that is trained.
+        trained = [p for p in engine.model.parameters() if p.requires_grad]
+        moments = [] if engine.optimizer.state else [torch.zeros_like(p) for p in 2 * trained]
+        _run_model(training, data.examples, pack)
+        del moments
+    seconds = time.perf_counter() - began
+    engine.optimizer.zero_grad(set_to_none=True)
+    all_tokens = sum(_count_tokens(each, data.lengths) for each in packs)
+    logger.info(
+        "the heaviest pack, %d rows of together %s tokens, took %.3g s and %.2f GiB at most; "
+        "at this rate the %d steps take %s",
+        len(pack),
+        f"{tokens:,}",
+        seconds,
+        peak_memory_bytes() / 2**30,
+        len(steps),
+        duration(seconds * all_tokens / tokens),
+    )
+
+
+def _run_model(training: Training, examples: Examples, rows: Sequence[int]) -> None:
+    """Run forward, and backward where gradients are enabled."""
     is_training = torch.is_grad_enabled()
-    model = run.model.train(is_training)
-    batch = run.make(examples, rows, 0).to(run.accelerator.device)
-    with run.accelerator.no_sync(model):  # other processes have other packs
-        with run.autocast():
-            loss = run.objective.loss(model, batch)
+    engine, task = training.engine, training.task
+    engine.model.train(is_training)
+    batch = task.make(examples, rows, 0).to(engine.processes.device)
+    with engine.accumulate(is_last=False):  # other processes have other packs
+        with engine.autocast():
+            loss = task.objective.loss(engine.model, batch)
         if is_training:
-            run.accelerator.backward(loss)
+            engine.backward(loss)
     loss.item()  # waits for a GPU
 
 
-def _count(pack: Sequence[int], lengths: Sequence[int]) -> int:
+def _count_tokens(pack: Sequence[int], lengths: Sequence[int]) -> int:
     return sum(lengths[row] for row in pack)
 
 
 @contextmanager
 def _explained(kind: str, pack: Sequence[int], lengths: Sequence[int]) -> Iterator[None]:
-    """Say what there was no memory for."""
+    """Name the pack that there was not enough memory for."""
     try:
         yield
     except RuntimeError as error:
@@ -106,7 +118,8 @@ def _explained(kind: str, pack: Sequence[int], lengths: Sequence[int]) -> Iterat
             raise
         raise TrainingError(
             f"there is not enough memory for the heaviest {kind} pack, {len(pack)} rows of "
-            f"together {_count(pack, lengths):,} tokens. Set training.gradient_checkpointing=true, "
-            "or lower training.per_device_train_batch_size (and raise gradient_accumulation_steps "
-            f"in its place) or data.max_length. ({str(error).splitlines()[0]})"
+            f"together {_count_tokens(pack, lengths):,} tokens. Set "
+            "training.gradient_checkpointing=true, or lower "
+            "training.per_device_train_batch_size (and raise gradient_accumulation_steps in its "
+            f"place) or data.max_length. ({str(error).splitlines()[0]})"
         ) from error

@@ -2,11 +2,11 @@
 
     glmtune train recipe.yaml --nproc 2
       |- rank 0   shows the bar and the log, writes the output folder
-      `- rank 1   is silent; what went wrong with it is kept in a file
+      `- rank 1   is silent; its error is kept in a file
 
-When a process fails, the rest of them soon fail too, for want of a partner. The one that
-failed first is the one whose error is shown. Several machines are for `torchrun` and
-`accelerate launch`, which start the same command without `--nproc`.
+When a process fails, the others soon fail too, since their collectives no longer complete. The
+error that is shown is that of the process which failed first. Several machines are for `torchrun`
+and `accelerate launch`, which start the same command without `--nproc`.
 """
 
 import json
@@ -29,7 +29,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
     """Run `glmtune` with these arguments in several processes that train together.
 
     Returns:
-        The exit code; the error that came first is on standard error by then.
+        The exit code; the first error has been printed to standard error by then.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -37,7 +37,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_processes)))
     for name in ("torch.distributed.elastic", "torch.distributed.launcher"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # it tells each process's end
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # it logs the end of each process
     with TemporaryDirectory(prefix="glmtune-") as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -55,12 +55,12 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
         except SignalException:
             return 130
         except ChildFailedError as error:
-            return _tell_first(error.failures)
+            return _print_first(error.failures)
     return 0
 
 
-def _tell_first(failures: Mapping[int, Any]) -> int:
-    """Print the failure that the others followed from, and give the exit code."""
+def _print_first(failures: Mapping[int, Any]) -> int:
+    """Print the failure that caused the others, and give the exit code."""
     for rank, failure in failures.items():
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # not by the launcher
             print(
@@ -75,16 +75,16 @@ def _tell_first(failures: Mapping[int, Any]) -> int:
         for rank, failure in failures.items()
         if (path := Path(failure.error_file)).is_file()
     ]
-    if not recorded:  # interrupted, or the command line was wrong: rank 0 has said so
+    if not recorded:  # interrupted, or the command line was wrong: rank 0 has printed why
         return max(int(failure.exitcode) for failure in failures.values()) or 1
     _, rank, path = min(recorded)
-    told = json.loads(path.read_text(encoding="utf-8"))["message"]
-    kind, _, text = told["message"].partition(": ")
+    recorded_error = json.loads(path.read_text(encoding="utf-8"))["message"]
+    kind, _, text = recorded_error["message"].partition(": ")
     if hasattr(glmtune.errors, kind):
         print(f"error: {text}", file=sys.stderr)
-    else:  # ours or a library's to mend
+    else:  # a bug of ours or of a library
         print(
-            f"error: rank {rank} failed first:\n{told['extraInfo']['py_callstack']}",
+            f"error: rank {rank} failed first:\n{recorded_error['extraInfo']['py_callstack']}",
             file=sys.stderr,
         )
     return 1

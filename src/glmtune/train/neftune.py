@@ -1,8 +1,8 @@
-"""Noise on the vectors of tokens while training, so that answers are not learned word for word.
+"""Noise on token embeddings while training (NEFTune), so that answers are not learned verbatim.
 
-Uniform in [-1, 1], times alpha / sqrt(length * width of the model). The length is that of each
-example, not of the pack that it lies in. It is drawn from torch's own generator, so a run that was
-resumed sees the noise that it would have seen.
+The noise is uniform in [-1, 1], times alpha / sqrt(length * hidden size). The length is that of
+each example, not of its pack. It is drawn from torch's default generator, so a resumed run sees the
+same noise as one that was not interrupted.
 
 Source: NEFTune, https://arxiv.org/abs/2310.05914.
 """
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 
 def add_noise(model: nn.Module, alpha: float) -> None:
-    """Let a model see its tokens with noise, in training mode only.
+    """Add noise to the token embeddings of a model, in training mode only.
 
     Args:
-        model: a causal language model of transformers, with an adapter over it or not; it is
-            given packs.
-        alpha: how much; 5 is usual.
+        model: a causal language model of transformers, with or without an adapter; its inputs
+            are packs.
+        alpha: the scale; 5 is usual.
     """
-    giver: Any = model
-    embeddings = giver.get_input_embeddings()
+    with_embeddings: Any = model
+    embeddings = with_embeddings.get_input_embeddings()
 
     def with_noise(
         _: nn.Module, args: tuple[Any, ...], given: dict[str, Any]
@@ -40,5 +40,5 @@ def add_noise(model: nn.Module, alpha: float) -> None:
 
 
 def noise_of(lengths: Tensor, hidden: int, alpha: float) -> Tensor:
-    """Give the largest noise of every token of a pack: float32, (seq,)."""
+    """Give the largest noise of each token of a pack: float32, (seq,)."""
     return torch.repeat_interleave(alpha / (lengths * hidden).float().sqrt(), lengths)

@@ -1,4 +1,4 @@
-"""Parameter groups and the learning-rate curve."""
+"""The optimizer with its parameter groups, and the learning-rate schedule."""
 
 from typing import Any
 
@@ -17,9 +17,9 @@ def make_optimizer(
     Weight decay shrinks matrices; biases and norm weights, which are vectors, are left alone.
 
     Args:
-        model: says what is trainable.
+        model: its parameters that require a gradient are optimized.
         section: learning rate, decay and the rest.
-        loraplus_lr_ratio: LoRA's B learns so many times faster than A
+        loraplus_lr_ratio: the learning rate of LoRA's B, in multiples of that of A
             (https://arxiv.org/abs/2402.12354).
     """
     settings: dict[str, Any] = {
@@ -49,9 +49,9 @@ def make_optimizer(
 
 
 def optimizer_class(section: TrainingSection) -> type[torch.optim.Optimizer]:
-    """Choose who keeps AdamW's means: torch in float32, or bitsandbytes in 8 bits.
+    """Choose AdamW by torch, with moments in float32, or by bitsandbytes, with moments in 8 bits.
 
-    bitsandbytes keeps those of tensors below 4,096 numbers in float32 as well.
+    bitsandbytes keeps those of tensors below 4,096 elements in float32 as well.
 
     Raises:
         RecipeError: bitsandbytes is not installed.
@@ -74,9 +74,9 @@ def optimizer_class(section: TrainingSection) -> type[torch.optim.Optimizer]:
 def make_scheduler(
     optimizer: torch.optim.Optimizer, section: TrainingSection, num_steps: int
 ) -> Any:
-    """The learning rate of each step, by transformers' curves.
+    """Make the learning-rate schedule, by transformers.
 
-    `warmup_steps` below 1 is a share of all steps, as in transformers.
+    `warmup_steps` below 1 is a fraction of all steps, as in transformers.
     """
     from transformers import get_scheduler
 

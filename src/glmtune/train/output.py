@@ -1,10 +1,10 @@
 """The output folder: what a run writes there, and how nothing in it is lost by surprise.
 
 adapter_config.json, adapter_model.safetensors   peft's adapter format; or the original's
-config.json, pytorch_model.bin                   for a P-Tuning v2 prefix; or a whole model,
+config.json, pytorch_model.bin                   for a P-Tuning v2 prefix; or a full model,
 config.json, model*.safetensors                  where the weights themselves were trained
 tokenizer files, glmtune.json                    how prompts are built
-README.md                                        what the model is, for people
+README.md                                        a model card
 recipe.yaml                                      every value of the run, to repeat it
 metrics.jsonl, loss.svg, runs/                   curves; runs/ is for TensorBoard
 report.html, report.json                         what the run did and proved
@@ -14,16 +14,47 @@ bad_rows.jsonl                                   rows that were skipped, if aske
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import glmtune
 from glmtune.errors import OutputError
-from glmtune.files import explain_write_error, written_folder
+from glmtune.files import explain_write_error, write_atomically, written_folder
 from glmtune.methods import method
-from glmtune.recipe.recipe import Recipe, RunRecipe
+from glmtune.prove.metrics import METRICS, MetricsFile, cut_metrics, read_metrics
+from glmtune.recipe.recipe import RECIPE, RunRecipe
 from glmtune.template.base import Template
 from glmtune.train.run_folder import check_folder, checkpoints, run_files
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The output folder of a run."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> MetricsFile:
+        """The file of metrics."""
+        return MetricsFile(self.path / METRICS)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Read the lines of metrics so far."""
+        return read_metrics(self.path / METRICS)
+
+    def begin(self, recipe: RunRecipe, step: int, *, clear: bool) -> None:
+        """Write the resolved recipe, and keep the metrics up to the step where the run resumes.
+
+        Args:
+            recipe: of the run.
+            step: steps done so far.
+            clear: delete what an earlier run wrote.
+        """
+        if clear:
+            clear_run(self.path)
+        write_atomically(self.path / RECIPE, recipe.to_yaml())
+        cut_metrics(self.path / METRICS, step)
 
 
 def prepare_output(output: Path, *, resume: bool, overwrite: bool) -> None:
@@ -59,10 +90,17 @@ def publish(
     recipe: RunRecipe,
     lines: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Put what was trained into the output folder.
+    """Move what was trained into the output folder, with tokenizer and README.md.
 
-    The files move in one by one, the configuration last, so that a folder that says it is an
-    adapter, or a model, is a whole one.
+    The files move in one by one, the configuration last, so that a folder with a configuration
+    is a complete adapter or model.
+
+    Args:
+        model: after training.
+        output: the folder.
+        template, tokenizer: of the prompts.
+        recipe: of the run.
+        lines: its metrics.
     """
     is_adapted = method.is_adapted(model)
     with written_folder(output / "adapter") as partial:
@@ -79,11 +117,10 @@ def publish(
 
 
 def _facts(recipe: RunRecipe, lines: Sequence[Mapping[str, Any]]) -> str:
-    """Say in a paragraph how a run went."""
+    """Describe a run in a paragraph."""
     losses = [line["loss"] for line in lines if line.get("loss") is not None]
     held_out = [line["eval_loss"] for line in lines if line.get("eval_loss") is not None]
-    prefers = isinstance(recipe, Recipe) and recipe.preference.stage == "dpo"
-    unit = "per pair" if prefers else "nats per token"
+    unit = "per pair" if recipe.is_preference else "nats per token"
     facts = [f"Loss: {losses[0]:.4f} at first, {losses[-1]:.4f} at the end ({unit})."]
     facts += [f"Held-out loss: {held_out[-1]:.4f}, best {min(held_out):.4f}."] if held_out else []
     return (
@@ -94,7 +131,7 @@ def _facts(recipe: RunRecipe, lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def model_card(recipe: RunRecipe, lines: Sequence[Mapping[str, Any]]) -> str:
-    """Say what a whole model is, how it was made and how to use it."""
+    """Describe a tuned model: its base, its run, its use."""
     base = recipe.model.name_or_path
     return f"""---
 base_model: {base}
@@ -113,7 +150,7 @@ glmtune chat THIS_FOLDER
 
 
 def adapter_card(recipe: RunRecipe, lines: Sequence[Mapping[str, Any]]) -> str:
-    """Say what an adapter is, how it was made and how to use it."""
+    """Describe an adapter: its base, its run, its use."""
     base = recipe.model.name_or_path
     is_peft = recipe.adapter.method != "ptuning_v2"
     return f"""---

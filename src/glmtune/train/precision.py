@@ -1,7 +1,7 @@
-"""Half precision while training: products in it, and a loss that is scaled where it is float16.
+"""Mixed precision: autocast to half precision, and loss scaling for float16.
 
-bfloat16 reaches as far as float32. float16 ends at 65,504, and below 6e-8 there is nothing, where
-most gradients of a mean loss lie. So the loss is multiplied before the backward pass and the
+bfloat16 has the range of float32. float16 overflows above 65,504 and underflows below 6e-8, where
+most gradients of a mean loss are. So the loss is multiplied before the backward pass and the
 gradients of the trained weights, which are float32, are divided after it:
 
     scale   65536   32768   32768   ...    halved where a gradient overflowed, and that step is
@@ -9,7 +9,7 @@ gradients of the trained weights, which are float32, are divided after it:
 
 As in transformers' Trainer a skipped step counts as a step and its rows as learned, and the
 learning rate stays where it is. accelerate has no scaler and no float16 on a CPU, so both
-precisions are made here, by torch.
+precisions are implemented here, with torch.
 
 Source: https://arxiv.org/abs/1710.03740; torch.amp.GradScaler.
 """
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 
 
 def dtype_of_autocast(section: TrainingSection) -> torch.dtype | None:
-    """Give the dtype that products are computed in, where it is not that of the weights."""
+    """Give the dtype of autocast; None where products are computed in that of the weights."""
     return getattr(torch, section.autocast) if section.autocast is not None else None
 
 
 def check_base(recipe: RunRecipe) -> None:
-    """Refuse autocast over a base that is in the other half precision, before it is loaded.
+    """Refuse autocast over a base in the other half precision, before it is loaded.
 
     Raises:
-        RecipeError: the base is.
+        RecipeError: the two differ.
     """
     section = recipe.training
     dtype: str = recipe.model.dtype
@@ -57,13 +57,13 @@ def check_base(recipe: RunRecipe) -> None:
 
 
 def autocast(section: TrainingSection, device: torch.device) -> AbstractContextManager[Any]:
-    """Compute products in half precision for a while, if the section says so."""
+    """Compute products in half precision within a block, if the section asks for it."""
     dtype = dtype_of_autocast(section)
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 def make_scaler(section: TrainingSection, model: Any, device: torch.device) -> torch.amp.GradScaler:
-    """Scale the loss where gradients pass through float16; elsewhere do nothing to it.
+    """Make a scaler of the loss, enabled only where gradients pass through float16.
 
     Args:
         section: says what products are computed in.

@@ -1,6 +1,5 @@
-"""A pre-training recipe -> a model in a folder: the run of `run.py` on texts instead of rows."""
+"""A pre-training recipe -> a model in a folder: the run of `run.py`, on texts instead of rows."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,65 +9,75 @@ from huggingface_hub.errors import StrictDataclassError
 
 from glmtune.data.store import EncodedData
 from glmtune.data.texts import TextOptions, encode_texts, split_documents
-from glmtune.errors import DataError, RecipeError
+from glmtune.errors import RecipeError
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
 from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.model.load import load_tokenizer
 from glmtune.objective.mixture import each_objective, mixture
+from glmtune.objective.next_token import NextToken
 from glmtune.recipe.recipe import PretrainRecipe
 from glmtune.template.select import template_for
-from glmtune.train.loop import Judge
-from glmtune.train.run import Ingredients, Result, begin, carry_out, load_base
-
-logger = logging.getLogger(__name__)
+from glmtune.train.before import Before
+from glmtune.train.load_model import load_base
+from glmtune.train.load_rows import RunData, split_held_out
+from glmtune.train.prepare import prepare_run
+from glmtune.train.run import Result, train_and_prove, training_loss
+from glmtune.train.training import EvalView, Task
 
 
 def pretrain(recipe: PretrainRecipe, *, resume: bool = False) -> Result:
-    """Train a model on texts, from scratch or from where another run left it.
+    """Train a model on texts, from scratch or from an existing one.
 
     Args:
         recipe: the whole run.
-        resume: go on from the newest whole checkpoint in `output.dir`.
+        resume: continue from the newest intact checkpoint in `output.dir`.
 
     Raises:
-        GlmtuneError: one of its children, for whatever the user can mend. Earlier checkpoints
-            stay as they were.
+        GlmtuneError: one of its children, for everything that the user can fix. Earlier
+            checkpoints stay as they were.
     """
-    accelerator, output = begin(recipe, resume=resume)
-    tokenizer = load_tokenizer(recipe.model.name_or_path)
-    if not isinstance(tokenizer, ChatGLMTokenizer):
-        raise RecipeError(
-            f"{recipe.model.name_or_path}: pre-training needs the special tokens of ChatGLM "
-            f"([gMASK], sop), and this is a {type(tokenizer).__name__}. Use a ChatGLM2 or "
-            "ChatGLM3 checkpoint, or make a tokenizer with `glmtune tokenizer train`."
-        )
-    examples, eval_examples, rows, eval_rows = load_texts(recipe, tokenizer, output)
+    processes = prepare_run(recipe, resume=resume)
+    tokenizer = load_chatglm_tokenizer(recipe)
+    data = load_texts(recipe, tokenizer, Path(recipe.output.dir))
     if recipe.model.config:
-        model = make_model(recipe, tokenizer).to(accelerator.device)
+        model = make_model(recipe, tokenizer).to(processes.device)
     else:
-        model = load_base(recipe, accelerator.device)
-    drawn = (recipe.objective, tokenizer, recipe.training.seed)
-    return carry_out(
-        recipe,
-        Ingredients(
-            tokenizer,
-            template_for(tokenizer, recipe.data.layout),
-            examples,
-            eval_examples,
-            rows,
-            eval_rows,
-            model,
-            make=mixture(*drawn),
-            judges={name: Judge(*judged) for name, judged in each_objective(*drawn).items()},
-        ),
-        accelerator,
-        resume=resume,
+        model = load_base(recipe, processes.device)
+    task = choose_task(recipe, tokenizer)
+    return train_and_prove(recipe, processes, model, data, task, Before(), resume=resume)
+
+
+def load_chatglm_tokenizer(recipe: PretrainRecipe) -> ChatGLMTokenizer:
+    """Load the tokenizer, whose special tokens mark blanks and their contexts.
+
+    Raises:
+        RecipeError: the model is of another family.
+    """
+    tokenizer = load_tokenizer(recipe.model.name_or_path)
+    if isinstance(tokenizer, ChatGLMTokenizer):
+        return tokenizer
+    raise RecipeError(
+        f"{recipe.model.name_or_path}: pre-training needs the special tokens of ChatGLM "
+        f"([gMASK], sop), and this is a {type(tokenizer).__name__}. Use a ChatGLM2 or "
+        "ChatGLM3 checkpoint, or make a tokenizer with `glmtune tokenizer train`."
+    )
+
+
+def choose_task(recipe: PretrainRecipe, tokenizer: ChatGLMTokenizer) -> Task:
+    """Mix the objectives by their shares in training, and evaluate each alone."""
+    section, seed = recipe.objective, recipe.training.seed
+    alone = each_objective(section, tokenizer, seed)
+    return Task(
+        NextToken(training_loss(recipe.training)),
+        NextToken(),
+        mixture(section, tokenizer, seed),
+        {name: EvalView(make, share) for name, (make, share) in alone.items()},
     )
 
 
 def make_model(recipe: PretrainRecipe, tokenizer: ChatGLMTokenizer) -> Any:
-    """Draw a new model of the shape that the recipe gives.
+    """Initialize a new model of the shape that the recipe gives.
 
     Raises:
         RecipeError: a field is not one of ChatGLM's, or does not fit the others.
@@ -94,10 +103,8 @@ def make_model(recipe: PretrainRecipe, tokenizer: ChatGLMTokenizer) -> Any:
         raise RecipeError(f"model.config: {error.__cause__ or error}") from error
 
 
-def load_texts(
-    recipe: PretrainRecipe, tokenizer: ChatGLMTokenizer, output: Path
-) -> tuple[EncodedData, EncodedData, Sequence[int], Sequence[int]]:
-    """Encode the texts to learn and those held out, as `run.load_data` does with rows."""
+def load_texts(recipe: PretrainRecipe, tokenizer: ChatGLMTokenizer, output: Path) -> RunData:
+    """Encode the texts to learn and those held out; whole documents are split off."""
     section = recipe.data
     options = TextOptions(
         max_length=section.max_length,
@@ -105,20 +112,9 @@ def load_texts(
         bad_rows=section.bad_rows,
         split=section.split,
     )
-    examples = encode_texts(section.train, tokenizer, options, quarantine=output / "bad_rows.jsonl")
-    logger.info("texts: %s", examples.report)
-    if section.eval:
-        held_out = encode_texts(
-            section.eval, tokenizer, options, quarantine=output / "bad_eval_rows.jsonl"
-        )
-        logger.info("held-out texts: %s", held_out.report)
-        return examples, held_out, range(len(examples)), range(len(held_out))
-    if not section.eval_fraction:
-        return examples, examples, range(len(examples)), ()
-    rows, eval_rows = split_documents(examples, section.eval_fraction, recipe.training.seed)
-    if not len(rows):
-        raise DataError(
-            f"data.eval_fraction={section.eval_fraction} of {examples.report.num_rows} documents "
-            "leaves none to learn. Lower it, or give more."
-        )
-    return examples, examples, rows.tolist(), eval_rows.tolist()
+
+    def encode(sources: Sequence[str], quarantine: Path) -> EncodedData:
+        return encode_texts(sources, tokenizer, options, quarantine=quarantine)
+
+    template = template_for(tokenizer, section.layout)
+    return split_held_out(recipe, tokenizer, template, encode, split_documents, output)

@@ -1,12 +1,13 @@
-"""The memory of tensors: in large pages, given back to the system, and not filled by kernels.
+"""Process-level memory: large pages, a small oneDNN kernel cache, freed heap pages for the OS.
 
-Packs differ in length, so what one has freed seldom fits the next, and a small tensor that lives on
-keeps the C library from shrinking its heap:
+Packs differ in length, so what one has freed seldom fits the next, and a small tensor that outlives
+them keeps the C library from shrinking its heap:
 
     pack 1    [aaaa][bbbb]g                     g: a gradient, which stays
     pack 2     ..........g[aaaaa][bbbbb]        too long for what is free before it
 
-Without this a run holds more after every few packs; docs/performance.md has what was measured.
+Without these settings the memory of a run grows every few packs; docs/performance.md has the
+measurements.
 """
 
 import ctypes
@@ -15,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable
 
-SLOW = 1.0  # seconds of a micro-batch from which on asking costs nothing to speak of
+SLOW_SECONDS = 1.0  # a micro-batch that takes longer hides the cost of releasing pages
 DEFAULTS = {
     "THP_MEM_ALLOC_ENABLE": "1",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",  # more than one micro-batch needs
@@ -23,22 +24,22 @@ DEFAULTS = {
 
 
 def set_defaults() -> None:
-    """Choose how PyTorch and oneDNN use memory, where the user has not.
+    """Set the memory options of PyTorch and oneDNN, where the user has not.
 
-    Both read it once, so this comes before the first tensor. Tensors of 2 MiB or more ask Linux
-    for pages of that size, of which a product needs fewer. oneDNN compiles each product anew for
-    every number of rows, and would keep 1,024 of them, half a megabyte each.
+    Both read them once, so this comes before the first tensor. Tensors of 2 MiB or more then use
+    transparent huge pages of Linux, of which a product touches fewer. oneDNN compiles a kernel for
+    each product and number of rows, and would keep 1,024 of them, half a megabyte each.
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
-def give_back() -> None:
-    """Let the C library return the pages that nothing is on, where it knows how to (glibc)."""
-    if trim := _trim():
+def release_freed_pages() -> None:
+    """Return freed heap pages to the system, where the C library can (glibc)."""
+    if trim := _malloc_trim():
         trim(0)
 
 
 @functools.cache
-def _trim() -> Callable[[int], int] | None:
+def _malloc_trim() -> Callable[[int], int] | None:
     return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

@@ -9,7 +9,7 @@ from rich.progress import Progress as RichProgress
 
 
 class Progress:
-    """A bar on a terminal, and silent elsewhere, where the log lines tell the same."""
+    """A bar on a terminal; hidden elsewhere, where the log lines show the same."""
 
     def __init__(self, num_steps: int, done: int = 0, is_shown: bool = True) -> None:
         self._bar = RichProgress(

@@ -14,9 +14,9 @@ from glmtune.objective.next_token import next_token_loss
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
 from glmtune.template.base import IGNORE, Example
+from glmtune.train.load_model import load_base
 from glmtune.train.optimizer import make_optimizer
 from glmtune.train.plan.simulation import MemoryTracker, Simulation, simulate
-from glmtune.train.run import load_base
 
 CPU = torch.device("cpu")
 CHECKPOINTING = "training.gradient_checkpointing=true"

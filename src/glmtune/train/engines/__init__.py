@@ -1,1 +1,1 @@
-"""How the processes of a run share the work."""
+"""How the processes of a run share the work: one protocol, and an engine for each way."""

@@ -1,40 +1,96 @@
-"""Weights dealt out among processes (FSDP2): each holds a part, and borrows a layer to compute it.
+"""Shard weights with FSDP2: each rank keeps a shard and all-gathers one layer at a time.
 
-    a layer's weights      rank 0 [####    ]   forward, backward: all gather it, use it, let it go
-                           rank 1 [    ####]   gradients: summed, and each keeps its part's
+    a layer's weights      rank 0 [####    ]   forward, backward: all-gather, compute, free
+                           rank 1 [    ####]   gradients: reduce-scatter
 
-All processes must meet in every forward pass, and in whatever asks for a whole tensor. So a
+All processes take part in every forward pass, and in whatever asks for a full tensor. So a
 checkpoint is gathered by all and written by rank 0, and what is proved at the end is proved on a
-model that rank 0 loads anew and gives the trained tensors.
+model that rank 0 loads again and gives the trained tensors.
+
+The optimizer's state is gathered here, by position as any optimizer's `state_dict` has it.
+`torch.distributed.checkpoint.state_dict` names it by parameter, so `optimizer.pt` would have
+another layout than that of every other engine, and it takes an optimizer step to make room for it.
 
 Source: PyTorch, torch.distributed.fsdp.fully_shard. accelerate has it for accelerators alone.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from glmtune.errors import RecipeError
 from glmtune.model.layers import decoder_layers
+from glmtune.recipe.sections import TrainingSection
+from glmtune.train.engines.engine import Collected
+from glmtune.train.engines.plain import PlainEngine
+from glmtune.train.precision import dtype_of_autocast
+from glmtune.train.processes import Processes
 
 
-def check_sharding(num_processes: int) -> None:
+def check_sharding(section: TrainingSection, num_processes: int) -> None:
     """Refuse to shard for one process.
 
     Raises:
         RecipeError: says how to start more.
     """
-    if num_processes < 2:
+    if section.sharding and num_processes < 2:
         raise RecipeError(
-            "training.sharding=fsdp2 deals weights out among processes, and this is one. Start "
+            "training.sharding=fsdp2 shards weights among processes, and this is one. Start "
             "more, by `glmtune train --nproc 2` or torchrun, or leave it out."
         )
 
 
+class FsdpEngine(PlainEngine):
+    """Implements `Engine` for sharded weights; the arguments are those of `PlainEngine`."""
+
+    can_run_alone = False
+
+    def __init__(
+        self,
+        model: Any,
+        section: TrainingSection,
+        processes: Processes,
+        num_steps: int,
+        loraplus_lr_ratio: float | None = None,
+    ) -> None:
+        shard(model, processes.device, dtype_of_autocast(section))
+        super().__init__(model, section, processes, num_steps, loraplus_lr_ratio)
+
+    def _wrap(self, model: Any) -> Any:
+        return model  # `shard` has changed it in place
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """FSDP2 casts by itself."""
+        return nullcontext()
+
+    def accumulate(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        """Gradients are reduced after every micro-batch: whole ones would need their memory."""
+        return nullcontext()
+
+    def collect(self, output: Path) -> Collected:
+        """Gather the trained tensors and the optimizer's state."""
+        return Collected(self.gather_trained(), gather_optimizer(self.optimizer))
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        load_optimizer(self.optimizer, state)
+
+    def gather_trained(self) -> Mapping[str, Tensor]:
+        """Gather the trained tensors on the CPU of rank 0; the other ranks get none."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        options = StateDictOptions(
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
+        )
+        gathered: dict[str, Any] = get_model_state_dict(self.model, options=options)
+        return gathered
+
+
 def shard(model: Any, device: torch.device, dtype: torch.dtype | None = None) -> None:
-    """Deal the weights of a model out, layer by layer; it is moved to `device` as it goes.
+    """Shard the weights of a model layer by layer, in place; it is moved to `device` as it goes.
 
     Args:
         model: the same on every process.
@@ -51,53 +107,31 @@ def shard(model: Any, device: torch.device, dtype: torch.dtype | None = None) ->
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether the weights of a model are dealt out."""
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(model, FSDPModule)
-
-
-def gather(model: nn.Module) -> dict[str, Tensor]:
-    """Put together, on every process, whatever of a model's state is trained.
-
-    Frozen weights are left out; buffers and what is not dealt out is as it is.
-    """
-    from torch.distributed.tensor import DTensor
-
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return {
-        name: _whole(tensor)
-        for name, tensor in model.state_dict().items()
-        if name in trained or not isinstance(tensor, DTensor)
-    }
-
-
 def gather_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put the state of an optimizer together, as one over the whole model would have it."""
+    """Gather the state of an optimizer, as one over the full model would have it."""
     state = optimizer.state_dict()
-    whole = {
-        index: {name: _whole(value) for name, value in values.items()}
+    full = {
+        index: {name: _full_tensor(value) for name, value in values.items()}
         for index, values in state["state"].items()
     }
-    return {**state, "state": whole}
+    return {**state, "state": full}
 
 
-def _whole(value: Any) -> Any:
+def _full_tensor(value: Any) -> Any:
     from torch.distributed.tensor import DTensor
 
     return value.full_tensor().cpu() if isinstance(value, DTensor) else value
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Put the state that `gather_optimizer` gave back, each process its part."""
+    """Load what `gather_optimizer` gave; each process keeps its shard."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    dealt = {}
+    sharded = {}
     for index, values in state["state"].items():
         like = parameters[index]
-        dealt[index] = {
+        sharded[index] = {
             name: distribute_tensor(
                 value.to(like.device), like.device_mesh, like.placements, src_data_rank=None
             )
@@ -105,4 +139,4 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
             else value
             for name, value in values.items()
         }
-    optimizer.load_state_dict({**state, "state": dealt})
+    optimizer.load_state_dict({**state, "state": sharded})

@@ -4,8 +4,9 @@ import logging
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from glmtune.errors import TrainingError
@@ -15,8 +16,13 @@ from glmtune.prove.metrics import METRICS, read_metrics
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
 from glmtune.template.select import template_for
+from glmtune.train.before import Before
+from glmtune.train.load_model import load_base
+from glmtune.train.load_rows import encode_rows
 from glmtune.train.plan.workload import describe_workload, row_lengths_of
-from glmtune.train.run import Ingredients, begin, carry_out, load_base, load_data
+from glmtune.train.prepare import prepare_run
+from glmtune.train.run import train_and_prove
+from glmtune.train.training import Task
 
 STEPS = 3
 SHORTENED = (
@@ -74,14 +80,14 @@ def run_probe_steps(recipe: Recipe) -> Probe:
     with TemporaryDirectory() as folder:
         changed = [*SHORTENED, f"output.dir={folder}/run"]
         short = build_recipe(recipe.model_dump(mode="json"), changed)
-        accelerator, output = begin(short, resume=False)
+        output = Path(short.output.dir)
+        processes = prepare_run(short, resume=False)
         tokenizer = load_tokenizer(short.model.name_or_path)
         template = template_for(tokenizer, short.data.layout)
-        examples, eval_examples, rows, eval_rows = load_data(short, template, output)
-        heavy = describe_workload(recipe, row_lengths_of(examples, rows)).rows
-        model = load_base(short, accelerator.device)
-        given = (tokenizer, template, examples, eval_examples, heavy, eval_rows, model)
-        carry_out(short, Ingredients(*given), accelerator)
+        data = encode_rows(short, tokenizer, template, output)
+        heavy = describe_workload(recipe, row_lengths_of(data.examples, data.rows)).rows
+        model = load_base(short, processes.device)
+        train_and_prove(short, processes, model, replace(data, rows=heavy), Task(), Before())
         lines = read_metrics(output / METRICS)
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
     return Probe(peak_memory_bytes(), max(speeds))

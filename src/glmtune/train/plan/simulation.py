@@ -35,9 +35,9 @@ from glmtune.recipe.methods import (
     QloraSection,
 )
 from glmtune.recipe.recipe import Recipe
+from glmtune.train.load_model import load_base
 from glmtune.train.optimizer import make_optimizer
 from glmtune.train.precision import autocast
-from glmtune.train.run import load_base
 
 SHALLOW = (2, 3)  # layers of the two models that are simulated
 

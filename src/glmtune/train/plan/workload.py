@@ -18,7 +18,8 @@ from glmtune.model.load import load_tokenizer
 from glmtune.recipe.recipe import Recipe
 from glmtune.template.base import IGNORE, Example
 from glmtune.template.select import template_for
-from glmtune.train.run import count_steps, load_data, plan_batches
+from glmtune.train.load_rows import encode_rows as encode_run_rows
+from glmtune.train.prepare import count_steps, plan_batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,8 @@ def encode_row_lengths(recipe: Recipe) -> tuple[RowLengths | None, str]:
         return None, str(error)
     template = template_for(tokenizer, recipe.data.layout)
     with TemporaryDirectory() as folder:  # for the list of bad rows
-        examples, _, chosen, _ = load_data(recipe, template, Path(folder))
-    return row_lengths_of(examples, chosen), ""
+        data = encode_run_rows(recipe, tokenizer, template, Path(folder))
+    return row_lengths_of(data.examples, data.rows), ""
 
 
 def row_lengths_of(examples: EncodedData, chosen: Sequence[int]) -> RowLengths:

@@ -1,0 +1,102 @@
+"""The base before training, as the proofs compare it with the tuned model."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from glmtune.errors import CheckpointError, TrainingError
+from glmtune.prove import liveness
+from glmtune.prove.answers import Answer, Prompt, Sample, answer_all, answer_limit, first_prompt
+from glmtune.prove.forgetting import general_loss
+from glmtune.recipe.recipe import Recipe
+from glmtune.recipe.sections import ChecksSection
+from glmtune.template.base import IGNORE, Example
+from glmtune.train.load_rows import RunData
+from glmtune.train.processes import Processes
+from glmtune.train.training import Training
+
+logger = logging.getLogger(__name__)
+
+SAMPLED_PROMPTS = 2
+SAMPLE_TOKENS = 32  # of an answer of the base, or in the middle of a run: it is only looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the proofs compare the tuned model with.
+
+    Attributes:
+        prompts: to ask at the end; none where nothing is learned that answers.
+        answers: of the base to the first of them.
+        general_loss: of the base on general rows, in nats per token; None if it was not measured.
+        start: the trained tensors before the first step, by name.
+    """
+
+    prompts: Sequence[Prompt] = ()
+    answers: Sequence[Answer] = ()
+    general_loss: float | None = None
+    start: Mapping[str, liveness.Start] = field(default_factory=dict)
+
+
+def look_at_base(recipe: Recipe, model: Any, data: RunData, processes: Processes) -> Before:
+    """Let the base answer prompts, and measure its loss on general rows, on rank 0.
+
+    Nothing where its logits are not finite: training then stops at its first step, and names the
+    module, which says more.
+    """
+    prompts = choose_prompts(data, recipe.checks)
+    is_slow = recipe.training.sharding and processes.device.type != "cpu"  # it is on the CPU
+    if not prompts or not recipe.trains or not processes.is_main or is_slow:
+        return Before(prompts)
+    asked, limit = prompts[:SAMPLED_PROMPTS], sample_limit(prompts, recipe.checks)
+    try:
+        answers = answer_all(model, data.template, asked, limit)
+        loss = general_loss(model, data.general, model.device) if data.general else None
+    except (CheckpointError, TrainingError) as error:
+        logger.warning("the base cannot answer: %s", error)
+        return Before(prompts)
+    return Before(prompts, answers, loss)
+
+
+def choose_prompts(data: RunData, checks: ChecksSection) -> list[Prompt]:
+    """Pick prompts with short answers, held-out ones if there are any; long ones take long."""
+    examples, rows = data.examples, data.rows
+    if data.eval_rows:
+        examples, rows = data.eval_examples, data.eval_rows
+    picked = [examples[row] for row in rows[: 8 * max(checks.stop_prompts, 1)]]
+    picked.sort(key=_answer_length)
+    number = max(checks.stop_prompts, SAMPLED_PROMPTS)
+    return [first_prompt(example, data.template, data.tokenizer) for example in picked[:number]]
+
+
+def sample_limit(prompts: Sequence[Prompt], checks: ChecksSection) -> int:
+    """Give the most tokens of an answer that is only looked at."""
+    return min(SAMPLE_TOKENS, answer_limit(prompts, checks.max_new_tokens))
+
+
+def _answer_length(example: Example) -> int:
+    return sum(label != IGNORE for label in example.labels)
+
+
+def log_samples(training: Training, before: Before) -> None:
+    """Log the answers of base and tuned model to a few prompts, in the middle of a run."""
+    asked = before.prompts[: len(before.answers)]
+    limit = sample_limit(before.prompts, training.checks)
+    tuned = answer_all(training.engine.unwrapped(), training.data.template, asked, limit)
+    for sample in pair_answers(before, tuned):
+        logger.info(
+            "step %d: asked %r\n  base:  %s\n  tuned: %s",
+            training.state.step,
+            sample.prompt.text,
+            sample.base.text,
+            sample.tuned.text,
+        )
+
+
+def pair_answers(before: Before, tuned: Sequence[Answer]) -> list[Sample]:
+    """Pair the tuned model's answers with the base's, for the prompts that the base was asked."""
+    return [
+        Sample(prompt, base, answer)
+        for prompt, base, answer in zip(before.prompts, before.answers, tuned, strict=False)
+    ]

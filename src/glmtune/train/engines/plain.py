@@ -1,0 +1,131 @@
+"""Every process holds the model and the optimizer: one process, or several with DDP.
+
+accelerate wraps the model in DistributedDataParallel where there are several processes.
+"""
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glmtune.recipe.sections import TrainingSection
+from glmtune.train.engines.engine import Collected, NonFiniteGradientError, StepOutcome
+from glmtune.train.optimizer import make_optimizer, make_scheduler
+from glmtune.train.precision import autocast, make_scaler
+from glmtune.train.processes import Processes, seed_everything
+
+OPTIMIZER = "optimizer.pt"
+
+
+class PlainEngine:
+    """Implements `Engine` without sharding; the others override what differs.
+
+    Args:
+        model: the same on every process, with its trained weights requiring a gradient.
+        section: learning rate, precision, and the rest.
+        processes: that train.
+        num_steps: of the whole run; 0 where nothing is trained, which makes no optimizer.
+        loraplus_lr_ratio: as for `make_optimizer`.
+    """
+
+    can_run_alone = True
+    has_plain_gradients = True
+
+    def __init__(
+        self,
+        model: Any,
+        section: TrainingSection,
+        processes: Processes,
+        num_steps: int,
+        loraplus_lr_ratio: float | None = None,
+    ) -> None:
+        if processes.process_index:  # dropout differs by process; the adapter began the same
+            seed_everything(section.seed + processes.process_index)
+        self.processes = processes
+        self.optimizer: Any = None
+        self.scheduler: Any = None
+        if num_steps:
+            self.optimizer = make_optimizer(model, section, loraplus_lr_ratio)
+            self.scheduler = make_scheduler(self.optimizer, section, num_steps)
+        self.scaler = make_scaler(section, model, processes.device)
+        self._section = section
+        self.model: Any = self._wrap(model) if num_steps else model
+
+    def _wrap(self, model: Any) -> Any:
+        return self.processes.accelerator.prepare(model)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Compute products in the half precision of the recipe, if it asks for one."""
+        return autocast(self._section, self.processes.device)
+
+    def accumulate(self, *, is_last: bool) -> AbstractContextManager[Any]:
+        """Let DDP exchange gradients only in the backward pass of the last micro-batch."""
+        if is_last:
+            return nullcontext()
+        without: AbstractContextManager[Any] = self.processes.accelerator.no_sync(self.model)
+        return without
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute gradients of a loss, scaled where they pass through float16."""
+        self.processes.accelerator.backward(self.scaler.scale(loss))
+
+    def step(self, max_grad_norm: float | None) -> StepOutcome:
+        """Clip and step; neither weights nor learning rate where a scaled gradient overflowed."""
+        self.scaler.unscale_(self.optimizer)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        limit = math.inf if max_grad_norm is None else max_grad_norm
+        norm = float(self.processes.accelerator.clip_grad_norm_(trained, limit))
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise NonFiniteGradientError(
+                norm,
+                f"; the first parameter at fault is {self._first_nonfinite_gradient()}",
+                "No weight was changed. Lower training.learning_rate, or use model.dtype=bfloat16 "
+                "instead of float16.",
+            )
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        was_skipped = self.scaler.get_scale() < scale
+        if not was_skipped:
+            self.scheduler.step()
+        return StepOutcome(norm, was_skipped)
+
+    def _first_nonfinite_gradient(self) -> str:
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                return str(name)
+        return "unknown"
+
+    def unwrapped(self) -> Any:
+        """Give the model without what accelerate wraps it in."""
+        return self.processes.accelerator.unwrap_model(self.model)
+
+    def collect(self, output: Path) -> Collected:
+        """Give the optimizer's state; the model of rank 0 holds all tensors."""
+        return Collected(None, self.optimizer.state_dict())
+
+    def restore(self, checkpoint: Path) -> None:
+        """Load the optimizer's state."""
+        self._load_optimizer(torch.load(checkpoint / OPTIMIZER, weights_only=True))
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+    def gather_trained(self) -> Mapping[str, Tensor] | None:
+        """The model holds all tensors."""
+        return None
+
+    def release(self) -> nn.Module:
+        """End the process group, and give the model.
+
+        The wrapper is released first: freed after its process group, it waits for a thread that
+        waits for it (torch 2.13, gloo).
+        """
+        self.model = self.unwrapped()
+        self.processes.end()
+        model: nn.Module = self.model
+        return model

@@ -1,0 +1,237 @@
+"""The rows of a run as token ids: to learn, held out, mixed in, and general ones.
+
+data.train  ->  lint  ->  encode  ->  rows to learn, rows held out
+data.replay            ->  encode  ->  general rows to mix in, appended to the same examples
+checks.general_rows    ->  encode  ->  rows that show what is forgotten
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from glmtune.data.encode import EncodeOptions, encode_data, split_data
+from glmtune.data.lint.run import lint_data, refuse_errors
+from glmtune.data.pairs import encode_pairs
+from glmtune.data.store import EncodedData, EncodeReport
+from glmtune.errors import DataError
+from glmtune.prove.forgetting import general_conversations
+from glmtune.recipe.recipe import Recipe, RunRecipe
+from glmtune.recipe.sections import DataSection
+from glmtune.template.base import Example, Template
+
+logger = logging.getLogger(__name__)
+
+Finding = dict[str, Any]
+"""A finding of lint, as the report shows it."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The rows of a run as token ids, and what encoded them.
+
+    Attributes:
+        tokenizer, template: of the model to tune.
+        examples: what `rows` and `replay` are indices of.
+        eval_examples: what `eval_rows` are indices of; the same object when they were split off.
+        rows, eval_rows: to learn, and held out.
+        replay: general rows to mix in.
+        replay_report: what became of those; None where the recipe asks for none.
+        general: rows that show what is forgotten.
+        findings: of lint; None when it was not run.
+    """
+
+    tokenizer: Any
+    template: Template
+    examples: EncodedData
+    eval_examples: EncodedData
+    rows: Sequence[int]
+    eval_rows: Sequence[int]
+    replay: Sequence[int] = ()
+    replay_report: EncodeReport | None = None
+    general: Sequence[Example] = ()
+    findings: tuple[Finding, ...] | None = None
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each of `examples`."""
+        lengths: list[int] = self.examples.lengths.tolist()
+        return lengths
+
+    @cached_property
+    def eval_lengths(self) -> list[int]:
+        """Tokens of each of `eval_examples`."""
+        lengths: list[int] = self.eval_examples.lengths.tolist()
+        return lengths
+
+    @property
+    def is_split_off(self) -> bool:
+        """Whether held-out rows, if any, come from the same sources as those to learn."""
+        return self.eval_examples is self.examples
+
+    def origin(self, row: int) -> str:
+        """Where a row comes from, as `file:line`."""
+        return self.examples.origin(row)
+
+    def mixed_with(self, replay: EncodedData) -> "RunData":
+        """Append general rows, from which every epoch takes some."""
+        examples = self.examples.followed_by(replay)  # the indices of the others stay
+        return replace(
+            self,
+            examples=examples,
+            eval_examples=examples if self.is_split_off else self.eval_examples,
+            replay=range(len(self.examples), len(examples)),
+            replay_report=replay.report,
+        )
+
+
+def load_rows(
+    recipe: Recipe, tokenizer: Any, template: Template, output: Path, *, lints: bool
+) -> RunData:
+    """Lint and encode all rows of a run.
+
+    Args:
+        recipe: of the run.
+        tokenizer, template: of the model.
+        output: where bad rows are listed, if the recipe asks for that.
+        lints: whether to run lint, if the recipe asks for that; one process is enough.
+
+    Raises:
+        DataError: a row, or what lint finds, does not allow the training.
+    """
+    findings = lint(recipe, template) if lints else None
+    data = encode_rows(recipe, tokenizer, template, output)
+    if recipe.data.replayed is not None:
+        data = data.mixed_with(_encode_replay(recipe, recipe.data.replayed, template, output))
+    return replace(data, general=_encode_general(recipe, template, output), findings=findings)
+
+
+def encode_rows(recipe: Recipe, tokenizer: Any, template: Template, output: Path) -> RunData:
+    """Encode the rows to learn and those held out."""
+    options = encode_options(recipe.data)
+    encode_sources = encode_pairs if recipe.is_preference else encode_data
+
+    def encode(sources: Sequence[str], quarantine: Path) -> EncodedData:
+        return encode_sources(sources, template, options, quarantine=quarantine)
+
+    return split_held_out(recipe, tokenizer, template, encode, split_data, output)
+
+
+def split_held_out(
+    recipe: RunRecipe,
+    tokenizer: Any,
+    template: Template,
+    encode: Callable[[Sequence[str], Path], EncodedData],
+    split: Callable[[EncodedData, float, int], tuple[Any, Any]],
+    output: Path,
+) -> RunData:
+    """Encode sources, with those of `data.eval` held out or `data.eval_fraction` split off.
+
+    Args:
+        recipe: of the run.
+        tokenizer, template: of the model.
+        encode: (sources, file of bad rows) -> examples.
+        split: (examples, fraction, seed) -> arrays of rows to learn and of held-out rows.
+        output: where bad rows are listed, if the recipe asks for that.
+
+    Raises:
+        DataError: nothing is left to learn.
+    """
+    section = recipe.data
+    examples = encode(section.train, output / "bad_rows.jsonl")
+    logger.info("training rows: %s", examples.report)
+    rows: Sequence[int] = range(len(examples))
+    eval_examples = examples
+    eval_rows: Sequence[int] = ()
+    if section.eval:
+        eval_examples = encode(section.eval, output / "bad_eval_rows.jsonl")
+        logger.info("held-out rows: %s", eval_examples.report)
+        eval_rows = range(len(eval_examples))
+    elif section.eval_fraction:
+        learned, held_out = split(examples, section.eval_fraction, recipe.training.seed)
+        if not len(learned):
+            raise DataError(
+                f"data.eval_fraction={section.eval_fraction} leaves none of "
+                f"{examples.report.num_rows} rows to learn. Lower it, or give more rows."
+            )
+        rows, eval_rows = learned.tolist(), held_out.tolist()
+    return RunData(tokenizer, template, examples, eval_examples, rows, eval_rows)
+
+
+def encode_options(section: DataSection) -> EncodeOptions:
+    """Give the options of encoding that a section has."""
+    return EncodeOptions(
+        max_length=section.max_length,
+        overlong=section.overlong,
+        bad_rows=section.bad_rows,
+        format=section.format,
+        columns=section.columns,
+        roles=section.roles,
+        split=section.split,
+    )
+
+
+def _encode_replay(
+    recipe: Recipe, section: DataSection, template: Template, output: Path
+) -> EncodedData:
+    """Encode the general rows to mix in."""
+    quarantine = output / "bad_replay_rows.jsonl"
+    replay = encode_data(section.train, template, encode_options(section), quarantine=quarantine)
+    logger.info("general rows to mix in: %s", replay.report)
+    return replay
+
+
+def _encode_general(recipe: Recipe, template: Template, output: Path) -> Sequence[Example]:
+    """Encode the rows that show what is forgotten; none where checks.forgetting is off."""
+    if recipe.checks.forgetting is None:
+        return ()
+    if not recipe.checks.general_rows:
+        return template.encode_batch(list(general_conversations()))
+    section = recipe.data.with_rows(recipe.checks.general_rows)
+    quarantine = output / "bad_general_rows.jsonl"
+    rows = encode_data(section.train, template, encode_options(section), quarantine=quarantine)
+    logger.info("general rows to show what is forgotten: %s", rows.report)
+    return list(rows)
+
+
+def lint(recipe: Recipe, template: Template) -> tuple[Finding, ...] | None:
+    """Check the rows before they are encoded, and log what was found; None when it is off.
+
+    Raises:
+        DataError: lint found errors, and `lint.errors` is "stop".
+    """
+    if not recipe.lint.before_training:
+        return None
+    report = lint_data(
+        recipe.data,
+        template,
+        recipe.lint,
+        general=recipe.checks.general_rows,
+        seed=recipe.training.seed,
+        pairs=recipe.is_preference,
+    )
+    counted = [
+        f"{sum(by_severity.values())} {check}"
+        for check, by_severity in report.counts().items()
+        if by_severity["error"] or by_severity["warning"]
+    ]
+    if counted:
+        logger.warning("lint: %s. `glmtune lint` with this recipe shows them", ", ".join(counted))
+    else:
+        logger.info("lint: nothing to fix in %d rows", report.num_rows)
+    for check, reason in report.not_checked.items():
+        if check not in recipe.lint.off:
+            logger.info("lint: not checked: %s (%s)", check, reason)
+    refuse_errors(report, recipe.lint)
+    return tuple(
+        {
+            "id": finding.check,
+            "severity": finding.severity,
+            "place": finding.place,
+            "excerpt": finding.excerpt,
+            "message": finding.message,
+        }
+        for finding in report.findings
+    )
