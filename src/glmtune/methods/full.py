@@ -38,7 +38,7 @@ class FullModel:
         """Accept any model; the other methods are asked first."""
         return True
 
-    def check_fits(self, section: AdapterSection, config: Any) -> None:
+    def check_fits(self, section: AdapterSection, name: str) -> None:
         """Accept any kind of model; layers are checked with the model itself."""
 
     def attach(self, model: nn.Module, section: AdapterSection) -> Any:

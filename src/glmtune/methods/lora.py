@@ -66,7 +66,7 @@ class PeftAdapter:
 
         return isinstance(model, PeftModel) and not model.peft_config["default"].is_prompt_learning
 
-    def check_fits(self, section: AdapterSection, config: Any) -> None:
+    def check_fits(self, section: AdapterSection, name: str) -> None:
         """Accept any kind of model; names are checked with the model itself."""
 
     def attach(self, model: nn.Module, section: AdapterSection) -> Any:

@@ -23,7 +23,6 @@ from glmtune.methods.full import FULL_MODEL
 from glmtune.methods.lora import PEFT_ADAPTER
 from glmtune.methods.ptuning_v2 import PTUNING_V2
 from glmtune.methods.virtual_tokens import VIRTUAL_TOKENS
-from glmtune.model.load import load_config
 from glmtune.recipe.methods import AdapterSection
 from glmtune.template.base import Template
 
@@ -48,8 +47,8 @@ class Method(Protocol):
     def is_attached(self, model: Any) -> bool:
         """Whether this method attached what is trained of a model."""
 
-    def check_fits(self, section: AdapterSection, config: Any) -> None:
-        """Refuse a type of model, by its configuration."""
+    def check_fits(self, section: AdapterSection, name: str) -> None:
+        """Refuse a type of model, by the configuration of a folder or hub id."""
 
     def attach(self, model: nn.Module, section: AdapterSection) -> Any:
         """Make a model ready for training: what is trained requires a gradient."""
@@ -128,7 +127,7 @@ def check_fits(section: AdapterSection, name: str) -> None:
     Raises:
         RecipeError: names the method to use instead.
     """
-    method_for(section).check_fits(section, load_config(name))
+    method_for(section).check_fits(section, name)
 
 
 def attach(model: nn.Module, section: AdapterSection) -> Any:

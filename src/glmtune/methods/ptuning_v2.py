@@ -29,6 +29,7 @@ from glmtune.model.chatglm.modeling_chatglm import (
     ChatGLMPrefixEncoder,
 )
 from glmtune.model.files import read_bin
+from glmtune.model.load import load_config
 from glmtune.recipe.methods import AdapterSection, PtuningV2Section
 from glmtune.template.base import Template
 
@@ -52,17 +53,13 @@ class PTuningV2:
         trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
         return bool(trained) and all(name.startswith(PREFIX) for name in trained)
 
-    def check_fits(self, section: AdapterSection, config: Any) -> None:
+    def check_fits(self, section: AdapterSection, name: str) -> None:
         """Refuse a model that is not ChatGLM.
 
         Raises:
             RecipeError: names the method to use instead.
         """
-        if not isinstance(config, ChatGLMConfig):
-            raise RecipeError(
-                "adapter.method=ptuning_v2 has the layout of ChatGLM2 and ChatGLM3, and this is a "
-                f"model of type {config.model_type!r}. Use adapter.method=prefix_tuning."
-            )
+        _check_config(load_config(name))
 
     def attach(self, model: Any, section: AdapterSection) -> Any:
         """Freeze a model and add a new prefix in float32; a prefix it already has is kept.
@@ -71,7 +68,7 @@ class PTuningV2:
             RecipeError: the model is not ChatGLM, or has a prefix of another shape.
         """
         assert isinstance(section, PtuningV2Section)
-        self.check_fits(section, model.config)
+        _check_config(model.config)
         model.requires_grad_(False)
         config = model.config
         held = (config.pre_seq_len, config.prefix_projection)
@@ -162,6 +159,14 @@ class PTuningV2:
     def digest(self, folder: Path) -> str:
         """Digest what decides the answers: the weights and the configuration."""
         return digest.of_files([*self.weight_files(folder), folder / CONFIG])
+
+
+def _check_config(config: Any) -> None:
+    if not isinstance(config, ChatGLMConfig):
+        raise RecipeError(
+            "adapter.method=ptuning_v2 has the layout of ChatGLM2 and ChatGLM3, and this is a "
+            f"model of type {config.model_type!r}. Use adapter.method=prefix_tuning."
+        )
 
 
 def _encoder(model: Any) -> ChatGLMPrefixEncoder:

@@ -26,6 +26,7 @@ from glmtune.errors import CheckpointError, RecipeError
 from glmtune.kernels.row_cache import config_supports_row_cache, supports_row_cache
 from glmtune.methods import adapter_folder
 from glmtune.methods.lora import PEFT_ADAPTER
+from glmtune.model.load import load_config
 from glmtune.recipe.methods import (
     AdapterSection,
     PrefixTuningSection,
@@ -59,28 +60,14 @@ class VirtualTokens:
 
         return isinstance(model, PromptModel)
 
-    def check_fits(self, section: AdapterSection, config: Any) -> None:
+    def check_fits(self, section: AdapterSection, name: str) -> None:
         """Refuse a type of model whose layers do not support virtual tokens.
 
         Raises:
             RecipeError: names the method to use instead.
         """
-        if getattr(config, "pre_seq_len", None):
-            raise RecipeError(
-                "the model has a P-Tuning v2 prefix already, which adapter.method="
-                f"{section.method} would replace. Use adapter.method=ptuning_v2 to continue "
-                "training it."
-            )
-        layers = getattr(config, "layer_types", None) or ()
-        has_window = (
-            getattr(config, "sliding_window", None) is not None or "sliding_attention" in layers
-        )
-        if not config_supports_row_cache(config) or has_window:
-            raise RecipeError(
-                f"adapter.method={section.method} puts virtual tokens before every text, and "
-                f"layers of a model of type {config.model_type!r} would not see them. Use "
-                "adapter.method=lora."
-            )
+        assert isinstance(section, PromptSection)
+        _check_config(section, load_config(name))
 
     def attach(self, model: Any, section: AdapterSection) -> "PromptModel":
         """Freeze a model and put virtual tokens before every text, in float32.
@@ -91,7 +78,7 @@ class VirtualTokens:
         from glmtune.methods.prompt_model import PromptModel
 
         assert isinstance(section, PromptSection)
-        self.check_fits(section, model.config)
+        _check_config(section, model.config)
         if not supports_row_cache(model):
             raise RecipeError(
                 f"adapter.method={section.method} needs an attention function of ours, which "
@@ -185,6 +172,25 @@ class VirtualTokens:
     def digest(self, folder: Path) -> str:
         """Digest what decides the answers: the weights and peft's configuration."""
         return adapter_folder.digest_of(folder)
+
+
+def _check_config(section: PromptSection, config: Any) -> None:
+    if getattr(config, "pre_seq_len", None):
+        raise RecipeError(
+            "the model has a P-Tuning v2 prefix already, which adapter.method="
+            f"{section.method} would replace. Use adapter.method=ptuning_v2 to continue "
+            "training it."
+        )
+    layers = getattr(config, "layer_types", None) or ()
+    has_window = (
+        getattr(config, "sliding_window", None) is not None or "sliding_attention" in layers
+    )
+    if not config_supports_row_cache(config) or has_window:
+        raise RecipeError(
+            f"adapter.method={section.method} puts virtual tokens before every text, and "
+            f"layers of a model of type {config.model_type!r} would not see them. Use "
+            "adapter.method=lora."
+        )
 
 
 def _config_of(section: PromptSection, model: Any) -> Any:

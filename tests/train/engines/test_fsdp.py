@@ -77,8 +77,8 @@ def test_sharding_is_refused_where_it_cannot_work(recipe: Path, tmp_path: Path) 
             "works with adapter.method=lora, full, freeze, and not with qlora",
         ),
         ("model.compute=int8", "model.compute=int8 packs them"),
-        ("checks.sample_steps=5", "none has the whole model"),
-        ("training.optim=adamw_bnb_8bit", "do not go together"),
+        ("checks.sample_steps=5", "no process has the complete model"),
+        ("training.optim=adamw_bnb_8bit", "cannot be combined"),
     ):
         with pytest.raises(RecipeError, match=message):
             build_recipe(tree, [change])
