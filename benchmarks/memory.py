@@ -92,7 +92,7 @@ def per_token(models: dict[str, Any], slices: Sequence[int]) -> list[Figure]:
         for checkpointing, found in ours.items():
             base = models["ours"].get_base_model()
             if checkpointing:
-                base.gradient_checkpointing_enable({"use_reentrant": False})
+                base.activation_checkpointing_enable({"use_reentrant": False})
             base.train(checkpointing)
             found[layers] = peak_bytes(lambda: learn(models["ours"], pack))
             base.gradient_checkpointing_disable()

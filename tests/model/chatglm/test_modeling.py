@@ -226,7 +226,7 @@ def test_a_ptuning_prefix_is_not_lost_silently(golden: Path, vectors: dict[str, 
 
     with pytest.raises(ValueError, match="static cache has no room"):
         model(**inputs, past_key_values=StaticCache(config=model.config, max_cache_len=32))
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     with pytest.raises(ValueError, match="without gradient checkpointing"):
         model.train()(**inputs)
 
@@ -706,7 +706,7 @@ def test_gradient_checkpointing_saves_memory_with_lora_on(use_reentrant: bool) -
         return kept[0], gradients
 
     plain_bytes, plain = train()
-    adapted.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    adapted.activation_checkpointing_enable({"use_reentrant": use_reentrant})
     if use_reentrant:
         adapted.enable_input_require_grads()
     checkpointed_bytes, checkpointed = train()
