@@ -280,6 +280,7 @@ def tree(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "stage": "dpo",
         "model": {"name_or_path": str(tiny_model_dir), "dtype": "float32"},
         "data": {"train": str(path), "eval": f"{path}#3", "max_length": 64},
+        "lint": {"errors": "report"},  # the held-out rows are learned too
         "adapter": {"r": 4, "lora_dropout": 0.1},
         "training": {
             "per_device_train_batch_size": 2,

@@ -24,6 +24,7 @@ def recipe(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     tree = {
         "model": {"name_or_path": str(tiny_model_dir), "dtype": "float32"},
         "data": {"train": str(rows), "eval": f"{rows}#3", "max_length": 90},
+        "lint": {"errors": "report"},  # the held-out rows are learned too
         "adapter": {"r": 4},
         "training": {
             "per_device_train_batch_size": 1,

@@ -388,7 +388,7 @@ def test_a_run_stops_when_the_held_out_rows_get_no_better(
     held_out = tmp_path / "held_out.json"
     held_out.write_text(json.dumps(ROWS[:2], ensure_ascii=False), encoding="utf-8")
     overrides = ["eval_strategy=steps", "eval_steps=1", "num_train_epochs=8"]
-    overrides += [f"data.eval={held_out}", "early_stopping_patience=2"]
+    overrides += [f"data.eval={held_out}", "early_stopping_patience=2", "lint.errors=report"]
 
     def unlearn(logits: Tensor, targets: Tensor) -> Tensor:
         sign = -1 if torch.is_grad_enabled() else 1

@@ -46,7 +46,7 @@ class Question:
 
     Attributes:
         row: its number among all rows, from 1.
-        file, line: where it stands.
+        file, line: where it comes from.
         id: the row's own "id", if it has one.
         text: the last turn, for people.
         ids: the whole prompt.

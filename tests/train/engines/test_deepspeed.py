@@ -144,5 +144,5 @@ def test_deepspeed_is_asked_for_before_anything_is_loaded(
 
     with pytest.raises(RecipeError, match=r"not installed. `pip install deepspeed`, or use"):
         fine_tune(build_recipe(tree))
-    with pytest.raises(RecipeError, match="nor with fp16"):
+    with pytest.raises(RecipeError, match=r"nor with training\.fp16"):
         build_recipe(tree, ["training.fp16=true"])
