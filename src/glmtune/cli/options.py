@@ -167,6 +167,6 @@ def shows_pairs(recipe: "Recipe", data: str) -> bool | None:
         recipe: read from a file, or made for some rows.
         data: the name of that file, or of those rows.
     """
-    if recipe.preference.stage == "dpo":
+    if recipe.is_preference:
         return True
     return False if is_recipe(data) else None
