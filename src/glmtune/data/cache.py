@@ -8,7 +8,6 @@ is written again.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -29,10 +28,10 @@ from glmtune.data.store import (
     EXAMPLES,
     EncodedData,
     EncodeReport,
-    digest_of,
 )
 from glmtune.data.writer import ExampleWriter
 from glmtune.errors import DataError, OutputError
+from glmtune.files import sha256_of_file, sha256_of_text
 from glmtune.gc_pause import paused
 from glmtune.recipe.choices import BadRows
 
@@ -94,7 +93,7 @@ def encode_sources(
     found = find_sources(sources, split=options.split)
     before = _stamps(found)
     decides = [_contents(found), fingerprint, dataclasses.asdict(options)]
-    key = _hash_json([*decides, [digest_of(Path(str(module.__file__))) for module in code]])
+    key = _hash_json([*decides, [sha256_of_file(Path(str(module.__file__))) for module in code]])
     folder = _data_cache(cache_dir) / key
     data = _open_cache(folder, opened_as)
     if data is None:
@@ -123,14 +122,18 @@ def _data_cache(cache_dir: str | Path | None) -> Path:
 
 
 def _hash_json(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return sha256_of_text(json.dumps(value, sort_keys=True))
 
 
 def _contents(sources: Sequence[Source]) -> list[Any]:
     """Identify the files of sources. Names count, because examples know their origin."""
     try:
         return [
-            [source.name, source.max_rows, [[str(path), digest_of(path)] for path in source.files]]
+            [
+                source.name,
+                source.max_rows,
+                [[str(path), sha256_of_file(path)] for path in source.files],
+            ]
             for source in sources
         ]
     except OSError as error:
@@ -174,7 +177,7 @@ def _build(
                 "report": dataclasses.asdict(report),
                 "files": list(report.formats),
                 "earlier_key": earlier_key,
-                "sha256": {name: digest_of(partial / name) for name in (EXAMPLES, BAD_ROWS)},
+                "sha256": {name: sha256_of_file(partial / name) for name in (EXAMPLES, BAD_ROWS)},
             }
             (partial / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
             _commit(partial, folder)

@@ -4,7 +4,6 @@ A row is read, converted, encoded by the template, fitted to `max_length`, and w
 through these steps in batches, since a tokenizer encodes many texts faster than one.
 """
 
-import json
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -35,7 +34,7 @@ from glmtune.data.dataset import Dataset, Entry, T, batched, conversation_chars
 from glmtune.data.earlier_keys import CONVERSATIONS_CODE
 from glmtune.data.fit import encode_each, example_of, fit
 from glmtune.data.formats import check_roles, convert
-from glmtune.data.rows import BadRow, Row, RowError, excerpt
+from glmtune.data.rows import BadRow, Row, RowError, row_excerpt
 from glmtune.data.sources import Source
 from glmtune.data.store import EncodedData
 from glmtune.data.writer import ExampleWriter
@@ -194,9 +193,8 @@ def usable_entries(
 
 
 def cannot_encode(row: Row, error: TemplateError) -> BadRow:
-    """Say that the template cannot render a row."""
-    start = excerpt(json.dumps(row, ensure_ascii=False, default=str))
-    return BadRow(row.file, row.line, "", str(error), start)
+    """Return the bad row for a row that the template cannot render."""
+    return BadRow(row.file, row.line, "", str(error), row_excerpt(row))
 
 
 def _write_examples(

@@ -35,7 +35,7 @@ from glmtune.conversation import (
     render_tool_call,
 )
 from glmtune.data.json_rows import parse_json
-from glmtune.data.rows import BadRow, Row, RowCheck, RowError, excerpt
+from glmtune.data.rows import BadRow, Row, RowCheck, RowError, excerpt, row_excerpt
 from glmtune.errors import DataError, TemplateError
 
 Roles = Mapping[str, str]
@@ -663,8 +663,7 @@ def _check_encodable(messages: Sequence[Message]) -> None:
 
 
 def _bad(row: Row, field: str, reason: str, check: RowCheck = "unreadable") -> RowError:
-    start = excerpt(json.dumps(row, ensure_ascii=False, default=str))
-    return RowError(BadRow(row.file, row.line, field, reason, start, check))
+    return RowError(BadRow(row.file, row.line, field, reason, row_excerpt(row), check))
 
 
 # --- Columns ------------------------------------------------------------------------------

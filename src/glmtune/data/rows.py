@@ -1,5 +1,6 @@
 """A row, a row that cannot be used, and the error that names it."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
@@ -88,6 +89,11 @@ def raise_bad_row(bad: BadRow) -> NoReturn:
 
 
 def excerpt(text: str) -> str:
-    """Give the beginning of a text, safe to print and to write to a UTF-8 file."""
+    """Return the beginning of a text, safe to print and to write to a UTF-8 file."""
     start = text[: EXCERPT_CHARS + 1].strip().encode(errors="backslashreplace").decode()
     return start if len(text) <= EXCERPT_CHARS else start[:EXCERPT_CHARS] + "..."
+
+
+def row_excerpt(row: Row) -> str:
+    """Return the beginning of a row, as JSON."""
+    return excerpt(json.dumps(row, ensure_ascii=False, default=str))

@@ -2,9 +2,10 @@
 
 from collections import Counter
 
+from glmtune.data.cache import Progress
 from glmtune.data.lint.findings import CHECKS, Finding, check_off
 from glmtune.data.lint.report import LintReport
-from glmtune.data.lint.scan import Progress, Scan
+from glmtune.data.lint.scan import Scan
 from glmtune.errors import DataError
 from glmtune.recipe.sections import DataSection, LintSection
 from glmtune.template.base import Template

@@ -1,6 +1,6 @@
 """Reads rows once, applies every check to them, and keeps what is needed to compare them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from glmtune.conversation import Conversation
+from glmtune.data.cache import Progress
 from glmtune.data.dataset import Dataset, batched, conversation_chars
 from glmtune.data.encode import cannot_encode, split_data
 from glmtune.data.fit import encode_each, example_of, fit
@@ -22,8 +23,6 @@ from glmtune.data.sources import find_sources
 from glmtune.errors import TemplateError
 from glmtune.recipe.sections import DataSection, LintSection
 from glmtune.template.base import Example, Template
-
-Progress = Callable[[int], None]  # called with the number of rows done
 
 # What may be the very reason why an answer is the worse one.
 _ALLOWED_IF_REJECTED = ("refusal", "language-mix")
