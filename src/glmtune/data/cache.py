@@ -37,7 +37,7 @@ from glmtune.recipe.choices import BadRows
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int], None]  # called with the number of rows done
+Progress = Callable[[int], None]  # called with the number of rows read so far
 
 
 class StoreOptions(Protocol):
@@ -141,7 +141,7 @@ def _contents(sources: Sequence[Source]) -> list[Any]:
 
 
 def _stamps(sources: Sequence[Source]) -> list[tuple[int, int]]:
-    """Give size and time of every file, which change when it is written to."""
+    """Return size and time of every file, which change when it is written to."""
     stats = [path.stat() for source in sources for path in source.files]
     return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
@@ -191,7 +191,7 @@ def _check_examples(
     """Refuse data with nothing to learn.
 
     Raises:
-        DataError: says what became of the rows.
+        DataError: counts what became of the rows.
     """
     names = ", ".join(source.name for source in sources)
     if report.num_examples:
@@ -212,7 +212,7 @@ def _check_examples(
 
 
 def _commit(partial: Path, folder: Path) -> None:
-    """Give a cache its name, unless another process was faster."""
+    """Rename a complete cache to its final name, unless another process was faster."""
     if folder.exists() and _open_cache(folder, EncodedData) is None:
         shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -224,7 +224,7 @@ def _commit(partial: Path, folder: Path) -> None:
 
 @contextmanager
 def _explained_write_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError into one that says what to do.
+    """Convert an OSError into an error that the user can act on.
 
     Raises:
         OutputError: names the path and the reason.

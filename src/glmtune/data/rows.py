@@ -38,7 +38,7 @@ class BadRow:
     Attributes:
         file, line: as in `Row`.
         field: the field at fault, "" when it is the entire row.
-        reason: what was got, what was expected, what to do.
+        reason: what was found, what was expected, what to do.
         excerpt: the beginning of the row.
         check: the id of the lint check that it fails.
         ends_file: whether the file breaks off here, so that the rows after it are missing.
@@ -64,7 +64,7 @@ class BadRow:
     def can_be_skipped(self, policy: BadRows) -> bool:
         """Whether reading continues after this row.
 
-        A file that breaks off is never skipped over: nobody knows how many rows are missing.
+        A file that breaks off is never skipped: the number of missing rows is unknown.
 
         Args:
             policy: `data.bad_rows`.

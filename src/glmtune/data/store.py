@@ -191,7 +191,7 @@ class EncodedData:
 
 
 class _Batch:
-    """Views of the columns of one record batch; nothing is read before it is used."""
+    """Views of the columns of one record batch; pages are read when they are used."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         ids, borders = batch.column("input_ids"), batch.column("learned")

@@ -110,7 +110,7 @@ def read_texts(sources: Sequence[str | Path], column: str = "text") -> Iterator[
 
 
 def documents(rows: Iterable[Row], column: str, refuse: OnBad) -> Iterator[tuple[Row, str]]:
-    """Give each document with its first row; lines of a text file are joined to paragraphs.
+    """Yield each document with its first row; lines of a text file are joined to paragraphs.
 
     Args:
         rows: of one source.

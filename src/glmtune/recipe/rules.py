@@ -218,7 +218,7 @@ RUN_RULES: tuple[Rule["RunRecipe"], ...] = (
     Rule(
         ("model.compute=int8", "adapter.method=qlora"),
         lambda recipe: recipe.model.compute == "int8" and isinstance(recipe.adapter, QloraSection),
-        "model.compute=int8 and adapter.method=qlora are two ways to hold the same layers. Leave "
+        "model.compute=int8 and adapter.method=qlora are two ways to store the same layers. Leave "
         "one of them out",
     ),
     Rule(
