@@ -82,6 +82,11 @@ RepetitionPenalty = Annotated[
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of sampling.")]
 
 
+def is_first_rank() -> bool:
+    """Whether this process is rank 0 of those that train together, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def as_overrides(arguments: list[str]) -> list[str]:
     """Turn `--key value`, `--key=value` and `key=value` all into `key=value`.
 

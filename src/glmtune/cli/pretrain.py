@@ -1,11 +1,16 @@
 """`glmtune pretrain`: train a model on texts."""
 
-import os
 from pathlib import Path
 
 import typer
 
-from glmtune.cli.options import Overrides, PretrainRecipeArgument, Resume, as_overrides
+from glmtune.cli.options import (
+    Overrides,
+    PretrainRecipeArgument,
+    Resume,
+    as_overrides,
+    is_first_rank,
+)
 from glmtune.cli.printing import print_stopped, training_line
 from glmtune.gc_pause import loading
 
@@ -26,7 +31,7 @@ def pretrain(
 
     changes = as_overrides([*(overrides or []), *context.args])
     resolved = load_recipe(recipe, changes, kind=PretrainRecipe)
-    if int(os.environ.get("RANK", "0")) == 0:  # before torch loads
+    if is_first_rank():  # before torch loads
         output = Path(resolved.output.dir)
         check_folder(output, resume=resume, overwrite=resolved.output.overwrite)
 

@@ -1,13 +1,12 @@
 """`glmtune train`: fine-tune a model."""
 
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glmtune.cli.options import Overrides, RecipeArgument, Resume, as_overrides
+from glmtune.cli.options import Overrides, RecipeArgument, Resume, as_overrides, is_first_rank
 from glmtune.cli.printing import print_stopped, training_line
 from glmtune.gc_pause import loading
 
@@ -36,8 +35,7 @@ def train(
 
     changes = as_overrides([*(overrides or []), *context.args])
     resolved = load_recipe(recipe, changes)
-    is_main = int(os.environ.get("RANK", "0")) == 0
-    if is_main:  # before torch loads, and before other ranks can see files of this run
+    if is_first_rank():  # before torch loads, and before other ranks can see files of this run
         output = Path(resolved.output.dir)
         check_folder(output, resume=resume, overwrite=resolved.output.overwrite)
     if nproc > 1:
@@ -51,7 +49,7 @@ def train(
         from glmtune.train.run import fine_tune
 
     result = fine_tune(resolved, resume=resume)
-    if is_main:
+    if is_first_rank():
         report_result(resolved, result)
     if not result.is_finished:
         raise typer.Exit(130)
