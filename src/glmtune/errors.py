@@ -1,6 +1,6 @@
 """Errors that a user can act on.
 
-Each message says what was got, what was expected and what to do, with file and line where there
+Each message says what was found, what was expected and what to do, with file and line where there
 is one. The command line prints them without a traceback.
 """
 

@@ -39,7 +39,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def written_folder(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder to write into; on success it replaces `folder`.
+    """Yield a temporary folder to write into; on success it replaces `folder`.
 
     Raises:
         OutputError: something could not be written; an existing `folder` is unchanged.
@@ -87,7 +87,7 @@ def _swap(new: Path, folder: Path) -> None:
 def explain_write_error(path: Path, error: OSError) -> str:
     """Return an error message: why `path` could not be written, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(_nearest_folder(path)).free
+        free = shutil.disk_usage(nearest_folder(path)).free
         return (
             f"{path}: could not be written, the disk is full ({readable(free)} free). "
             "The previous files are unchanged. Free some space, then continue with --resume."
@@ -97,7 +97,8 @@ def explain_write_error(path: Path, error: OSError) -> str:
     return f"{path}: could not be written: {error.strerror or error}."
 
 
-def _nearest_folder(path: Path) -> Path:
+def nearest_folder(path: Path) -> Path:
+    """Return the path itself, or its nearest parent that is an existing folder."""
     return next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
 
 

@@ -32,7 +32,7 @@ def test_an_unknown_problem_is_reported_as_unknown() -> None:
     result = CliRunner().invoke(app, ["doctor", "-"], input="WidgetError: no oil\n")
 
     assert result.stdout == (
-        "glmtune knows no problem of this log.\nIts last error:  WidgetError: no oil\n"
+        "No known problem was found in this log.\nIts last error:  WidgetError: no oil\n"
     )
 
 

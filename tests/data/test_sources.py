@@ -255,4 +255,4 @@ except DataError as error:
     )  # fmt: skip
 
     assert "someone/no-such-rows: there is no such file or folder" in done.stdout
-    assert "the Hugging Face Hub did not give a data set of that name" in done.stdout
+    assert "the Hugging Face Hub returned no data set of that name" in done.stdout

@@ -104,7 +104,7 @@ def test_keys_belong_to_the_method_that_has_them() -> None:
         (["init_lora_weights=pissa", "use_dora=true"], "peft cannot save the two"),
         (["init_lora_weights=piza"], r"adapter\.init_lora_weights"),
         (["loraplus_lr_ratio=0.5"], r"adapter\.loraplus_lr_ratio is 0.5"),
-        (["adapter.method=qlora", "model.compute=int8"], "two ways to hold the same layers"),
+        (["adapter.method=qlora", "model.compute=int8"], "two ways to store the same layers"),
         (["output.dir=m"], "output.dir is the folder of the model itself"),
     ],
 )

@@ -41,7 +41,7 @@ def chat(
     adapter: AdapterOption = None,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", "-p", help="Answer only this and exit; - reads stdin."),
+        typer.Option("--prompt", "-p", help="Answer only this and exit; - for stdin."),
     ] = None,
     system: Annotated[
         str | None, typer.Option("--system", help="Text of the system message.")
@@ -52,7 +52,7 @@ def chat(
     layout: PromptLayout = None,
     dtype: DtypeOption = "auto",
     int8: Annotated[
-        bool, typer.Option("--int8", help="Compute in int8 on a CPU: half the memory.")
+        bool, typer.Option("--int8", help="Compute in int8 on a CPU, with half the memory.")
     ] = False,
     max_new_tokens: MaxNewTokens = 512,
     temperature: Temperature = 0.8,

@@ -10,7 +10,7 @@ def convert_recipe(
     file: Annotated[Path, typer.Argument(help="YAML file of another tool.", show_default=False)],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Default: FILE.glmtune.yaml in this folder."),
+        typer.Option("--output", "-o", help="File to write; default: FILE.glmtune.yaml here."),
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="The model to fine-tune.")] = None,
     data_dir: Annotated[

@@ -43,7 +43,7 @@ def _examine_log(name: str, as_json: bool) -> None:
         print_json({"findings": [asdict(one) for one in findings], "last_error_line": last})
         return
     if not findings:
-        typer.echo("glmtune knows no problem of this log.")
+        typer.echo("No known problem was found in this log.")
         typer.echo(f"Its last error:  {last}" if last else "The log is empty.")
         return
     for finding in findings:

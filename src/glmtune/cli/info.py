@@ -26,7 +26,7 @@ def info(
     ] = 8,
     target_modules: Annotated[
         str | None,
-        typer.Option(help="Its layers, separated by commas; default: peft's choice."),
+        typer.Option(help="Layers that it adapts, separated by commas; default: peft's choice."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from glmtune.inspect.objective import SeenInfilling
-    from glmtune.recipe.recipe import PretrainRecipe
+    from glmtune.recipe.recipe import PretrainRecipe, Recipe
 
 Objective = Literal[
     "token", "sentence", "document", "causal", "masked-lm", "prefix-lm", "causal-lm"
@@ -48,19 +48,23 @@ def inspect(
     overlong: Annotated[Overlong | None, typer.Option(help="What to do with longer rows.")] = None,
     format: RowFormat = None,
     columns: Annotated[
-        list[str] | None, typer.Option(metavar="OURS=THEIRS", help="Column of a field of ours.")
+        list[str] | None,
+        typer.Option(metavar="OURS=THEIRS", help="Read a field from another column."),
     ] = None,
     roles: Annotated[
-        list[str] | None, typer.Option(metavar="THEIRS=OURS", help="Our name of a role.")
+        list[str] | None,
+        typer.Option(metavar="THEIRS=OURS", help="Map a role in the file to ours."),
     ] = None,
-    ids: Annotated[bool, typer.Option("--ids", help="A line per piece, with its ids.")] = False,
+    ids: Annotated[
+        bool, typer.Option("--ids", help="Print one line per piece, with its ids.")
+    ] = False,
     objective: Annotated[
         Objective | None,
         typer.Option(help="Show a text as pre-training sees it, with only this objective."),
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option("--html", help="Write a page: these rows, the worst rows, totals."),
+        typer.Option("--html", help="Write an HTML page: these rows, the worst rows, totals."),
     ] = None,
 ) -> None:
     """Show rows as the tokens that training sees, and which of them are learned.
@@ -75,50 +79,64 @@ def inspect(
         "data.max_length": max_length,
         "data.overlong": overlong,
         "data.format": format,
-        **_pairs("data.columns", columns),
-        **_pairs("data.roles", roles),
+        **_entries("data.columns", columns),
+        **_entries("data.roles", roles),
     }
-    from rich.console import Console
-
     from glmtune.recipe.recipe import PretrainRecipe, Recipe
 
-    console = Console(highlight=False, soft_wrap=True)
+    numbers = range(row, row + count)
     if objective is not None:
         if html is not None:
             raise RecipeError("--html shows rows for fine-tuning. Leave it out with --objective.")
         texts = recipe_for_rows(data, values, overrides or [], PretrainRecipe)
-        print_texts(texts, objective, range(row, row + count), console)
+        print_texts(texts, objective, numbers)
         return
     recipe = recipe_for_rows(data, values, overrides or [], Recipe)
-    pairs = shows_pairs(recipe, data)
     if html is not None:
-        with loading():
-            from glmtune.prove.report.page import write_rows_page
+        write_page(recipe, numbers, html, pairs=shows_pairs(recipe, data))
+    else:
+        print_rows(recipe, numbers, pairs=shows_pairs(recipe, data), with_ids=ids)
 
-        with Console(stderr=True).status("Reading all rows"):
-            write_rows_page(recipe, html, first=row, count=count, pairs=pairs)
-        typer.echo(html)
-        return
 
+def print_rows(recipe: "Recipe", numbers: range, *, pairs: bool | None, with_ids: bool) -> None:
+    """Print rows as training sees them."""
     with loading():
         from glmtune.inspect.row import see_rows
 
-    for seen in see_rows(recipe, first=row, count=count, pairs=pairs):
-        print_row(seen, console, with_ids=ids)
+    console = _console()
+    for seen in see_rows(recipe, first=numbers.start, count=len(numbers), pairs=pairs):
+        print_row(seen, console, with_ids=with_ids)
 
 
-def print_texts(
-    recipe: "PretrainRecipe", objective: Objective, numbers: Iterable[int], console: "Console"
-) -> None:
+def write_page(recipe: "Recipe", numbers: range, html: Path, *, pairs: bool | None) -> None:
+    """Write a page about all rows, with some of them in full."""
+    from rich.console import Console
+
+    with loading():
+        from glmtune.prove.report.page import write_rows_page
+
+    with Console(stderr=True).status("Reading all rows"):
+        write_rows_page(recipe, html, first=numbers.start, count=len(numbers), pairs=pairs)
+    typer.echo(html)
+
+
+def print_texts(recipe: "PretrainRecipe", objective: Objective, numbers: Iterable[int]) -> None:
     """Print texts as pre-training sees them with one objective."""
     with loading():
         from glmtune.inspect.objective import see_infilling
 
+    console = _console()
     for number in numbers:
         print_infilling(see_infilling(recipe, objective, number), console)
 
 
-def _pairs(key: str, pairs: list[str] | None) -> dict[str, str]:
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+def _entries(key: str, pairs: list[str] | None) -> dict[str, str]:
     """Read `--columns instruction=question` as the value of data.columns.instruction."""
     values = {}
     for pair in pairs or []:

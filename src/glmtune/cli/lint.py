@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from glmtune.data.lint.findings import Finding
     from glmtune.data.lint.report import LintReport
     from glmtune.data.lint.tokens import Lengths
+    from glmtune.recipe.recipe import Recipe
 
 SHOWN = 5  # findings of each check
 COLORS = {"error": "red", "warning": "yellow", "info": "cyan"}
@@ -32,7 +33,7 @@ COLORS = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 def lint(
     data: Annotated[
-        str, typer.Argument(help="A recipe, or rows as in data.train.", show_default=False)
+        str, typer.Argument(help="Rows as in data.train, or a recipe.", show_default=False)
     ],
     overrides: RowsOverrides = None,
     model: TokenizerOption = None,
@@ -44,19 +45,21 @@ def lint(
     ] = SHOWN,
     json: Annotated[
         str | None,
-        typer.Option("--json", metavar="FILE", help="Write all findings as JSON; - is stdout."),
+        typer.Option("--json", metavar="FILE", help="Write all findings as JSON; - for stdout."),
     ] = None,
     fix: Annotated[
         Path | None,
-        typer.Option("--fix", metavar="OUT.jsonl", help="Write a copy without the worst rows."),
+        typer.Option(
+            "--fix", metavar="OUT.jsonl", help="Write a copy without unusable rows and duplicates."
+        ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
 ) -> None:
     """Find what is wrong with rows before training.
 
     The exit code is 1 if there are errors, else 0. Without a model, the checks that need tokens
-    are skipped. The copy of --fix has all rows except those that cannot be used, duplicates, empty
-    answers and rows in which nothing is learned.
+    are skipped. --fix writes all rows except those that cannot be used, duplicates, empty answers
+    and rows in which nothing is learned.
 
     Example: glmtune lint rows.json --model ./chatglm3-6b --fix clean.jsonl
     """
@@ -69,14 +72,34 @@ def lint(
     from rich.console import Console
 
     from glmtune.data.lint.clean_copy import check_copy, write_clean_copy
-    from glmtune.data.lint.run import lint_data
-    from glmtune.files import write_atomically
     from glmtune.recipe.recipe import Recipe
 
     assumed = {"model": {"name_or_path": ""}}
     recipe = recipe_for_rows(data, values, overrides or [], Recipe, assumed=assumed)
     if fix is not None:
         check_copy(fix)  # before all rows are read
+    console = Console(highlight=False, soft_wrap=True, stderr=json == "-")
+    report = check_rows(recipe, shows_pairs(recipe, data), console)
+    if json is not None:
+        write_json(report, json)
+    print_report(report, console, shown)
+    if fix is not None:
+        num_written, num_left_out = write_clean_copy(recipe.data, report, fix)
+        console.print(f"{fix}: {num_written:,} rows written, {num_left_out:,} left out.")
+    if report.count("error") or (strict and report.count("warning")):
+        raise typer.Exit(1)
+
+
+def check_rows(recipe: "Recipe", pairs: bool | None, console: "Console") -> "LintReport":
+    """Check all rows of a recipe, and show how many are done.
+
+    Args:
+        recipe: without a model, the checks of tokens are skipped.
+        pairs: as for `lint_data`.
+        console: where to show the number of rows.
+    """
+    from glmtune.data.lint.run import lint_data
+
     template = None
     if recipe.model.name_or_path:
         with loading():
@@ -84,27 +107,26 @@ def lint(
             from glmtune.template.select import template_for
 
         template = template_for(load_tokenizer(recipe.model.name_or_path), recipe.data.layout)
-    console = Console(highlight=False, soft_wrap=True, stderr=json == "-")
     with console.status("Reading rows") as status:
-        report = lint_data(
+        return lint_data(
             recipe.data,
             template,
             recipe.lint,
             general=recipe.checks.general_rows,
             seed=recipe.training.seed,
-            pairs=shows_pairs(recipe, data),
+            pairs=pairs,
             progress=lambda num_rows: status.update(f"Reading rows: {num_rows:,} done"),
         )
-    if json == "-":
+
+
+def write_json(report: "LintReport", file: str) -> None:
+    """Write all findings as JSON to a file; `-` is standard output."""
+    from glmtune.files import write_atomically
+
+    if file == "-":
         typer.echo(report.to_json())
-    elif json is not None:
-        write_atomically(Path(json), report.to_json() + "\n")
-    print_report(report, console, shown)
-    if fix is not None:
-        num_written, num_left_out = write_clean_copy(recipe.data, report, fix)
-        console.print(f"{fix}: {num_written:,} rows written, {num_left_out:,} left out.")
-    if report.count("error") or (strict and report.count("warning")):
-        raise typer.Exit(1)
+    else:
+        write_atomically(Path(file), report.to_json() + "\n")
 
 
 def print_report(report: "LintReport", console: "Console", shown: int) -> None:

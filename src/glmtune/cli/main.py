@@ -21,6 +21,7 @@ from glmtune.cli.doctor import doctor
 from glmtune.cli.info import info
 from glmtune.cli.inspect import inspect
 from glmtune.cli.lint import lint
+from glmtune.cli.options import is_first_rank
 from glmtune.cli.plan import plan
 from glmtune.cli.predict import predict
 from glmtune.cli.pretrain import pretrain
@@ -74,14 +75,14 @@ def options(
         bool, typer.Option("--quiet", "-q", help="Print only warnings and results.")
     ] = False,
 ) -> None:
-    """Set up logging and warnings for all commands."""
+    """Configure logging and warnings for all commands."""
     logger = logging.getLogger("glmtune")
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    if int(os.environ.get("RANK", "0")) > 0:  # only rank 0 logs
+    if not is_first_rank():
         logger.setLevel(logging.ERROR)
     if not logger.handlers:
         logger.addHandler(_CurrentStderr())
-    # It reports a missing kernel of the hub, even if nothing is quantized to 4 bits.
+    # It warns about a missing kernel of the hub even if nothing is quantized.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Users cannot fix what libraries deprecate in each other.
     warnings.simplefilter("ignore", FutureWarning)

@@ -31,7 +31,7 @@ PretrainRecipeArgument = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Change single values; --key value works too."),
+    typer.Argument(metavar="KEY=VALUE", help="Change values of the recipe; --key value works too."),
 ]
 RowsOverrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Change values of the recipe.")
@@ -39,38 +39,52 @@ RowsOverrides = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Resume from the newest checkpoint in output.dir.")
 ]
-ModelArgument = Annotated[
-    str, typer.Argument(help="Model folder, hub id, nano, or adapter folder.", show_default=False)
-]
+MODEL_HELP = "Folder of a model or an adapter, a hub id, or nano."
+ModelArgument = Annotated[str, typer.Argument(help=MODEL_HELP, show_default=False)]
 TokenizerOption = Annotated[
     str | None,
-    typer.Option("--model", help="Folder, hub id or nano; only its tokenizer is loaded."),
+    typer.Option("--model", help="Model folder, hub id or nano; only its tokenizer is loaded."),
 ]
 AdapterOption = Annotated[
-    Path | None, typer.Option("--adapter", help="Folder that `glmtune train` wrote.")
+    Path | None,
+    typer.Option("--adapter", help="Folder of an adapter, as `glmtune train` writes it."),
 ]
 PromptLayout = Annotated[
-    Layout | None, typer.Option(help="How prompts are built; default: as for the adapter.")
+    Layout | None, typer.Option(help="Layout of prompts; default: that of the adapter.")
 ]
-RowLayout = Annotated[Layout | None, typer.Option(help="How rows become token ids.")]
-MaxLength = Annotated[int | None, typer.Option(min=1, help="Longest row, in tokens.")]
+RowLayout = Annotated[Layout | None, typer.Option(help="Layout of rows as token ids.")]
+MaxLength = Annotated[int | None, typer.Option(min=1, help="Maximum length of a row, in tokens.")]
 RowFormat = Annotated[
     str | None, typer.Option(help="Format of the rows; default: detected from the columns.")
 ]
 DtypeOption = Annotated[Dtype, typer.Option(help="Dtype of the weights.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 AnyTemplate = Annotated[
-    bool, typer.Option("--any-template", help="Allow an adapter trained with other prompts.")
+    bool, typer.Option("--any-template", help="Allow an adapter trained with another template.")
 ]
 
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(min=0, help="0 decodes greedily.")]
-TopP = Annotated[
-    float, typer.Option(min=0.01, max=1, help="Sample from tokens of this total probability.")
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum length of an answer, in tokens.")]
+Temperature = Annotated[
+    float, typer.Option(min=0, help="Sampling temperature; 0 for greedy decoding.")
 ]
-TopK = Annotated[int, typer.Option(min=0, help="Sample from this many tokens; 0: from all.")]
-RepetitionPenalty = Annotated[float, typer.Option(min=0.01, help="1 is none.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Makes answers repeatable.")]
+TopP = Annotated[
+    float,
+    typer.Option(
+        min=0.01, max=1, help="Sample from the most likely tokens of this total probability."
+    ),
+]
+TopK = Annotated[
+    int, typer.Option(min=0, help="Sample from this many of the most likely tokens; 0 for all.")
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option(min=0.01, help="Penalty of repeated tokens; 1 for none.")
+]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of sampling.")]
+
+
+def is_first_rank() -> bool:
+    """Whether this process is rank 0 of those that train together, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def as_overrides(arguments: list[str]) -> list[str]:
@@ -167,6 +181,6 @@ def shows_pairs(recipe: "Recipe", data: str) -> bool | None:
         recipe: read from a file, or made for some rows.
         data: the name of that file, or of those rows.
     """
-    if recipe.preference.stage == "dpo":
+    if recipe.is_preference:
         return True
     return False if is_recipe(data) else None

@@ -24,10 +24,12 @@ def plan(
     overrides: Overrides = None,
     device: Annotated[
         list[str] | None,
-        typer.Option("--device", help="Estimate for a GPU of this size too, such as 24GB."),
+        typer.Option(
+            "--device", help="Also estimate for a GPU with this much memory, such as 24GB."
+        ),
     ] = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Load the model and measure 3 steps as well.")
+        bool, typer.Option("--probe", help="Also load the model and measure 3 steps.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -1,13 +1,14 @@
 """`glmtune predict`: answer every row of a file."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from glmtune.cli.options import (
+    MODEL_HELP,
     AdapterOption,
     AnyTemplate,
     DtypeOption,
@@ -22,11 +23,12 @@ from glmtune.cli.options import (
 )
 from glmtune.errors import RecipeError
 from glmtune.gc_pause import loading
+from glmtune.recipe.choices import Dtype, Layout
 from glmtune.recipe.shipped import is_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+    from glmtune.recipe.recipe import Recipe
+    from glmtune.use.generate import Sampling
     from glmtune.use.predict import AnswerFile
 
 
@@ -40,14 +42,14 @@ def predict(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="How rows are read, such as data.columns."),
+        typer.Argument(
+            metavar="KEY=VALUE", help="Change values of the recipe, such as data.columns."
+        ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Model folder, hub id, nano, or adapter folder.")
-    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help=MODEL_HELP)] = None,
     adapter: AdapterOption = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="JSONL file to write.")
+        Path, typer.Option("--output", "-o", metavar="FILE", help="JSON Lines file to write.")
     ] = Path("answers.jsonl"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run, and keep its answers.")
@@ -72,34 +74,20 @@ def predict(
 
     A line of the output has the row's number, file and line, its last turn as "prompt", the
     "answer", whether it "ended" by itself, its number of "tokens", and as "reference" the answer in
-    the row. Earlier turns of a row are given to the model as they are.
+    the row. Earlier turns of a row are part of the prompt.
 
     Example: glmtune predict rows.json --model ./chatglm3-6b --adapter out/chatglm3-lora
     -o answers.jsonl
     """
-    if model is None and not is_recipe(data):
-        raise RecipeError(
-            f"--model is missing. Try: glmtune predict {data} --model ./chatglm3-6b -o {output}"
-        )
-    values: dict[str, str | int | None] = {"model.name_or_path": model, "data.bad_rows": "fail"}
-    from glmtune.recipe.recipe import Recipe
+    recipe = read_recipe(data, model, overrides or [], output)
 
-    recipe = recipe_for_rows(data, values, overrides or [], Recipe)
+    from glmtune.use.predict import check_output
 
-    from glmtune.use import predict as predicting
-
-    predicting.check_output(output, resume=resume, overwrite=overwrite)
+    check_output(output, resume=resume, overwrite=overwrite)
 
     with loading():
-        from glmtune.model.load import load_config
         from glmtune.use.generate import Sampling
-        from glmtune.use.open import load_tuned, open_template
 
-    base, folder, template = open_template(
-        recipe.model.name_or_path, adapter, layout=layout, any_template=any_template
-    )
-    context_length: int | None = getattr(load_config(base), "max_position_embeddings", None)
-    questions = predicting.read_questions(recipe.data, template, context_length=context_length)
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -108,6 +96,65 @@ def predict(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    answer_rows(
+        recipe,
+        adapter,
+        output,
+        sampling,
+        layout=layout,
+        dtype=dtype,
+        batch_size=batch_size,
+        resume=resume,
+        any_template=any_template,
+    )
+
+
+def read_recipe(data: str, model: str | None, overrides: list[str], output: Path) -> "Recipe":
+    """Return the recipe that names the rows and the model.
+
+    Raises:
+        RecipeError: as `recipe_for_rows`.
+    """
+    if model is None and not is_recipe(data):
+        raise RecipeError(
+            f"--model is missing. Try: glmtune predict {data} --model ./chatglm3-6b -o {output}"
+        )
+    from glmtune.recipe.recipe import Recipe
+
+    values: dict[str, str | int | None] = {"model.name_or_path": model, "data.bad_rows": "fail"}
+    return recipe_for_rows(data, values, overrides, Recipe)
+
+
+def answer_rows(
+    recipe: "Recipe",
+    adapter: Path | None,
+    output: Path,
+    sampling: "Sampling",
+    *,
+    layout: Layout | None,
+    dtype: Dtype,
+    batch_size: int,
+    resume: bool,
+    any_template: bool,
+) -> None:
+    """Answer the rows of `data.train`, except those that an interrupted run has answered.
+
+    Args:
+        recipe: its model and its data.
+        adapter: the folder of an adapter.
+        output: the file to write.
+        sampling: how tokens are chosen.
+        layout, dtype, batch_size, resume, any_template: the options of the command.
+    """
+    from glmtune.model.load import load_config
+    from glmtune.use import predict as predicting
+    from glmtune.use.open import load_tuned, open_template
+
+    base, folder, template = open_template(
+        recipe.model.name_or_path, adapter, layout=layout, any_template=any_template
+    )
+    context_length: int | None = getattr(load_config(base), "max_position_embeddings", None)
+    questions = predicting.read_questions(recipe.data, template, context_length=context_length)
     identity = predicting.identify(base, folder, template, questions, sampling, dtype)
     answers = predicting.AnswerFile(output, identity)
     if resume:
@@ -150,7 +197,7 @@ def write_answers(
     typer.echo(f"{output}: {total:,} answers, {num_ended:,} of them ended by themselves")
 
 
-def show(answers: "Iterable[dict[str, Any]]", total: int, *, done: int) -> Iterator[dict[str, Any]]:
+def show(answers: Iterable[dict[str, Any]], total: int, *, done: int) -> Iterator[dict[str, Any]]:
     """Yield the answers, and show their number, the rate and the remaining time on a terminal."""
     from rich.console import Console
     from rich.progress import (

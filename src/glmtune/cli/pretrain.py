@@ -1,11 +1,17 @@
 """`glmtune pretrain`: train a model on texts."""
 
-import os
 from pathlib import Path
 
 import typer
 
-from glmtune.cli.options import Overrides, PretrainRecipeArgument, Resume, as_overrides
+from glmtune.cli.options import (
+    Overrides,
+    PretrainRecipeArgument,
+    Resume,
+    as_overrides,
+    is_first_rank,
+)
+from glmtune.cli.printing import print_stopped, training_line
 from glmtune.gc_pause import loading
 
 
@@ -25,7 +31,7 @@ def pretrain(
 
     changes = as_overrides([*(overrides or []), *context.args])
     resolved = load_recipe(recipe, changes, kind=PretrainRecipe)
-    if int(os.environ.get("RANK", "0")) == 0:  # before torch loads
+    if is_first_rank():  # before torch loads
         output = Path(resolved.output.dir)
         check_folder(output, resume=resume, overwrite=resolved.output.overwrite)
 
@@ -34,15 +40,9 @@ def pretrain(
 
     result = run(resolved, resume=resume)
     if not result.is_finished:
-        typer.echo(
-            f"Stopped after {result.num_steps} steps; a checkpoint is in {result.adapter_dir}. "
-            "Continue with the same command and --resume.",
-            err=True,
-        )
+        print_stopped(result)
         raise typer.Exit(130)
-    measured = "" if result.loss is None else f", loss {result.loss:.4f}"
-    measured += "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
-    typer.echo(f"Model after {result.num_steps} steps{measured}: {result.adapter_dir}")
+    typer.echo(training_line("Model", result))
     typer.echo(
         "Teach it to answer:  glmtune train RECIPE "
         f"model.name_or_path={result.adapter_dir} adapter.method=full"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from glmtune.inspect.row import SeenRow
     from glmtune.template.pieces import Piece
+    from glmtune.train.run import Result
 
 Lines = Iterator[tuple[str, str]]  # a label and its value; no label continues the line before
 
@@ -43,6 +44,22 @@ def print_wide(table: "Table") -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
     console.print(table)
+
+
+def print_stopped(result: "Result") -> None:
+    """Print on stderr how to continue an interrupted run."""
+    typer.echo(
+        f"Stopped after {result.num_steps} steps; a checkpoint is in {result.adapter_dir}. "
+        "Continue with the same command and --resume.",
+        err=True,
+    )
+
+
+def training_line(what: str, result: "Result") -> str:
+    """Return a line with the steps, the losses and the folder of a finished run."""
+    losses = "" if result.loss is None else f", loss {result.loss:.4f}"
+    losses += "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
+    return f"{what} after {result.num_steps} steps{losses}: {result.adapter_dir}"
 
 
 def printable(text: str, *, keep_lines: bool = False) -> str:
@@ -78,7 +95,7 @@ def print_row(seen: "SeenRow", console: "Console", *, with_ids: bool) -> None:
 
 
 def flowing_text(pieces: "tuple[Piece, ...]", *, has_color: bool) -> "Text":
-    """Join the pieces of a row, as text."""
+    """Join the pieces of a row as text, with borders between them."""
     from rich.text import Text
 
     result = Text()

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-tokenizer = typer.Typer(name="tokenizer", help="Train a tokenizer with the settings of ChatGLM's.")
+tokenizer = typer.Typer(name="tokenizer", help="Train a tokenizer with ChatGLM's settings.")
 
 
 @tokenizer.callback()
 def _group() -> None:
-    """Train a tokenizer with the settings of ChatGLM's."""
+    """Train a tokenizer with ChatGLM's settings."""
 
 
 @tokenizer.command()

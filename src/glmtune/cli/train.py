@@ -1,13 +1,13 @@
 """`glmtune train`: fine-tune a model."""
 
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glmtune.cli.options import Overrides, RecipeArgument, Resume, as_overrides
+from glmtune.cli.options import Overrides, RecipeArgument, Resume, as_overrides, is_first_rank
+from glmtune.cli.printing import print_stopped, training_line
 from glmtune.gc_pause import loading
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ def train(
     overrides: Overrides = None,
     resume: Resume = False,
     nproc: Annotated[
-        int, typer.Option("--nproc", min=1, help="Processes on this machine: one for each GPU.")
+        int,
+        typer.Option("--nproc", min=1, help="Number of processes on this machine, one per GPU."),
     ] = 1,
 ) -> None:
     """Fine-tune a model: an adapter over it, or its own weights.
@@ -34,8 +35,7 @@ def train(
 
     changes = as_overrides([*(overrides or []), *context.args])
     resolved = load_recipe(recipe, changes)
-    is_main = int(os.environ.get("RANK", "0")) == 0
-    if is_main:  # before torch loads, and before other ranks can see files of this run
+    if is_first_rank():  # before torch loads, and before other ranks can see files of this run
         output = Path(resolved.output.dir)
         check_folder(output, resume=resume, overwrite=resolved.output.overwrite)
     if nproc > 1:
@@ -49,7 +49,7 @@ def train(
         from glmtune.train.run import fine_tune
 
     result = fine_tune(resolved, resume=resume)
-    if is_main:
+    if is_first_rank():
         report_result(resolved, result)
     if not result.is_finished:
         raise typer.Exit(130)
@@ -58,19 +58,13 @@ def train(
 def report_result(recipe: "Recipe", result: "Result") -> None:
     """Print what a run measured and wrote, and how to use it."""
     if not result.is_finished:
-        typer.echo(
-            f"Stopped after {result.num_steps} steps; a checkpoint is in {result.adapter_dir}. "
-            "Continue with the same command and --resume.",
-            err=True,
-        )
+        print_stopped(result)
         return
     if not result.num_steps:
         typer.echo(f"Held-out loss {result.eval_loss:.4f}: {result.adapter_dir / 'report.html'}")
         return
-    measured = "" if result.loss is None else f", loss {result.loss:.4f}"
-    measured += "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
     is_model = (result.adapter_dir / "config.json").is_file()
     what = "Model" if is_model else "Adapter"
-    typer.echo(f"{what} after {result.num_steps} steps{measured}: {result.adapter_dir}")
+    typer.echo(training_line(what, result))
     base = "" if is_model else f"{recipe.model.name_or_path} --adapter "
     typer.echo(f"Talk to it:  glmtune chat {base}{result.adapter_dir}")

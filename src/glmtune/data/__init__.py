@@ -7,8 +7,9 @@ table_rows.py      CSV, TSV, Parquet, plain text
 rows.py            a row, and a row that cannot be used
 formats.py         a row -> a conversation, or the two sides of a preference pair
 dataset.py         the one loop over the rows of a data set, with the format of each file
-fit.py             what becomes of an example that is longer than the limit
+fit.py             fits examples to max_length
 encode.py          conversations -> examples; pairs.py for preferences, texts.py for documents
+writer.py          examples and bad rows -> files, counted; cache.py encodes data once
 store.py           encoded examples on disk, memory-mapped
 packing.py         examples -> packs; batches.py -> the tensors of an optimizer step
 lint/              what is wrong with rows, before any training

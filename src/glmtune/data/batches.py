@@ -52,7 +52,7 @@ class MicroBatch:
     block_position_ids: Tensor | None = None
 
     def inputs(self) -> dict[str, Any]:
-        """Give the arguments of a model's `forward`; for a pack by the names of flash attention."""
+        """Return the arguments of `forward`; for a pack, by the names of flash attention."""
         given: dict[str, Any] = {"input_ids": self.input_ids}
         if self.position_ids is not None:
             given["position_ids"] = self.position_ids
@@ -164,7 +164,7 @@ class BatchPlan:
         return math.ceil(self.rows_per_epoch / self.rows_per_step)
 
     def step_rows(self, step: int) -> list[int]:
-        """The rows of optimizer step `step`, counted from 0 over all epochs."""
+        """Return the rows of optimizer step `step`, counted from 0 over all epochs."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         order = epoch_order(self.rows_per_epoch, self.seed, epoch)
         start = step_in_epoch * self.rows_per_step
@@ -180,7 +180,7 @@ class BatchPlan:
         return len(set(self.step_rows(step)).intersection(self.replay)) if self.replay else 0
 
     def micro_batch_rows(self, step: int, lengths: Sequence[int]) -> list[list[int]]:
-        """The rows of each pack of a step, for this process; `[]` for a turn without rows.
+        """Return the rows of each pack of a step for this process; `[]` for an idle micro-batch.
 
         Processes synchronize in every micro-batch, so all have as many as the one with the most.
 

@@ -8,7 +8,6 @@ is written again.
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -29,16 +28,16 @@ from glmtune.data.store import (
     EXAMPLES,
     EncodedData,
     EncodeReport,
-    digest_of,
 )
 from glmtune.data.writer import ExampleWriter
 from glmtune.errors import DataError, OutputError
+from glmtune.files import sha256_of_file, sha256_of_text
 from glmtune.gc_pause import paused
 from glmtune.recipe.choices import BadRows
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int], None]  # called with the number of rows done
+Progress = Callable[[int], None]  # called with the number of rows read so far
 
 
 class StoreOptions(Protocol):
@@ -94,7 +93,7 @@ def encode_sources(
     found = find_sources(sources, split=options.split)
     before = _stamps(found)
     decides = [_contents(found), fingerprint, dataclasses.asdict(options)]
-    key = _hash_json([*decides, [digest_of(Path(str(module.__file__))) for module in code]])
+    key = _hash_json([*decides, [sha256_of_file(Path(str(module.__file__))) for module in code]])
     folder = _data_cache(cache_dir) / key
     data = _open_cache(folder, opened_as)
     if data is None:
@@ -123,14 +122,18 @@ def _data_cache(cache_dir: str | Path | None) -> Path:
 
 
 def _hash_json(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return sha256_of_text(json.dumps(value, sort_keys=True))
 
 
 def _contents(sources: Sequence[Source]) -> list[Any]:
     """Identify the files of sources. Names count, because examples know their origin."""
     try:
         return [
-            [source.name, source.max_rows, [[str(path), digest_of(path)] for path in source.files]]
+            [
+                source.name,
+                source.max_rows,
+                [[str(path), sha256_of_file(path)] for path in source.files],
+            ]
             for source in sources
         ]
     except OSError as error:
@@ -138,7 +141,7 @@ def _contents(sources: Sequence[Source]) -> list[Any]:
 
 
 def _stamps(sources: Sequence[Source]) -> list[tuple[int, int]]:
-    """Give size and time of every file, which change when it is written to."""
+    """Return size and time of every file, which change when it is written to."""
     stats = [path.stat() for source in sources for path in source.files]
     return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
@@ -174,7 +177,7 @@ def _build(
                 "report": dataclasses.asdict(report),
                 "files": list(report.formats),
                 "earlier_key": earlier_key,
-                "sha256": {name: digest_of(partial / name) for name in (EXAMPLES, BAD_ROWS)},
+                "sha256": {name: sha256_of_file(partial / name) for name in (EXAMPLES, BAD_ROWS)},
             }
             (partial / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
             _commit(partial, folder)
@@ -188,7 +191,7 @@ def _check_examples(
     """Refuse data with nothing to learn.
 
     Raises:
-        DataError: says what became of the rows.
+        DataError: counts what became of the rows.
     """
     names = ", ".join(source.name for source in sources)
     if report.num_examples:
@@ -209,7 +212,7 @@ def _check_examples(
 
 
 def _commit(partial: Path, folder: Path) -> None:
-    """Give a cache its name, unless another process was faster."""
+    """Rename a complete cache to its final name, unless another process was faster."""
     if folder.exists() and _open_cache(folder, EncodedData) is None:
         shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -221,7 +224,7 @@ def _commit(partial: Path, folder: Path) -> None:
 
 @contextmanager
 def _explained_write_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError into one that says what to do.
+    """Convert an OSError into an error that the user can act on.
 
     Raises:
         OutputError: names the path and the reason.

@@ -4,7 +4,6 @@ A row is read, converted, encoded by the template, fitted to `max_length`, and w
 through these steps in batches, since a tokenizer encodes many texts faster than one.
 """
 
-import json
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -35,7 +34,7 @@ from glmtune.data.dataset import Dataset, Entry, T, batched, conversation_chars
 from glmtune.data.earlier_keys import CONVERSATIONS_CODE
 from glmtune.data.fit import encode_each, example_of, fit
 from glmtune.data.formats import check_roles, convert
-from glmtune.data.rows import BadRow, Row, RowError, excerpt
+from glmtune.data.rows import BadRow, Row, RowError, row_excerpt
 from glmtune.data.sources import Source
 from glmtune.data.store import EncodedData
 from glmtune.data.writer import ExampleWriter
@@ -75,8 +74,8 @@ class EncodeOptions:
         max_length: the most ids an example may have.
         overlong: what becomes of longer rows. `drop` leaves them out; `truncate_prompt`
             shortens what is before the answer, and keeps the answer with its end; `tutorial`
-            cuts off everything after `max_length`, so that the model does not learn to stop
-            there. All are counted.
+            cuts off everything after `max_length`, so the model does not learn to stop there.
+            All are counted.
         bad_rows: `fail` stops at the first row that cannot be used; `skip` writes such rows to
             a quarantine file and continues, except where a file breaks off.
         format: the name of the rows' format; None finds it by the columns of each file.
@@ -112,7 +111,7 @@ def encode_data(
         cache_dir: where to keep the result; by default $GLMTUNE_CACHE, $XDG_CACHE_HOME/glmtune
             or ~/.cache/glmtune.
         quarantine: the file to list bad rows in, when they are skipped.
-        progress: called with the number of rows done; by default a terminal shows it.
+        progress: called with the number of rows read so far; by default a terminal shows it.
 
     Raises:
         DataError: a source cannot be read, a row cannot be used (unless they are skipped), or
@@ -185,7 +184,7 @@ def split_data(
 def usable_entries(
     entries: Iterable[Entry[T] | BadRow], writer: ExampleWriter
 ) -> Iterator[Entry[T]]:
-    """Give the rows that can be used, and have the writer refuse the others."""
+    """Yield the rows that can be used, and pass the others to `writer.refuse`."""
     for entry in entries:
         if isinstance(entry, BadRow):
             writer.refuse(entry)
@@ -194,9 +193,8 @@ def usable_entries(
 
 
 def cannot_encode(row: Row, error: TemplateError) -> BadRow:
-    """Say that the template cannot render a row."""
-    start = excerpt(json.dumps(row, ensure_ascii=False, default=str))
-    return BadRow(row.file, row.line, "", str(error), start)
+    """Return the bad row for a row that the template cannot render."""
+    return BadRow(row.file, row.line, "", str(error), row_excerpt(row))
 
 
 def _write_examples(

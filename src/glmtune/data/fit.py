@@ -1,4 +1,4 @@
-"""An example -> what training makes of it: learned, cut, shortened or left out; and encoding rows.
+"""Fit examples to `max_length`: keep, cut, shorten or leave out.
 
 max_length = 6        drop             truncate_prompt    tutorial
 P P P P A A A         left out         P P P A A A        P P P P A A
@@ -24,7 +24,7 @@ class Fate(StrEnum):
 
 
 def describe_fate(fate: Fate, num_tokens: int, max_length: int) -> str:
-    """Say what becomes of a row, for people; "" when it is learned in full.
+    """Describe what becomes of a row, for people; "" when it is learned in full.
 
     Args:
         fate: from `fit`.
@@ -53,7 +53,7 @@ def fit(
     max_length: int,
     overlong: Overlong,
 ) -> tuple[Example | None, Fate]:
-    """Make an example fit the limit, or leave it out: None when it is left out.
+    """Fit an example to the limit; the first result is None if the example is left out.
 
     Args:
         example: the encoded conversation, uncut.
@@ -102,7 +102,7 @@ def _encode(template: Template, conversation: Conversation) -> Example | Templat
 
 
 def example_of(encoding: Example | TemplateError) -> Example:
-    """Give the example from `encode_each`.
+    """Return the example from `encode_each`.
 
     Raises:
         TemplateError: the conversation could not be encoded.

@@ -35,7 +35,7 @@ from glmtune.conversation import (
     render_tool_call,
 )
 from glmtune.data.json_rows import parse_json
-from glmtune.data.rows import BadRow, Row, RowCheck, RowError, excerpt
+from glmtune.data.rows import BadRow, Row, RowCheck, RowError, excerpt, row_excerpt
 from glmtune.errors import DataError, TemplateError
 
 Roles = Mapping[str, str]
@@ -244,7 +244,7 @@ def _read_row(
         reason = f"{error} (The turns, from 0: {turns}.)"
         raise _bad(row, format.required[-1], reason, "role-order") from None
     except UnicodeEncodeError as error:
-        what = f"half of a surrogate pair, {error.object[error.start]!r}, is no character."
+        what = f"half of a surrogate pair, {error.object[error.start]!r}, is not a character."
         raise _bad(row, "", f"{what} Write the text again as UTF-8.", "encoding") from None
     return messages
 
@@ -267,7 +267,7 @@ def check_roles(roles: Roles) -> None:
 
 
 def read_alpaca(row: Row, roles: Roles) -> Sequence[Message]:
-    """`instruction` and `input` joined by a newline are the question, `output` the answer."""
+    """Read `instruction` and `input`, joined by a newline, as the question."""
     instruction, extra = _text(row, "instruction"), _text(row, "input", optional=True)
     return _question_and_answer(row, "\n".join([instruction, extra]).strip(), "output")
 
@@ -296,7 +296,7 @@ def _question_and_answer(row: Row, question: str, answer_field: str) -> list[Mes
 
 
 def _history(row: Row) -> Iterator[tuple[str, str]]:
-    """Give earlier turns: a list of [question, answer], or the JSON text of one."""
+    """Yield earlier turns: a list of [question, answer], or the JSON text of one."""
     turns = _maybe_json(row, "history", row["history"]) or []
     if not isinstance(turns, list):
         raise _bad(row, "history", f"got {_kind(turns)}, expected [[question, answer]].")
@@ -335,7 +335,7 @@ _CHATGLM3_ROLES: dict[str, str] = {**{role: role for role in ROLES}, "tool": "to
 
 
 def read_sharegpt(row: Row, roles: Roles) -> Sequence[Message]:
-    """Messages of `from` and `value`; a function_call's value is JSON of name and arguments."""
+    """Read messages of `from` and `value`; that of a function_call is JSON: name and arguments."""
     messages: list[dict[str, Any]] = []
     if system := _text(row, "system", optional=True):
         messages.append({"role": "system", "content": system})
@@ -358,7 +358,7 @@ def read_sharegpt(row: Row, roles: Roles) -> Sequence[Message]:
 
 
 def read_openai(row: Row, roles: Roles) -> Sequence[Message]:
-    """OpenAI's messages, with `tools`, `tool_calls`, content parts and the old `function_call`."""
+    """Read OpenAI's messages: `tools`, `tool_calls`, content parts, the old `function_call`."""
     messages = []
     for where, item in _items(row, "messages"):
         role = _role(row, f"{where}.role", item.get("role"), roles, _OPENAI_ROLES)
@@ -409,11 +409,11 @@ def _num_turns(message: Mapping[str, Any]) -> int:
 
 
 def read_chatglm3(row: Row, roles: Roles) -> Sequence[Message]:
-    """The official format: `role` and `content`, a `tool` role, `loss` flags, `tools`.
+    """Read the official format: `role` and `content`, a `tool` role, `loss` flags, `tools`.
 
-    As in the official preprocessor, `tools`, even an empty list, is announced by a system
-    message of its own, before one of the row. It differs in one thing: a message of role
-    `observation` is learned only if its `loss` says so; there it is by default.
+    As in the official preprocessor, `tools`, even an empty list, is announced by a
+    separate system message, before one of the row. One thing differs: a message of role
+    `observation` is learned only if its `loss` is true; there it is learned by default.
     """
     messages = []
     tools = _tools(row, "tools")
@@ -440,7 +440,7 @@ def read_chatglm3(row: Row, roles: Roles) -> Sequence[Message]:
 
 
 def _tool_turns(row: Row, where: str, item: Mapping[str, Any], loss: bool | None) -> list[Message]:
-    """A `tool` message is the call and its result."""
+    """Split a `tool` message into the call and its result."""
     call = {"name": item.get("name"), "arguments": item.get("parameters")}
     function = _call(row, where, call)["function"]
     observation = item.get("observation")
@@ -512,7 +512,7 @@ def read_better(row: Row, roles: Roles) -> Sequence[Message]:
 
 
 def _items(row: Row, field: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Give the messages of a row, each with its place, as in `messages[3]`."""
+    """Yield the messages of a row, each with its place, as in `messages[3]`."""
     items = _maybe_json(row, field, row.get(field), must_parse=True)
     if not isinstance(items, list):
         raise _bad(row, field, f"got {_kind(items)}, expected a list of messages.")
@@ -598,7 +598,7 @@ def _empty_answer(row: Row, where: str) -> RowError:
 
 
 def _tools(row: Row, field: str) -> Any:
-    """Give the tools of a row, a list or its JSON text; None if there are none."""
+    """Return the tools of a row, a list or its JSON text; None if there are none."""
     tools = row.get(field)
     if isinstance(tools, str) and not tools.strip():
         return None
@@ -663,8 +663,7 @@ def _check_encodable(messages: Sequence[Message]) -> None:
 
 
 def _bad(row: Row, field: str, reason: str, check: RowCheck = "unreadable") -> RowError:
-    start = excerpt(json.dumps(row, ensure_ascii=False, default=str))
-    return RowError(BadRow(row.file, row.line, field, reason, start, check))
+    return RowError(BadRow(row.file, row.line, field, reason, row_excerpt(row), check))
 
 
 # --- Columns ------------------------------------------------------------------------------
@@ -713,7 +712,7 @@ def _named(name: str, fields: set[str], row: Row) -> Format:
 
 
 def _conversation_style(rows: Sequence[Row]) -> Format:
-    """`from` and `value`, or `role` and `content`; the first row with a message decides."""
+    """Detect `from` and `value`, or `role` and `content`, by the first row with a message."""
     for row in rows:
         for _, message in _readable_messages(row):
             if "from" in message:
@@ -727,7 +726,7 @@ def _conversation_style(rows: Sequence[Row]) -> Format:
 
 
 def _readable_messages(row: Row) -> list[tuple[str, Mapping[str, Any]]]:
-    """Give the messages of a row; none if they cannot be read, which `convert` will report."""
+    """Return the messages of a row; none if they cannot be read, which `convert` will report."""
     try:
         return list(_items(row, "conversations"))
     except RowError:

@@ -55,7 +55,7 @@ def parse_json(text: str) -> Any:
 
 
 def _non_finite_field(value: Any, path: str = "") -> str:
-    """Give the path of the first NaN or infinity in a value, as in `scores[2]`; "" if none."""
+    """Return the path of the first NaN or infinity in a value, as in `scores[2]`; "" if none."""
     if isinstance(value, float) and not math.isfinite(value):
         return path
     children: Iterable[tuple[str, Any]] = ()
@@ -124,7 +124,7 @@ def _read_json_lines(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
 
 
 def _why_not_json(line: str, error: ValueError) -> tuple[str, str]:
-    """Give the field at fault, if there is one, and the reason."""
+    """Return the field at fault, if there is one, and the reason."""
     if not isinstance(error, json.JSONDecodeError):
         try:
             return _non_finite_field(_LENIENT_JSON.decode(line)), str(error)
@@ -151,7 +151,7 @@ class _JsonText:
         self._at = 0
 
     def peek(self) -> str:
-        """Give the next character that is not white space; "" at the end of the file."""
+        """Return the next character that is not white space; "" at the end of the file."""
         if (char := self._text[self._at : self._at + 1]) and char not in " \t\n\r":
             return char
         while True:
@@ -213,7 +213,7 @@ class _JsonText:
         )
 
     def rest(self) -> str:
-        """Give the part of the remaining text that is in memory."""
+        """Return the part of the remaining text that is in memory."""
         return self._text[self._at :]
 
     def _go_to(self, end: int) -> None:
@@ -262,7 +262,7 @@ class _JsonText:
         return True
 
     def bad_field(self, prefix: str = "") -> str:
-        """Give the field of the skipped value that has the NaN."""
+        """Return the field of the skipped value that has the NaN."""
         return _non_finite_field(_LENIENT_JSON.decode(self.skipped), prefix)
 
 

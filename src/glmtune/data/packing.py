@@ -41,7 +41,7 @@ def group_rows(rows: Iterable[int], lengths: Sequence[int], max_tokens: int) -> 
     Args:
         rows: indices of examples.
         lengths: tokens of every example, by index.
-        max_tokens: of a pack; a longer example gets a pack of its own.
+        max_tokens: of a pack; a longer example is alone in its pack.
     """
     groups: list[list[int]] = []
     room: list[int] = []

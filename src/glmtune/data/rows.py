@@ -1,5 +1,6 @@
 """A row, a row that cannot be used, and the error that names it."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
@@ -37,7 +38,7 @@ class BadRow:
     Attributes:
         file, line: as in `Row`.
         field: the field at fault, "" when it is the entire row.
-        reason: what was got, what was expected, what to do.
+        reason: what was found, what was expected, what to do.
         excerpt: the beginning of the row.
         check: the id of the lint check that it fails.
         ends_file: whether the file breaks off here, so that the rows after it are missing.
@@ -63,7 +64,7 @@ class BadRow:
     def can_be_skipped(self, policy: BadRows) -> bool:
         """Whether reading continues after this row.
 
-        A file that breaks off is never skipped over: nobody knows how many rows are missing.
+        A file that breaks off is never skipped: the number of missing rows is unknown.
 
         Args:
             policy: `data.bad_rows`.
@@ -88,6 +89,11 @@ def raise_bad_row(bad: BadRow) -> NoReturn:
 
 
 def excerpt(text: str) -> str:
-    """Give the beginning of a text, safe to print and to write to a UTF-8 file."""
+    """Return the beginning of a text, safe to print and to write to a UTF-8 file."""
     start = text[: EXCERPT_CHARS + 1].strip().encode(errors="backslashreplace").decode()
     return start if len(text) <= EXCERPT_CHARS else start[:EXCERPT_CHARS] + "..."
+
+
+def row_excerpt(row: Row) -> str:
+    """Return the beginning of a row, as JSON."""
+    return excerpt(json.dumps(row, ensure_ascii=False, default=str))

@@ -48,7 +48,7 @@ _NOT_DATA = {"dataset_info.json", "dataset_infos.json"}  # describe data sets, h
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One source that was found: what `read_rows` reads.
+    """A file, folder or hub data set that was found; `read_rows` reads one.
 
     Attributes:
         name: as the user gave it, without `#500`.
@@ -62,7 +62,7 @@ class Source:
     _read: Callable[[OnBad], Iterator[Row]]
 
     def rows(self, on_bad: OnBad | None = None) -> Iterator[Row]:
-        """Read them, as `read_rows` does."""
+        """Read the rows, as `read_rows` does."""
         return itertools.islice(self._read(on_bad or raise_bad_row), self.max_rows)
 
 
@@ -97,10 +97,10 @@ def find_sources(
 
 
 def find_source(source: str | Path, *, split: str | None = None) -> Source:
-    """Find what a user's path or hub id means. For a path that exists, the network is never used.
+    """Resolve a path or hub id. For a path that exists, the network is never used.
 
     Raises:
-        DataError: there is no such thing, it holds no data, or it has no such split.
+        DataError: it does not exist, holds no data, or lacks the split.
     """
     name, max_rows = os.fspath(source), None
     path = Path(name).expanduser()
@@ -166,7 +166,11 @@ def _data_files(name: str, folder: Path) -> list[Path]:
 
 
 def _refuse_missing(name: str, path: Path) -> NoReturn:
-    """Say that a file is missing, and which one may have been meant."""
+    """Raise an error for a missing file, with the name that may have been meant.
+
+    Raises:
+        DataError: always.
+    """
     if path.is_symlink():
         raise DataError(f"{name}: a link to {str(path.readlink())!r}, which does not exist.")
     if not path.parent.is_dir():
@@ -201,7 +205,7 @@ def _require_datasets(problem: str) -> None:
 
 
 def _find_saved(name: str, folder: Path, split: str | None, max_rows: int | None) -> Source:
-    """A folder written by `save_to_disk`, of a Dataset or of a DatasetDict."""
+    """Open a folder written by `save_to_disk`, of a Dataset or of a DatasetDict."""
     _require_datasets(f"{name}: is a `datasets.save_to_disk` folder, and reading it")
     import datasets
 
@@ -250,7 +254,7 @@ def _find_on_hub(name: str, split: str | None, max_rows: int | None) -> Source:
     except Exception as error:  # each hub and each version of its library raises its own
         raise DataError(
             f"{name}: there is no such file or folder (working folder: {Path.cwd()}), and {hub} "
-            f"did not give a data set of that name: {type(error).__name__}: {error}. Check the "
+            f"returned no data set of that name: {type(error).__name__}: {error}. Check the "
             "name and the network, or download the data and give its path."
         ) from error
     data = splits[_choose_split(name, list(splits), split)]
@@ -270,7 +274,7 @@ def _download_from_modelscope(dataset_id: str) -> str:
 
 
 def _dataset_rows(data: Any, name: str) -> Iterator[Row]:
-    """The rows of a `datasets.Dataset`."""
+    """Yield the rows of a `datasets.Dataset`."""
     import pyarrow
 
     line = 0

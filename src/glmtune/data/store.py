@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from glmtune.files import sha256_of_file, sha256_of_text
 from glmtune.template.base import IGNORE, Example
 
 ABOUT, EXAMPLES, BAD_ROWS = "about.json", "examples.arrow", "bad_rows.jsonl"
@@ -106,7 +107,7 @@ class EncodedData:
     def __init__(self, folder: Path) -> None:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         for name, digest in about["sha256"].items():
-            if digest_of(folder / name) != digest:
+            if sha256_of_file(folder / name) != digest:
                 raise ValueError(f"{name} is damaged")
         self.folder = folder
         self.key = folder.name
@@ -163,7 +164,7 @@ class EncodedData:
             for column, values in zip(columns, batch.columns(), strict=True):
                 column.update(np.ascontiguousarray(values).data)
         facts = [self._files, *(column.hexdigest() for column in columns)]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        return sha256_of_text(json.dumps(facts))
 
     @property
     def num_learned_tokens(self) -> int:
@@ -190,7 +191,7 @@ class EncodedData:
 
 
 class _Batch:
-    """Views of the columns of one record batch; nothing is read before it is used."""
+    """Views of the columns of one record batch; pages are read when they are used."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         ids, borders = batch.column("input_ids"), batch.column("learned")
@@ -212,11 +213,5 @@ class _Batch:
         return self.ids, lengths, self.borders, num_borders, self.files, self.lines
 
 
-def digest_of(path: Path) -> str:
-    """Give the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _join_keys(first: str, second: str) -> str:
-    return hashlib.sha256(f"{first} {second}".encode()).hexdigest()
+    return sha256_of_text(f"{first} {second}")

@@ -80,7 +80,7 @@ def read_tsv(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
 
 
 def read_text(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
-    """Give a row `{"text": line}` for each line that is not blank."""
+    """Yield a row `{"text": line}` for each line that is not blank."""
     for number, line, problem in numbered_lines(path, name):
         if problem:
             on_bad(BadRow(name, number, "text", problem, excerpt(line), "encoding"))

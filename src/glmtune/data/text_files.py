@@ -15,7 +15,7 @@ _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 def ending_of(path: Path) -> tuple[str, str]:
-    """Give the ending for the kind of file, "" if unknown, and that of its compression."""
+    """Return the ending for the kind of file, "" if unknown, and that of its compression."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     compression = suffixes.pop() if suffixes and suffixes[-1] in _COMPRESSIONS else ""
     kind = suffixes[-1] if suffixes else ""
@@ -47,10 +47,10 @@ def open_data_file(path: Path, name: str) -> Iterator[BinaryIO]:
 
 
 def numbered_lines(path: Path, name: str) -> Iterator[tuple[int, str, str]]:
-    r"""Give the lines of a file: number, text with its ending, what is wrong with its bytes.
+    r"""Yield the lines of a file: number, text with its line ending, problem of its bytes.
 
-    Only \n ends a line: JSON strings may contain other Unicode line separators. The last is ""
-    for a good line; otherwise it is a fault of the check "encoding".
+    Only \n ends a line: JSON strings may contain other Unicode line separators. The problem is
+    "" for a valid line; otherwise it is a fault of the check "encoding".
     """
     offset = 0
     with open_data_file(path, name) as file:
@@ -77,7 +77,7 @@ def refuse_utf16(head: bytes, name: str) -> None:
     """Raise for a file that begins like UTF-16.
 
     Raises:
-        DataError: says how to convert it.
+        DataError: the file is UTF-16; explains how to convert it.
     """
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) or head[:2].count(0) == 1:
         raise DataError(
@@ -87,7 +87,7 @@ def refuse_utf16(head: bytes, name: str) -> None:
 
 
 def not_utf8(line: bytes, error: UnicodeDecodeError, offset: int, path: Path) -> str:
-    """Say which byte is wrong, and which encoding the file probably has.
+    """Describe which byte is wrong, and which encoding the file probably has.
 
     GBK is only suggested if everything before the byte is ASCII: otherwise the file is UTF-8
     and damaged.

@@ -12,7 +12,6 @@ becomes (which part is shown and which is learned) is decided by the objective, 
 window is sampled.
 """
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,11 +28,12 @@ from glmtune.data.dataset import batched
 from glmtune.data.earlier_keys import TEXTS_CODE
 from glmtune.data.encode import READERS
 from glmtune.data.fit import Fate
-from glmtune.data.rows import BadRow, OnBad, Row, excerpt, raise_bad_row
+from glmtune.data.rows import BadRow, OnBad, Row, raise_bad_row, row_excerpt
 from glmtune.data.sources import Source, find_sources
 from glmtune.data.store import EncodedData
 from glmtune.data.writer import ExampleWriter
 from glmtune.errors import DataError
+from glmtune.files import sha256_of_text
 from glmtune.recipe.choices import BadRows
 from glmtune.template.base import Example
 
@@ -110,7 +110,7 @@ def read_texts(sources: Sequence[str | Path], column: str = "text") -> Iterator[
 
 
 def documents(rows: Iterable[Row], column: str, refuse: OnBad) -> Iterator[tuple[Row, str]]:
-    """Give each document with its first row; lines of a text file are joined to paragraphs.
+    """Yield each document with its first row; lines of a text file are joined to paragraphs.
 
     Args:
         rows: of one source.
@@ -146,14 +146,13 @@ def _no_text(row: Row, column: str) -> BadRow:
             f"there is no {column!r} in it; it has {', '.join(map(repr, row))}. Name the column "
             "that holds the text: data.columns.text=NAME in a recipe"
         )
-    start = excerpt(json.dumps(row, ensure_ascii=False, default=str))
-    return BadRow(row.file, row.line, column, problem, start)
+    return BadRow(row.file, row.line, column, problem, row_excerpt(row))
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
     """Identify a tokenizer by all of its pieces and their ids."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
-    return hashlib.sha256(vocabulary.encode()).hexdigest()
+    return sha256_of_text(vocabulary)
 
 
 def split_documents(

@@ -1,4 +1,4 @@
-"""Writes encoded examples and bad rows to files, and counts what becomes of rows."""
+"""Write encoded examples and bad rows to files, and count what becomes of rows."""
 
 import dataclasses
 import itertools
@@ -64,7 +64,7 @@ class Tally:
         self._add("num_learned_tokens", num_learned)
 
     def report(self) -> EncodeReport:
-        """Give the counts so far."""
+        """Return the counts so far."""
         report = EncodeReport(
             num_rows=self.num_rows,
             longest=self._longest,
@@ -143,7 +143,7 @@ class ExampleWriter:
 
 
 def _flatten(lists: Sequence[list[int]]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Concatenate lists; also gives where each begins, and where the last one ends."""
+    """Concatenate lists; also return where each begins, and where the last one ends."""
     offsets = np.zeros(len(lists) + 1, dtype=np.int32)
     np.cumsum([len(numbers) for numbers in lists], out=offsets[1:])
     flat = np.fromiter(itertools.chain.from_iterable(lists), np.int32, count=int(offsets[-1]))

@@ -104,7 +104,7 @@ def describe_adapter(folder: Path) -> AdapterFacts:
     """Describe an adapter: what it belongs to, and whether it does anything.
 
     Raises:
-        CheckpointError: the folder is no adapter, or a file is damaged.
+        CheckpointError: the folder is not an adapter, or a file is damaged.
     """
     read = _read_peft if (folder / "adapter_config.json").is_file() else _read_prefix
     contents = read(folder)
@@ -154,7 +154,7 @@ def _read_safetensors(file: Path) -> Iterator[_Tensor]:
     from safetensors import safe_open
 
     with safe_open(str(file), framework="np") as content:
-        for name in content.keys():  # noqa: SIM118  # it is no mapping
+        for name in content.keys():  # noqa: SIM118  # not a mapping
             header = content.get_slice(name)
             dtype, norm = DTYPES[header.get_dtype()], None
             if _is_b(name) and dtype in ("float64", "float32", "float16"):

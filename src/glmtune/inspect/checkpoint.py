@@ -253,7 +253,7 @@ def _range(numbers: list[int]) -> str:
 def stored_tensors(folder: Path) -> dict[str, Tensor]:
     """Read names, shapes and dtypes of the weights in a folder; tensors on the meta device.
 
-    safetensors take precedence over `.bin`, as in loading. A folder without weights gives {}.
+    safetensors take precedence over `.bin`, as in loading. Return {} for a folder without weights.
 
     Raises:
         CheckpointError: an index names a missing file, or a file is damaged.
@@ -275,7 +275,7 @@ def _safetensors_header(file: Path) -> dict[str, Tensor]:
     tensors = {}
     try:
         with safe_open(str(file), framework="pt") as content:
-            for name in content.keys():  # noqa: SIM118  # it is no mapping
+            for name in content.keys():  # noqa: SIM118  # not a mapping
                 part = content.get_slice(name)
                 dtype = getattr(torch, DTYPES[part.get_dtype()])
                 tensors[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from glmtune.data.rows import BadRow, RowError
+from glmtune.data.rows import raise_bad_row
 from glmtune.data.sources import find_source
 from glmtune.data.texts import documents
 from glmtune.errors import DataError
@@ -79,7 +79,7 @@ def see_infilling(recipe: PretrainRecipe, objective: str, row: int = 1) -> SeenI
 
 
 def single_objective(section: ObjectiveSection, objective: str) -> ObjectiveSection:
-    """Give the settings of one objective, with the weights of all others at 0."""
+    """Return the settings of one objective, with the weights of all others at 0."""
     no_weights = dict.fromkeys(section.weights(), 0.0)
     return section.model_copy(update={**no_weights, **OBJECTIVES[objective]})
 
@@ -91,13 +91,10 @@ def _pieces(ids: list[int], tokenizer: Any) -> tuple[str, ...]:
 
 
 def _find_text(recipe: PretrainRecipe, row: int) -> tuple[str, str]:
-    def refuse(bad: BadRow) -> None:
-        raise RowError(bad)
-
     number, column = 0, recipe.data.columns.get("text", "text")
     for source in recipe.data.train:
-        rows = find_source(source, split=recipe.data.split).rows(refuse)
-        for first, text in documents(rows, column, refuse):
+        rows = find_source(source, split=recipe.data.split).rows(raise_bad_row)
+        for first, text in documents(rows, column, raise_bad_row):
             number += 1
             if number == row:
                 return f"{first.file}:{first.line}", text

@@ -1,7 +1,7 @@
 """A row -> what training sees of it: its tokens as readable pieces, and which are learned.
 
     你好  ->  ids 36474 54591             pieces "▁你" "好"
-    鑫    ->  ids 236 139 174             one piece "鑫", since a single byte is no text
+    鑫    ->  ids 236 139 174             one piece "鑫", since a single byte is not text
 
 A piece is the shortest run of tokens that is text, so the pieces of a row, joined, are its text.
 A run never contains both learned and unlearned tokens.

@@ -30,7 +30,7 @@ class ShownPiece:
     """The shortest run of tokens that decodes to text.
 
     Attributes:
-        position: of its first token in the whole row, counted from 0.
+        position: of its first token in the uncut row, counted from 0.
         ids: of the tokens.
         text: the decoded text; of a special token, its name.
         state: how training uses it.

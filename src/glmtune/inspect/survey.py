@@ -24,7 +24,7 @@ from glmtune.recipe.sections import DataSection
 from glmtune.template.base import IGNORE, Example, Template
 from glmtune.template.select import template_for
 
-_BYTE = re.compile(r"<0x[89A-F][0-9A-F]>")  # ASCII bytes are no gap in the vocabulary
+_BYTE = re.compile(r"<0x[89A-F][0-9A-F]>")  # only bytes above ASCII are gaps of the vocabulary
 NUM_WORST = 5
 MAX_BAD_ROWS = 50  # listed on the page; all are counted
 
@@ -151,7 +151,7 @@ class _Surveyor:
             self.bad_rows.append(bad)
 
     def worst(self, name: str) -> list[SurveyedRow]:
-        """Give the worst rows of a kind, the worst first."""
+        """Return the worst rows of a kind, the worst first."""
         return [row for *_, row in sorted(self.heaps.get(name, []), reverse=True)]
 
 

@@ -13,23 +13,23 @@ from pydantic import (
     field_validator,
 )
 
-from glmtune.recipe.sections import Section
+from glmtune.recipe.sections import Names, Section
 
 
 class PeftSection(Section):
     """Keys of every method by which peft adapts chosen layers."""
 
     target_modules: tuple[str, ...] | Literal["all-linear"] | None = None  # None: peft's choice
-    modules_to_save: tuple[str, ...] = ()  # trained and saved themselves
+    modules_to_save: Names = ()  # trained in full and saved with the adapter
     name_or_path: str | None = None  # a folder with an adapter to start from
 
-    @field_validator("target_modules", "modules_to_save", mode="before")
+    @field_validator("target_modules", mode="before")
     @classmethod
     def _name_is_names(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) and value != "all-linear" else value
 
 
-INITIALISATIONS = r"^(gaussian|olora|pissa|pissa_niter_[0-9]+)$"
+INITIALIZATIONS = r"^(gaussian|olora|pissa|pissa_niter_[0-9]+)$"
 
 
 class LoraSection(PeftSection):
@@ -47,7 +47,7 @@ class LoraSection(PeftSection):
     use_rslora: bool = False
     use_dora: bool = False
     # PiSSA and OLoRA initialize A and B from the weights (see docs/recipes.md).
-    init_lora_weights: Literal[True] | Annotated[str, Field(pattern=INITIALISATIONS)] = True
+    init_lora_weights: Literal[True] | Annotated[str, Field(pattern=INITIALIZATIONS)] = True
     loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None  # learning rate of B / that of A
 
     @field_validator("layers_to_transform", mode="before")
@@ -155,12 +155,7 @@ class FreezeSection(Section):
 
     method: Literal["freeze"] = "freeze"
     trainable_layers: NonNegativeInt = 0  # this many decoder layers, from the last
-    trainable_modules: tuple[str, ...] = ()  # and modules with one of these names
-
-    @field_validator("trainable_modules", mode="before")
-    @classmethod
-    def _one_is_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    trainable_modules: Names = ()  # and modules with one of these names
 
 
 class NoneSection(Section):

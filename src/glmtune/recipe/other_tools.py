@@ -37,7 +37,7 @@ TRAINER_DEFAULTS = {  # of transformers, where they differ from ours
     "load_best_model_at_end": False,
 }
 
-# Keys without influence on what is learned here.
+# Keys that do not affect what is learned here.
 NOT_NEEDED = {
     "cache_dir", "data_shared_file_system", "dataloader_num_workers", "ddp_find_unused_parameters",
     "ddp_timeout", "disable_tqdm", "do_eval", "do_train", "group_by_length",
@@ -106,8 +106,8 @@ def convert_recipe(
             f"{LLAMA_FACTORY} (finetuning_type, stage). Its keys are {', '.join(tree)}."
         )
     result.not_converted.append(
-        "truncating long rows: those over data.max_length are dropped, unless data.overlong says "
-        "otherwise"
+        "truncating long rows: those over data.max_length are dropped, unless data.overlong is "
+        "changed"
     )
     _drop_invalid_values(result)
     _drop_deepspeed_if_refused(result)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Contravariant: a rule of every run also applies to each kind of recipe.
 CheckedRecipe_contra = TypeVar("CheckedRecipe_contra", bound="RunRecipe", contravariant=True)
 
-# Methods whose weights FSDP2 and DeepSpeed can shard; a subclass needs an entry of its own.
+# Methods whose weights FSDP2 and DeepSpeed can shard; a subclass needs its own entry.
 SHARDABLE = (LoraSection, FullSection, FreezeSection)
 _SHARDABLE_METHODS = ", ".join(kind.model_fields["method"].default for kind in SHARDABLE)
 
@@ -42,7 +42,7 @@ class Rule(Generic[CheckedRecipe_contra]):
     Attributes:
         example: overrides that break the rule, in a recipe that is valid without them.
         is_broken: whether a recipe has such values.
-        message: what is wrong and what to do, without the final period; `{section.key}` is
+        message: what is wrong and what to do, without a period at the end; `{section.key}` is
             replaced by the value of the recipe.
     """
 
@@ -218,7 +218,7 @@ RUN_RULES: tuple[Rule["RunRecipe"], ...] = (
     Rule(
         ("model.compute=int8", "adapter.method=qlora"),
         lambda recipe: recipe.model.compute == "int8" and isinstance(recipe.adapter, QloraSection),
-        "model.compute=int8 and adapter.method=qlora are two ways to hold the same layers. Leave "
+        "model.compute=int8 and adapter.method=qlora are two ways to store the same layers. Leave "
         "one of them out",
     ),
     Rule(
@@ -276,17 +276,13 @@ RUN_RULES: tuple[Rule["RunRecipe"], ...] = (
 )
 
 
-def _prefers(recipe: "Recipe") -> bool:
-    return recipe.preference.stage == "dpo"
-
-
 def _has_reference(recipe: "Recipe") -> bool:
-    return _prefers(recipe) and recipe.preference.has_reference
+    return recipe.is_preference and recipe.preference.has_reference
 
 
 def _cannot_prefer(recipe: "Recipe") -> bool:
     """Whether the method has no adapter to switch off, and the loss needs one."""
-    if not _prefers(recipe) or isinstance(recipe.adapter, PeftSection):
+    if not recipe.is_preference or isinstance(recipe.adapter, PeftSection):
         return False
     return recipe.preference.has_reference or not _trains_weights(recipe)
 
@@ -294,19 +290,21 @@ def _cannot_prefer(recipe: "Recipe") -> bool:
 FINE_TUNING_RULES: tuple[Rule["Recipe"], ...] = (
     Rule(
         ("preference.stage=dpo", "data.overlong=truncate_prompt"),
-        lambda recipe: _prefers(recipe) and recipe.data.overlong != "drop",
+        lambda recipe: recipe.is_preference and recipe.data.overlong != "drop",
         "data.overlong={data.overlong} would give the two answers of a pair different prompts. "
         "Leave it out with preference.stage=dpo",
     ),
     Rule(
         ("preference.stage=dpo", "training.sharding=fsdp2"),
-        lambda recipe: _prefers(recipe) and (_is_sharded(recipe) or recipe.data.replay is not None),
+        lambda recipe: (
+            recipe.is_preference and (_is_sharded(recipe) or recipe.data.replay is not None)
+        ),
         "training.sharding, training.deepspeed and data.replay cannot be used with "
         "preference.stage=dpo. Leave them out",
     ),
     Rule(
         ("preference.stage=dpo", "training.label_smoothing_factor=0.1"),
-        lambda recipe: _prefers(recipe) and recipe.training.label_smoothing_factor > 0,
+        lambda recipe: recipe.is_preference and recipe.training.label_smoothing_factor > 0,
         "training.label_smoothing_factor smooths the loss of answers, and preference.stage=dpo "
         "has another loss. Leave it out",
     ),

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -15,6 +16,14 @@ from pydantic import (
 )
 
 from glmtune.recipe.choices import BadRows, Dtype, Layout, Overlong
+
+
+def _one_is_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_one_is_many)]
+"""A list of names or paths; a single one may be written without brackets."""
 
 
 class Section(BaseModel):
@@ -35,8 +44,8 @@ class ModelSection(Section):
 class TextSection(Section):
     """Which texts are learned, and how they are read."""
 
-    train: tuple[str, ...]  # files, folders or hub ids; `rows.json#500` takes the first 500
-    eval: tuple[str, ...] = ()
+    train: Names  # files, folders or hub ids; `rows.json#500` takes the first 500
+    eval: Names = ()
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0  # held out of `train`
     split: str | None = None  # for a data set with several
     columns: dict[str, str] = {}  # our field: column of the file
@@ -44,22 +53,12 @@ class TextSection(Section):
     max_length: PositiveInt = 1024
     bad_rows: BadRows = "fail"
 
-    @field_validator("train", "eval", mode="before")
-    @classmethod
-    def _one_is_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
 
 class ReplaySection(Section):
     """General rows that are mixed in, against forgetting."""
 
-    path: tuple[str, ...]  # like data.train; the format is detected
+    path: Names  # like data.train; the format is detected
     ratio: Annotated[float, Field(gt=0, le=10)] = 0.1  # of the number of rows in data.train
-
-    @field_validator("path", mode="before")
-    @classmethod
-    def _one_is_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
 
 class DataSection(TextSection):
@@ -154,12 +153,7 @@ class ChecksSection(Section):
     merged_tolerance: PositiveFloat = 0.05  # relative to the adapter's change
     # Largest allowed rise of the loss on general rows, nats per token; None: not measured.
     forgetting: PositiveFloat | None = 0.5
-    general_rows: tuple[str, ...] = ()  # like data.train; empty: the 24 in the package
-
-    @field_validator("general_rows", mode="before")
-    @classmethod
-    def _one_is_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    general_rows: Names = ()  # like data.train; empty: the 24 in the package
 
 
 class ObjectiveSection(Section):
@@ -170,18 +164,16 @@ class ObjectiveSection(Section):
     """
 
     token: NonNegativeFloat = 0.5  # short spans
-    sentence: NonNegativeFloat = 0.0  # whole sentences
+    sentence: NonNegativeFloat = 0.0  # complete sentences
     document: NonNegativeFloat = 0.5  # the rest of the text, or one long span
     causal: NonNegativeFloat = 0.0  # next-token prediction, in ChatGLM3's own form
     masked_share: Annotated[float, Field(gt=0, lt=1)] = 0.15  # of a text, for spans and sentences
     mean_span_length: PositiveFloat = 3.0  # of the Poisson distribution
     longest_span: PositiveInt = 39
-    shortest_document_share: Annotated[float, Field(ge=0, le=1)] = (
-        0.5  # 1: always the complete text
-    )
-    prefix_share: Annotated[float, Field(ge=0, le=1)] = (
-        0.5  # of `document`: how often the end is masked
-    )
+    # Of a text, the least that `document` masks; 1: always the complete text.
+    shortest_document_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    # How often `document` masks the end of a text, and not a span inside it.
+    prefix_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     shuffle_spans: bool = True
     task_masks: bool = True  # [MASK], [sMASK] and [gMASK]; otherwise all are [MASK]
     two_dimensional: bool = True  # positions: of the blank, and within it
@@ -209,17 +201,12 @@ class LintSection(Section):
     """Which checks examine the rows before training, and their thresholds."""
 
     before_training: bool = True
-    off: tuple[str, ...] = ()  # ids of checks, as `glmtune lint` shows them
+    off: Names = ()  # ids of checks, as `glmtune lint` shows them
     errors: Literal["stop", "report"] = "stop"  # whether a row with an error stops a training
     # Similarity of four-character pieces of two questions, and of their answers.
     near_duplicate: Annotated[float, Field(ge=0.7, le=1)] = 0.9
     short_answer_chars: PositiveInt = 30  # shorter answers to one prompt contradict each other
     language_min_words: PositiveInt = 12  # fewer do not decide the language of an answer
-
-    @field_validator("off", mode="before")
-    @classmethod
-    def _one_is_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
 
 class OutputSection(Section):
@@ -227,18 +214,16 @@ class OutputSection(Section):
 
     dir: str
     overwrite: bool = False  # replace an earlier run in the folder
-    report_to: tuple[str, ...] = ("auto",)  # TensorBoard where it is installed
+    report_to: Names = ("auto",)  # auto: TensorBoard, if installed
     run_name: str | None = None
 
     @field_validator("report_to", mode="before")
     @classmethod
-    def _one_is_many(cls, value: Any) -> Any:
-        if value in (None, "none", "None"):
-            return ()
-        return (value,) if isinstance(value, str) else value
+    def _none_is_empty(cls, value: Any) -> Any:
+        return () if value in (None, "none", "None") else value
 
     def trackers(self, installed: Collection[str]) -> tuple[str, ...]:
-        """Give the trackers to start; `auto` is TensorBoard if that is among the installed."""
+        """Return the trackers to start; `auto` is TensorBoard if that is among the installed."""
         names = [name for name in self.report_to if name != "auto"]
         if "auto" in self.report_to and "tensorboard" in installed:
             names.append("tensorboard")

@@ -18,7 +18,6 @@ is spec sections 8 and 9.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from glmtune.conversation import Conversation, Message
+from glmtune.files import sha256_of_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,7 +96,7 @@ class Template(ABC):
         It depends on the tokenizer, the layout and this code, but not on the machine.
         """
         facts = {**self.description, "stop_ids": self.stop_ids, **self._fingerprinted()}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return sha256_of_text(json.dumps(facts, sort_keys=True))
 
     def _until_stop(self, ids: Sequence[int]) -> list[int]:
         end = next((i for i, token_id in enumerate(ids) if token_id in self.stop_ids), len(ids))

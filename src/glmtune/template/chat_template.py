@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, parse_tool_call
 from glmtune.errors import TemplateError
+from glmtune.files import sha256_of_text
+from glmtune.template.base import IGNORE, Example, Template, decode, is_learned
+from glmtune.template.probes import PROBES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-from glmtune.template.base import IGNORE, Example, Template, decode, is_learned
-from glmtune.template.probes import PROBES
 
 # Some templates write today's date, so the same conversation would have other ids tomorrow. This
 # macro is put in front of them and shadows the function they call; 26 Jul 2024 is the default date
@@ -196,7 +195,7 @@ class ChatTemplate(Template):
         prompt = self.prompt_ids(Conversation(PROBES[0].messages[:1]))
         vocabulary = json.dumps(self._tokenizer.get_vocab(), sort_keys=True)
         return {
-            "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
+            "vocabulary": sha256_of_text(vocabulary),
             "chat_template": self._tokenizer.chat_template,
             "examples": rendered,
             "prompt": prompt,

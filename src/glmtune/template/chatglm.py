@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from glmtune.conversation import Conversation, Message
 from glmtune.errors import TemplateError
 from glmtune.model.chatglm.chat_format import ChatIds, Part, chat_parts, split_reply
-
-if TYPE_CHECKING:
-    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.recipe.choices import LAYOUTS, Layout
 from glmtune.template.base import IGNORE, Example, Template, decode, is_learned
 from glmtune.template.probes import PLAIN_PROBES, PROBES, ROUND_PROBES
+
+if TYPE_CHECKING:
+    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
 
 class ChatGLMTemplate(Template):

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glmtune.errors import TemplateError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 from glmtune.recipe.choices import Layout
 from glmtune.template.base import Template
 from glmtune.template.chat_template import ChatTemplate
 from glmtune.template.chatglm import ChatGLMTemplate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def template_for(tokenizer: PreTrainedTokenizerBase, layout: Layout = "official") -> Template:

@@ -208,7 +208,7 @@ def _one_line(text: str) -> str:
 
 
 def _step_by_step(answer: str) -> str:
-    """Put each step on a line of its own."""
+    """Put each step on its own line."""
     return answer.replace("，", "，\n")
 
 

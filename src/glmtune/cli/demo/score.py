@@ -15,19 +15,19 @@ from glmtune.data.sources import read_rows
 from glmtune.template.base import Template
 from glmtune.use.generate import Request, Sampling, generate
 
-MAX_NEW_TOKENS = 64  # more than any answer of the demo has
+MAX_NEW_TOKENS = 64  # no answer of the demo is longer
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One turn of a user, and what ought to be said to it."""
+    """A prompt and the expected answer."""
 
     prompt: Conversation
     expected: str
 
     @property
     def text(self) -> str:
-        """What is asked."""
+        """The text of the prompt's last turn."""
         return self.prompt.messages[-1].content
 
 

@@ -66,12 +66,12 @@ def check_copy(path: Path) -> None:
     """Refuse a path that exists already, or that cannot be written.
 
     Raises:
-        OutputError: the path exists, its folder does not, or its name is no .jsonl.
+        OutputError: the path exists, its folder does not, or its name does not end with .jsonl.
     """
     if path.exists() or path.is_symlink():
         raise OutputError(f"{path}: exists already, and is not overwritten. Choose another name.")
     if not path.parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {str(path.parent)!r}. Make it first.")
+        raise OutputError(f"{path}: there is no folder {str(path.parent)!r}. Create it first.")
     if path.suffix != ".jsonl":
         raise OutputError(f"{path}: expected a name that ends with .jsonl, for one row per line.")
 

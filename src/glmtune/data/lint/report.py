@@ -45,7 +45,7 @@ class LintReport:
         return counts
 
     def to_json(self) -> str:
-        """Give everything as JSON, for programs."""
+        """Return everything as JSON, for programs."""
         counts = self.counts()
         checks = [
             {"id": id, "meaning": CHECKS[id].meaning, "remedy": CHECKS[id].remedy, **counts[id]}

@@ -2,9 +2,10 @@
 
 from collections import Counter
 
+from glmtune.data.cache import Progress
 from glmtune.data.lint.findings import CHECKS, Finding, check_off
 from glmtune.data.lint.report import LintReport
-from glmtune.data.lint.scan import Progress, Scan
+from glmtune.data.lint.scan import Scan
 from glmtune.errors import DataError
 from glmtune.recipe.sections import DataSection, LintSection
 from glmtune.template.base import Template
@@ -33,7 +34,7 @@ def lint_data(
         pairs: whether rows are a better and a worse answer, and both are checked; None: where
             their format has two.
         general: checks.general_rows, which measure forgetting and so must not be learned.
-        progress: called with the number of rows done.
+        progress: called with the number of rows read so far.
 
     Raises:
         DataError: a file cannot be used at all. A single bad row is a finding.

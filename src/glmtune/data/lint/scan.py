@@ -1,6 +1,6 @@
-"""Reads rows once, applies every check to them, and keeps what is needed to compare them."""
+"""Read rows once, apply every check to them, and keep what is needed to compare them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from glmtune.conversation import Conversation
+from glmtune.data.cache import Progress
 from glmtune.data.dataset import Dataset, batched, conversation_chars
 from glmtune.data.encode import cannot_encode, split_data
 from glmtune.data.fit import encode_each, example_of, fit
@@ -23,9 +24,7 @@ from glmtune.errors import TemplateError
 from glmtune.recipe.sections import DataSection, LintSection
 from glmtune.template.base import Example, Template
 
-Progress = Callable[[int], None]  # called with the number of rows done
-
-# What may be the very reason why an answer is the worse one.
+# Faults that may be the reason why an answer is the worse one.
 _ALLOWED_IF_REJECTED = ("refusal", "language-mix")
 
 _NEEDS_RENSA = (
@@ -218,7 +217,7 @@ class Scan:
     def _check_tokens(
         self, batch: Sequence[_NumberedRow], section: DataSection
     ) -> Sequence[_NumberedRow]:
-        """Check the ids; gives the rows that can be encoded."""
+        """Check the ids; return the rows that can be encoded."""
         if self._template is None:
             for row in batch:
                 self._add_length(max(sum(len(m.content) for m in side) for side in row.sides))
@@ -298,7 +297,7 @@ class Scan:
 
 
 def _first_fault(id: str, find: TextCheck, sides: Sequence[Conversation]) -> Fault | None:
-    """Check a row, and where it is a pair its worse answer as well."""
+    """Check a row; of a pair, check the worse answer too."""
     if fault := find(sides[0]):
         return fault
     worse = sides[1:] if id not in _ALLOWED_IF_REJECTED else ()

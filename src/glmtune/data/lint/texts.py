@@ -1,8 +1,8 @@
 """Checks of one row's text, which need no tokenizer.
 
-Each check takes a conversation and gives the first fault in it, so a row has at most one finding
+Each check takes a conversation and returns the first fault in it, so a row has at most one finding
 per check. Prefer a miss to a false alarm: nobody reads a hundred of them. So each pattern is as
-narrow as the fault it is for, and what a question asks for is no fault in its answer.
+narrow as the fault it is for, and what a question asks for is not a fault in its answer.
 """
 
 import re
@@ -21,7 +21,7 @@ TextCheck = Callable[[Conversation], Fault | None]
 
 
 def text_checks(section: LintSection) -> Mapping[str, TextCheck]:
-    """Give the checks of this module by id.
+    """Return the checks of this module by id.
 
     Args:
         section: their thresholds.
@@ -40,13 +40,13 @@ def text_checks(section: LintSection) -> Mapping[str, TextCheck]:
 
 
 def around(text: str, start: int, end: int) -> str:
-    """Give the text from `start` to `end` with some characters before and after it."""
+    """Return the text from `start` to `end` with some characters before and after it."""
     left, right = max(0, start - 24), min(len(text), max(end, start + 60))
     return ("..." if left else "") + text[left:right] + ("..." if right < len(text) else "")
 
 
 def answers_of(conversation: Conversation) -> list[str]:
-    """Give the answers of the assistant, without calls of tools."""
+    """Return the answers of the assistant, without calls of tools."""
     return [m.content for m in conversation if m.role == "assistant" and not m.metadata]
 
 
@@ -123,7 +123,7 @@ _BROKEN = re.compile(
     f"|(?:[\u00e4-\u00e9][\u0080-\u00bf{_CP1252}]{{2}}){{2}})"
     # GBK read as latin-1: 你好 -> ÄãºÃ
     "|(?P<gbk>(?:[\u00b0-\u00f7][\u00a1-\u00fe]){2,})"
-    # UTF-8 read as GBK: ， 。 的 -> 锛?, 銆?, 鐨?; so rare that two of them are no accident
+    # UTF-8 read as GBK: ， 。 的 -> 锛?, 銆?, 鐨?; so rare that two of them are not a coincidence
     "|(?P<utf8>[锛銆鐨鈥][^锛銆鐨鈥]{0,20}[锛銆鐨鈥])"
 )
 _MAY_BE_BROKEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\u00ff\ufffd锟烫屯锛銆鐨鈥]")  # quick
@@ -152,7 +152,7 @@ def find_broken_encoding(conversation: Conversation) -> Fault | None:
 
 
 def _looks_like_gbk(text: str) -> bool:
-    """Distinguish GBK from latin-1 symbols as in 138××××5678, which repeat and are no letters."""
+    """Distinguish GBK from latin-1 symbols as in 138××××5678, which repeat and are not letters."""
     if len(set(text)) < 3 or not any(char.isalpha() for char in text):
         return False
     try:
@@ -241,7 +241,7 @@ def find_placeholder(conversation: Conversation) -> Fault | None:
 
 
 def _without_code(text: str) -> str:
-    """Replace fenced code by spaces: its braces and brackets are no placeholders."""
+    """Replace fenced code by spaces: its braces and brackets are not placeholders."""
     return _CODE.sub(lambda match: " " * len(match[0]), text) if "```" in text else text
 
 

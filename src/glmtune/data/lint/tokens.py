@@ -60,7 +60,7 @@ class Lengths:
         return int(self.values.sum())
 
     def percentiles(self) -> dict[int, int]:
-        """Give each share of `PERCENTILES` with the length that so many rows do not exceed."""
+        """Return each share of `PERCENTILES` with the length that so many rows do not exceed."""
         if not len(self.values):
             return {}
         # Never between two rows: a limit at the 99th percentile keeps 99 % of them.
@@ -68,7 +68,7 @@ class Lengths:
         return {share: int(length) for share, length in zip(PERCENTILES, found, strict=True)}
 
     def costs(self) -> list[LengthCost]:
-        """Give the costs of powers of two, and of the limit of the recipe."""
+        """Return the costs of powers of two, and of the limit of the recipe."""
         longest = int(self.values.max(initial=0))
         if not longest:
             return []
@@ -78,7 +78,7 @@ class Lengths:
         return [self.cost(limit) for limit in sorted(wanted | {self.limit or longest})]
 
     def cost(self, max_length: int) -> LengthCost:
-        """Give the cost of one limit."""
+        """Return the cost of one limit."""
         overlong = self.values[self.values > max_length]
         return LengthCost(
             max_length,
@@ -88,7 +88,7 @@ class Lengths:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Give everything but the single values, as JSON."""
+        """Return everything but the single values, as JSON."""
         return {
             "unit": self.unit,
             "limit": self.limit,
@@ -143,7 +143,7 @@ def find_token_faults(
 
 
 def ends_without_stop(example: Example, stop_ids: Sequence[int]) -> list[int]:
-    """Find the learned spans after which generation would not stop; gives their ends."""
+    """Find the learned spans after which generation would not stop; return their ends."""
     ids, labels = example.input_ids, example.labels
     first = labels.count(IGNORE)
     if labels[first:] == ids[first:]:  # one span, at the end: nearly every row

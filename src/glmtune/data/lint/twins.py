@@ -2,8 +2,8 @@
 
 Only numbers are kept of each row, about 600 bytes: hashes of the row and of its prompt, a MinHash
 of its questions and one of its answers. Two rows are near duplicates only if both MinHashes are
-close: a thousand questions with the answer "Yes." are no duplicates, nor are two answers to one
-question.
+close: a thousand questions with the answer "Yes." are not duplicates, nor are two answers to
+one question.
 
     near        question and answer share 90 % of their 4-grams of characters, by estimate
     a band      4 slots of the one MinHash and 4 of the other; near rows agree in one of 32 bands
@@ -127,7 +127,7 @@ class Twins:
         yield from _leaks(digests, bands, prompts, is_held_out, section.near_duplicate)
 
     def _hash_bands(self) -> tuple[Digests, npt.NDArray[np.uint64]]:
-        """Give digests, (rows, 2 * SLOTS), and keys, (bands, rows); no bands without rensa."""
+        """Return digests, (rows, 2 * SLOTS), and keys, (bands, rows); no bands without rensa."""
         if not self._digests:
             return np.empty((len(self), 0), np.uint16), np.empty((0, len(self)), np.uint64)
         digests = np.concatenate(self._digests)
@@ -218,7 +218,7 @@ def _band_keys(digests: Digests) -> npt.NDArray[np.uint64]:
 
 
 def _earlier_same(keys: RowIndices, rows: RowIndices) -> dict[int, int]:
-    """Give each row whose key occurs earlier in `rows`, with the first row that has it."""
+    """Return each row whose key occurs earlier in `rows`, with the first row that has it."""
     first: dict[int, int] = {}
     pairs = ((row, first.setdefault(keys[row].item(), row)) for row in rows.tolist())
     return {row: other for row, other in pairs if row != other}

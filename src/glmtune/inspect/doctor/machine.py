@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glmtune import machine
+from glmtune.files import nearest_folder
 from glmtune.inspect.doctor.cached_models import CachedModel, cached_models, hub_cache
 from glmtune.machine import Gpu, Version
 
@@ -62,7 +63,7 @@ def describe_machine() -> Machine:
         available_bytes=memory.available_bytes,
         disk_free_bytes={
             "working directory": shutil.disk_usage(Path.cwd()).free,
-            "hub cache": shutil.disk_usage(_nearest_existing(hub_cache())).free,
+            "hub cache": shutil.disk_usage(nearest_folder(hub_cache())).free,
         },
         native_dtypes=native,
         gpus=gpus,
@@ -76,8 +77,3 @@ def describe_machine() -> Machine:
 
 def _native_dtypes() -> tuple[str, ...]:
     return tuple(sorted(str(dtype).removeprefix("torch.") for dtype in machine.fast_cpu_dtypes()))
-
-
-def _nearest_existing(path: Path) -> Path:
-    """Return the folder itself, or its nearest parent that exists."""
-    return next(folder for folder in (path, *path.parents) if folder.exists())

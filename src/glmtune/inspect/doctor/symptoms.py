@@ -266,7 +266,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         r"CUDA out of memory|CUDA error: out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
         "The GPU has less memory than the run needs.",
         "A smaller training.per_device_train_batch_size, training.gradient_checkpointing=true or "
-        "a smaller data.max_length make it fit; `glmtune plan` says which, and by how much.",
+        "a smaller data.max_length make it fit; `glmtune plan` shows which, and by how much.",
     ),
     Symptom(
         "host out of memory",
@@ -274,7 +274,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         r"^\s*(numpy.*)?MemoryError\b|Cannot allocate memory|std::bad_alloc",
         "The machine has less memory than the run needs.",
         "A 16-bit dtype halves the weights; a smaller training.per_device_train_batch_size and "
-        "training.gradient_checkpointing=true save most of the rest; `glmtune plan` says how much.",
+        "training.gradient_checkpointing=true save most of the rest; see `glmtune plan`.",
     ),
     Symptom(
         "killed",
