@@ -100,6 +100,7 @@ def test_full_tuning_leaves_a_model_in_the_layout_it_came_in(
     assert (config["model_type"], config["padded_vocab_size"]) == ("chatglm", 512)
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))["facts"]
     verdicts = {proof["name"]: proof["verdict"] for proof in report["proofs"]}
+    assert verdicts.pop("what the base knew is still there") in ("passed", "failed")
     assert verdicts == {
         "all that is trained has learned": "passed",
         "reloaded from disk it is the same": "passed",
@@ -107,7 +108,6 @@ def test_full_tuning_leaves_a_model_in_the_layout_it_came_in(
         "merged into the base it answers the same": "not run",  # there is nothing to merge
         "chat asks as training did": "passed",
         "answers end by themselves": "not run",
-        "what the base knew is still there": verdicts["what the base knew is still there"],
     }
     session = open_session(str(output), sampling=Sampling(temperature=0, max_new_tokens=4))
     assert session.template.description["layout"] == "official"
