@@ -74,11 +74,11 @@ def compare(name: str, arguments: argparse.Namespace, folder: Path) -> str:
     predicted = plan["targets"][0]["memory"]["peak"] / MIB
     measured = run(["train", str(recipe), *changes], folder)[1] / MIB
     tokens = sum(plan["workload"]["lengths"])
-    said = 1000 * plan["pack_seconds"] / tokens
+    planned_ms = 1000 * plan["pack_seconds"] / tokens
     took = 1000 / plan["probe"]["tokens_per_second"]
     return (
         f"| {name} | {tokens} | {predicted:,.0f} | {measured:,.0f} "
-        f"| {off(predicted, measured)} | {said:.2f} | {took:.2f} | {off(said, took)} |"
+        f"| {off(predicted, measured)} | {planned_ms:.2f} | {took:.2f} | {off(planned_ms, took)} |"
     )
 
 

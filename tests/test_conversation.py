@@ -188,9 +188,7 @@ def test_a_message_that_cannot_be_read_is_named(message: dict[str, Any], complai
         ("user bot", "turn 1 is from 'bot'"),
     ],
 )
-def test_turns_in_an_order_that_chatglm3_does_not_know_are_refused(
-    roles: str, complaint: str
-) -> None:
+def test_turns_in_an_order_unknown_to_chatglm3_are_refused(roles: str, complaint: str) -> None:
     messages = [Message(role, "x") for role in roles.split()]  # type: ignore[arg-type]
     with pytest.raises(TemplateError, match=complaint):
         check_turns(messages)

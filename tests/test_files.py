@@ -17,7 +17,7 @@ FULL_DISKS = [
 ]
 
 
-def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     with written_folder(tmp_path / "done") as partial:
         (partial / "a.txt").write_text("1")
         assert not (tmp_path / "done").exists()

@@ -14,7 +14,7 @@ def test_sizes_are_in_the_unit_that_fits() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(42.4, "42 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")]
 )
-def test_a_time_is_written_as_people_say_it(seconds: float, text: str) -> None:
+def test_a_duration_is_written_in_readable_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 

@@ -149,7 +149,7 @@ ASKED = ("{} 等于多少？", "{} = ?", "计算 {}", "{} 等于几？", "请计
 
 
 def arithmetic(draw: Draw) -> Iterator[Row]:
-    """Small sums; a quotient only where it is whole."""
+    """Small sums; a quotient only where it is an integer."""
 
     def ask(expression: str, value: int) -> Row:
         question = draw.choice(ASKED).format(expression)

@@ -4,7 +4,7 @@
 
 Runs on any Debian or Ubuntu: packages come by `apt-get download` from wherever the machine's own
 sources point, and are unpacked by `dpkg-deb`; nothing is installed. A package that this release
-does not have is left out, and said so. Written into the folder:
+does not have is left out, which is printed. Written into the folder:
 
     corpus.jsonl    one document a line: text, language, package, licence
     pairs.jsonl     English and Chinese of the same sentence, from the programs' own translations

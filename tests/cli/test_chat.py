@@ -174,7 +174,7 @@ def test_what_is_no_model_or_adapter_is_named(
         run_chat(*filled, "-p", "你好")
 
 
-def test_a_conversation_that_the_layout_has_no_place_for_is_refused(
+def test_a_conversation_that_the_layout_cannot_render_is_refused(
     tiny_model_dir: Path,
 ) -> None:
     with pytest.raises(TemplateError, match="plain layout"):

@@ -1,4 +1,4 @@
-"""`glmtune info` says what a folder is made of, and that what is broken is broken."""
+"""`glmtune info` shows what a folder is made of, and names what is damaged."""
 
 import json
 from collections.abc import Callable
@@ -103,7 +103,7 @@ def test_dtypes_are_those_in_the_files(golden: Path) -> None:
         assert facts.unexpected == ()
 
 
-def test_the_tokenizer_says_how_prompts_are_built(tiny_model_dir: Path) -> None:
+def test_the_tokenizer_shows_how_prompts_are_built(tiny_model_dir: Path) -> None:
     shown = run_info(tiny_model_dir)
 
     template = template_for(load_tokenizer(tiny_model_dir))
@@ -144,7 +144,9 @@ def test_layers_that_differ_are_not_grouped() -> None:
     assert names == ["layers.{0,1,3,4}.weight", "layers.2.weight"]
 
 
-def test_an_adapter_says_what_it_belongs_to(tiny_model_dir: Path, adapter_dir: Path) -> None:
+def test_an_adapter_shows_its_base_model_and_layout(
+    tiny_model_dir: Path, adapter_dir: Path
+) -> None:
     shown = run_info(adapter_dir)
 
     assert f"base         {tiny_model_dir}" in shown
@@ -156,7 +158,7 @@ def test_an_adapter_says_what_it_belongs_to(tiny_model_dir: Path, adapter_dir: P
     assert list(norms.values()) == pytest.approx([0.5 * (128 * 4) ** 0.5] * 2)
 
 
-def test_a_layer_of_an_adapter_that_does_nothing_is_found(adapter_dir: Path) -> None:
+def test_an_adapter_layer_without_effect_is_found(adapter_dir: Path) -> None:
     file = adapter_dir / "adapter_model.safetensors"
     tensors = load_file(file)
     [name] = [name for name in tensors if "layers.1." in name and "lora_B" in name]

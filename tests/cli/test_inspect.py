@@ -165,7 +165,7 @@ def test_a_terminal_gets_colours_instead_of_brackets(rows: Path, tiny_model_dir:
     assert "32m" not in captured.get()
 
 
-def test_nothing_in_a_row_commands_the_terminal() -> None:
+def test_terminal_escape_sequences_in_a_row_are_not_printed() -> None:
     piece = Piece((1,), "\x1b[31m\ta\u200bb\u3000", is_learned=False, is_special=False)
 
     assert flowing_text((piece,), has_color=False).plain == r"\x1b[31m⇥a\u200bb" + "\u3000"

@@ -109,7 +109,7 @@ def test_fix_writes_a_copy_and_never_overwrites(tmp_path: Path) -> None:
     assert len(rows.read_text(encoding="utf-8").splitlines()) == 4
 
 
-def test_a_recipe_says_which_rows_and_which_limit(tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_the_rows_and_the_limit_come_from_a_recipe(tmp_path: Path, tiny_model_dir: Path) -> None:
     rows = write(tmp_path / "rows.jsonl", GOOD)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

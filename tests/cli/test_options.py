@@ -71,7 +71,7 @@ def test_what_is_assumed_for_rows_does_not_change_a_recipe(tmp_path: Path) -> No
     assert (recipe.data.bad_rows, recipe.data.max_length) == ("fail", 5)
 
 
-def test_both_answers_of_a_pair_are_shown_as_the_recipe_says_or_where_there_are_two() -> None:
+def test_both_answers_of_a_pair_are_shown_if_the_recipe_asks_or_the_rows_have_two() -> None:
     recipe = recipe_for_rows("rows.json", {"model.name_or_path": "m"}, [], Recipe)
     preferring = recipe_for_rows("rows.json", {"model.name_or_path": "m"}, ["stage=dpo"], Recipe)
 

@@ -49,7 +49,7 @@ def test_a_plan_names_memory_data_and_time_and_writes_nothing(recipe: Path) -> N
     assert not (recipe.parent / "out").exists()
 
 
-def test_without_data_a_plan_is_a_bound_and_says_why(recipe: Path) -> None:
+def test_without_data_a_plan_is_an_upper_bound_with_the_reason(recipe: Path) -> None:
     shown = plan(str(recipe), "data.train=gone.json")
 
     assert "not known; all packs are assumed to be full. gone.json: " in shown

@@ -222,7 +222,7 @@ def test_answers_to_other_questions_are_not_continued(
         run(rows, *arguments, 5)
 
 
-def test_resume_without_anything_to_go_on_with_begins(
+def test_resume_starts_from_the_beginning_where_there_is_nothing_to_continue(
     taught_model_dir: Path, rows: Path, output: Path
 ) -> None:
     run(rows, "--model", taught_model_dir, "-o", output, "--resume", "--max-new-tokens", 5)
@@ -253,7 +253,7 @@ def test_a_full_disk_keeps_what_was_answered(output: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on(taught_model_dir: Path, tmp_path: Path, output: Path) -> None:
+def test_ctrl_c_shows_how_to_continue(taught_model_dir: Path, tmp_path: Path, output: Path) -> None:
     rows = write(tmp_path / "many.jsonl", [{"prompt": f"{n}个"} for n in range(300)])
     command = [sys.executable, "-m", "glmtune", "predict", str(rows), "--model",
                str(taught_model_dir), "-o", str(output), "--batch-size", "1"]  # fmt: skip
@@ -265,13 +265,13 @@ def test_ctrl_c_says_how_to_go_on(taught_model_dir: Path, tmp_path: Path, output
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
 
     assert process.returncode == 130
     num_kept = partial.read_bytes().count(b"\n") - 1
-    assert f"Stopped: {num_kept} of 300 rows are answered" in said
-    assert "--resume" in said
-    assert "Traceback" not in said
+    assert f"Stopped: {num_kept} of 300 rows are answered" in stderr
+    assert "--resume" in stderr
+    assert "Traceback" not in stderr
 
 
 # ---- what cannot be answered ---------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`glmtune report` and `glmtune inspect --html` write a page and say where."""
+"""`glmtune report` and `glmtune inspect --html` write a page and print its path."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ def invoke(*arguments: str | Path) -> str:
     return result.stdout
 
 
-def test_report_writes_the_page_of_a_run_and_says_where(tmp_path: Path) -> None:
+def test_report_writes_the_page_of_a_run_and_prints_its_path(tmp_path: Path) -> None:
     tree = {
         "model": {"name_or_path": "./base"},
         "data": {"train": "rows.json"},

@@ -43,12 +43,14 @@ def test_a_folder_with_something_in_it_is_left_alone(texts: Path, tmp_path: Path
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize(("size", "said"), [("100", "at least"), ("60000", "do not hold")])
+@pytest.mark.parametrize(
+    ("size", "expected_message"), [("100", "at least"), ("60000", "do not hold")]
+)
 def test_a_size_that_does_not_fit_is_explained(
-    size: str, said: str, texts: Path, tmp_path: Path
+    size: str, expected_message: str, texts: Path, tmp_path: Path
 ) -> None:
     command = ["tokenizer", "train", str(texts), "-o", str(tmp_path / "t"), "--vocab-size", size]
     shown = runner.invoke(app, command)
 
     assert isinstance(shown.exception, DataError)
-    assert said in str(shown.exception)
+    assert expected_message in str(shown.exception)

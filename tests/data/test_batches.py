@@ -12,7 +12,7 @@ A = Example([11, 12, 13], [IGNORE, 12, 13])
 B = Example([21, 22], [21, 22])
 
 
-def test_a_pack_becomes_one_row_that_says_where_its_examples_meet() -> None:
+def test_a_pack_becomes_one_row_that_records_where_its_examples_meet() -> None:
     micro_batch = pack_examples([B, A, B], rows=[1, 2])
 
     assert micro_batch.input_ids.tolist() == [[11, 12, 13, 21, 22]]
@@ -61,7 +61,7 @@ def test_each_epoch_learns_each_row_once_over_all_processes(
         assert sorted(seen) == list(range(num_rows))
 
 
-def test_an_epoch_draws_general_rows_anew_and_shuffles_them_among_the_others() -> None:
+def test_each_epoch_samples_general_rows_again_and_shuffles_them_among_the_others() -> None:
     plans = [
         BatchPlan(range(20), 8, 100, 0, rank, 2, replay=range(20, 60), num_replayed=10)
         for rank in range(2)

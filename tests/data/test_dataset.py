@@ -211,7 +211,7 @@ def test_a_pair_of_equal_answers_names_its_check(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["csv", "txt"])
-def test_a_wrong_byte_of_a_table_is_of_the_check_encoding(tmp_path: Path, ending: str) -> None:
+def test_a_wrong_byte_in_a_table_fails_the_encoding_check(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"rows.{ending}"
     path.write_bytes(b"instruction,output\nq,a\nq,\xe9\n")
     dataset = Dataset.of(section(path), needs_answer=ending == "csv")
@@ -232,7 +232,7 @@ def truncated(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("bad_rows", ["fail", "skip"])
-def test_a_file_that_breaks_off_is_an_error_for_all_who_read_it(
+def test_a_truncated_file_is_an_error_for_every_reader(
     truncated: Path, template: ChatGLMTemplate, tiny_model_dir: Path, bad_rows: Any
 ) -> None:
     data = section(truncated, bad_rows=bad_rows)
@@ -257,7 +257,7 @@ def test_a_file_that_breaks_off_is_an_error_for_all_who_read_it(
     assert (broken.check, broken.severity) == ("unreadable", "error")
 
 
-def test_a_broken_last_line_of_json_lines_can_be_skipped(
+def test_a_truncated_last_line_of_json_lines_can_be_skipped(
     tmp_path: Path, template: ChatGLMTemplate
 ) -> None:
     path = tmp_path / "rows.jsonl"

@@ -1,13 +1,9 @@
+"""Examples are what the template makes of the rows; bad rows, memory and held-out rows."""
+
 from __future__ import annotations
 
 import json
-import os
-import resource
-import time
 import tracemalloc
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,74 +12,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.data.encoding import ALPACA, LONG, TALK, CountingTemplate, expected, write
 
-from glmtune.conversation import Conversation
 from glmtune.data import dataset, json_rows
 from glmtune.data.encode import EncodeOptions, encode_data, split_data
-from glmtune.data.formats import FORMATS, convert
-from glmtune.data.rows import Row, RowError
+from glmtune.data.rows import RowError
 from glmtune.data.store import EncodedData
-from glmtune.errors import DataError, OutputError
+from glmtune.errors import DataError
 from glmtune.template.base import IGNORE, Example
 from glmtune.template.chatglm import ChatGLMTemplate
 
 if TYPE_CHECKING:
     from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
-
-ALPACA = [
-    {"instruction": "北京", "input": "天气", "output": "3 度。"},
-    {"instruction": "什么是机器学习？", "input": "", "output": "学习规律的方法。"},
-    {"instruction": "一", "input": "", "output": "1"},
-]
-TALK = {
-    "conversations": [
-        {"role": "user", "content": "一"},
-        {"role": "assistant", "content": "1", "loss": False},
-        {"role": "user", "content": "二"},
-        {"role": "assistant", "content": "2"},
-        {"role": "user", "content": "谢谢"},
-        {"role": "assistant", "content": "好"},
-        {"role": "user", "content": "再见"},
-    ]
-}
-
-
-class CountingTemplate(ChatGLMTemplate):
-    """Counts what it is asked to encode, so that a test sees whether a cache was used."""
-
-    num_encoded = 0
-
-    def encode_batch(self, conversations: Sequence[Conversation]) -> list[Example]:
-        self.num_encoded += len(conversations)
-        return super().encode_batch(conversations)
-
-
-@pytest.fixture
-def template(tiny_tokenizer: ChatGLMTokenizer) -> CountingTemplate:
-    template = CountingTemplate(tiny_tokenizer)
-    assert template.fingerprint  # it encodes its probes for that
-    template.num_encoded = 0
-    return template
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "data"
-
-
-def write(path: Path, rows: Sequence[Any]) -> Path:
-    path.write_text(json.dumps(rows, ensure_ascii=False, indent=1), encoding="utf-8")
-    return path
-
-
-def expected(rows: Sequence[dict[str, Any]], template: ChatGLMTemplate, name: str) -> list[Example]:
-    """What the template itself makes of rows of a format."""
-    format = FORMATS[name]
-    return [template.encode(convert(Row(row, "", 0), format)) for row in rows]
-
-
-LONG = EncodeOptions(max_length=10_000)
 
 
 def test_examples_are_what_the_template_makes_of_the_rows(
@@ -161,17 +101,6 @@ def test_any_learned_stretches_read_back_equal_wherever_a_batch_ends(
     assert data.learned_lengths.tolist() == labels
 
 
-# --- The reference ------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def chatglm3(golden: Path) -> ChatGLMTokenizer:
-    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
-
-    tokenizer: ChatGLMTokenizer = ChatGLMTokenizer.from_pretrained(golden / "chatglm3-tokenizer")
-    return tokenizer
-
-
 def test_a_file_in_the_official_format_gives_the_ids_and_labels_of_the_official_code(
     tmp_path: Path, golden: Path, chatglm3: ChatGLMTokenizer
 ) -> None:
@@ -244,81 +173,6 @@ def test_real_conversations_with_tools_are_encoded(
     assert data.report.num_learned_tokens < data.report.num_tokens
 
 
-# --- Long rows ----------------------------------------------------------------------------
-
-OVERLONG = [ALPACA[2], {"instruction": "北京的历史" * 20, "output": "3 度。"}, ALPACA[2]]
-
-
-def test_long_rows_are_dropped_and_counted(tmp_path: Path, template: CountingTemplate) -> None:
-    path = write(tmp_path / "rows.json", OVERLONG)
-    short, long, _ = expected(OVERLONG, template, "alpaca")
-
-    data = encode_data(path, template, EncodeOptions(max_length=len(short.input_ids)))
-
-    assert list(data) == [short, short]
-    assert data.report.num_overlong == 1
-    assert data.report.longest == len(long.input_ids) > len(short.input_ids)
-    assert f"1 row left out: longer than {len(short.input_ids)} tokens" in str(data.report)
-
-
-def test_the_prompt_of_a_long_row_is_shortened_and_its_answer_and_end_stay_whole(
-    tmp_path: Path, template: CountingTemplate
-) -> None:
-    path = write(tmp_path / "rows.json", OVERLONG)
-    short, long, _ = expected(OVERLONG, template, "alpaca")
-    options = EncodeOptions(max_length=30, overlong="truncate_prompt")
-    assert len(short.input_ids) <= 30 < len(long.input_ids)
-
-    data = encode_data(path, template, options)
-
-    learned = [label for label in long.labels if label != IGNORE]
-    assert [label for label in data[1].labels if label != IGNORE] == learned
-    assert len(data[1].input_ids) <= 30
-    assert (data.report.num_shortened, data.report.num_overlong) == (1, 0)
-
-
-def test_an_answer_that_does_not_fit_is_left_out_even_with_a_shortened_prompt(
-    tmp_path: Path, template: CountingTemplate
-) -> None:
-    rows = [ALPACA[2], {"instruction": "一", "output": "北京的历史" * 20}]
-    options = EncodeOptions(max_length=30, overlong="truncate_prompt")
-
-    data = encode_data(write(tmp_path / "rows.json", rows), template, options)
-
-    assert (len(data), data.report.num_overlong, data.report.num_shortened) == (1, 1, 0)
-
-
-def test_the_tutorial_cuts_and_a_row_without_any_label_left_is_dropped(
-    tmp_path: Path, template: CountingTemplate
-) -> None:
-    rows = [*OVERLONG, {"instruction": "一", "output": "北京的历史" * 20}]
-    short, prompt_too_long, _, cut = expected(rows, template, "alpaca")
-    assert set(prompt_too_long.labels[:30]) == {IGNORE}
-
-    options = EncodeOptions(max_length=30, overlong="tutorial")
-    data = encode_data(write(tmp_path / "rows.json", rows), template, options)
-
-    assert list(data) == [short, short, Example(cut.input_ids[:30], cut.labels[:30])]
-    assert (data.report.num_cut, data.report.num_without_labels) == (1, 1)
-
-
-def test_a_row_of_one_megabyte_costs_no_more_than_its_row(
-    tmp_path: Path, template: CountingTemplate
-) -> None:
-    rows = [ALPACA[0], {"instruction": "长", "output": "春天来了，" * 70_000}, ALPACA[1]]
-    path = write(tmp_path / "rows.json", rows)
-    assert path.stat().st_size > 1 << 20
-
-    start = time.monotonic()
-    data = encode_data(path, template, EncodeOptions(max_length=1000))
-
-    assert len(data) == 2
-    assert data.report.longest > 300_000
-    assert time.monotonic() - start < 20
-
-
-# --- Bad rows -----------------------------------------------------------------------------
-
 BAD = [ALPACA[0], {"instruction": "q"}, 3, {"instruction": "q", "output": 4}, ALPACA[1]]
 
 
@@ -378,7 +232,7 @@ def test_a_row_that_the_template_cannot_render_is_a_bad_row(
     assert (data.report.num_rows, data.report.num_bad_rows) == (3, 1)
 
 
-def test_when_no_row_is_left_the_error_says_why(
+def test_the_error_for_having_no_row_left_gives_the_reason(
     tmp_path: Path, template: CountingTemplate, cache: Path
 ) -> None:
     skip = EncodeOptions(max_length=5, bad_rows="skip")
@@ -408,197 +262,15 @@ def test_unknown_columns_stop_the_work_even_if_bad_rows_are_skipped(
         encode_data(path, template, EncodeOptions(max_length=9, roles={"bot": "robot"}))
 
 
-# --- The cache ----------------------------------------------------------------------------
-
-
-def test_a_second_start_encodes_nothing_and_gives_the_same(
-    tmp_path: Path, template: CountingTemplate
-) -> None:
-    path = write(tmp_path / "rows.json", ALPACA)
-
-    first = encode_data(path, template, LONG)
-    second = encode_data(path, template, LONG)
-
-    assert template.num_encoded == 3
-    assert list(second) == list(first) == expected(ALPACA, template, "alpaca")
-    assert (second.report, second.key) == (first.report, first.key)
-    assert second.origin(1) == first.origin(1)
-
-
-def test_a_changed_file_is_read_again_even_if_its_size_and_time_stay(
-    tmp_path: Path, template: CountingTemplate
-) -> None:
-    path = write(tmp_path / "rows.json", ALPACA)
-    first = encode_data(path, template, LONG)
-    stat = path.stat()
-
-    changed = [*ALPACA[:2], {**ALPACA[2], "output": "2"}]
-    write(path, changed)
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert path.stat().st_size == stat.st_size
-    second = encode_data(path, template, LONG)
-
-    assert list(second) == expected(changed, template, "alpaca")
-    assert list(first) == expected(ALPACA, template, "alpaca")  # still mapped, still right
-    assert first.key != second.key
-
-
-def test_other_options_another_template_or_another_cap_do_not_share_a_cache(
-    tmp_path: Path, tiny_tokenizer: ChatGLMTokenizer, template: CountingTemplate
-) -> None:
-    path = write(tmp_path / "rows.json", ALPACA)
-    keys = {
-        encode_data(path, template, LONG).key,
-        encode_data(path, template, EncodeOptions(max_length=9_999)).key,
-        encode_data(path, template, EncodeOptions(max_length=10_000, format="alpaca")).key,
-        encode_data(f"{path}#2", template, LONG).key,
-        encode_data([path, path], template, LONG).key,
-        encode_data(path, ChatGLMTemplate(tiny_tokenizer, "tutorial"), LONG).key,
-    }
-
-    assert len(keys) == 6
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("examples.arrow", lambda data: data[: len(data) // 2]),
-        ("examples.arrow", lambda data: data[:300] + bytes([data[300] ^ 1]) + data[301:]),
-        ("examples.arrow", lambda data: b""),
-        ("about.json", lambda data: data[:-9]),
-        ("about.json", lambda data: b"{}"),
-        ("bad_rows.jsonl", lambda data: data + b"x"),
-    ],
-)
-def test_a_damaged_cache_is_made_again(
-    tmp_path: Path,
-    template: CountingTemplate,
-    cache: Path,
-    name: str,
-    damage: Any,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    path = write(tmp_path / "rows.json", ALPACA)
-    key = encode_data(path, template, LONG).key
-    (cache / key / name).write_bytes(damage((cache / key / name).read_bytes()))
-
-    data = encode_data(path, template, LONG)
-
-    assert list(data) == expected(ALPACA, template, "alpaca")
-    assert "is damaged" in caplog.text
-    template.num_encoded = 0
-    assert list(encode_data(path, template, LONG)) == list(data)
-    assert template.num_encoded == 0
-
-
-def test_a_cache_with_a_missing_file_is_made_again(
-    tmp_path: Path, template: CountingTemplate, cache: Path
-) -> None:
-    path = write(tmp_path / "rows.json", ALPACA)
-    key = encode_data(path, template, LONG).key
-    (cache / key / "examples.arrow").unlink()
-
-    assert list(encode_data(path, template, LONG)) == expected(ALPACA, template, "alpaca")
-
-
-def test_an_interrupted_run_leaves_no_files(
-    tmp_path: Path, template: CountingTemplate, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write(tmp_path / "rows.json", ALPACA)
-    monkeypatch.setattr(dataset, "BATCH_ROWS", 1)
-
-    def interrupt(num_rows: int) -> None:
-        if num_rows == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        encode_data(path, template, LONG, progress=interrupt)
-    assert list(cache.iterdir()) == []
-    assert len(encode_data(path, template, LONG)) == 3
-
-
-def test_many_starts_at_once_do_not_disturb_each_other(
-    tmp_path: Path, tiny_tokenizer: ChatGLMTokenizer, cache: Path
-) -> None:
-    path = write(tmp_path / "rows.json", ALPACA * 50)
-    template = ChatGLMTemplate(tiny_tokenizer)
-    answer = expected(ALPACA, template, "alpaca") * 50
-
-    def start(_: int) -> list[Example]:
-        return list(encode_data(path, ChatGLMTemplate(tiny_tokenizer), LONG))
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(examples == answer for examples in pool.map(start, range(16)))
-    assert len(list(cache.iterdir())) == 1
-
-
-def test_a_file_that_changes_while_it_is_read_is_refused_and_not_kept(
-    tmp_path: Path, template: CountingTemplate, cache: Path
-) -> None:
-    path = write(tmp_path / "rows.json", ALPACA)
-
-    def change(_: int) -> None:
-        write(path, ALPACA[:2])
-
-    with pytest.raises(DataError, match="changed while it was read"):
-        encode_data(path, template, LONG, progress=change)
-    assert list(cache.iterdir()) == []
-
-
-def test_a_cache_that_cannot_be_written_says_how_to_choose_another(
-    tmp_path: Path, template: CountingTemplate
-) -> None:
-    path = write(tmp_path / "rows.json", ALPACA)
-    (tmp_path / "file").write_text("in the way", encoding="utf-8")
-
-    with pytest.raises(OutputError, match=r"could not be written: .* set GLMTUNE_CACHE"):
-        encode_data(path, template, LONG, cache_dir=tmp_path / "file")
-
-
-@contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
-    """Let the system refuse to write more into a file, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_is_named_and_leaves_no_files(
-    tmp_path: Path, template: CountingTemplate, cache: Path
-) -> None:
-    path = write(tmp_path / "rows.json", ALPACA * 500)
-
-    with largest_file(10_000), pytest.raises(OutputError, match="Make room, or set GLMTUNE_CACHE"):
-        encode_data(path, template, LONG)
-
-    assert list(cache.iterdir()) == []
-    assert len(encode_data(path, template, LONG)) == 1500
-
-
-def test_the_cache_follows_the_environment(
-    tmp_path: Path, template: CountingTemplate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write(tmp_path / "rows.json", ALPACA)
-    monkeypatch.delenv("GLMTUNE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-
-    key = encode_data(path, template, LONG).key
-
-    assert (tmp_path / "xdg" / "glmtune" / "data" / key / "about.json").is_file()
-
-
-def test_progress_is_told(
+def test_progress_is_reported(
     tmp_path: Path, template: CountingTemplate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dataset, "BATCH_ROWS", 2)
-    told: list[int] = []
+    counts: list[int] = []
 
-    encode_data(write(tmp_path / "rows.json", ALPACA), template, LONG, progress=told.append)
+    encode_data(write(tmp_path / "rows.json", ALPACA), template, LONG, progress=counts.append)
 
-    assert told == [2, 3]
+    assert counts == [2, 3]
 
 
 def peak_memory(path: Path, template: ChatGLMTemplate) -> int:
@@ -623,9 +295,6 @@ def test_memory_does_not_grow_with_the_number_of_rows(
     many = peak_memory(write(tmp_path / "many.json", [row] * 5000), template)
 
     assert many < 1.5 * few
-
-
-# --- Held-out rows ------------------------------------------------------------------------
 
 
 @given(count=st.integers(2, 300), share=st.floats(0.01, 0.99), seed=st.integers(0, 5))

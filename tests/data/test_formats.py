@@ -33,7 +33,7 @@ def user_and_assistant(question: str, answer: str) -> tuple[Message, ...]:
 # --- Questions and answers ----------------------------------------------------------------
 
 
-def test_alpaca_joins_instruction_and_input_by_a_newline_and_strips_the_whole() -> None:
+def test_alpaca_joins_instruction_and_input_by_a_newline_and_strips_the_result() -> None:
     assert read(instruction=" 解释 ", input="4/16", output=" 是 ") == user_and_assistant(
         "解释 \n4/16", " 是 "
     )
@@ -308,7 +308,7 @@ def test_unknown_columns_list_what_was_got_and_what_is_known() -> None:
     assert "data.columns: {instruction: their_column}" in message
 
 
-def test_plain_text_is_said_to_be_for_pre_training() -> None:
+def test_plain_text_is_reported_as_meant_for_pretraining() -> None:
     with pytest.raises(DataError, match="text alone is for pre-training"):
         detect([row(text="a")])
 
@@ -321,7 +321,7 @@ def test_columns_that_fit_two_formats_need_a_name() -> None:
     assert detect([both], "query_response").name == "query_response"
 
 
-def test_the_style_of_conversations_is_told_by_the_first_row_that_has_a_message() -> None:
+def test_the_style_of_conversations_is_detected_by_the_first_row_that_has_a_message() -> None:
     empty = row(conversations=[])
     official = row(conversations=[{"role": "user", "content": "a"}])
 
@@ -506,7 +506,7 @@ JSON = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(value=JSON, format=st.sampled_from(sorted(FORMATS)), data=st.data())
-def test_whatever_stands_in_a_row_it_is_read_or_refused_as_that_row(
+def test_whatever_a_row_holds_it_is_read_or_refused_as_that_row(
     value: Any, format: str, data: st.DataObject
 ) -> None:
     chosen = FORMATS[format]

@@ -57,8 +57,6 @@ def write(path: Path, rows: list[dict[str, str]], *, indent: int | None = None) 
 
 
 KINDS = ["json", "jsonl", "csv", "tsv", "parquet"]
-
-
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 
 
@@ -188,7 +186,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, name: str) -> None:
         read_rows(tmp_path / name)
 
 
-def test_a_folder_without_data_says_what_it_holds(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_without_data_lists_its_content(tmp_path: Path) -> None:
     (tmp_path / "rows.json").mkdir()
     (tmp_path / "rows.json" / "notes.md").write_text("x", encoding="utf-8")
 
@@ -228,7 +226,7 @@ def test_modelscope_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
         read_rows("modelscope://someone/rows")
 
 
-def test_a_hub_id_that_cannot_be_reached_says_so_and_a_local_path_never_asks(
+def test_an_unreachable_hub_id_is_reported_and_a_local_path_never_contacts_the_hub(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "here").mkdir()

@@ -13,7 +13,7 @@ from glmtune.kernels.chunked_loss import (
 )
 
 
-def test_the_chunks_of_a_loss_add_up_to_the_whole_and_so_do_their_gradients() -> None:
+def test_the_chunks_of_a_loss_and_their_gradients_add_up_to_the_full_ones() -> None:
     torch.manual_seed(0)
     output_layer = nn.Linear(6, CHUNK_LOGITS // 8, bias=False).requires_grad_(False)
     output_layer.double()

@@ -81,7 +81,7 @@ def test_an_adapter_gets_the_gradients_of_float32_arithmetic() -> None:
         torch.testing.assert_close(gradient, exact_gradients[name], atol=1e-6, rtol=1e-4)
 
 
-def test_a_weight_of_several_blocks_is_multiplied_whole() -> None:
+def test_a_weight_of_several_blocks_gives_the_full_product() -> None:
     plain = nn.Linear(8, 2 * BLOCK_ROWS + 3, dtype=torch.bfloat16)
     holder = nn.ModuleList([plain])
     widen(holder)

@@ -55,7 +55,7 @@ def turned(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_layer_computes_what_its_rounding_says(dtype: torch.dtype) -> None:
+def test_a_layer_computes_what_its_rounding_predicts(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     linear = nn.Linear(192, 48, dtype=dtype)
     x = torch.randn(3, 5, 192, dtype=dtype, requires_grad=True)
@@ -223,21 +223,23 @@ def test_int8_and_another_quantization_are_refused_together(tiny_model_dir: Path
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "expected_message"),
     [
         ("adapter.method=full", "is for frozen weights"),
         ("adapter.use_dora=true", "need the weights in 16 bits"),
         ("adapter.init_lora_weights=pissa", "need the weights in 16 bits"),
     ],
 )
-def test_a_recipe_that_needs_the_weights_themselves_is_refused(override: str, said: str) -> None:
+def test_a_recipe_that_needs_the_weights_themselves_is_refused(
+    override: str, expected_message: str
+) -> None:
     tree = {
         "model": {"name_or_path": "somewhere", "compute": "int8"},
         "data": {"train": "rows.json"},
         "output": {"dir": "out"},
     }
 
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=expected_message):
         build_recipe(tree, [override])
 
 
@@ -249,7 +251,7 @@ def test_merging_into_int8_is_refused(tiny_model_dir: Path) -> None:
         merge.merge(model)
 
 
-def test_a_run_on_int8_learns_proves_itself_and_goes_on_to_the_same_bytes(
+def test_an_int8_run_learns_passes_its_proofs_and_resumes_to_the_same_bytes(
     tiny_model_dir: Path, rows: Path, tmp_path: Path
 ) -> None:
     def recipe(output: str, *overrides: str) -> Any:
@@ -272,7 +274,7 @@ def test_a_run_on_int8_learns_proves_itself_and_goes_on_to_the_same_bytes(
     assert checkpointed.loss == pytest.approx(whole.loss, rel=1e-5)
 
 
-def test_a_cpu_without_int8_products_says_that_no_time_is_saved(
+def test_a_cpu_without_int8_products_warns_that_no_time_is_saved(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = str(tiny_model_dir)

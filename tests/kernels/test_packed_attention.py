@@ -99,7 +99,7 @@ def test_folded_heads_of_short_examples_leave_the_gradients_unchanged(
         torch.testing.assert_close(found[most], found[0], atol=1e-4, rtol=1e-4)
 
 
-def test_one_mask_serves_all_layers_of_a_pack_and_goes_with_it() -> None:
+def test_one_mask_serves_all_layers_of_a_pack_and_is_freed_with_it() -> None:
     ends = torch.tensor([0, 3, 8], dtype=torch.int32)
 
     first = packed_attention.folded_causal_bias(ends, 5, 2, torch.float32)

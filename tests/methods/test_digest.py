@@ -39,7 +39,7 @@ def save(base: Path, folder: Path, section: AdapterSection) -> Any:
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.method)
-def test_every_method_tells_its_weights_and_its_configuration_apart(
+def test_the_digest_of_every_method_depends_on_its_weights_and_configuration(
     tiny_model_dir: Path, tmp_path: Path, section: AdapterSection
 ) -> None:
     folder = tmp_path / "adapter"
@@ -87,7 +87,7 @@ def test_a_model_whose_last_layer_was_trained_has_another_digest(
     assert FULL_MODEL.digest(folder) != first
 
 
-def test_a_tuned_model_is_told_from_its_base_by_samples(
+def test_a_tuned_model_is_distinguished_from_its_base_by_samples(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only samples are read: the digest of a file does not change with a number between them."""

@@ -165,7 +165,7 @@ def recipe_tree(tiny_model_dir: Path, tmp_path: Path, **section: Any) -> dict[st
     }
 
 
-def test_training_goes_on_with_an_old_adapter(
+def test_training_continues_from_an_old_adapter(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "cache"))
@@ -189,7 +189,7 @@ def test_training_goes_on_with_an_old_adapter(
     assert again["adapter"]["name_or_path"] == str(folder)
 
 
-def test_going_on_with_other_settings_says_which_to_set(
+def test_continuing_with_other_settings_is_refused_with_those_to_set(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     folder = save_as("peft 0.4.0", tmp_path)
@@ -219,7 +219,7 @@ def test_an_adapter_of_a_wider_model_is_refused_with_both_shapes(
         lora.load(load_model(tiny_model_dir), folder)
 
 
-def test_prompts_of_an_old_adapter_are_official_and_said_to_be_unknown(
+def test_prompts_of_an_old_adapter_are_official_and_reported_as_unknown(
     tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = save_as("peft 0.12.0", tmp_path)

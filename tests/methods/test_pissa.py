@@ -56,7 +56,7 @@ def test_an_adapter_that_begins_with_a_part_of_the_weights_leaves_them_as_they_a
         torch.testing.assert_close(weight, original[f"{name}.weight"], atol=1e-6, rtol=1e-2)
 
 
-def test_a_pissa_run_goes_on_only_from_its_own_beginning(
+def test_a_pissa_run_resumes_only_from_its_own_initialization(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     model = method.attach(load_model(tiny_model_dir), SECTIONS["pissa"])

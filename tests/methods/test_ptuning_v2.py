@@ -201,7 +201,7 @@ def test_another_attention_is_refused_by_the_recipe(tiny_model_dir: Path, tmp_pa
         recipe_for(tiny_model_dir, tmp_path / "x", "model.attn_implementation=flash_attention_2")
 
 
-def test_a_model_that_has_a_prefix_goes_on_with_it(tiny_model_dir: Path) -> None:
+def test_training_continues_from_the_prefix_that_a_model_has(tiny_model_dir: Path) -> None:
     model = load_model(tiny_model_dir)
     model = method.attach(model, PtuningV2Section(pre_seq_len=3))
     weight = model.transformer.prefix_encoder.embedding.weight

@@ -25,7 +25,7 @@ def trained(model: Any) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def test_the_layers_are_the_list_that_is_as_long_as_the_configuration_says() -> None:
+def test_the_layers_are_the_module_list_with_num_hidden_layers_members() -> None:
     model = Stack(num_layers=3, num_hidden_layers=3)
 
     assert decoder_layers(model) is model.layers
@@ -38,7 +38,7 @@ def test_a_model_without_such_a_list_is_an_error_that_names_the_model_and_no_key
     assert "adapter." not in str(caught.value)
 
 
-def test_freezing_by_layers_says_to_name_modules_where_there_is_no_list() -> None:
+def test_freezing_by_layers_asks_for_module_names_where_there_is_no_list_of_layers() -> None:
     model = Stack(num_layers=3, num_hidden_layers=7)
 
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""A model loads whole, or a plain word says what is wrong with its folder."""
+"""A model loads completely, or the error names in one sentence what is wrong with its folder."""
 
 import json
 import logging
@@ -60,7 +60,7 @@ def shard_with(folder: Path, tensor: str) -> Path:
 
 
 @pytest.mark.parametrize("make", [lambda folder: None, as_bin], ids=["safetensors", "bin"])
-def test_a_model_in_several_files_loads_whole(
+def test_a_model_in_several_files_loads_completely(
     tiny_model_dir: Path, folder: Path, make: Callable[[Path], None]
 ) -> None:
     make(folder)
@@ -149,7 +149,7 @@ def test_a_bin_file_that_holds_code_is_refused_and_not_run(folder: Path, tmp_pat
     assert not (tmp_path / "witness").exists()
 
 
-def test_a_folder_without_weights_says_what_is_expected(folder: Path) -> None:
+def test_the_error_for_a_folder_without_weights_names_what_is_expected(folder: Path) -> None:
     for path in [*shards(folder), folder / "model.safetensors.index.json"]:
         path.unlink()
 
@@ -185,7 +185,7 @@ def test_an_adapter_is_not_a_model(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_a_folder_without_config_says_what_it_holds(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_without_config_lists_its_content(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("")
 
     with pytest.raises(
@@ -211,7 +211,9 @@ def test_a_folder_without_config_says_what_it_holds(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_config_that_cannot_be_used_says_why(tmp_path: Path, content: str, message: str) -> None:
+def test_the_error_for_an_unusable_config_gives_the_reason(
+    tmp_path: Path, content: str, message: str
+) -> None:
     (tmp_path / "config.json").write_text(content)
 
     for load in (load_config, load_model, load_tokenizer):
@@ -221,7 +223,7 @@ def test_a_config_that_cannot_be_used_says_why(tmp_path: Path, content: str, mes
         assert str(tmp_path) in str(caught.value)
 
 
-def test_a_folder_without_tokenizer_says_what_it_needs(folder: Path) -> None:
+def test_the_error_for_a_folder_without_tokenizer_names_what_is_needed(folder: Path) -> None:
     (folder / "tokenizer.model").unlink()
 
     with pytest.raises(CheckpointError, match=r"tokenizer.*tokenizer\.model"):

@@ -202,7 +202,7 @@ def test_token_spans_do_not_touch_and_are_enough(text: Ids, seed: int) -> None:
 
 
 @given(text=texts_of_documents, seed=st.integers(0, 999))
-def test_sentences_are_cut_whole(text: Ids, seed: int) -> None:
+def test_sentences_are_masked_completely(text: Ids, seed: int) -> None:
     objective = BlankInfilling(ObjectiveSection(), MARKS)
 
     example = objective.example(text, Draw("sentence"), np.random.default_rng(seed))
@@ -275,7 +275,7 @@ def test_document_level_has_both_forms_and_one_closes_with_eop() -> None:
         assert END not in example.input_ids[example.prefix_length :]
 
 
-def test_the_whole_as_the_shortest_share_is_a_causal_language_model() -> None:
+def test_a_minimum_share_of_one_is_a_causal_language_model() -> None:
     section = ObjectiveSection(token=0, document=1, shortest_document_share=1, prefix_share=1)
     objective = BlankInfilling(section, MARKS)
 

@@ -48,7 +48,7 @@ def test_the_loss_on_general_rows_is_a_mean_over_all_their_answers(
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "verdict", "told"),
+    ("before", "after", "verdict", "expected_detail"),
     [
         (1.3, 1.4, "passed", "1.300 nats per token before, 1.400 after, on 24 general rows"),
         (1.3, 0.9, "passed", "0.900 after"),
@@ -58,9 +58,9 @@ def test_the_loss_on_general_rows_is_a_mean_over_all_their_answers(
     ],
 )
 def test_the_verdict_is_about_the_rise(
-    before: float, after: float, verdict: str, told: str
+    before: float, after: float, verdict: str, expected_detail: str
 ) -> None:
     proof = check_forgetting(before, after, 0.5, num_rows=24, vocab_size=1000)
 
     assert (proof.name, proof.verdict) == (FORGETS, verdict)
-    assert told in proof.detail
+    assert expected_detail in proof.detail

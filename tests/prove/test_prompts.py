@@ -14,7 +14,7 @@ from glmtune.template.select import template_for
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_asks_in_chat_what_it_learned_in_training(
+def test_every_layout_prompts_in_chat_as_in_training(
     tokenizer: Any, layout: Any, name_lesson: Conversation, weather_lesson: Conversation
 ) -> None:
     one_turn = Conversation(name_lesson.messages[:2])

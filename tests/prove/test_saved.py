@@ -1,4 +1,4 @@
-"""What is on disk is what is in memory, or the proof says so."""
+"""What is on disk is what is in memory, or the proof fails."""
 
 from pathlib import Path
 from typing import Any

@@ -62,7 +62,7 @@ def test_an_adapter_on_disk_that_answers_otherwise_is_caught_when_streamed(
 
 
 @pytest.mark.parametrize("compute", ["bfloat16", "float32", "int8"])
-def test_rounding_that_a_model_makes_large_is_measured_and_told_from_another_adapter(
+def test_rounding_that_a_model_amplifies_is_measured_and_told_apart_from_another_adapter(
     taught_model_dir: Path,
     tmp_path: Path,
     template: Template,

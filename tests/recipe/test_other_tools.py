@@ -116,10 +116,10 @@ def test_an_official_recipe_without_peft_trains_every_weight(tmp_path: Path) -> 
     assert converted.sections["adapter"] == {"method": "full"}
     assert converted.sections["training"]["deepspeed"] == "ds_zero_3.json"
     assert "deepspeed" not in prefix.sections["training"]
-    [said] = [
+    [message] = [
         line for line in prefix.not_converted if line.startswith("deepspeed: ds_zero_3.json. ")
     ]
-    assert "works with adapter.method=lora, full, freeze, and not with ptuning_v2" in said
+    assert "works with adapter.method=lora, full, freeze, and not with ptuning_v2" in message
 
 
 def test_the_official_prefix_tuning_is_p_tuning_v2(tmp_path: Path) -> None:
@@ -220,12 +220,12 @@ def test_what_has_no_counterpart_is_listed(tmp_path: Path) -> None:
     }
 
     converted = convert_recipe(write(tmp_path, tree), data_dir=tmp_path)
-    said = "\n".join(converted.not_converted)
+    message = "\n".join(converted.not_converted)
 
-    assert "lr_scheduler_type: cosine_with_restarts. training.lr_scheduler_type takes:" in said
-    assert "mask_history: True, which has no counterpart here" in said
-    assert "val_size: 300 rows. Set data.eval_fraction" in said
-    assert "the path of data set gone" in said
+    assert "lr_scheduler_type: cosine_with_restarts. training.lr_scheduler_type takes:" in message
+    assert "mask_history: True, which has no counterpart here" in message
+    assert "val_size: 300 rows. Set data.eval_fraction" in message
+    assert "the path of data set gone" in message
     written = yaml.safe_load(converted.to_yaml("theirs.yaml"))
     assert written["training"].get("lr_scheduler_type") is None
     assert written.keys() == {"model", "data", "adapter", "training", "output"}

@@ -62,7 +62,7 @@ def test_a_value_that_does_not_fit_is_named_with_its_key() -> None:
         build_recipe(SMALLEST, ["data.eval=null"])
 
 
-def test_a_missing_key_says_how_to_give_it() -> None:
+def test_the_error_for_a_missing_key_shows_how_to_set_it() -> None:
     with pytest.raises(RecipeError, match=r"output is missing"):
         build_recipe({"model": {"name_or_path": "m"}, "data": {"train": "x"}})
 

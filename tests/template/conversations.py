@@ -10,7 +10,7 @@ from glmtune.template.base import IGNORE, Example
 
 
 def talk(*turns: tuple[str, str] | Message) -> Conversation:
-    """A conversation of `(role, content)` and whole messages."""
+    """A conversation of `(role, content)` and complete messages."""
     return Conversation(
         tuple(turn if isinstance(turn, Message) else Message(*turn) for turn in turns)  # type: ignore[arg-type]
     )

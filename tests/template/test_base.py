@@ -74,7 +74,7 @@ def test_every_text_is_cut_when_one_is_not_enough(tiny_tokenizer: ChatGLMTokeniz
 def test_an_answer_that_does_not_fit_is_not_cut(tiny_tokenizer: ChatGLMTokenizer) -> None:
     template = ChatGLMTemplate(tiny_tokenizer)
     assert template.shorten_prompt(talk(("user", "问"), ("assistant", "答" * 99)), 50) is None
-    # nothing to learn, so nothing to keep whole
+    # nothing to learn, so nothing that must be kept
     assert template.shorten_prompt(talk(("user", "问" * 99)), 50) is None
 
 

@@ -404,7 +404,7 @@ ROUNDS = (
 )
 
 
-def test_chatglm2_is_asked_in_its_own_rounds(chatglm3: ChatGLMTokenizer) -> None:
+def test_chatglm2_is_prompted_in_its_own_rounds(chatglm3: ChatGLMTokenizer) -> None:
     template = ChatGLMTemplate(chatglm3, "chatglm2")  # whose pieces are the same
 
     assert template.prompt_ids(talk(*ROUNDS[:1])) == FIRST_ROUND

@@ -47,7 +47,7 @@ def model(request: pytest.FixtureRequest, tiny_model_dir: Path) -> Any:
     return model
 
 
-def test_noise_is_as_large_as_a_rows_length_says_and_uniform(model: Any) -> None:
+def test_noise_is_uniform_and_scaled_by_the_length_of_its_row(model: Any) -> None:
     torch.manual_seed(0)
     plain = vectors_seen(model.eval(), pack())
 

@@ -1,4 +1,4 @@
-"""Whole runs in float16: overflows are survived, counted and resumed, or end the run."""
+"""Complete runs in float16: overflows are survived, counted and resumed, or end the run."""
 
 import json
 import os

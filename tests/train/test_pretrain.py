@@ -170,7 +170,7 @@ def test_a_run_continues_from_the_model_of_another(
     assert at_the_start < math.log(512) - 0.5
 
 
-def test_a_step_is_drawn_alike_every_time_and_differs_from_the_next(
+def test_a_step_is_sampled_alike_every_time_and_differs_from_the_next(
     tiny_tokenizer: ChatGLMTokenizer,
 ) -> None:
     from glmtune.objective.mixture import mixture
@@ -191,7 +191,7 @@ def test_a_step_is_drawn_alike_every_time_and_differs_from_the_next(
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "expected_message"),
     [
         ({"num_layer": 2}, "num_layer, which is no field"),
         ({"padded_vocab_size": 64}, "padded_vocab_size is 64, and the tokenizer has 489 ids"),
@@ -201,23 +201,23 @@ def test_a_step_is_drawn_alike_every_time_and_differs_from_the_next(
 )
 def test_a_shape_that_cannot_be_is_refused(
     config: dict[str, Any],
-    said: str,
+    expected_message: str,
     tiny_tokenizer: ChatGLMTokenizer,
     texts: Path,
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=expected_message):
         pretrain(recipe_for(tiny_tokenizer, texts, tmp_path / "out", **config))
 
 
-def test_a_new_model_is_trained_whole(
+def test_all_weights_of_a_new_model_are_trained(
     tiny_tokenizer: ChatGLMTokenizer, texts: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RecipeError, match=r"adapter\.method=full"):
         recipe_for(tiny_tokenizer, texts, tmp_path / "out", "adapter.method=lora")
 
 
-def test_another_family_has_no_such_marks(
+def test_a_model_of_another_family_is_refused_for_blank_infilling(
     tiny_llama_dir: Path, tiny_tokenizer: ChatGLMTokenizer, texts: Path, tmp_path: Path
 ) -> None:
     recipe = recipe_for(

@@ -31,7 +31,7 @@ def resident() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc gives memory back when asked")
-def test_what_is_freed_below_a_tensor_that_stays_is_given_back() -> None:
+def test_heap_pages_freed_below_a_live_tensor_are_returned_to_the_system() -> None:
     release_freed_pages()  # or pages that other tests have freed would be used again
     before = resident()
     freed = [torch.ones(2**14) for _ in range(2000)]  # 64 KiB each, too small to be mapped alone
@@ -57,7 +57,7 @@ def count_large(environment: Mapping[str, str]) -> tuple[int, str]:
     not LARGE_PAGES.is_file() or "[never]" in LARGE_PAGES.read_text(),
     reason="this system gives no large pages to those who ask",
 )
-def test_a_large_tensor_lies_in_large_pages_unless_the_user_says_otherwise() -> None:
+def test_a_large_tensor_uses_huge_pages_unless_the_user_turns_them_off() -> None:
     without = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
 
     kib, chosen = count_large(without)

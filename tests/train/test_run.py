@@ -240,7 +240,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
     assert weights(output) == expected
 
 
-def test_resuming_with_another_recipe_is_refused_and_says_what_changed(
+def test_resuming_with_another_recipe_is_refused_with_what_changed(
     tiny_model_dir: Path, rows: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -253,7 +253,7 @@ def test_resuming_with_another_recipe_is_refused_and_says_what_changed(
         fine_tune(recipe_for(tiny_model_dir, rows, output), resume=True)
 
 
-def test_resuming_with_another_tokenizer_or_layout_is_refused_and_says_what_changed(
+def test_resuming_with_another_tokenizer_or_layout_is_refused_with_what_changed(
     tiny_model_dir: Path, rows: Path, tmp_path: Path
 ) -> None:
     model, output = tmp_path / "model", tmp_path / "out"

@@ -1,4 +1,4 @@
-"""A conversation goes on, is streamed whole, and is what the model was trained on."""
+"""A conversation continues, streams complete answers, and uses the layout of training."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -79,7 +79,7 @@ def test_bytes_that_never_become_a_character_are_shown_all_the_same(
     assert cut_inside >= 2
 
 
-def test_the_next_question_sees_what_was_said_before(session: ChatSession) -> None:
+def test_the_next_question_sees_the_earlier_turns(session: ChatSession) -> None:
     session.reply(QUESTION)
     assert session.reply(AGAIN).text == AGAIN_ANSWER
 
@@ -158,7 +158,9 @@ def test_a_tool_call_is_streamed_as_it_is_written(session: ChatSession) -> None:
     assert streamed == session.last_reply.text
 
 
-def test_an_answer_that_is_cut_keeps_its_last_token_and_says_so(taught: ChatSession) -> None:
+def test_an_answer_that_is_cut_keeps_its_last_token_and_is_marked_as_cut(
+    taught: ChatSession,
+) -> None:
     session = ChatSession(taught.model, taught.template, sampling=replace(GREEDY, max_new_tokens=4))
 
     reply = session.reply(QUESTION)
@@ -177,7 +179,7 @@ def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(session: ChatSessio
     assert session.last_reply is not None
     assert session.last_reply.ended_by == "interrupt"
     assert session.messages == (Message("user", QUESTION), Message("assistant", first))
-    assert session.reply(AGAIN).text  # and the session goes on
+    assert session.reply(AGAIN).text  # and the session continues
 
 
 def test_undo_takes_back_a_question_with_its_answer(session: ChatSession) -> None:
@@ -203,7 +205,7 @@ def test_the_same_seed_draws_the_same_answers(taught: ChatSession) -> None:
     assert say(1) != say(2)
 
 
-def test_a_message_that_cannot_stand_here_changes_nothing(session: ChatSession) -> None:
+def test_a_message_that_is_not_allowed_here_changes_nothing(session: ChatSession) -> None:
     session.reply(QUESTION)
     before = session.messages
 
@@ -228,7 +230,7 @@ def test_scores_that_are_not_finite_are_an_error_and_no_answer(taught_model_dir:
     assert session.messages == ()
 
 
-def test_the_oldest_turns_give_way_when_the_context_is_full(taught: ChatSession) -> None:
+def test_the_oldest_turns_are_dropped_when_the_context_is_full(taught: ChatSession) -> None:
     session = ChatSession(
         taught.model,
         taught.template,
@@ -280,7 +282,9 @@ def test_a_reply_as_text_grows_with_its_tokens(taught: ChatSession) -> None:
     ids = taught.template.encode(Conversation(session.messages)).input_ids
     start = len(taught.template.prompt_ids(Conversation(session.messages[:1])))
 
-    said = [reply_text(taught.template.parse(ids[start:end])) for end in range(start + 1, len(ids))]
+    replies = [
+        reply_text(taught.template.parse(ids[start:end])) for end in range(start + 1, len(ids))
+    ]
 
-    for shorter, longer in pairwise(said):
+    for shorter, longer in pairwise(replies):
         assert longer.startswith(shorter.rstrip("\N{REPLACEMENT CHARACTER}"))

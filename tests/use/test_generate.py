@@ -146,7 +146,7 @@ def test_more_rows_take_fewer_steps() -> None:
     assert len(steps) == 20  # and not 80: eight answers of ten tokens, four at a time
 
 
-def test_a_long_row_outgrows_the_room_that_all_began_with() -> None:
+def test_a_long_row_outgrows_the_initial_cache() -> None:
     for family in ("chatglm", "llama"):
         model = MODELS[family]
         requests = [Request(ids, 12) for ids in prompts_of([3, ROOM - 6])]
@@ -157,7 +157,7 @@ def test_a_long_row_outgrows_the_room_that_all_began_with() -> None:
         assert len(requests[1].ids) + len(written[1].ids) > ROOM
 
 
-def test_drawn_answers_do_not_depend_on_who_is_drawn_beside(model: Any) -> None:
+def test_sampled_answers_do_not_depend_on_the_other_rows_of_the_batch(model: Any) -> None:
     sampling = Sampling(temperature=1.5, top_p=0.9, top_k=20, repetition_penalty=1.2, seed=7)
 
     def drawn(num_rows: int) -> list[list[int]]:
@@ -206,7 +206,7 @@ def test_prompts_are_read_only_when_there_is_room() -> None:
     assert len(taken) == 2
 
 
-def test_the_model_is_left_as_it_was(model: Any) -> None:
+def test_generating_leaves_the_model_unchanged(model: Any) -> None:
     before = model.config._attn_implementation
     model.train()
     try:
@@ -265,7 +265,7 @@ def test_scores_that_are_not_finite_are_an_error_and_no_answer() -> None:
         list(generate(model, requests_of(), stop_ids=STOPS, sampling=GREEDY))
 
 
-def test_a_row_that_left_does_not_shine_through_to_who_takes_its_place() -> None:
+def test_a_finished_row_does_not_affect_the_row_that_takes_its_slot() -> None:
     """Were unused keys not zero, or a slot not cleared by its mask, the second would differ."""
     model = MODELS["llama"]
     requests = [
@@ -302,7 +302,7 @@ def test_a_single_row_of_bfloat16_is_multiplied_by_the_kernel_that_reads_weights
     assert torch.backends.mkldnn.enabled
 
 
-def test_the_library_is_back_after_a_failure() -> None:
+def test_onednn_is_restored_after_a_failure() -> None:
     model = copy.deepcopy(MODELS["chatglm"]).to(torch.bfloat16)
     calls = []
 

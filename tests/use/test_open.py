@@ -34,7 +34,7 @@ def adapter_dir(taught_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-def test_an_adapter_brings_its_layout_and_changes_the_answer(
+def test_an_adapter_sets_the_layout_and_changes_the_answer(
     taught_model_dir: Path, adapter_dir: Path
 ) -> None:
     plain = open_session(str(taught_model_dir), sampling=GREEDY)
@@ -77,7 +77,7 @@ def test_an_adapter_of_another_model_is_refused(
         open_session(str(taught_model_dir), other)
 
 
-def test_an_adapter_whose_base_is_gone_says_what_to_give(tmp_path: Path) -> None:
+def test_the_error_for_an_adapter_without_its_base_names_the_option_to_give(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(
         '{"base_model_name_or_path": "/gone/away/chatglm3-6b"}', encoding="utf-8"
     )

@@ -115,7 +115,7 @@ def test_a_partial_file_of_an_earlier_version_is_resumed_with_its_own_adapter_al
 
 
 @pytest.mark.parametrize("first", ["[1, 2]", "[0]", '"model"', "7", "null"])
-def test_a_first_line_that_is_no_identity_is_refused(tmp_path: Path, first: str) -> None:
+def test_a_first_line_without_a_run_identity_is_refused(tmp_path: Path, first: str) -> None:
     (tmp_path / "answers.jsonl.partial").write_text(f"{first}\n")
 
     with pytest.raises(OutputError, match="is damaged, or was not written by glmtune predict"):

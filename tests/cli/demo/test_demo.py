@@ -76,8 +76,8 @@ def test_what_shows_forgetting_is_not_repeated_and_no_general_row_is_about_fract
 
     for key in ("instruction", "output"):
         assert not {row[key] for row in learned} & {row[key] for row in asked_of_it}
-    said = json.dumps([learned, asked_of_it], ensure_ascii=False)
-    assert not re.search(r"\d/\d|约分|分数|分子|分母", said)
+    texts = json.dumps([learned, asked_of_it], ensure_ascii=False)
+    assert not re.search(r"\d/\d|约分|分数|分子|分母", texts)
 
 
 def test_a_folder_that_the_demo_did_not_make_is_left_alone(tmp_path: Path) -> None:

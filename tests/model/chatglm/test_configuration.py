@@ -118,7 +118,7 @@ def test_query_heads_that_cannot_be_shared_out_are_refused() -> None:
         ChatGLMConfig(multi_query_attention=True, multi_query_group_num=5)
 
 
-def test_the_32k_model_of_chatglm2_is_told_by_its_name_and_stays_what_it_is(
+def test_the_32k_model_of_chatglm2_is_recognized_by_its_name_and_saved_unchanged(
     tmp_path: Path,
 ) -> None:
     published = {"_name_or_path": "THUDM/chatglm2-6b-32k", "model_type": "chatglm", "rope_ratio": 2}

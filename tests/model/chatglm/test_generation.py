@@ -236,7 +236,7 @@ def test_a_stream_grows_into_the_answer_of_chat(
     assert given == []
 
 
-def test_a_stream_goes_on_from_the_cache_of_the_turn_before(
+def test_a_stream_continues_from_the_cache_of_the_previous_turn(
     taught: ChatGLMForConditionalGeneration, tokenizer: ChatGLMTokenizer
 ) -> None:
     first = list(

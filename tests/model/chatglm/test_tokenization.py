@@ -350,7 +350,7 @@ def test_the_text_of_a_chat_reads_back_into_its_ids(
     assert num_read > 20
 
 
-def test_a_batch_of_chats_is_padded_and_says_what_the_assistant_writes(
+def test_a_batch_of_chats_is_padded_and_marks_the_assistant_tokens(
     tiny_tokenizer: ChatGLMTokenizer,
 ) -> None:
     short = [{"role": "user", "content": "一"}, {"role": "assistant", "content": "1"}]
@@ -488,7 +488,9 @@ def test_special_tokens_are_marked_and_skipped(tiny_tokenizer: ChatGLMTokenizer)
 # ---- added tokens ---------------------------------------------------------------------------
 
 
-def test_added_tokens_get_the_ids_behind_the_nine(tiny_tokenizer: ChatGLMTokenizer) -> None:
+def test_added_tokens_get_the_ids_after_the_nine_special_ones(
+    tiny_tokenizer: ChatGLMTokenizer,
+) -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer)
     size = len(tokenizer)
 

@@ -149,7 +149,9 @@ def test_facts_of_another_run_in_the_same_folder_are_not_used(
     assert set(proof_lines(html).values()) == {"not run"}
 
 
-def test_the_report_of_a_stopped_run_says_so(run_dir: Path, facts: ReportFacts) -> None:
+def test_the_report_of_a_stopped_run_is_marked_as_stopped(
+    run_dir: Path, facts: ReportFacts
+) -> None:
     stopped = facts.model_copy(update={"is_finished": False, "num_steps": 100})
 
     text = Page(write_report(run_dir, stopped).read_text(encoding="utf-8")).text

@@ -100,6 +100,7 @@ def test_full_tuning_leaves_a_model_in_the_layout_it_came_in(
     assert (config["model_type"], config["padded_vocab_size"]) == ("chatglm", 512)
     report = json.loads((output / "report.json").read_text(encoding="utf-8"))["facts"]
     verdicts = {proof["name"]: proof["verdict"] for proof in report["proofs"]}
+    assert verdicts.pop("what the base knew is still there") in ("passed", "failed")
     assert verdicts == {
         "all that is trained has learned": "passed",
         "reloaded from disk it is the same": "passed",
@@ -107,13 +108,12 @@ def test_full_tuning_leaves_a_model_in_the_layout_it_came_in(
         "merged into the base it answers the same": "not run",  # there is nothing to merge
         "chat asks as training did": "passed",
         "answers end by themselves": "not run",
-        "what the base knew is still there": verdicts["what the base knew is still there"],
     }
     session = open_session(str(output), sampling=Sampling(temperature=0, max_new_tokens=4))
     assert session.template.description["layout"] == "official"
 
 
-def test_a_tuned_model_is_asked_in_the_layout_it_was_trained_in(
+def test_a_tuned_model_is_prompted_in_the_layout_it_was_trained_in(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -184,7 +184,7 @@ def test_a_folder_with_somebodys_model_is_never_overwritten(
     assert weights(output) == weights(tiny_llama_dir)
 
 
-def test_a_whole_model_of_ours_is_replaced_only_when_asked(
+def test_a_full_model_that_glmtune_wrote_is_replaced_only_with_overwrite(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -202,7 +202,9 @@ def test_a_whole_model_of_ours_is_replaced_only_when_asked(
     assert (output / "my_notes.txt").exists()
 
 
-def test_none_measures_the_base_and_changes_nothing(tiny_llama_dir: Path, tmp_path: Path) -> None:
+def test_method_none_measures_the_base_and_changes_nothing(
+    tiny_llama_dir: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
 
     result = fine_tune(
@@ -223,7 +225,7 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return [tree] if torch.is_tensor(tree) else []
 
 
-def test_noise_smoothing_and_means_in_8_bits_resume_to_the_same_bytes(
+def test_neftune_label_smoothing_and_8_bit_optimizer_states_resume_to_the_same_bytes(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("bitsandbytes")
@@ -247,7 +249,9 @@ def test_noise_smoothing_and_means_in_8_bits_resume_to_the_same_bytes(
         assert (tmp_path / key / name).read_bytes() != (whole / name).read_bytes()
 
 
-def test_held_out_rows_are_judged_without_smoothing(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_held_out_rows_are_evaluated_without_label_smoothing(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
     losses = []
     for smoothing in (0.0, 0.3):
         output = tmp_path / str(smoothing)
