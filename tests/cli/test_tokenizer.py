@@ -43,7 +43,7 @@ def test_a_folder_with_something_in_it_is_left_alone(texts: Path, tmp_path: Path
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
 
 
-@pytest.mark.parametrize(("size", "said"), [("100", "at least"), ("60000", "do not hold")])
+@pytest.mark.parametrize(("size", "said"), [("100", "at least"), ("60000", "are too few for")])
 def test_a_size_that_does_not_fit_is_explained(
     size: str, said: str, texts: Path, tmp_path: Path
 ) -> None:

@@ -42,7 +42,7 @@ from glmtune.model.chatglm.tokenizer_inputs import (
     Row,
     check_chat_arguments,
     check_text,
-    fit_mask,
+    fit_masks,
     is_batch_of_conversations,
     is_batch_of_texts,
     load_pieces,
@@ -147,7 +147,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         """Return the id of a special token, or of `<bos>`, `<eos>`, `<unk>` or `<pad>`.
 
         Raises:
-            ValueError: there is no such token.
+            ValueError: the token does not exist.
         """
         named = {
             "<bos>": self.sp_model.bos_id(),
@@ -170,7 +170,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def _add_tokens(
         self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False
     ) -> int:
-        """Give new tokens the ids after the special tokens; existing tokens keep theirs.
+        """Assign new tokens the ids after the special tokens; existing tokens keep theirs.
 
         An ordinary new token is matched anywhere in text. A special one never is: only
         `convert_tokens_to_ids` and `get_command` reach it.
@@ -536,8 +536,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         """Encode a conversation, or a batch of them, as `build_chat_input` does.
 
         Messages may be ChatGLM3's (`metadata`, role `observation`, `tools` on a system
-        message) or OpenAI's (`tool_calls`, role `tool`). No message is closed by a token of
-        its own, so `continue_final_message` changes nothing. The other arguments are those of
+        message) or OpenAI's (`tool_calls`, role `tool`). No token closes a message, so
+        `continue_final_message` changes nothing. The other arguments are those of
         transformers.
 
         Returns:
@@ -571,12 +571,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         }
         output = self(ids if is_batch else ids[0], add_special_tokens=False, **options)
         if return_assistant_tokens_mask:
-            sides = (self.truncation_side, options.get("padding_side") or self.padding_side)
             rows = output["input_ids"] if is_batch else [output["input_ids"]]
-            masks = [
-                fit_mask(mask, len(row), *sides)
-                for (_, mask), row in zip(encoded, rows, strict=True)
-            ]
+            sides = (self.truncation_side, options.get("padding_side") or self.padding_side)
+            masks = fit_masks([mask for _, mask in encoded], [len(row) for row in rows], *sides)
             output["assistant_masks"] = masks if is_batch else masks[0]
         if return_tensors:
             output.convert_to_tensors(return_tensors, prepend_batch_axis=not is_batch)

@@ -173,11 +173,14 @@ def check_chat_arguments(
         raise ValueError("either continue the final message or begin a new one, not both.")
 
 
-def fit_mask(
-    is_written: list[int], length: int, truncation_side: str, padding_side: str
-) -> list[int]:
-    """Truncate or pad a mask as its ids were."""
-    first = 0 if truncation_side == "right" else max(0, len(is_written) - length)
-    kept = is_written[first : first + length]
-    pads = [0] * (length - len(kept))
-    return pads + kept if padding_side == "left" else kept + pads
+def fit_masks(
+    masks: Sequence[list[int]], lengths: Sequence[int], truncation_side: str, padding_side: str
+) -> list[list[int]]:
+    """Truncate or pad masks to the lengths of their ids, on the same sides."""
+    fitted = []
+    for mask, length in zip(masks, lengths, strict=True):
+        first = 0 if truncation_side == "right" else max(0, len(mask) - length)
+        kept = mask[first : first + length]
+        pads = [0] * (length - len(kept))
+        fitted.append(pads + kept if padding_side == "left" else kept + pads)
+    return fitted
