@@ -44,7 +44,7 @@ def test_a_folder_with_something_in_it_is_left_alone(texts: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("size", "expected_message"), [("100", "at least"), ("60000", "do not hold")]
+    ("size", "expected_message"), [("100", "at least"), ("60000", "are too few for")]
 )
 def test_a_size_that_does_not_fit_is_explained(
     size: str, expected_message: str, texts: Path, tmp_path: Path

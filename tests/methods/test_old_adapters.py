@@ -226,5 +226,5 @@ def test_prompts_of_an_old_adapter_are_official_and_reported_as_unknown(
 
     session = open_session(str(tiny_model_dir), folder)
 
-    assert "does not say how its prompts were built" in caplog.text
+    assert "has no glmtune.json, which records how prompts were built" in caplog.text
     assert session.template.fingerprint == template_for(load_tokenizer(tiny_model_dir)).fingerprint

@@ -14,10 +14,9 @@ import glmtune.kernels.packed_attention  # noqa: F401
 from glmtune.data.batches import pack_examples
 from glmtune.errors import CheckpointError, RecipeError, TrainingError
 from glmtune.methods import lora, method, virtual_tokens
-from glmtune.methods.logits import logits_of
 from glmtune.model.load import load_model, load_tokenizer
 from glmtune.objective.next_token import next_token_loss
-from glmtune.prove.saved import check_saved
+from glmtune.prove.saved import check_saved, logits_of
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
 from glmtune.template.base import IGNORE, Example

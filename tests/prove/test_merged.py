@@ -1,4 +1,4 @@
-"""A merged model answers as the adapter beside its base, unless a part of the update is lost."""
+"""A merged model answers as the adapter over its base, unless a part of the update is lost."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_a_merge_that_leaves_one_layer_out_is_caught(
     proof = check_merged(model, probes, tolerance=0.05)
 
     assert proof.verdict == "failed", proof
-    assert "keep the adapter beside its base, or merge into float32" in proof.detail
+    assert "keep the adapter separate, or merge into float32" in proof.detail
 
 
 @pytest.mark.parametrize(("dtype", "std"), [(torch.float32, 1e-9), (torch.bfloat16, 1e-4)])

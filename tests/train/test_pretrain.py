@@ -193,7 +193,7 @@ def test_a_step_is_sampled_alike_every_time_and_differs_from_the_next(
 @pytest.mark.parametrize(
     ("config", "expected_message"),
     [
-        ({"num_layer": 2}, "num_layer, which is no field"),
+        ({"num_layer": 2}, "num_layer, which ChatGLM's config.json does not have"),
         ({"padded_vocab_size": 64}, "padded_vocab_size is 64, and the tokenizer has 489 ids"),
         ({"rmsnorm": False}, "rmsnorm is False"),
         ({"num_layers": "two"}, "num_layers"),

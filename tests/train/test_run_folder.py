@@ -6,9 +6,10 @@ import pytest
 
 from glmtune.errors import OutputError
 from glmtune.methods import adapter_folder, ptuning_v2, virtual_tokens
+from glmtune.methods.adapter_folder import CARD
 from glmtune.prove.metrics import METRICS
 from glmtune.recipe.recipe import RECIPE
-from glmtune.train.run_folder import CARD, MODEL_FILES, RUN_FILES, check_folder, run_files
+from glmtune.train.run_folder import MODEL_FILES, RUN_FILES, check_folder, run_files
 
 
 def test_the_names_are_those_that_a_run_writes() -> None:

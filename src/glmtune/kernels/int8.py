@@ -12,7 +12,7 @@ are first mixed in blocks of 64 by a Hadamard matrix H of 1 and -1: (x @ H) @ (W
 x @ W.T, and H is its own transpose.
 
 Products are exact sums in int32, so a token's result does not depend on the rest of its batch. x is
-not saved for backward. A weight cannot be trained or merged into; adapters learn beside it.
+not saved for backward. The weight cannot be trained or merged into; adapters are trained instead.
 
 Source: Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 2 (scales per row and
 column); Ashkboos et al. 2024, https://arxiv.org/abs/2404.00456 (Hadamard matrices in place of a

@@ -81,8 +81,8 @@ def packed_attention(
         module: the attention layer.
         query: (1, heads, seq, head_dim) for a pack.
         key, value: (1, kv_heads, seq, head_dim); each serves heads / kv_heads query heads.
-        attention_mask: None for a pack, or (1, 1, seq, seq), whether a token may attend to another,
-            where a token does not attend to all earlier ones.
+        attention_mask: None for a pack; or, with a sliding window or chunks, whether a token may
+            attend to another, (1, 1, seq, seq).
         dropout: probability of dropping an attention weight.
         scaling: multiplies the scores.
         cu_seq_lens_q: int32, (examples + 1,): the start of each example, and the end.

@@ -9,8 +9,8 @@ Decoding rows use the first slots, so one SDPA call over a view of the buffer co
 finished row is overwritten by the last. Unused positions are zeroed, since NaN x 0 would leak
 through the mask.
 
-Virtual tokens, which a tuning method puts in front of every prompt, are keys and values like
-others: each slot begins with its own copy of them.
+Virtual tokens, which a tuning method puts before every prompt, are keys and values like any others:
+each slot begins with its own copy of them.
 
 A model of any family takes a `RowCache` as `past_key_values`, with the arguments that
 `RowCache.feed` returns, under the attention that is registered with transformers as `rows`.
@@ -292,7 +292,7 @@ def _is_cut(length: int, sliding_window: int | None) -> bool:
 def _may_attend(
     totals: Sequence[int], num_keys: int, sliding_window: int | None, device: torch.device
 ) -> Tensor:
-    """Whether tokens with so many up to themselves attend to each key: (tokens, 1, 1, keys)."""
+    """Make the mask of tokens, each the last of its `total`: bool, (tokens, 1, 1, keys)."""
     ends = torch.tensor(totals, device=device)[:, None, None, None]
     key_index = torch.arange(num_keys, device=device)
     may_attend = key_index < ends

@@ -16,6 +16,8 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from glmtune.files import sha256_of_file
+
 SAMPLE_BYTES = 4096  # read at the start, in the middle and at the end of every tensor
 
 
@@ -30,8 +32,8 @@ def of_large_files(files: Iterable[Path]) -> str:
 
 
 def short_sha256(file: Path) -> str:
-    """Give the first 16 hexadecimal digits of the SHA-256 of a file."""
-    return _sha256(file).hex()[:16]
+    """Return the first 16 hexadecimal digits of the SHA-256 of a file."""
+    return sha256_of_file(file)[:16]
 
 
 def _of_parts(parts: Iterable[bytes]) -> str:
@@ -43,8 +45,7 @@ def _of_parts(parts: Iterable[bytes]) -> str:
 
 
 def _sha256(file: Path) -> bytes:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").digest()
+    return bytes.fromhex(sha256_of_file(file))
 
 
 def _samples(file: Path) -> Iterator[bytes]:
@@ -59,7 +60,7 @@ def _samples(file: Path) -> Iterator[bytes]:
 
 
 def _safetensors_samples(file: Path) -> Iterator[bytes]:
-    """Give the header of a safetensors file and samples of its tensors.
+    """Yield the header of a safetensors file and samples of its tensors.
 
     The file is the length of its header (8 bytes), the header (JSON) and the tensors, whose
     `data_offsets` count from the end of the header.

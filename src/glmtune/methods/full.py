@@ -109,7 +109,7 @@ class FullModel:
         checked_name(folder)
 
     def base_name(self, folder: Path) -> str:
-        """Give no name: a complete model needs no base."""
+        """Return "": a complete model needs no base."""
         return ""
 
     def weight_files(self, folder: Path) -> list[Path]:

@@ -263,7 +263,7 @@ class PeftAdapter:
         check_folder(folder)
 
     def base_name(self, folder: Path) -> str:
-        """Give the model that an adapter was trained on; "" if the folder does not name it."""
+        """Return the base that an adapter was trained on; "" if the folder does not name it."""
         return str(adapter_folder.read_config(folder).get("base_model_name_or_path") or "")
 
     def weight_files(self, folder: Path) -> list[Path]:

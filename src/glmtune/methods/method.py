@@ -69,7 +69,7 @@ class Method(Protocol):
         """Add what was saved to its base model, to use it."""
 
     def as_saved(self, model: Any, folder: Path) -> AbstractContextManager[Any]:
-        """Give, temporarily, a model that answers with what is on disk."""
+        """Return a context with a model that answers with what is on disk."""
 
     def check_tensors(self, model: Any, folder: Path) -> None:
         """Compare saved tensors with those in memory, where equal logits do not show as much."""
@@ -81,7 +81,7 @@ class Method(Protocol):
         """Refuse a folder that is incomplete or damaged."""
 
     def base_name(self, folder: Path) -> str:
-        """Give the model that a folder says it was trained on; "" if it names none."""
+        """Return the base that a folder names as what it was trained on; "" if it names none."""
 
     def weight_files(self, folder: Path) -> list[Path]:
         """List the files that hold the weights."""
@@ -95,22 +95,22 @@ METHODS: tuple[Method, ...] = (PTUNING_V2, VIRTUAL_TOKENS, PEFT_ADAPTER, FULL_MO
 
 
 def method_for(section: AdapterSection) -> Method:
-    """Give the method that a section of the recipe asks for."""
+    """Return the method that a section of the recipe asks for."""
     return next(method for method in METHODS if method.takes(section))
 
 
 def method_of(model: Any) -> Method:
-    """Give the method that attached what is trained of a model."""
+    """Return the method that attached what is trained of a model."""
     return next(method for method in METHODS if method.is_attached(model))
 
 
 def method_in(folder: Path) -> Method:
-    """Give the method that wrote a folder; an unknown folder is taken for an adapter of peft."""
+    """Return the method that wrote a folder; unknown folders are taken for adapters of peft."""
     return next((method for method in METHODS if method.is_folder(folder)), PEFT_ADAPTER)
 
 
 def _adapter_method_in(folder: Path) -> Method:
-    """Give the method that wrote an adapter folder, which it checks."""
+    """Return the method that wrote an adapter folder, which it checks."""
     found = method_in(folder)
     adapter = found if found.is_difference else PEFT_ADAPTER  # which says what is missing
     adapter.check_folder(folder)
@@ -168,7 +168,7 @@ def restore(folder: Path, model: Any) -> None:
 
 
 def as_saved(model: Any, folder: Path) -> AbstractContextManager[Any]:
-    """Give, temporarily, a model that answers with what is on disk."""
+    """Return a context with a model that answers with what is on disk."""
     return method_of(model).as_saved(model, folder)
 
 
@@ -196,7 +196,7 @@ def check_folder(folder: Path) -> None:
 
 
 def base_name(folder: Path) -> str:
-    """Give the model that an adapter says it was trained on; "" if it names none."""
+    """Return the base that an adapter folder names; "" if it names none."""
     return method_in(folder).base_name(folder)
 
 

@@ -103,7 +103,7 @@ def check_patterns(section: LoraSection, adapted: Sequence[str]) -> None:
 
 
 def linear_layers(model: nn.Module) -> list[str]:
-    """Give the last names of a model's linear layers."""
+    """Return the last names of a model's linear layers."""
     return _last_names({n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)})
 
 

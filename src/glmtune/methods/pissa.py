@@ -106,7 +106,7 @@ def _is_lora(name: str) -> bool:
 def as_difference(
     trained: Mapping[str, Tensor], initial: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Give the state of a model whose adapter is the difference B A - B0 A0, of twice the rank."""
+    """Return the state of a model whose adapter is the difference B A - B0 A0, of rank 2r."""
     state = dict(trained)
     for name, start in initial.items():
         if ".lora_A." in name:
@@ -117,7 +117,7 @@ def as_difference(
 
 
 def doubled_config(config: Any) -> Any:
-    """Give the configuration of the difference: twice the rank, the same scale."""
+    """Return the configuration of the difference: twice the rank, the same scale."""
     doubled = copy.deepcopy(config)
     factor = 2**0.5 if config.use_rslora else 2  # the scale is alpha / sqrt(r), or alpha / r
     doubled.r = 2 * config.r
@@ -132,7 +132,7 @@ def doubled_config(config: Any) -> Any:
 def trained_half(
     folder: Path, tensors: Mapping[str, Tensor], initial: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Give the trained half of a saved difference.
+    """Return the trained half of a saved difference.
 
     Raises:
         CheckpointError: its second half is not the initial A0 and B0 of this model.

@@ -18,7 +18,7 @@ class PromptModel(PeftModelForCausalLM):
     """peft's model, whose virtual tokens precede every example of a pack."""
 
     def virtual_tokens(self) -> tuple[list[tuple[Tensor, Tensor]], int]:
-        """Give keys and values of every layer, (1, kv_heads, n, head_dim), and n."""
+        """Return keys and values of every layer, (1, kv_heads, n, head_dim), and n."""
         number: int = self.active_peft_config.num_virtual_tokens
         prompt: Any = self.get_prompt(batch_size=1)
         if not isinstance(prompt, DynamicCache):

@@ -149,7 +149,7 @@ class PTuningV2:
         """Accept the folder: `is_folder` has opened its files."""
 
     def base_name(self, folder: Path) -> str:
-        """Give the model that a prefix was trained on; "" if the folder does not name it."""
+        """Return the base that a prefix was trained on; "" if the folder does not name it."""
         return str(read_json_object(folder / CONFIG).get("_name_or_path") or "")
 
     def weight_files(self, folder: Path) -> list[Path]:

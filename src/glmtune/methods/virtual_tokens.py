@@ -162,7 +162,7 @@ class VirtualTokens:
         adapter_folder.check_folder(folder)
 
     def base_name(self, folder: Path) -> str:
-        """Give the model that an adapter was trained on; "" if the folder does not name it."""
+        """Return the base that an adapter was trained on; "" if the folder does not name it."""
         return PEFT_ADAPTER.base_name(folder)
 
     def weight_files(self, folder: Path) -> list[Path]:

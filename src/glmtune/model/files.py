@@ -42,7 +42,7 @@ def checked_name(name: str | Path) -> str:
             "or a hub id such as zai-org/chatglm3-6b."
         )
     if (folder / "config.json").is_file():
-        _check_json(folder / "config.json")
+        _read_json(folder / "config.json")  # refuses a damaged one
     elif (folder / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{name} holds an adapter, not a model: it has adapter_config.json and no config.json. "
@@ -72,8 +72,8 @@ def explain_config_error(name: str, error: Exception) -> str:
     )
 
 
-def _check_json(path: Path) -> None:
-    """Raise an error if a file is not a JSON object."""
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a checkpoint, which a download may have left half written."""
     try:
         content = loads(path.read_text(encoding="utf-8"))
     except (JSONDecodeError, UnicodeDecodeError, OSError) as error:
@@ -82,6 +82,7 @@ def _check_json(path: Path) -> None:
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
+    return content
 
 
 def check_all_loaded(name: str, loading_info: dict[str, Any]) -> None:
@@ -122,9 +123,8 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / single).is_file():
             return [folder / single]
         if (folder / index).is_file():
-            _check_json(folder / index)
-            content = loads((folder / index).read_text(encoding="utf-8"))
-            return [folder / name for name in sorted(set(content.get("weight_map", {}).values()))]
+            weight_map = _read_json(folder / index).get("weight_map", {})
+            return [folder / name for name in sorted(set(weight_map.values()))]
     return []
 
 

@@ -11,7 +11,7 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     """Find the list of a model's decoder layers.
 
     Raises:
-        CheckpointError: no list has as many layers as the configuration says.
+        CheckpointError: no list has as many layers as the configuration.
     """
     number = model.config.num_hidden_layers
     for module in model.modules():

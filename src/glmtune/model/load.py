@@ -14,6 +14,7 @@ from glmtune.errors import CheckpointError, RecipeError
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 from glmtune import machine
 from glmtune.model.files import (
     NANO,
@@ -73,10 +74,8 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
 
     import glmtune.auto  # noqa: F401  # registers ChatGLM
 
-    if (
-        Path(locate(name)) / "tokenizer_config.json"
-    ).is_file():  # which is enough, as in an adapter folder
-        name, config = locate(name), None
+    if (Path(locate(name)) / "tokenizer_config.json").is_file():
+        name, config = locate(name), None  # an adapter folder has no config.json
     else:
         config = load_config(name)
         name = checked_name(name)
@@ -224,11 +223,11 @@ def load_frozen_model(
 
     _check_int8(compute, device, quantization)
     stored, computed = _choose_dtypes(name, dtype, device, may_emulate=may_emulate)
+    if quantization is not None and quantization.library == "torchao":
+        stored = computed  # torchao has one dtype for both
     if device_map is None and device.type != "cpu":
         device_map = {"": device}
     if quantization is not None:
-        if quantization.library == "torchao":  # which has one dtype for both
-            stored = computed
         packing = quantization_config(quantization, computed)
         model = _load_quantized(name, packing, stored, device_map, attn_implementation)
     else:
@@ -241,13 +240,17 @@ def load_frozen_model(
     if compute == "int8":
         quantize(model, stored)
     if stored != computed:
-        logger.warning(
-            "this CPU has no arithmetic for %s: the weights keep this dtype, and products are "
-            "computed in float32",
-            str(stored).removeprefix("torch."),
-        )
+        _log_widened(stored)
         widen(model)
     return model
+
+
+def _log_widened(stored: "torch.dtype") -> None:
+    logger.warning(
+        "this CPU has no arithmetic for %s: the weights keep this dtype, and products are "
+        "computed in float32",
+        str(stored).removeprefix("torch."),
+    )
 
 
 def _check_int8(

@@ -39,8 +39,7 @@ def check_quantization(quantization: Quantization | None) -> None:
     name = {"bnb": "bitsandbytes", "torchao": "torchao"}[quantization.library]
     if find_spec(name) is None:
         raise CheckpointError(
-            f"the weights are to be quantized by {name}, which is not installed. Run `pip install "
-            f"{name}`."
+            f"quantization needs {name}, which is not installed. Run `pip install {name}`."
         )
 
 
@@ -121,7 +120,7 @@ def disable_avx512bf16_repacking(model: "PreTrainedModel") -> None:
 
 
 def copy_mapped_weights(model: "PreTrainedModel") -> None:
-    """Copy tensors that were not quantized, as a view would keep its whole file mapped."""
+    """Copy tensors that were not quantized, since a view would keep its entire file mapped."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point() and tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()

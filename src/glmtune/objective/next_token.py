@@ -38,7 +38,7 @@ def count_learned_tokens(labels: Tensor) -> int:
 
 
 def labels_of_next(labels: Tensor) -> Tensor:
-    """Shift labels to the positions that predict them; the last has none. Shape (batch, seq)."""
+    """Shift labels, (batch, seq), to the positions that predict them; the last gets IGNORE."""
     following = labels.new_full(labels.shape, IGNORE)
     following[:, :-1] = labels[:, 1:]
     return following

@@ -43,7 +43,7 @@ class Preference:
         self._seen = {True: dict(_NOTHING), False: dict(_NOTHING)}
 
     def count(self, part: MicroBatch) -> int:
-        """Count the pairs, without those of a process that has no rows of its own."""
+        """Count the pairs, without those that only keep an idle process busy."""
         _, lengths = _learned(part)
         return int((lengths[::2] > 0).sum())
 

@@ -78,7 +78,7 @@ def first_prompt(example: Example, template: Template, tokenizer: Any) -> Prompt
 
 
 def answer_limit(prompts: Sequence[Prompt], max_new_tokens: int) -> int:
-    """Give the maximum length of answers: twice the longest in the data, and a few tokens more.
+    """Return the maximum length of answers: twice the longest in the data, and a few tokens more.
 
     Args:
         prompts: to answer.

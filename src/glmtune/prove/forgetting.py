@@ -67,7 +67,7 @@ def general_loss(model: Any, examples: Sequence[Example], device: torch.device) 
 def check_forgetting(
     before: float, after: float, limit: float, *, num_rows: int, vocab_size: int
 ) -> Proof:
-    """Give the verdict on how far the loss on general rows has risen.
+    """Return the verdict on how far the loss on general rows has risen.
 
     Args:
         before, after: in nats per token.

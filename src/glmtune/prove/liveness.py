@@ -60,7 +60,7 @@ def remember(model: nn.Module) -> dict[str, Start]:
 
 
 def digest(tensor: Tensor) -> str:
-    """Give the SHA-256 of a tensor's bytes."""
+    """Return the SHA-256 of a tensor's bytes."""
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu()
     return hashlib.sha256(flat.numpy().data).hexdigest()
 

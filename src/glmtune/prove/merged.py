@@ -36,7 +36,9 @@ def check_merged(model: Any, probes: Sequence[Probe], tolerance: float) -> Proof
             MERGED, "not run", "the model itself was trained, so there is nothing to merge"
         )
     if not merge.can_merge(model):
-        return Proof(MERGED, "not run", "such an adapter, or such a base, cannot be merged")
+        return Proof(
+            MERGED, "not run", "this kind of adapter, or a quantized base, cannot be merged"
+        )
     with model.disable_adapter():
         base = [(score_answer(model, each.prompt, each.answer), each.trained) for each in probes]
     effect = compare(base).largest
@@ -51,7 +53,7 @@ def check_merged(model: Any, probes: Sequence[Probe], tolerance: float) -> Proof
     try:
         merge.merge_in_place(model)
     except torch.OutOfMemoryError:
-        return Proof(MERGED, "not run", "there is no memory for a second copy of one layer")
+        return Proof(MERGED, "not run", "there is not enough memory for a second copy of one layer")
     scored = [(score_answer(model, each.prompt, each.answer), each.trained) for each in probes]
     difference = compare(scored)
     measured = (
@@ -63,6 +65,6 @@ def check_merged(model: Any, probes: Sequence[Probe], tolerance: float) -> Proof
     return Proof(
         MERGED,
         "failed",
-        f"{measured}. A part of the update is lost in the merged weights: keep the adapter beside "
-        "its base, or merge into float32.",
+        f"{measured}. A part of the update is lost in the merged weights: keep the adapter "
+        "separate, or merge into float32.",
     )

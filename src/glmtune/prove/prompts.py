@@ -42,7 +42,7 @@ def check_template_agrees(template: Template, conversations: Iterable[Conversati
 def _prompt_lengths(
     template: Template, conversation: Conversation, trained: Sequence[int], number: int
 ) -> set[int]:
-    """Give where chat would start each answer, after comparing the ids before it."""
+    """Find where chat would start each answer, and compare the ids before it."""
     lengths = set()
     messages = conversation.messages
     for turn, message in enumerate(messages):

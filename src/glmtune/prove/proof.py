@@ -13,7 +13,7 @@ MERGED = "merged into the base it answers the same"
 TEMPLATE = "chat asks as training did"
 STOPS = "answers end by themselves"
 FORGETS = "what the base knew is still there"
-# A report shows those that are missing as "not run".
+# In this order; a report shows those that are missing as "not run".
 PROOFS = (ALIVE, SAVED, STREAMED, MERGED, TEMPLATE, STOPS, FORGETS)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from glmtune.data.batches import MicroBatch
 from glmtune.errors import TrainingError
-from glmtune.methods.logits import logits_of
 from glmtune.methods.method import method_of
 
 
@@ -48,3 +48,9 @@ def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
         )
     method.check_tensors(model, folder)
     return difference
+
+
+def logits_of(model: Any, probe: MicroBatch) -> Tensor:
+    """Score every position of a probe without a cache: (batch, seq, vocab), float32."""
+    scores: Tensor = model(**probe.inputs(), use_cache=False).logits
+    return scores.float()

@@ -30,7 +30,7 @@ class StopRate:
         return 1 - len(self.endless) / self.num_prompts if self.num_prompts else 0.0
 
     def proof(self, min_share: float, what: str = "held-out") -> Proof:
-        """Give the verdict: at least `min_share` must end; `what` names the kind of prompts."""
+        """Return the verdict: at least `min_share` must end; `what` names the kind of prompts."""
         if not self.num_prompts:
             return Proof(STOPS, "not run", "There are no held-out rows to ask.")
         measured = (

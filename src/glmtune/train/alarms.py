@@ -1,7 +1,7 @@
-"""Warnings of what looks wrong in a run, each given once and with a remedy.
+"""Warnings about what looks wrong in a run, each with a remedy.
 
-A loss that is not finite stops a run (`train/step.py`). What is watched here is finite and looks
-wrong all the same; the run continues, since the user may know better.
+A loss that is not finite stops a run (`train/step.py`). What is checked here is finite but looks
+wrong; the run continues, since the user may know better.
 
     learning rate, batch, steps or epochs out of       before the first step
     proportion
@@ -48,26 +48,26 @@ def find_disproportions(recipe: RunRecipe, num_rows: int, num_steps: int) -> lis
         )
     if num_steps < FEWEST_STEPS:
         found.append(
-            f"the whole run is {num_steps} optimizer steps; lower gradient_accumulation_steps "
+            f"the run has only {num_steps} optimizer steps; lower gradient_accumulation_steps "
             f"({training.gradient_accumulation_steps}) or raise num_train_epochs"
         )
     rows_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     if rows_per_step < checks.smallest_batch:
         found.append(
-            f"a step learns {rows_per_step} rows, and its gradient is mostly chance; raise "
+            f"a step learns from {rows_per_step} rows, so its gradient is mostly noise; raise "
             f"gradient_accumulation_steps ({training.gradient_accumulation_steps}) to 16 or so"
         )
     if rows_per_step > num_rows:
         found.append(
-            f"a step asks for {rows_per_step} rows, and there are {num_rows}, so every step is an "
+            f"a step asks for {rows_per_step} rows, but there are only {num_rows}, so a step is an "
             "entire epoch; lower gradient_accumulation_steps "
             f"({training.gradient_accumulation_steps})"
         )
     epochs = num_steps * rows_per_step / max(num_rows, 1)
     if epochs > checks.most_epochs:
         found.append(
-            f"each of {num_rows} rows is learned about {epochs:.0f} times; the model will know "
-            "them by heart and little else. Fewer epochs, or more rows"
+            f"each of {num_rows} rows is learned about {epochs:.0f} times; the model will memorize "
+            "them and learn little else. Use fewer epochs, or more rows"
         )
     return found
 

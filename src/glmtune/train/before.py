@@ -19,7 +19,7 @@ from glmtune.train.training import Training
 logger = logging.getLogger(__name__)
 
 SAMPLED_PROMPTS = 2
-SAMPLE_TOKENS = 32  # of an answer of the base, or in the middle of a run: it is only looked at
+SAMPLE_TOKENS = 32  # of an answer of the base, or during a run: it is only shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Before:
     """What the proofs compare the tuned model with.
 
     Attributes:
-        prompts: to ask at the end; none where nothing is learned that answers.
+        prompts: to ask at the end; none in pre-training.
         answers: of the base to the first of them.
         general_loss: of the base on general rows, in nats per token; None if it was not measured.
         start: the trained tensors before the first step, by name.
@@ -42,8 +42,8 @@ class Before:
 def look_at_base(recipe: Recipe, model: Any, data: RunData, processes: Processes) -> Before:
     """Let the base answer prompts, and measure its loss on general rows, on rank 0.
 
-    Nothing where its logits are not finite: training then stops at its first step, and names the
-    module, which says more.
+    If its logits are not finite, this only warns: the first training step then fails with the name
+    of the module, which is more specific.
     """
     prompts = choose_prompts(data, recipe.checks)
     is_slow = recipe.training.sharding and processes.device.type != "cpu"  # it is on the CPU
@@ -60,7 +60,7 @@ def look_at_base(recipe: Recipe, model: Any, data: RunData, processes: Processes
 
 
 def choose_prompts(data: RunData, checks: ChecksSection) -> list[Prompt]:
-    """Pick prompts with short answers, held-out ones if there are any; long ones take long."""
+    """Pick prompts with short answers, of held-out rows if there are any."""
     examples, rows = data.examples, data.rows
     if data.eval_rows:
         examples, rows = data.eval_examples, data.eval_rows
@@ -71,7 +71,7 @@ def choose_prompts(data: RunData, checks: ChecksSection) -> list[Prompt]:
 
 
 def sample_limit(prompts: Sequence[Prompt], checks: ChecksSection) -> int:
-    """Give the most tokens of an answer that is only looked at."""
+    """Return the maximum length of an answer that is only shown, not proved, in tokens."""
     return min(SAMPLE_TOKENS, answer_limit(prompts, checks.max_new_tokens))
 
 
@@ -80,7 +80,7 @@ def _answer_length(example: Example) -> int:
 
 
 def log_samples(training: Training, before: Before) -> None:
-    """Log the answers of base and tuned model to a few prompts, in the middle of a run."""
+    """Log the answers of base and tuned model to a few prompts, during a run."""
     asked = before.prompts[: len(before.answers)]
     limit = sample_limit(before.prompts, training.checks)
     tuned = answer_all(training.engine.unwrapped(), training.data.template, asked, limit)

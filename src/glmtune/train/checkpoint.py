@@ -3,7 +3,7 @@
     checkpoint-40/
         adapter_config.json, adapter_model.safetensors, ...   usable as an adapter, or as a
                                                               model where that is what is trained
-        optimizer.pt, scheduler.pt, rng_state.pth             the last for every process
+        optimizer.pt, scheduler.pt, rng_state.pth             rng_state.pth for every rank
         scaler.pt                                             where the loss is scaled
         zero/                                                 in place of optimizer.pt, DeepSpeed's
         trainer_state.json                                    steps done, best evaluation
@@ -125,7 +125,7 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def damage(folder: Path) -> str | None:
-    """Say what is wrong with a checkpoint; None when it is intact."""
+    """Describe what is wrong with a checkpoint; None when it is intact."""
     try:
         expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -33,7 +33,7 @@ def dry_run(training: Training) -> None:
         training: about to start or to resume.
 
     Raises:
-        TrainingError: there is not enough memory; says for how many tokens.
+        TrainingError: there is not enough memory; names the number of tokens.
     """
     if not training.engine.has_plain_gradients:  # they would be added to those of the first step
         return

@@ -1,4 +1,4 @@
-"""The held-out loss in the middle of a run, and which step had the best."""
+"""The held-out loss during a run, and the step that had the best."""
 
 import logging
 import math
@@ -44,7 +44,7 @@ def evaluate_and_compare(training: Training) -> bool:
 
 
 def measured(training: Training, *, is_training: bool) -> dict[str, float]:
-    """Give what the objective has measured besides its loss, as means over all processes."""
+    """Return what the objective has measured besides its loss, as means over all processes."""
     task, processes = training.task, training.engine.processes
     objective = task.objective if is_training else task.eval_objective
     totals = {

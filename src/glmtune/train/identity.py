@@ -1,18 +1,18 @@
 """What must not change between a run and its resumption."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from glmtune.data.store import EncodedData
 from glmtune.errors import CheckpointError
+from glmtune.files import sha256_of_text
 from glmtune.recipe.recipe import RunRecipe
 from glmtune.template.base import Template
 from glmtune.train.checkpoint import TrainerState
 
 Identity = dict[str, tuple[str, ...]]
-"""By name: the value that is recorded, and those that earlier releases have recorded for it."""
+"""By name: the value to record, then those that earlier releases recorded for the same thing."""
 
 # These change what is written, not what is learned.
 NOT_DECISIVE = ("logging_steps", "save_strategy", "save_steps", "save_total_limit", "use_cpu")
@@ -45,11 +45,11 @@ def _identify_data(examples: EncodedData) -> tuple[str, ...]:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return sha256_of_text(text)[:16]
 
 
 def recorded(identity: Identity) -> dict[str, str]:
-    """Give the values that a checkpoint records."""
+    """Return the values that a checkpoint records."""
     return {name: values[0] for name, values in identity.items()}
 
 

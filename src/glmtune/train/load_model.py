@@ -1,4 +1,4 @@
-"""The model of a run: its base as it is loaded, and its base with what is trained."""
+"""Load the base of a run, attach what is trained, and load it again after sharding."""
 
 import logging
 from collections.abc import Mapping
@@ -51,7 +51,7 @@ def load_base(recipe: RunRecipe, device: torch.device, device_map: Any = None) -
 
 
 def quantization_of(section: AdapterSection) -> Quantization | None:
-    """Give the quantization of the frozen weights; None where they are not quantized."""
+    """Return the quantization of the frozen weights; None where they are not quantized."""
     if not isinstance(section, QloraSection):
         return None
     return Quantization(
@@ -98,7 +98,7 @@ def reload_unsharded(recipe: RunRecipe, trained: Mapping[str, Tensor]) -> Any:
 
 
 def describe_parameters(model: Any) -> str:
-    """The line that peft prints, with more digits."""
+    """Return the line that peft prints, with more digits."""
     trainable, total = method.count_parameters(model)
     return (
         f"trainable params: {trainable:,} || all params: {total:,} || "

@@ -34,11 +34,11 @@ class RunData:
 
     Attributes:
         tokenizer, template: of the model to tune.
-        examples: what `rows` and `replay` are indices of.
-        eval_examples: what `eval_rows` are indices of; the same object when they were split off.
+        examples: indexed by `rows` and `replay`.
+        eval_examples: indexed by `eval_rows`; the same object when they were split off.
         rows, eval_rows: to learn, and held out.
         replay: general rows to mix in.
-        replay_report: what became of those; None where the recipe asks for none.
+        replay_report: how those were encoded; None where the recipe asks for none.
         general: rows that show what is forgotten.
         findings: of lint; None when it was not run.
     """
@@ -88,7 +88,7 @@ class RunData:
 
 
 def load_rows(
-    recipe: Recipe, tokenizer: Any, template: Template, output: Path, *, lints: bool
+    recipe: Recipe, tokenizer: Any, template: Template, output: Path, *, run_lint: bool
 ) -> RunData:
     """Lint and encode all rows of a run.
 
@@ -96,12 +96,12 @@ def load_rows(
         recipe: of the run.
         tokenizer, template: of the model.
         output: where bad rows are listed, if the recipe asks for that.
-        lints: whether to run lint, if the recipe asks for that; one process is enough.
+        run_lint: whether to run lint, if the recipe asks for that; one process is enough.
 
     Raises:
         DataError: a row, or what lint finds, does not allow the training.
     """
-    findings = lint(recipe, template) if lints else None
+    findings = lint(recipe, template) if run_lint else None
     data = encode_rows(recipe, tokenizer, template, output)
     if recipe.data.replayed is not None:
         data = data.mixed_with(_encode_replay(recipe, recipe.data.replayed, template, output))
@@ -161,7 +161,7 @@ def split_held_out(
 
 
 def encode_options(section: DataSection) -> EncodeOptions:
-    """Give the options of encoding that a section has."""
+    """Return the options of encoding that a section has."""
     return EncodeOptions(
         max_length=section.max_length,
         overlong=section.overlong,

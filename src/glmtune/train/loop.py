@@ -121,7 +121,7 @@ def _account(training: Training, result: StepResult, window: _Window, bar: Progr
 
 
 def _metrics(training: Training, result: StepResult, rate: float) -> dict[str, Any]:
-    """Give a line of metrics, as prove/metrics.py describes it."""
+    """Return a line of metrics, as prove/metrics.py describes it."""
     state, plan, scaler = training.state, training.plan, training.engine.scaler
     values = {
         "step": state.step,

@@ -40,5 +40,5 @@ def add_noise(model: nn.Module, alpha: float) -> None:
 
 
 def noise_of(lengths: Tensor, hidden: int, alpha: float) -> Tensor:
-    """Give the largest noise of each token of a pack: float32, (seq,)."""
+    """Return the largest noise of each token of a pack: float32, (seq,)."""
     return torch.repeat_interleave(alpha / (lengths * hidden).float().sqrt(), lengths)

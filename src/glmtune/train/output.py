@@ -1,4 +1,4 @@
-"""The output folder: what a run writes there, and how nothing in it is lost by surprise.
+"""The output folder: what a run writes there, and checks that no earlier run is lost.
 
 adapter_config.json, adapter_model.safetensors   peft's adapter format; or the original's
 config.json, pytorch_model.bin                   for a P-Tuning v2 prefix; or a full model,

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def dtype_of_autocast(section: TrainingSection) -> torch.dtype | None:
-    """Give the dtype of autocast; None where products are computed in that of the weights."""
+    """Return the dtype of autocast; None where products are computed in that of the weights."""
     return getattr(torch, section.autocast) if section.autocast is not None else None
 
 
@@ -66,8 +66,8 @@ def make_scaler(section: TrainingSection, model: Any, device: torch.device) -> t
     """Make a scaler of the loss, enabled only where gradients pass through float16.
 
     Args:
-        section: says what products are computed in.
-        model: says what its activations are.
+        section: has the precision of products.
+        model: has the dtype of activations.
         device: where it runs.
     """
     is_slow = device.type == "cpu" and torch.float16 not in machine.fast_cpu_dtypes()

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class Rank(Protocol):
-    """Which process this is; `Processes` and accelerate's `PartialState` say so."""
+    """The rank of this process; `Processes` and accelerate's `PartialState` have these fields."""
 
     process_index: int
     num_processes: int
@@ -109,7 +109,7 @@ def prepare_training(
 def _restore_state(
     recipe: RunRecipe, processes: Processes, data: RunData, checkpoint: Path | None
 ) -> TrainerState:
-    """Give the state of the loop in a checkpoint, or that of a new run."""
+    """Return the state of the loop in a checkpoint, or that of a new run."""
     identity = identify(
         recipe, data.template, data.examples, data.eval_examples, processes.num_processes
     )
@@ -159,7 +159,7 @@ def plan_batches(
 
 
 def count_steps(recipe: RunRecipe, plan: BatchPlan) -> int:
-    """Count the optimizer steps of the whole run; none where nothing is trained."""
+    """Count the optimizer steps of the run; 0 where nothing is trained."""
     if not recipe.trains:
         return 0
     if recipe.training.max_steps is not None:

@@ -87,13 +87,13 @@ def make_model(recipe: PretrainRecipe, tokenizer: ChatGLMTokenizer) -> Any:
     if isinstance(rows, int) and rows < len(tokenizer):
         raise RecipeError(
             f"model.config.padded_vocab_size is {rows}, and the tokenizer has {len(tokenizer)} "
-            "ids. Leave it out, to have as many rows as it takes."
+            "ids. Leave it out to get as many rows as it needs."
         )
     known = ChatGLMConfig().to_dict()
     if unknown := sorted(set(fields) - set(known) - set(ChatGLMConfig.attribute_map)):
         raise RecipeError(
-            f"model.config has {', '.join(unknown)}, which is no field of ChatGLM's config.json. "
-            f"It has {', '.join(sorted(known))}."
+            f"model.config has {', '.join(unknown)}, which ChatGLM's config.json does not have. "
+            f"Its fields are {', '.join(sorted(known))}."
         )
     try:
         config = ChatGLMConfig(**fields, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""A recipe -> a tuned model in a folder. Reads like a table of contents."""
+"""A recipe -> a tuned model in a folder: the steps of a run, in order."""
 
 import logging
 import time
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
         adapter_dir: the adapter, or the full model where that is what was trained; the output
@@ -53,7 +53,7 @@ class Result:
         is_finished: False after an interrupt.
         loss, eval_loss: the last measured, in nats per learned token.
         general_loss, base_general_loss: on general rows, after and before.
-        proofs: what was proved of the run; none after an interrupt.
+        proofs: with their verdicts; none after an interrupt.
     """
 
     adapter_dir: Path
@@ -69,7 +69,7 @@ class Result:
 def fine_tune(
     recipe: Recipe, *, resume: bool = False, loss: LossFunction = cross_entropy_sum
 ) -> Result:
-    """Tune a model as a recipe says.
+    """Tune a model according to a recipe.
 
     Args:
         recipe: the whole run.
@@ -104,7 +104,7 @@ def choose_task(recipe: Recipe, loss: LossFunction) -> Task:
 
 
 def training_loss(section: TrainingSection, loss: LossFunction = cross_entropy_sum) -> LossFunction:
-    """Give the loss of training steps; held-out rows are evaluated without smoothing.
+    """Return the loss of training steps; held-out rows are evaluated without smoothing.
 
     Raises:
         RecipeError: a loss of one's own is to be smoothed.
@@ -115,7 +115,7 @@ def training_loss(section: TrainingSection, loss: LossFunction = cross_entropy_s
     if loss is not cross_entropy_sum:
         raise RecipeError(
             f"training.label_smoothing_factor={smoothing} smooths the cross-entropy, and `loss=` "
-            "gives another loss. Leave one of them out."
+            "is another loss. Leave one of them out."
         )
     return partial(smoothed_cross_entropy_sum, label_smoothing=smoothing)
 
@@ -126,8 +126,8 @@ def load_data(recipe: Recipe, processes: Processes, *, resume: bool) -> RunData:
     template = template_for(tokenizer, recipe.data.layout)
     check_earlier_adapter(recipe, template)
     with processes.main_first():
-        lints = processes.is_main and not resume
-        return load_rows(recipe, tokenizer, template, Path(recipe.output.dir), lints=lints)
+        run_lint = processes.is_main and not resume
+        return load_rows(recipe, tokenizer, template, Path(recipe.output.dir), run_lint=run_lint)
 
 
 def train_and_prove(
@@ -198,7 +198,7 @@ def report(training: Training, model: Any, results: ProofResults, seconds: float
 def summarize(
     training: Training, before: Before, results: ProofResults, *, is_finished: bool
 ) -> Result:
-    """Give the result of a run."""
+    """Return the result of a run."""
     lines = training.folder.read_metrics()
     return Result(
         adapter_dir=training.folder.path,

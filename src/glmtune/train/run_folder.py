@@ -7,14 +7,14 @@ import re
 from pathlib import Path
 
 from glmtune.errors import OutputError
+from glmtune.methods.adapter_folder import CARD
 from glmtune.prove.metrics import METRICS
 from glmtune.recipe.recipe import RECIPE
 
-CARD = "glmtune.json"
 RUN_FILES = (
     "adapter_config.json",
     "adapter_model.safetensors",
-    "prompt_encoder.safetensors",
+    "prompt_encoder.safetensors",  # methods/virtual_tokens.py
     CARD,
     "README.md",
     RECIPE,
@@ -56,7 +56,7 @@ def check_folder(output: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def run_files(output: Path) -> list[Path]:
-    """List the existing files of a run; those of a model only beside our card."""
+    """List the existing files of a run; those of a model only with our card."""
     found = [output / name for name in RUN_FILES]
     if (output / CARD).is_file():
         found += [output / name for name in MODEL_FILES]

@@ -144,7 +144,7 @@ def _change_weights(training: Training, batch: Batch) -> float:
 
 
 def _note_skipped(training: Training, batch: Batch, scale: float) -> None:
-    """Count a skipped step, and stop where a smaller scale does not help."""
+    """Count a skipped step, and stop the run if the loss scale is too small by now."""
     state, step = training.state, training.state.step + 1
     state.skipped_steps += 1
     new_scale = training.engine.scaler.get_scale()
@@ -174,8 +174,8 @@ def _nonfinite_loss(training: Training, micro_batch: MicroBatch, loss: float) ->
     engine = training.engine
     if engine.can_run_alone:
         culprit = first_nonfinite_module(engine.unwrapped(), micro_batch, engine.autocast)
-    else:  # the other processes are not here to run the model again
-        culprit = "not looked for, since training.sharding is on"
+    else:  # the other ranks would have to run the model again, too
+        culprit = "not searched for, since training.sharding is on"
     return TrainingError(
         f"step {training.state.step + 1}: the loss is {loss}. "
         f"First module with an output that is not finite: {culprit}. "

@@ -205,7 +205,7 @@ class ChatSession:
 
     @property
     def context_length(self) -> int | None:
-        """The context length of the model, in tokens; None if its config does not say."""
+        """The context length of the model, in tokens; None if its config has none."""
         return getattr(self.model.config, "max_position_embeddings", None)
 
     def _fit(self, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], list[int]]:
@@ -226,7 +226,7 @@ class ChatSession:
         return messages, prompt_ids
 
     def _take_cache(self, prompt_ids: Sequence[int]) -> tuple[AnyCache, int]:
-        """Give a cache with the keys and values of a prefix of a prompt, and its length.
+        """Return a cache with the keys and values of a prefix of a prompt, and its length.
 
         The session gives up its cache, since an interrupt may leave it half written.
         """

@@ -10,8 +10,8 @@ takes its slot at once (continuous batching, on a CPU too and with virtual token
     slot 1  BB   b    CCCC c    c    c         nothing is padding
 
 A completion does not depend on which sequences share a batch: greedy completions are those of one
-sequence at a time (up to rounding, in half precision), and every sequence samples with a generator
-of its own.
+sequence at a time (up to rounding, in half precision), and every sequence samples with its own
+generator.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -60,7 +60,7 @@ class Sampling:
     seed: int | None = None
 
     def processors(self) -> LogitsProcessorList:
-        """Give the processors of the scores, in the order of transformers."""
+        """Return the processors of the scores, in the order of transformers."""
         result = LogitsProcessorList()
         if self.repetition_penalty != 1:
             result.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))

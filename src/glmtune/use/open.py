@@ -125,7 +125,7 @@ def base_of(folder: Path) -> str:
     the working directory and in the cache of the hub.
 
     Raises:
-        CheckpointError: the adapter does not say, or the model was not found.
+        CheckpointError: the adapter does not name it, or it was not found.
     """
     base = method.base_name(folder)
     advice = f"Name it: glmtune chat MODEL --adapter {folder}."
@@ -171,11 +171,11 @@ def _places_of(name: str, folder: Path) -> list[Path]:
 
 
 def _layout_of(folder: Path) -> Layout | None:
-    """Give the layout that an adapter was trained in; None if the folder does not say."""
+    """Return the layout that an adapter was trained with; None if its folder records none."""
     card = load_card(folder)
     if card is None:
         logger.warning(
-            "%s has no glmtune.json, so it does not say how its prompts were built. "
+            "%s has no glmtune.json, which records how prompts were built. "
             "If its answers look wrong, try --layout tutorial.",
             folder,
         )

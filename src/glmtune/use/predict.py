@@ -49,8 +49,8 @@ class Question:
         file, line: where it comes from.
         id: the row's own "id", if it has one.
         text: the last turn, for people.
-        ids: the whole prompt.
-        reference: the row's own answer; None when it has none.
+        ids: of the complete prompt.
+        reference: the row's own answer, if it has one.
     """
 
     row: int
@@ -94,7 +94,7 @@ def read_questions(
     for left_out in bad[:SHOWN]:
         logger.warning("left out: %s", left_out)
     if len(bad) > SHOWN:
-        logger.warning("left out: %d rows more", len(bad) - SHOWN)
+        logger.warning("left out: %d more rows", len(bad) - SHOWN)
     if not questions:
         raise DataError(f"{', '.join(section.train)}: there is no row to answer.")
     return questions
@@ -195,7 +195,7 @@ class AnswerFile:
         """Read the answers of an interrupted run; an incomplete last line is dropped.
 
         Raises:
-            OutputError: they have another identity, or it is no partial file of ours.
+            OutputError: they have another identity, or the file is not one that `write` left.
         """
         if not self.partial.is_file():
             return
@@ -250,7 +250,7 @@ class AnswerFile:
 
 
 def partial_of(path: Path) -> Path:
-    """Give the path of a file of answers while it is incomplete."""
+    """Return the path of a file of answers while it is incomplete."""
     return path.with_name(f"{path.name}.partial")
 
 
@@ -284,10 +284,10 @@ def identify(
     sampling: Sampling,
     dtype: str,
 ) -> dict[str, Any]:
-    """Give what decides the answers: model, adapter, template, prompts and settings.
+    """Return what decides the answers: model, adapter, template, prompts and settings.
 
     Args:
-        model: folder or hub id of the base. The files of a hub id are not looked at.
+        model: folder or hub id of the base. The files of a hub id are not read.
         adapter: its folder; None for the base alone.
         template: of the prompts.
         questions: to answer.

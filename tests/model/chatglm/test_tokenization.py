@@ -702,7 +702,7 @@ def test_the_same_texts_train_the_same_tokenizer(tmp_path: Path) -> None:
 
 
 def test_texts_that_cannot_fill_the_vocabulary_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="do not hold 5000 pieces"):
+    with pytest.raises(ValueError, match="too few for 5000 pieces"):
         train_tokenizer(["你好"], 5000, tmp_path)
     with pytest.raises(ValueError, match="expected at least"):
         train_tokenizer(["你好"], 100, tmp_path)

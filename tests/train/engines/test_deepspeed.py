@@ -64,10 +64,10 @@ def test_deepspeed_resumes_where_it_stopped(
     ("stage", "more", "expected_message"),
     [
         (0, {}, "zero_optimization.stage 0, expected 1 or 2. Without ZeRO leave"),
-        (3, {}, "waits for ever where processes score answers of different length. Use "),
-        (2, {"gradient_clipping": 0.5}, "sets gradient_clipping, and the recipe says that by "),
-        (2, {"bf16": {"enabled": True}}, "sets bf16, and the recipe says that by training.bf16"),
-        (1, {"optimizer": {"type": "AdamW"}}, "sets optimizer, and the recipe says that by"),
+        (3, {}, "deadlocks where processes score answers of different length. Use "),
+        (2, {"gradient_clipping": 0.5}, "sets gradient_clipping, which the recipe sets by "),
+        (2, {"bf16": {"enabled": True}}, "sets bf16, which the recipe sets by training.bf16"),
+        (1, {"optimizer": {"type": "AdamW"}}, "sets optimizer, which the recipe sets by"),
     ],
 )
 def test_a_deepspeed_file_that_contradicts_the_recipe_is_refused(

@@ -39,7 +39,7 @@ def test_sharded_weights_resume_where_they_stopped(
 def test_sharding_is_refused_where_it_cannot_work(recipe: Path, tmp_path: Path) -> None:
     tree = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     tree["training"]["sharding"] = "fsdp2"
-    with pytest.raises(RecipeError, match=r"and this is one\. Start more, by"):
+    with pytest.raises(RecipeError, match=r"and there is only one\. Start more with"):
         fine_tune(build_recipe(tree))
     for change, message in (
         (

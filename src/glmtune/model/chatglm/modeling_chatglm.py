@@ -165,7 +165,7 @@ def eager_attention_forward(
         key: (batch, kv_heads, past + seq, head_dim).
         value: as `key`.
         attention_mask: (batch, 1, seq, past + seq), added to the scores, or boolean with True
-            for what may be attended to. None is no mask at all.
+            for what may be attended to. None masks nothing.
         scaling: multiplies the scores.
         dropout: probability of dropping an attention weight in training.
         **kwargs: not used here.
@@ -718,7 +718,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
                 `"metadata"` and `"tools"`. It is not changed.
             role: of the message: "user", or "observation" for the result of a tool.
             max_length: the most tokens of prompt and answer together.
-            num_beams: 1 is no beam search.
+            num_beams: 1 disables beam search.
             do_sample: whether to sample from the scores, or to take the best.
             top_p: sample only from the most likely tokens with this total probability.
             temperature: divides the scores before sampling.

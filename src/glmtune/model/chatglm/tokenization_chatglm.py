@@ -23,7 +23,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import SentencePieceProcessor
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.chat_template_utils import get_json_schema
@@ -38,6 +37,19 @@ from glmtune.model.chatglm.chat_format import (
     chat_text,
     message_strings,
 )
+from glmtune.model.chatglm.tokenizer_inputs import (
+    Ids,
+    Row,
+    check_chat_arguments,
+    check_text,
+    fit_masks,
+    is_batch_of_conversations,
+    is_batch_of_texts,
+    load_pieces,
+    rows_with_ids,
+    split_rows,
+    texts_of_rows,
+)
 
 SPECIAL_TOKENS = (
     "[MASK]",
@@ -51,9 +63,6 @@ SPECIAL_TOKENS = (
     "<|observation|>",
 )
 TEXTS_PER_THREAD = 32  # for fewer, starting a thread costs more than it saves
-
-Ids = list[int]
-Row = tuple[Ids, Ids | None]  # a text and its pair
 
 # options of `tokenizer(...)` that ask for something per row beyond its ids
 _NEED_EVERY_ROW = (
@@ -88,7 +97,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def __init__(
         self, vocab_file: str | Path, *, encode_special_tokens: bool = False, **kwargs: Any
     ) -> None:
-        self.sp_model = _load_pieces(Path(vocab_file))
+        self.sp_model = load_pieces(Path(vocab_file))
         self.encode_special_tokens = encode_special_tokens
         first = self.sp_model.get_piece_size()
         self._special_ids = {token: first + i for i, token in enumerate(SPECIAL_TOKENS)}
@@ -138,7 +147,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         """Return the id of a special token, or of `<bos>`, `<eos>`, `<unk>` or `<pad>`.
 
         Raises:
-            ValueError: there is no such token.
+            ValueError: the token does not exist.
         """
         named = {
             "<bos>": self.sp_model.bos_id(),
@@ -161,7 +170,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def _add_tokens(
         self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False
     ) -> int:
-        """Give new tokens the ids after the special tokens; existing tokens keep theirs.
+        """Assign new tokens the ids after the special tokens; existing tokens keep theirs.
 
         An ordinary new token is matched anywhere in text. A special one never is: only
         `convert_tokens_to_ids` and `get_command` reach it.
@@ -239,7 +248,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             ids: list[Ids] = self.sp_model.encode(list(texts), num_threads=num_threads)
         except (TypeError, RuntimeError):
             for text in texts:
-                _check_text(text)
+                check_text(text)
             raise
         return ids
 
@@ -307,10 +316,10 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         if return_offsets_mapping:
             raise NotImplementedError("ChatGLMTokenizer has no offsets of tokens in the text.")
         options = {name: value for name, value in options.items() if name not in _HAVE_NO_EFFECT}
-        is_batch = _is_batch(text, is_split_into_words)
+        is_batch = is_batch_of_texts(text, is_split_into_words)
         rows = [(text, text_pair)]
         if is_batch:
-            rows = _split_rows(text, text_pair, is_split_into_words)
+            rows = split_rows(text, text_pair, is_split_into_words)
         encoded = self._encode_rows(rows, is_split_into_words, encode_special_tokens)
         if self._is_plain(encoded, options):
             return self._finish_plain(encoded, is_batch, options)
@@ -325,30 +334,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         encode_special_tokens: bool | None,
     ) -> list[Row]:
         """Convert the text, words or ids of each row, and of its pair, to ids."""
-        texts: list[str] = []
-        for entry in chain.from_iterable(rows):
-            if isinstance(entry, str):
-                texts.append(entry)
-            elif is_split_into_words and isinstance(entry, (list, tuple)):
-                texts.extend(word for word in entry if isinstance(word, str))
-        ids_of_texts = iter(self._encode_strings(texts, encode_special_tokens))
-
-        def ids_of(entry: Any) -> Ids:
-            if isinstance(entry, str):
-                return next(ids_of_texts)
-            if isinstance(entry, (list, tuple)):
-                if all(isinstance(item, int) for item in entry):
-                    return list(entry)
-                if is_split_into_words and all(isinstance(item, str) for item in entry):
-                    return list(chain.from_iterable(next(ids_of_texts) for _ in entry))
-            raise ValueError(
-                f"got {type(entry).__name__} {str(entry)[:80]!r}, expected a text or a list of "
-                "ids (or of words, with is_split_into_words=True)."
-            )
-
-        return [
-            (ids_of(first), None if second is None else ids_of(second)) for first, second in rows
-        ]
+        texts = texts_of_rows(rows, is_split_into_words)
+        ids_of_texts = self._encode_strings(texts, encode_special_tokens)
+        return rows_with_ids(rows, ids_of_texts, is_split_into_words)
 
     def _finish_one(self, row: Row, options: dict[str, Any]) -> BatchEncoding:
         """Add special tokens to one row, truncate it and pad it."""
@@ -548,8 +536,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         """Encode a conversation, or a batch of them, as `build_chat_input` does.
 
         Messages may be ChatGLM3's (`metadata`, role `observation`, `tools` on a system
-        message) or OpenAI's (`tool_calls`, role `tool`). No message is closed by a token of
-        its own, so `continue_final_message` changes nothing. The other arguments are those of
+        message) or OpenAI's (`tool_calls`, role `tool`). No token closes a message, so
+        `continue_final_message` changes nothing. The other arguments are those of
         transformers.
 
         Returns:
@@ -561,15 +549,10 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             ValueError: the format does not support an argument.
             TemplateError: a message cannot be read.
         """
-        for name, value in (("chat_template", chat_template), ("documents", documents)):
-            if value is not None:
-                raise ValueError(
-                    f"{name} cannot be used: ChatGLM's chat format joins ids, not text, and "
-                    "is fixed. Leave the argument out."
-                )
-        if continue_final_message and add_generation_prompt:
-            raise ValueError("either continue the final message or begin a new one, not both.")
-        is_batch = _is_batch_of_conversations(conversation)
+        check_chat_arguments(
+            chat_template, documents, add_generation_prompt, continue_final_message
+        )
+        is_batch = is_batch_of_conversations(conversation)
         described = [get_json_schema(tool) if callable(tool) else tool for tool in tools or ()]
         chats = [
             read_messages(getattr(chat, "messages", chat), described)
@@ -588,26 +571,13 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         }
         output = self(ids if is_batch else ids[0], add_special_tokens=False, **options)
         if return_assistant_tokens_mask:
-            side = options.get("padding_side") or self.padding_side
             rows = output["input_ids"] if is_batch else [output["input_ids"]]
-            masks = [
-                self._fit_mask(mask, len(row), side)
-                for (_, mask), row in zip(encoded, rows, strict=True)
-            ]
+            sides = (self.truncation_side, options.get("padding_side") or self.padding_side)
+            masks = fit_masks([mask for _, mask in encoded], [len(row) for row in rows], *sides)
             output["assistant_masks"] = masks if is_batch else masks[0]
         if return_tensors:
             output.convert_to_tensors(return_tensors, prepend_batch_axis=not is_batch)
         return output if return_dict else output["input_ids"]
-
-    def _fit_mask(self, is_written: list[int], length: int, padding_side: str) -> list[int]:
-        """Truncate or pad a mask as its ids were."""
-        kept = (
-            is_written[:length]
-            if self.truncation_side == "right"
-            else is_written[max(0, len(is_written) - length) :]
-        )
-        pads = [0] * (length - len(kept))
-        return pads + kept if padding_side == "left" else kept + pads
 
     # ---- files -----------------------------------------------------------------------
 
@@ -619,80 +589,3 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         path = Path(save_directory) / f"{prefix}{self.vocab_files_names['vocab_file']}"
         path.write_bytes(self.sp_model.serialized_model_proto())
         return (str(path),)
-
-
-def _load_pieces(path: Path) -> SentencePieceProcessor:
-    """Read a SentencePiece model.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
-    content = path.read_bytes()
-    model = SentencePieceProcessor()
-    try:
-        if not model.load_from_serialized_proto(content):
-            raise RuntimeError("it cannot be parsed")
-    except RuntimeError as error:
-        hint = (
-            "It is a Git LFS pointer: run `git lfs pull` in its folder."
-            if content.startswith(b"version https://git-lfs")
-            else "Download it again; ChatGLM3's has 1,018,370 bytes."
-        )
-        raise ValueError(
-            f"{path} ({len(content):,} bytes) is not a SentencePiece model: {error}. {hint}"
-        ) from error
-    return model
-
-
-def _check_text(text: Any) -> None:
-    """Raise an error that explains why SentencePiece refused a text."""
-    if not isinstance(text, str):
-        raise ValueError(f"expected text, got {type(text).__name__}: {str(text)[:80]}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"the text has half a surrogate pair, {text[error.start]!r}, as its character "
-            f"{error.start + 1}: {text[max(0, error.start - 20) : error.end + 20]!r}. It is not "
-            "valid Unicode; fix the program that wrote it, or drop the text."
-        ) from error
-
-
-def _is_batch(text: Any, is_split_into_words: bool) -> bool:
-    """Whether there are many texts, by the rule of transformers: a list of ids or words is one."""
-    if not isinstance(text, (list, tuple)):
-        return False
-    if not text:
-        return not is_split_into_words
-    return isinstance(text[0], (list, tuple) if is_split_into_words else (str, list, tuple))
-
-
-def _split_rows(
-    texts: Sequence[Any], pairs: Sequence[Any] | None, is_split_into_words: bool
-) -> list[tuple[Any, Any]]:
-    """Split a batch into texts and their pairs; an entry may also be a pair of texts."""
-    if pairs is not None:
-        if not isinstance(pairs, (list, tuple)) or len(pairs) != len(texts):
-            raise ValueError("a batch of texts needs as many text pairs.")
-        return list(zip(texts, pairs, strict=True))
-    return [_split_row(text, is_split_into_words) for text in texts]
-
-
-def _split_row(text: Any, is_split_into_words: bool) -> tuple[Any, Any]:
-    if isinstance(text, str) or not text or isinstance(text[0], int):
-        return text, None
-    if len(text) == 2 and (not is_split_into_words or isinstance(text, tuple)):
-        return text[0], text[1]
-    if is_split_into_words:
-        return text, None
-    if len(text) == 1:
-        return text[0], None
-    raise ValueError(f"expected a text or a pair of texts in a batch, got {len(text)} texts.")
-
-
-def _is_batch_of_conversations(conversation: Any) -> bool:
-    if not isinstance(conversation, (list, tuple)):
-        return False
-    if not conversation:
-        raise ValueError("the conversation is empty; it needs at least one message.")
-    return isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")

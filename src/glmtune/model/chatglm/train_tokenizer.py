@@ -1,8 +1,8 @@
 """Train a small tokenizer with the settings of ChatGLM3's, and write its folder.
 
 The settings were read from ChatGLM3's `tokenizer.model`: no normalization, one leading space per
-string, no whitespace removed, single digits, and every character without a piece of its own as its
-UTF-8 bytes. Newlines and tabs are always bytes.
+string, no whitespace removed, digits split, and every character that has no piece as its UTF-8
+bytes. Newlines and tabs are always bytes.
 
     ids     0 <unk>   1 <s>   2 </s>   3..258 bytes   259.. pieces   then the nine special tokens
 
@@ -32,7 +32,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Chat
         folder: made if it does not exist; `tokenizer.model` and its configuration go there.
 
     Raises:
-        ValueError: the size is too small for the bytes, or the texts do not hold so many pieces.
+        ValueError: the size is too small for the bytes, or the texts have too few pieces.
     """
     if vocab_size < LEAST_PIECES:
         raise ValueError(f"got vocab_size={vocab_size}, expected at least {LEAST_PIECES}.")
@@ -63,8 +63,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Chat
         )
     except RuntimeError as error:
         raise ValueError(
-            f"{len(lines)} lines of text do not hold {vocab_size} pieces: {error}. "
-            "Request fewer, or give more text."
+            f"{len(lines)} lines of text are too few for {vocab_size} pieces: {error}. "
+            "Request fewer pieces, or give more text."
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     vocab_file = folder / ChatGLMTokenizer.vocab_files_names["vocab_file"]
@@ -75,7 +75,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> Chat
 
 
 def _keep_frequent_characters(texts: Iterable[str], num_characters: int) -> list[str]:
-    """Split texts at newlines, tabs and rare characters, which get no piece of their own.
+    """Split texts at newlines, tabs and rare characters, for which no piece is learned.
 
     At most half of the pieces are single characters, so that there is room for longer ones.
     SentencePiece has an option for this, `character_coverage`, but not below 98 %.

@@ -1,7 +1,7 @@
 r"""The lines of `metrics.jsonl` -> charts: SVG paths for a page and a file, text for a terminal.
 
-A browser stretches the drawing to the available width, so the SVG holds only lines. The numbers at
-the axes are text beside it and keep their size.
+A browser stretches the drawing to the available width, so the SVG holds only lines. The tick labels
+are HTML text next to it and keep their size.
 
     0.8 |\__             y ticks: text      curves, grid: SVG in a square of 1000 x 1000
     0.4 |   \____

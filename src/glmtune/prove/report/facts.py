@@ -24,12 +24,12 @@ FACTS = "report.json"
 
 
 def library_versions() -> dict[str, str]:
-    """Give the versions of Python and of the libraries that decide a run."""
+    """Return the versions of Python and of the libraries that decide a run."""
     return {each.name: each.found or "not installed" for each in machine.versions()}
 
 
 def machine_facts() -> dict[str, str]:
-    """Say what this machine is, and which variables change what libraries do on it."""
+    """Describe this machine, and the variables that change what libraries do on it."""
     import torch
 
     gpus = [f"{gpu.name} ({gpu.memory_bytes / GIB:.1f} GiB)" for gpu in machine.gpus()]
@@ -45,7 +45,7 @@ def machine_facts() -> dict[str, str]:
 
 
 class ReportFacts(BaseModel):
-    """What a run knows about itself. None always means "not recorded", and the page says so.
+    """What a run knows about itself. None always means "not recorded", as the page then shows.
 
     Attributes:
         is_finished: False after an interrupt or an error.

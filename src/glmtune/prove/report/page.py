@@ -127,7 +127,7 @@ def render_run(
     facts: ReportFacts,
     why_missing: str = "",
 ) -> str:
-    """Give the page of a run as HTML.
+    """Render the page of a run as HTML.
 
     Args:
         output: the folder of the run, for its name and the command.
@@ -162,7 +162,7 @@ def _severity(finding: Mapping[str, Any]) -> int:
 
 
 def repeat_command(output: Path) -> str:
-    """Give the command that repeats a run, into another folder next to the first.
+    """Return the command that repeats a run, into another folder next to the first.
 
     Paths in a recipe are relative to the working directory, so the command changes to it first.
     """

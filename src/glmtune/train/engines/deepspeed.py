@@ -66,7 +66,7 @@ def read_file(path: Path) -> dict[str, Any]:
     if stage == 3:
         raise RecipeError(
             f"training.deepspeed: {path} has zero_optimization.stage 3, which shards weights "
-            "and waits for ever where processes score answers of different length. Use "
+            "and deadlocks where processes score answers of different length. Use "
             "training.sharding=fsdp2, which shards them too, or stage 2."
         )
     if stage not in (1, 2):
@@ -80,7 +80,7 @@ def read_file(path: Path) -> dict[str, Any]:
             value = value["enabled"] or AUTO
         if value != AUTO:
             raise RecipeError(
-                f"training.deepspeed: {path} sets {key}, and the recipe says that by {recipe_key}. "
+                f"training.deepspeed: {path} sets {key}, which the recipe sets by {recipe_key}. "
                 'Leave it out of the file, or make it "auto".'
             )
     return _without_auto({key: value for key, value in config.items() if key not in SET_BY_RECIPE})
@@ -96,7 +96,7 @@ def _without_auto(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_deepspeed(section: TrainingSection, num_processes: int) -> None:
-    """Refuse what cannot work here, before anything is loaded.
+    """Check whether DeepSpeed can be used here, before anything is loaded.
 
     Raises:
         RecipeError: DeepSpeed is not installed, this is one process, or the file is refused.
@@ -113,7 +113,7 @@ def check_deepspeed(section: TrainingSection, num_processes: int) -> None:
     read_file(Path(section.deepspeed))
     if num_processes < 2:
         raise RecipeError(
-            "training.deepspeed shards among processes, and this is one. Start more, by "
+            "training.deepspeed shards among processes, and there is only one. Start more with "
             "`glmtune train --nproc 2` or torchrun, or leave it out."
         )
 
@@ -124,14 +124,14 @@ class DeepSpeedEngine(PlainEngine):
     What is trained is float32 and the same on every process.
     """
 
-    has_plain_gradients = False  # DeepSpeed moves them into buffers of its own, and keeps them
+    has_plain_gradients = False  # DeepSpeed moves them into its own buffers, and keeps them
 
     def _wrap(self, model: Any) -> Any:
         import deepspeed
 
         assert self._section.deepspeed is not None
         config = read_file(Path(self._section.deepspeed)) | {
-            "train_micro_batch_size_per_gpu": 1,  # the loop says where a step ends
+            "train_micro_batch_size_per_gpu": 1,  # the loop marks where a step ends
             "gradient_accumulation_steps": 1,
             "gradient_clipping": self._section.max_grad_norm or 0.0,
             "zero_allow_untested_optimizer": True,

@@ -25,12 +25,12 @@ from glmtune.train.processes import Processes
 
 
 class NonFiniteGradientError(Exception):
-    """A gradient is not finite although the loss is; the loop says for which rows.
+    """A gradient is not finite although the loss is; the loop adds the rows to the message.
 
     Attributes:
         norm: of the gradient.
         culprit: what is known of the parameter, to follow the norm in a sentence; may be empty.
-        remedy: what has become of the weights, and what to do.
+        remedy: whether weights changed, and what to do.
     """
 
     def __init__(self, norm: float, culprit: str, remedy: str) -> None:
@@ -75,7 +75,7 @@ class Engine(Protocol):
         processes: that share the work.
         can_run_alone: whether one process can call the model without the others.
         has_plain_gradients: whether gradients are in `parameter.grad` between `backward` and
-            `step`, where they can be looked at and thrown away.
+            `step`, where they can be inspected and discarded.
     """
 
     model: Any
@@ -103,16 +103,16 @@ class Engine(Protocol):
         """
 
     def unwrapped(self) -> Any:
-        """Give the model without what processes wrap it in."""
+        """Return the model without what processes wrap it in."""
 
     def collect(self, output: Path) -> Collected:
-        """Give what a checkpoint in `output` takes; complete on rank 0 only."""
+        """Return what a checkpoint in `output` takes; complete on rank 0 only."""
 
     def restore(self, checkpoint: Path) -> None:
         """Restore the optimizer's state; the weights are restored before the engine is made."""
 
     def gather_trained(self) -> Mapping[str, Tensor] | None:
-        """Give the trained tensors to rank 0; None where its model holds them all."""
+        """Gather the trained tensors on rank 0; None where its model holds them all."""
 
     def release(self) -> nn.Module:
         """End the processes' common work, and give the model without its wrapper."""

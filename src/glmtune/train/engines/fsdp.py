@@ -11,7 +11,7 @@ The optimizer's state is gathered here, by position as any optimizer's `state_di
 `torch.distributed.checkpoint.state_dict` names it by parameter, so `optimizer.pt` would have
 another layout than that of every other engine, and it takes an optimizer step to make room for it.
 
-Source: PyTorch, torch.distributed.fsdp.fully_shard. accelerate has it for accelerators alone.
+Source: PyTorch, torch.distributed.fsdp.fully_shard. accelerate supports it on accelerators only.
 """
 
 from collections.abc import Mapping
@@ -35,12 +35,12 @@ def check_sharding(section: TrainingSection, num_processes: int) -> None:
     """Refuse to shard for one process.
 
     Raises:
-        RecipeError: says how to start more.
+        RecipeError: there is only one.
     """
     if section.sharding and num_processes < 2:
         raise RecipeError(
-            "training.sharding=fsdp2 shards weights among processes, and this is one. Start "
-            "more, by `glmtune train --nproc 2` or torchrun, or leave it out."
+            "training.sharding=fsdp2 shards weights among processes, and there is only one. Start "
+            "more with `glmtune train --nproc 2` or torchrun, or leave it out."
         )
 
 
@@ -64,11 +64,11 @@ class FsdpEngine(PlainEngine):
         return model  # `shard` has changed it in place
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """FSDP2 casts by itself."""
+        """Change nothing: FSDP2 casts by itself (`MixedPrecisionPolicy`)."""
         return nullcontext()
 
     def accumulate(self, *, is_last: bool) -> AbstractContextManager[Any]:
-        """Gradients are reduced after every micro-batch: whole ones would need their memory."""
+        """Reduce gradients after every micro-batch: unsharded ones would take too much memory."""
         return nullcontext()
 
     def collect(self, output: Path) -> Collected:
@@ -90,7 +90,7 @@ class FsdpEngine(PlainEngine):
 
 
 def shard(model: Any, device: torch.device, dtype: torch.dtype | None = None) -> None:
-    """Shard the weights of a model layer by layer, in place; it is moved to `device` as it goes.
+    """Shard the weights of a model layer by layer, in place, and move each shard to `device`.
 
     Args:
         model: the same on every process.

@@ -28,7 +28,7 @@ class PlainEngine:
         model: the same on every process, with its trained weights requiring a gradient.
         section: learning rate, precision, and the rest.
         processes: that train.
-        num_steps: of the whole run; 0 where nothing is trained, which makes no optimizer.
+        num_steps: of the run; 0 where nothing is trained, and no optimizer is made.
         loraplus_lr_ratio: as for `make_optimizer`.
     """
 
@@ -43,7 +43,7 @@ class PlainEngine:
         num_steps: int,
         loraplus_lr_ratio: float | None = None,
     ) -> None:
-        if processes.process_index:  # dropout differs by process; the adapter began the same
+        if processes.process_index:  # each process draws its own dropout; weights start equal
             seed_everything(section.seed + processes.process_index)
         self.processes = processes
         self.optimizer: Any = None
@@ -101,11 +101,11 @@ class PlainEngine:
         return "unknown"
 
     def unwrapped(self) -> Any:
-        """Give the model without what accelerate wraps it in."""
+        """Return the model without what accelerate wraps it in."""
         return self.processes.accelerator.unwrap_model(self.model)
 
     def collect(self, output: Path) -> Collected:
-        """Give the optimizer's state; the model of rank 0 holds all tensors."""
+        """Return the optimizer's state; the model of rank 0 holds all tensors."""
         return Collected(None, self.optimizer.state_dict())
 
     def restore(self, checkpoint: Path) -> None:
@@ -116,7 +116,7 @@ class PlainEngine:
         self.optimizer.load_state_dict(state)
 
     def gather_trained(self) -> Mapping[str, Tensor] | None:
-        """The model holds all tensors."""
+        """Return None: the model holds all tensors."""
         return None
 
     def release(self) -> nn.Module:

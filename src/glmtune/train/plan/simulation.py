@@ -24,9 +24,9 @@ from torch.utils._pytree import tree_leaves
 
 from glmtune.data.batches import MicroBatch
 from glmtune.methods import method
-from glmtune.methods.logits import logits_of
 from glmtune.model.layers import decoder_layers
 from glmtune.objective.next_token import next_token_loss
+from glmtune.prove.saved import logits_of
 from glmtune.recipe.methods import (
     AdapterSection,
     FreezeSection,

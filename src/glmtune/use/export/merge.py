@@ -16,8 +16,8 @@ def merge(model: Any) -> Any:
     """
     if not hasattr(model, "merge_and_unload"):
         raise CheckpointError(
-            "virtual tokens before every text were trained, which no weight can take up. Use the "
-            "adapter beside its base."
+            "virtual tokens before every text were trained, which cannot be merged into weights. "
+            "Use the adapter together with its base."
         )
     if _is_packed(model):
         raise CheckpointError(
