@@ -400,5 +400,5 @@ def test_a_library_that_is_missing_is_named_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(CheckpointError, match="pip install bitsandbytes"):
+    with pytest.raises(CheckpointError, match=r"pip install 'glmtune\[qlora\]'"):
         check_quantization(PACKINGS["nf4"])

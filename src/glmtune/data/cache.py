@@ -199,7 +199,7 @@ def _check_examples(
     if not report.num_rows:
         raise DataError(f"{names}: there are no rows in it.")
     reasons = [
-        (report.num_bad_rows, f"cannot be used, the first is {first_bad}"),
+        (report.num_bad_rows, f"cannot be used, the first is {str(first_bad).rstrip('.')}"),
         (
             report.num_overlong,
             f"are longer than data.max_length={report.max_length}: raise it, up to "

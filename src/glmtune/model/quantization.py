@@ -37,9 +37,11 @@ def check_quantization(quantization: Quantization | None) -> None:
     if quantization is None:
         return
     name = {"bnb": "bitsandbytes", "torchao": "torchao"}[quantization.library]
+    extra = {"bnb": "qlora", "torchao": "torchao"}[quantization.library]
     if find_spec(name) is None:
         raise CheckpointError(
-            f"quantization needs {name}, which is not installed. Run `pip install {name}`."
+            f"quantization needs {name}, which is not installed. Run "
+            f"`pip install 'glmtune[{extra}]'`."
         )
 
 

@@ -95,9 +95,10 @@ def start_processes(recipe: RunRecipe) -> Processes:
             known = ", ".join(LOGGER_TYPE_TO_CLASS)
             raise RecipeError(f"output.report_to names {name!r}; accelerate knows {known}.")
         if name not in installed:
+            package = "'glmtune[tensorboard]'" if name == "tensorboard" else name
             raise RecipeError(
                 f"output.report_to names {name!r}, which is not installed. "
-                f"`pip install {name}`, or leave it out."
+                f"`pip install {package}`, or leave it out."
             )
     accelerator = Accelerator(
         # Without a GPU accelerate detects several processes only with cpu=True.

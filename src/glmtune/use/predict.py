@@ -213,7 +213,7 @@ class AnswerFile:
         if changed := self._changed(recorded):
             raise OutputError(
                 f"{self.partial}: holds answers of another run; {', '.join(changed)} changed. "
-                "Repeat that command with --resume, or start over with --overwrite."
+                "Repeat the command that wrote it with --resume, or start over with --overwrite."
             )
         self.lines = lines
 

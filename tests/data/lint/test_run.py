@@ -21,14 +21,13 @@ def test_errors_stop_a_training_run_and_name_the_place_the_check_and_the_remedy(
     with pytest.raises(DataError) as caught:
         refuse_errors(report, lint)
 
-    first, *lines, more, advice = str(caught.value).splitlines()
+    first, *lines, more, remedy, advice = str(caught.value).splitlines()
     assert first == "lint found errors in the rows:"
-    remedy = CHECKS["placeholder"].remedy
     assert lines == [
-        f"{path}:{AT + n}: placeholder: {{{{name}}}} was never filled in. {remedy}"
-        for n in range(5)
+        f"{path}:{AT + n}: placeholder: {{{{name}}}} was never filled in." for n in range(5)
     ]
     assert more == "... 7 errors in all: 7 placeholder"
+    assert remedy == f"placeholder: {CHECKS['placeholder'].remedy}"  # once, not on each line
     assert "lint.errors=report" in advice
     assert "lint.off=[placeholder]" in advice
 

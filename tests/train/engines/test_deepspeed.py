@@ -109,7 +109,9 @@ def test_a_missing_deepspeed_is_reported_before_anything_is_loaded(
     tree["training"]["deepspeed"] = write_zero(tmp_path / "zero.json", 2).partition("=")[2]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
-    with pytest.raises(RecipeError, match=r"not installed. `pip install deepspeed`, or use"):
+    with pytest.raises(
+        RecipeError, match=r"not installed. `pip install 'glmtune\[deepspeed\]'`, or use"
+    ):
         fine_tune(build_recipe(tree))
     with pytest.raises(RecipeError, match=r"nor with training\.fp16"):
         build_recipe(tree, ["training.fp16=true"])

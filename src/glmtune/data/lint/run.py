@@ -62,7 +62,7 @@ def refuse_errors(report: LintReport, section: LintSection) -> None:
         section: `lint` of the recipe.
 
     Raises:
-        DataError: names the first errors, what to do about each, and how to train anyway.
+        DataError: names the first errors, what to do about each check, and how to train anyway.
     """
     errors = [finding for finding in report.findings if finding.severity == "error"]
     if not errors or section.errors == "report":
@@ -72,6 +72,8 @@ def refuse_errors(report: LintReport, section: LintSection) -> None:
         counts = Counter(finding.check for finding in errors)
         by_check = ", ".join(f"{count:,} {check}" for check, count in counts.items())
         lines.append(f"... {len(errors):,} errors in all: {by_check}")
+    for check in dict.fromkeys(finding.check for finding in errors[:SHOWN_ERRORS]):
+        lines.append(f"{check}: {CHECKS[check].remedy}")
     advice = "`glmtune lint` with this recipe shows all of them."
     if ids := list(dict.fromkeys(finding.check for finding in errors if finding.is_usable)):
         advice += (
@@ -82,5 +84,4 @@ def refuse_errors(report: LintReport, section: LintSection) -> None:
 
 
 def _line(finding: Finding) -> str:
-    remedy = CHECKS[finding.check].remedy
-    return f"{finding.place}: {finding.check}: {finding.message.rstrip('.')}. {remedy}"
+    return f"{finding.place}: {finding.check}: {finding.message.rstrip('.')}."

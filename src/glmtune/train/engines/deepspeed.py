@@ -108,7 +108,7 @@ def check_deepspeed(section: TrainingSection, num_processes: int) -> None:
     if find_spec("deepspeed") is None:
         raise RecipeError(
             "training.deepspeed asks for DeepSpeed, which is not installed. `pip install "
-            "deepspeed`, or use training.sharding=fsdp2, which needs nothing more."
+            "'glmtune[deepspeed]'`, or use training.sharding=fsdp2, which needs nothing more."
         )
     read_file(Path(section.deepspeed))
     if num_processes < 2:
