@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
 CPU_TORCH := https://download.pytorch.org/whl/cpu
+PYTEST ?= $(RUN)/python -m pytest
 
-.PHONY: help demo test test-all coverage check lint fix docs install clean
+.PHONY: help demo test test-slow test-all coverage check lint fix docs install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,20 +22,21 @@ demo: install
 	$(RUN)/glmtune demo
 
 test: install
-	$(RUN)/python -m pytest -n 2 -m "not slow and not gpu"
+	$(PYTEST) -n 2 -m "not slow and not gpu"
 
-test-all: install
-	$(RUN)/python -m pytest -n 2 -m "not gpu"
+test-slow: install
+	$(PYTEST) -n 2 -m "slow and not gpu"
+
+test-all: test test-slow
 
 # Child processes and pytest's workers are counted too: see [tool.coverage.run] in pyproject.toml.
 coverage: install
 	$(RUN)/coverage erase
-	$(RUN)/coverage run -m pytest -n 2 -q -m "not gpu"
+	$(MAKE) test-all PYTEST="$(RUN)/coverage run -m pytest"
 	$(RUN)/coverage combine -q
 	$(RUN)/coverage report
 
-check: lint
-	$(RUN)/python -m pytest -n 2 -q -m "not slow and not gpu"
+check: lint test
 
 lint: install
 	$(RUN)/ruff format --check .
