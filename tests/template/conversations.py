@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from glmtune.conversation import Conversation, Message, render_tool_call
-from glmtune.model.chatglm.tokenization_chatglm import SPECIAL_TOKENS
+from glmtune.model.chatglm.chat_format import SPECIAL_TOKENS
 from glmtune.template.base import IGNORE, Example
 
 

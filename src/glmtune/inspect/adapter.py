@@ -95,6 +95,8 @@ def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter of any method, and no complete model."""
     if adapter_folder.is_adapter(folder):
         return True
+    if not (folder / "pytorch_model.bin").is_file():  # the only other kind, a P-Tuning v2 prefix
+        return False
     from glmtune.methods import method  # loads torch
 
     return method.is_adapter(folder)

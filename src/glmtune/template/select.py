@@ -16,6 +16,8 @@ from glmtune.template.chatglm import ChatGLMTemplate
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
+
 
 def template_for(tokenizer: PreTrainedTokenizerBase, layout: Layout = "official") -> Template:
     """Return the template of a tokenizer's family.
@@ -30,18 +32,27 @@ def template_for(tokenizer: PreTrainedTokenizerBase, layout: Layout = "official"
     from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
     if isinstance(tokenizer, ChatGLMTokenizer):
-        if layout in ("official", "tutorial") and (name := _chatglm2_name(tokenizer)):
-            raise TemplateError(
-                f"this is {name}, which has no roles: the {layout} layout is ChatGLM3's. Use "
-                "layout: chatglm2 for dialogues, or plain for text and code."
-            )
-        return ChatGLMTemplate(tokenizer, layout)
+        return chatglm_template(tokenizer, layout)
     if layout != "official":
         raise TemplateError(
             f"the layout {layout!r} is ChatGLM's, but the tokenizer is a "
             f"{type(tokenizer).__name__}, which has its own chat template. Use layout: official."
         )
     return ChatTemplate(tokenizer)
+
+
+def chatglm_template(tokenizer: ChatGLMTokenizer, layout: Layout = "official") -> ChatGLMTemplate:
+    """Return a template of ChatGLM.
+
+    Raises:
+        TemplateError: it is ChatGLM2, which does not have this layout.
+    """
+    if layout in ("official", "tutorial") and (name := _chatglm2_name(tokenizer)):
+        raise TemplateError(
+            f"this is {name}, which has no roles: the {layout} layout is ChatGLM3's. Use "
+            "layout: chatglm2 for dialogues, or plain for text and code."
+        )
+    return ChatGLMTemplate(tokenizer, layout)
 
 
 def _chatglm2_name(tokenizer: PreTrainedTokenizerBase) -> str:

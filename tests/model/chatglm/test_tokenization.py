@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from transformers import AddedToken, DataCollatorForSeq2Seq, DataCollatorWithPadding
 
 from glmtune.errors import TemplateError
-from glmtune.model.chatglm.tokenization_chatglm import SPECIAL_TOKENS, ChatGLMTokenizer
+from glmtune.model.chatglm.chat_format import SPECIAL_TOKENS
+from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.model.chatglm.train_tokenizer import train_tokenizer
 
 IGNORE = -100

@@ -19,6 +19,17 @@ from typing import Any
 from glmtune.conversation import ROLES, Message
 from glmtune.errors import TemplateError
 
+SPECIAL_TOKENS = (  # their ids follow those of the pieces, in this order
+    "[MASK]",
+    "[gMASK]",
+    "[sMASK]",
+    "sop",
+    "eop",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
+)
 PREFIX_TOKENS = ("[gMASK]", "sop")  # in front of every sequence
 
 Part = tuple[str | list[int], bool]

@@ -32,6 +32,7 @@ from glmtune.conversation import ROLES, Message, read_messages
 from glmtune.machine import num_cores
 from glmtune.model.chatglm.chat_format import (
     PREFIX_TOKENS,
+    SPECIAL_TOKENS,
     ChatIds,
     chat_parts,
     chat_text,
@@ -51,17 +52,6 @@ from glmtune.model.chatglm.tokenizer_inputs import (
     texts_of_rows,
 )
 
-SPECIAL_TOKENS = (
-    "[MASK]",
-    "[gMASK]",
-    "[sMASK]",
-    "sop",
-    "eop",
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|observation|>",
-)
 TEXTS_PER_THREAD = 32  # for fewer, starting a thread costs more than it saves
 
 # options of `tokenizer(...)` that ask for something per row beyond its ids

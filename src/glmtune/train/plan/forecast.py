@@ -244,7 +244,8 @@ def converted_bytes(recipe: Recipe, parts: Simulation) -> int | None:
     folder = Path(locate(recipe.model.name_or_path))
     stored = stored_tensors(folder) if folder.is_dir() else {}
     expected: Any = load_config(folder).dtype or torch.float32
-    dtypes = {tensor.dtype for tensor in stored.values() if tensor.ndim > 1} or {expected}
+    matrices = [tensor for tensor in stored.values() if len(tensor.shape) > 1]
+    dtypes = {getattr(torch, tensor.dtype) for tensor in matrices} or {expected}
     section = recipe.adapter
     is_quantized = recipe.model.compute is not None or isinstance(section, QloraSection)
     if not is_quantized and dtypes == {parts.dtype}:
