@@ -272,7 +272,7 @@ def test_held_out_rows_are_evaluated_without_label_smoothing(
 def test_a_loss_of_ones_own_is_not_smoothed(tiny_model_dir: Path, tmp_path: Path) -> None:
     recipe = recipe_for(tiny_model_dir, tmp_path / "x", {}, label_smoothing_factor=0.1)
 
-    with pytest.raises(RecipeError, match="smooths the cross-entropy, and `loss=` gives another"):
+    with pytest.raises(RecipeError, match="smooths the cross-entropy, and `loss=` is another"):
         fine_tune(recipe, loss=lambda logits, targets: logits.sum() + 0 * targets.sum())
 
 
