@@ -84,7 +84,11 @@ def test_a_held_out_loss_that_turned_up_is_warned_of(caplog: pytest.LogCaptureFi
         (["learning_rate=1e-8"], (10_000, 313), "barely learns"),
         (["learning_rate=1e-3", "adapter.method=full"], (10_000, 313), "1e-5 is a good start"),
         (["gradient_accumulation_steps=1"], (10_000, 5000), "a step learns from 2 rows"),
-        (["gradient_accumulation_steps=64"], (100, 15), "asks for 128 rows, but there are only 100"),
+        (
+            ["gradient_accumulation_steps=64"],
+            (100, 15),
+            "asks for 128 rows, but there are only 100",
+        ),
         ([], (64, 2), "2 optimizer steps"),
         ([], (100, 400), "learned about 128 times"),
     ],
