@@ -190,3 +190,14 @@ def test_a_tracker_that_is_named_is_used_once_whether_or_not_it_is_installed() -
     assert named.trackers(set()) == ("tensorboard", "wandb")  # refused later, with its name
     assert nothing.output.trackers({"tensorboard"}) == ()
     assert build_recipe(yaml.safe_load(nothing.to_yaml())) == nothing
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "command"),
+    [("nano-pretrain", Recipe, "glmtune pretrain"), ("nano-chat", PretrainRecipe, "glmtune train")],
+)
+def test_a_recipe_of_the_other_command_is_refused_with_that_command(
+    name: str, kind: type[Recipe] | type[PretrainRecipe], command: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"{name}.*Use `{command}`"):
+        load_recipe(name, kind=kind)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from glmtune.errors import RecipeError
 from glmtune.recipe.methods import METHODS, NOT_OFFERED
-from glmtune.recipe.recipe import AnyRecipe, Recipe, RunRecipe
+from glmtune.recipe.recipe import AnyRecipe, PretrainRecipe, Recipe, RunRecipe
 from glmtune.recipe.shipped import RECIPES, find_recipe
 
 # Names that transformers or peft no longer use, and other common ones -> (section, our name).
@@ -63,7 +63,23 @@ def load_recipe(
             f"{path}: the file is {found}, expected sections "
             f"({', '.join(kind.model_fields)}), each with its keys."
         )
+    _check_kind(tree, path, kind)
     return build_recipe(tree, overrides, source=str(path), kind=kind)
+
+
+def _check_kind(tree: Mapping[str, Any], path: Path, kind: type[RunRecipe]) -> None:
+    """Refuse a recipe of the other command, by a section that only that one has."""
+    others = (
+        (PretrainRecipe, "pre-training", "glmtune pretrain"),
+        (Recipe, "fine-tuning", "glmtune train"),
+    )
+    for other, what, command in others:
+        sections = [name for name in other.model_fields if name not in kind.model_fields]
+        if found := [name for name in sections if name in tree]:
+            raise RecipeError(
+                f"{path}: this is a recipe for {what}: it has the section {found[0]!r}. "
+                f"Use `{command}`."
+            )
 
 
 @overload
