@@ -25,6 +25,7 @@ from glmtune.cli.options import is_first_rank
 from glmtune.cli.plan import plan
 from glmtune.cli.predict import predict
 from glmtune.cli.pretrain import pretrain
+from glmtune.cli.push import push
 from glmtune.cli.report import report
 from glmtune.cli.tokenizer import tokenizer
 from glmtune.cli.train import train
@@ -51,6 +52,7 @@ app.command()(info)
 app.command()(inspect)
 app.command()(lint)
 app.command()(report)
+app.command()(push)
 app.command()(demo)
 app.command()(doctor)
 app.command("convert-recipe")(convert_recipe)

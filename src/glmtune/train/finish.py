@@ -20,6 +20,7 @@ from glmtune.inspect.shown_row import show_row
 from glmtune.methods import method
 from glmtune.prove import liveness
 from glmtune.prove.answers import Answer, Sample, answer_all, answer_limit
+from glmtune.prove.folder_card import rewrite_card
 from glmtune.prove.forgetting import METRIC, check_forgetting, general_loss
 from glmtune.prove.merged import check_merged
 from glmtune.prove.prompts import check_template_agrees
@@ -244,4 +245,6 @@ def write_run_report(training: Training, model: Any, results: ProofResults, seco
         proofs=results.proofs,
         samples=results.samples or None,
     )
-    return write_report(output, facts)
+    page = write_report(output, facts)
+    rewrite_card(output)
+    return page

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import glmtune
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, write_atomically, written_folder
 from glmtune.methods import method
+from glmtune.prove.card import render_card
+from glmtune.prove.folder_card import README, run_facts
 from glmtune.prove.metrics import METRICS, MetricsFile, cut_metrics, read_metrics
 from glmtune.recipe.recipe import RECIPE, RunRecipe
 from glmtune.template.base import Template
@@ -102,87 +103,14 @@ def publish(
         recipe: of the run.
         lines: its metrics.
     """
-    is_adapted = method.is_adapted(model)
+    facts = run_facts(recipe, lines, is_adapter=method.is_adapted(model))
     with written_folder(output / "adapter") as partial:
         method.save(model, partial, template)
         tokenizer.save_pretrained(str(partial))
-        card = adapter_card(recipe, lines) if is_adapted else model_card(recipe, lines)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        (partial / README).write_text(render_card(facts), encoding="utf-8")
     finished = output / "adapter"
     names = sorted(path.name for path in finished.iterdir())
     last = "config.json" if "config.json" in names else "adapter_config.json"
     for name in sorted(names, key=lambda name: name == last):
         (finished / name).replace(output / name)
     finished.rmdir()
-
-
-def _facts(recipe: RunRecipe, lines: Sequence[Mapping[str, Any]]) -> str:
-    """Describe a run in a paragraph."""
-    losses = [line["loss"] for line in lines if line.get("loss") is not None]
-    held_out = [line["eval_loss"] for line in lines if line.get("eval_loss") is not None]
-    unit = "per pair" if recipe.is_preference else "nats per token"
-    facts = [f"Loss: {losses[0]:.4f} at first, {losses[-1]:.4f} at the end ({unit})."]
-    facts += [f"Held-out loss: {held_out[-1]:.4f}, best {min(held_out):.4f}."] if held_out else []
-    return (
-        f"Made by glmtune {glmtune.__version__} from {', '.join(recipe.data.train)}.\n"
-        f"{' '.join(facts)} Every value of the run is in `recipe.yaml`; running that file repeats "
-        "it."
-    )
-
-
-def model_card(recipe: RunRecipe, lines: Sequence[Mapping[str, Any]]) -> str:
-    """Describe a tuned model: its base, its run, its use."""
-    base = recipe.model.name_or_path
-    return f"""---
-base_model: {base}
-library_name: transformers
-tags: [glmtune]
----
-
-# {Path(base).name}, tuned
-
-{_facts(recipe, lines)}
-
-```bash
-glmtune chat THIS_FOLDER
-```
-"""
-
-
-def adapter_card(recipe: RunRecipe, lines: Sequence[Mapping[str, Any]]) -> str:
-    """Describe an adapter: its base, its run, its use."""
-    base = recipe.model.name_or_path
-    is_peft = recipe.adapter.method != "ptuning_v2"
-    return f"""---
-base_model: {base}
-library_name: {"peft" if is_peft else "transformers"}
-tags: [{recipe.adapter.method}, glmtune]
----
-
-# Adapter by {recipe.adapter.method} for {Path(base).name}
-
-{_facts(recipe, lines)}
-
-```bash
-glmtune chat {base} --adapter THIS_FOLDER
-```
-
-```python
-{(_BY_PEFT if is_peft else _BY_US).format(base=base)}
-```
-"""
-
-
-_BY_PEFT = """\
-from peft import PeftModel
-
-from glmtune.model.load import load_model
-
-model = PeftModel.from_pretrained(load_model("{base}"), "THIS_FOLDER")"""
-_BY_US = """\
-from pathlib import Path
-
-from glmtune.methods import method
-from glmtune.model.load import load_model
-
-model = method.load(load_model("{base}"), Path("THIS_FOLDER"))"""

@@ -1,0 +1,180 @@
+"""A model card says what hubs require, in two languages, and names no path of this machine."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from glmtune.prove.card import (
+    License,
+    RunFacts,
+    find_paths,
+    hub_id,
+    is_edited,
+    license_of,
+    render_card,
+    without_paths,
+)
+from glmtune.prove.proof import ALIVE, STOPS, Proof
+from glmtune.recipe.reading import build_recipe
+
+BASE = "zai-org/chatglm3-6b"
+
+
+def facts(**changes: Any) -> RunFacts:
+    recipe = build_recipe(
+        {
+            "model": {"name_or_path": "/home/me/models/chatglm3-6b"},
+            "data": {"train": ["/home/me/rows.json", "silk-road/alpaca-data-gpt4-chinese"]},
+            "adapter": {"method": "lora", "r": 8, "target_modules": ["query_key_value"]},
+            "output": {"dir": "/home/me/out"},
+        }
+    )
+    values: dict[str, Any] = {
+        "base": BASE,
+        "base_name": "chatglm3-6b",
+        "is_adapter": True,
+        "license": license_of(BASE),
+        "recipe": recipe,
+        "lines": [
+            {"step": 1, "loss": 2.5},
+            {"step": 9, "loss": 1.25},
+            {"step": 9, "eval_loss": 1.5},
+        ],
+        "proofs": [Proof(ALIVE, "passed", "28 of 28"), Proof(STOPS, "not run", "")],
+    }
+    return RunFacts(**(values | changes))
+
+
+def front(card: str) -> dict[str, Any]:
+    fields = yaml.safe_load(card.split("---\n")[1])
+    assert isinstance(fields, dict)
+    return fields
+
+
+def test_the_head_of_a_card_names_base_license_and_data_by_their_hub_ids() -> None:
+    fields = front(render_card(facts()))
+
+    assert fields["base_model"] == BASE
+    assert fields["base_model_relation"] == "adapter"
+    assert fields["library_name"] == "peft"
+    assert fields["license"] == "other"
+    assert fields["license_link"].endswith("zai-org/chatglm3-6b/blob/main/MODEL_LICENSE")
+    assert fields["datasets"] == ["silk-road/alpaca-data-gpt4-chinese"]
+    assert fields["language"] == ["zh", "en"]
+
+
+def test_the_hub_library_reads_the_head_without_complaint() -> None:
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(render_card(facts()))
+
+    assert card.data.base_model == BASE
+    assert card.data.license == "other"
+
+
+def test_a_card_has_results_and_proofs_in_english_and_in_chinese() -> None:
+    card = render_card(facts(), "me/support")
+
+    assert "| held-out loss, best | 1.5000 |" in card
+    assert "| 验证损失（最佳） | 1.5000 |" in card
+    assert f"| {ALIVE} | passed: 28 of 28 |" in card
+    assert f"| {ALIVE} | 通过 |" in card
+    assert f"| {STOPS} | not run |" in card
+    assert "hf download me/support --local-dir support" in card
+
+
+def test_a_card_names_no_path_of_this_machine() -> None:
+    proofs = [Proof(ALIVE, "failed", "see /home/me/out/report.html and C:\\Users\\me\\x.json")]
+
+    card = render_card(facts(proofs=proofs, base=None, license=None))
+
+    assert "/home/me" not in card
+    assert "Users" not in card
+    assert "base_model" not in front(card)
+    assert "rows.json" in card
+
+
+def test_a_complete_model_is_a_finetune_of_its_base() -> None:
+    fields = front(render_card(facts(is_adapter=False)))
+
+    assert fields["base_model_relation"] == "finetune"
+    assert fields["library_name"] == "transformers"
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "expected"),
+    [
+        ("zai-org/chatglm3-6b", {}, "zai-org/chatglm3-6b"),
+        ("/models/chatglm3-6b", {"_name_or_path": "THUDM/chatglm3-6b"}, "THUDM/chatglm3-6b"),
+        ("/c/hub/models--zai-org--chatglm3-6b/snapshots/1a", {}, "zai-org/chatglm3-6b"),
+        ("/models/chatglm3-6b", {}, None),
+        ("/models/chatglm3-6b", {"_name_or_path": "/root/x"}, None),
+        ("chatglm3-6b", {}, None),
+        ("nano", {}, "nano"),
+    ],
+)
+def test_the_hub_id_of_a_base_is_found_or_none(
+    name: str, config: dict[str, str], expected: str | None
+) -> None:
+    assert hub_id(name, config) == expected
+
+
+def test_a_folder_with_the_form_of_an_id_is_no_hub_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+
+    assert hub_id("models/chatglm3-6b") is None
+
+
+def test_chatglms_license_is_known_and_that_of_others_is_not() -> None:
+    assert license_of("ZhipuAI/chatglm3-6b-32k") == License(
+        "other",
+        "chatglm3-6b-32k",
+        "https://huggingface.co/zai-org/chatglm3-6b-32k/blob/main/MODEL_LICENSE",
+    )
+    assert license_of("someone/model") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/home/me/x.json",
+        "in ~/models/chatglm3",
+        "model=/root/m/x",
+        '{"a": "/data/rows/a.json#500"}',
+        r"C:\Users\me\a.json",
+        "D:/models/glm",
+        "(/mnt/disk/模型/a)",
+    ],
+)
+def test_absolute_paths_are_found_in_text(text: str) -> None:
+    assert find_paths(text)
+    assert not find_paths(without_paths(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://huggingface.co/zai-org/chatglm3-6b/blob/main/x",
+        "zai-org/chatglm3-6b",
+        "3 km/h and/or 1/2/3",
+        "<|user|> </s>",
+        "rows.json",
+        "a: b",
+    ],
+)
+def test_what_is_no_path_stays(text: str) -> None:
+    assert find_paths(text) == []
+    assert without_paths(text) == text
+
+
+def test_a_card_that_a_person_changed_is_recognized() -> None:
+    card = render_card(facts())
+
+    assert not is_edited(card)
+    assert is_edited(card.replace("Training", "How I trained it"))
+    assert is_edited("# My model\n")
