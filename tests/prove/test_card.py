@@ -68,10 +68,9 @@ def test_the_head_of_a_card_names_base_license_and_data_by_their_hub_ids() -> No
 def test_the_hub_library_reads_the_head_without_complaint() -> None:
     from huggingface_hub import ModelCard
 
-    card = ModelCard(render_card(facts()))
+    read = ModelCard(render_card(facts())).data.to_dict()
 
-    assert card.data.base_model == BASE
-    assert card.data.license == "other"
+    assert (read["base_model"], read["license"]) == (BASE, "other")
 
 
 def test_a_card_has_results_and_proofs_in_english_and_in_chinese() -> None:

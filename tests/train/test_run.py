@@ -112,6 +112,9 @@ def test_a_run_leaves_an_adapter_that_any_peft_user_can_load(
     model = AutoPeftModelForCausalLM.from_pretrained(output)
     assert model.peft_config["default"].r == 4
     assert AutoTokenizer.from_pretrained(output).encode("广州")
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert "## Proofs" in card
+    assert str(tmp_path) not in card
     lines = metrics(output)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert lines[-1]["loss"] < lines[0]["loss"]

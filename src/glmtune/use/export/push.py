@@ -193,7 +193,7 @@ def check_repo(repo: str) -> None:
         OutputError: it is not owner/name.
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo)
