@@ -58,8 +58,10 @@ def test_a_value_that_does_not_fit_is_named_with_its_key() -> None:
         build_recipe(SMALLEST, ["adapter.r=0"])
     with pytest.raises(RecipeError, match=r"data\.overlong is 'cut'"):
         build_recipe(SMALLEST, ["data.overlong=cut"])
-    with pytest.raises(RecipeError, match=r"data\.eval is null.* Leave the key out"):
-        build_recipe(SMALLEST, ["data.eval=null"])
+    with pytest.raises(RecipeError, match=r"data\.layout is null.* Leave the key out"):
+        build_recipe(SMALLEST, ["data.layout=null"])
+    with pytest.raises(RecipeError, match=r"output\.dir is null.* Give a value"):
+        build_recipe(SMALLEST, ["output.dir="])
 
 
 def test_the_error_for_a_missing_key_shows_how_to_set_it() -> None:

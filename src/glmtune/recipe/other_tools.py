@@ -20,8 +20,11 @@ import yaml
 from pydantic import ValidationError
 
 from glmtune.errors import RecipeError
-from glmtune.recipe.reading import RENAMED, build_recipe, keys_of, read_yaml
+from glmtune.recipe.explain import keys_of
+from glmtune.recipe.names import RENAMED
+from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
+from glmtune.recipe.yaml_text import read_yaml
 
 OFFICIAL, LLAMA_FACTORY = "ChatGLM3's finetune_demo", "LLaMA-Factory"
 
@@ -116,7 +119,7 @@ def convert_recipe(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    tree = read_yaml(path, "cannot be read: there is no such file.")
+    tree = read_yaml(path, "cannot be read: there is no such file.").tree
     if not isinstance(tree, dict):
         found = "empty" if tree is None else f"a {type(tree).__name__}"
         raise RecipeError(
