@@ -107,7 +107,7 @@ def test_keys_belong_to_the_method_that_has_them() -> None:
         (["init_lora_weights=piza"], r"adapter\.init_lora_weights"),
         (["loraplus_lr_ratio=0.5"], r"adapter\.loraplus_lr_ratio is 0.5"),
         (["adapter.method=qlora", "model.compute=int8"], "two ways to store the same layers"),
-        (["output.dir=m"], "output.dir is the folder of the model itself"),
+        (["output.dir=m"], r"output.dir \(m\) is the folder of the model itself"),
     ],
 )
 def test_what_cannot_go_together_is_refused_with_the_reason(

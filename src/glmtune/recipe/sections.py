@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from glmtune.recipe.choices import BadRows, Dtype, Layout, Overlong
 from glmtune.recipe.numbers import (
@@ -22,6 +23,8 @@ from glmtune.recipe.numbers import (
     Whole,
     Words,
 )
+
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4_000  # of a name and of a path, for a file system
 
 
 class Section(BaseModel):
@@ -216,6 +219,16 @@ class OutputSection(Section):
     overwrite: bool = False  # replace an earlier run in the folder
     report_to: Words = ("auto",)  # auto: TensorBoard, if installed
     run_name: str | None = None
+
+    @field_validator("dir")
+    @classmethod
+    def _fits_a_file_system(cls, value: str) -> str:
+        content = value.encode()
+        if len(content) > MAX_PATH_BYTES or max(map(len, content.split(b"/"))) > MAX_NAME_BYTES:
+            raise PydanticCustomError(
+                "too_long", "expected a shorter name; no file system takes this one"
+            )
+        return value
 
     @field_validator("report_to", mode="before")
     @classmethod
