@@ -17,7 +17,7 @@ def convert_recipe(
         Path | None, typer.Option("--data-dir", help="Folder of the data sets in FILE.")
     ] = None,
 ) -> None:
-    """Convert a recipe of ChatGLM3's finetune_demo or of LLaMA-Factory to one for glmtune.
+    """Convert a recipe of ChatGLM3's finetune_demo, LLaMA-Factory, ms-swift or Axolotl to ours.
 
     Example: glmtune convert-recipe configs/lora.yaml --model ./chatglm3-6b --data-dir data
     """

@@ -44,7 +44,7 @@ def explain(
         method = None
         if path[:1] == ["adapter"] and len(path) > 1:
             method = path.pop(1)  # the member of the union that pydantic tried
-        path = [part for part in path if "[" not in part]  # members of smaller unions
+        path = path[:2] + [part for part in path[2:] if "[" not in part]  # not members of unions
         where = ".".join(path)
         if where in seen and where:
             continue

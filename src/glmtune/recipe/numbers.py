@@ -47,6 +47,15 @@ def _from_text(text: str) -> int | float:
     return int(digits) if digits.lstrip("+-").isdigit() else float(digits)
 
 
+def number_of(value: Any) -> int | float | None:
+    """Return a number, also from a text that is one; None for everything else."""
+    try:
+        number = _number(value)
+    except PydanticCustomError:
+        return None
+    return number if isinstance(number, int | float) else None
+
+
 def number_or_text(value: Any) -> Any:
     """Read a text as a number if it is one that YAML takes for text, such as 1e-5."""
     if isinstance(value, str) and re.fullmatch(_EXPONENT, value):

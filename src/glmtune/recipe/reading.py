@@ -10,6 +10,7 @@ pydantic's AliasChoices would accept old names of keys too, but silently, and wi
 """
 
 import difflib
+import os.path
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,11 +22,13 @@ from glmtune.errors import RecipeError
 from glmtune.recipe.explain import explain, known_keys, no_section, shown
 from glmtune.recipe.names import RENAMED, did_you_mean, hint
 from glmtune.recipe.plain import as_plain
-from glmtune.recipe.recipe import AnyRecipe, PretrainRecipe, Recipe, RunRecipe
-from glmtune.recipe.shipped import RECIPES, find_recipe
+from glmtune.recipe.recipe import RECIPE, AnyRecipe, PretrainRecipe, Recipe, RunRecipe
+from glmtune.recipe.shipped import FINE_TUNING, RECIPES, find_recipe
+from glmtune.recipe.tools import conversion_command, tool_of
 from glmtune.recipe.yaml_text import YamlError, parse_yaml, read_yaml
 
 Sections = dict[str, Any]
+ROWS_ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst")
 
 
 @overload
@@ -54,6 +57,7 @@ def load_recipe(
         RecipeError: the file cannot be read, a key is unknown or a value is invalid.
     """
     path = find_recipe(path)
+    _check_is_no_data(path)
     document = read_yaml(path, f"there is no such recipe.{_similar_recipe(path.stem)}")
     tree = document.tree
     if not isinstance(tree, dict):
@@ -62,8 +66,26 @@ def load_recipe(
             f"{path}: the file is {found}, expected sections "
             f"({', '.join(kind.model_fields)}), each with its keys."
         )
+    if tool := tool_of(tree):
+        command = conversion_command(path, tree, tool)
+        raise RecipeError(f"{path}: this is a recipe of {tool}. Convert it first: {command}")
     _check_kind(tree, path, kind)
     return _build(tree, overrides, str(path), kind, document.lines)
+
+
+def _check_is_no_data(path: Path) -> None:
+    """Refuse rows or a model where a recipe is expected."""
+    if path.suffix.lower() in ROWS_ENDINGS:
+        raise RecipeError(
+            f"{path}: these are rows, expected a recipe. Name them in one: "
+            f"glmtune train {FINE_TUNING[1]} data.train={path}"
+        )
+    if os.path.isdir(path):
+        inside = path / RECIPE
+        remedy = f"model.name_or_path={path} names a model"
+        if os.path.isfile(inside):
+            remedy = f"{inside} is the recipe of the run in it"
+        raise RecipeError(f"{path}: cannot be read, it is a folder, expected a recipe; {remedy}.")
 
 
 def _check_kind(tree: Mapping[str, Any], path: Path, kind: type[RunRecipe]) -> None:

@@ -49,12 +49,22 @@ class TextSection(Section):
         Names, Field(min_length=1)
     ]  # files, folders or hub ids; `rows.json#500` takes the first 500
     eval: NamesOrNone = ()
-    eval_fraction: Share = 0.0  # held out of `train`
+    # Held out of `train`: a share below 1, or this many rows.
+    eval_fraction: PositiveOrZero = 0.0
     split: str | None = None  # for a data set with several
     columns: dict[str, str] = {}  # our field: column of the file
     layout: Layout = "official"
     max_length: Annotated[int, Whole, Field(gt=0, le=2**21)] = 1024
     bad_rows: BadRows = "fail"
+
+    @field_validator("eval_fraction")
+    @classmethod
+    def _is_a_share_or_a_number(cls, value: float) -> float:
+        if value == 1 or (value > 1 and value != int(value)):
+            raise PydanticCustomError(
+                "no_share", "expected a share less than 1, or a whole number of rows from 2"
+            )
+        return value
 
 
 class ReplaySection(Section):
