@@ -11,6 +11,7 @@ pydantic's AliasChoices would accept old names of keys too, but silently, and wi
 
 import difflib
 import os.path
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,6 +61,8 @@ def load_recipe(
     _check_is_no_data(path)
     document = read_yaml(path, f"there is no such recipe.{_similar_recipe(path.stem)}")
     tree = document.tree
+    if isinstance(tree, list) and path.suffix == ".json":
+        raise RecipeError(_are_rows(path))
     if not isinstance(tree, dict):
         found = "empty" if tree is None else f"a {type(tree).__name__}"
         raise RecipeError(
@@ -76,16 +79,18 @@ def load_recipe(
 def _check_is_no_data(path: Path) -> None:
     """Refuse rows or a model where a recipe is expected."""
     if path.suffix.lower() in ROWS_ENDINGS:
-        raise RecipeError(
-            f"{path}: these are rows, expected a recipe. Name them in one: "
-            f"glmtune train {FINE_TUNING[1]} data.train={path}"
-        )
+        raise RecipeError(_are_rows(path))
     if os.path.isdir(path):
         inside = path / RECIPE
         remedy = f"model.name_or_path={path} names a model"
         if os.path.isfile(inside):
             remedy = f"{inside} is the recipe of the run in it"
         raise RecipeError(f"{path}: cannot be read, it is a folder, expected a recipe; {remedy}.")
+
+
+def _are_rows(path: Path) -> str:
+    command = shlex.join(["glmtune", "train", FINE_TUNING[1], f"data.train={path}"])
+    return f"{path}: these are rows, expected a recipe. Name them in one: {command}"
 
 
 def _check_kind(tree: Mapping[str, Any], path: Path, kind: type[RunRecipe]) -> None:
