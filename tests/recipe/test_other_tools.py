@@ -454,7 +454,7 @@ def test_values_that_conflict_here_are_dropped_with_the_reason(tmp_path: Path) -
         {"ms_hub_url": "a/b", "formatting": "sharegpt", "tags": {"role_tag": "r"}},
         {"file_name": 3, "columns": [], "tags": "x", "formatting": ["alpaca"]},
         {"columns": {"prompt": 3, "response": None}, "subset": {}},
-        {}, [], None, 3, "a.json",
+        {"file_name": "x" * 300}, {}, [], None, 3, "a.json",
     ],
 )  # fmt: skip
 def test_a_register_of_data_sets_may_hold_anything(tmp_path: Path, entry: object) -> None:
@@ -464,6 +464,12 @@ def test_a_register_of_data_sets_may_hold_anything(tmp_path: Path, entry: object
     recipe = recipe_of(convert_recipe(write(tmp_path, tree), data_dir=tmp_path), tmp_path)
 
     assert len(recipe.data.train) == 1
+
+
+def test_names_that_no_file_system_takes_are_no_data_sets(tmp_path: Path) -> None:
+    for more in ({"dataset": "x" * 300}, {"dataset_dir": "x" * 300}):
+        recipe = recipe_of(convert_recipe(write(tmp_path, LLAMA_FACTORY | more)), tmp_path)
+        assert "x" * 300 in recipe.data.train[0]
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{", "\xff", '{"identity": ' * 60])

@@ -99,7 +99,7 @@ def unknown_key(path: Sequence[str], method: str | None, kind: type[RunRecipe]) 
     elif method:
         what, near = f"adapter.method={method}", keys_of("adapter", method, kind)
     else:
-        what, near = "a recipe", keys_of(path[0], None, kind)
+        what, near = "a recipe", _keys_beside(path, kind)
     start = f"{where!r} is not a key of {what}"
     elsewhere = [key for key in known if key.partition(".")[2] == name and key != where]
     if f"adapter.{name}" in known and method:
@@ -117,6 +117,17 @@ def unknown_key(path: Sequence[str], method: str | None, kind: type[RunRecipe]) 
     if elsewhere:
         return f"{start}. It is {' or '.join(elsewhere)}."
     return f"{start}.{did_you_mean(name, near)}"
+
+
+def _keys_beside(path: Sequence[str], kind: type[RunRecipe]) -> list[str]:
+    """List the keys of the section that a key is in, or of a section within it (data.replay)."""
+    inner = [
+        member
+        for field in _fields(path[:2], None, kind)
+        for member in get_args(field.annotation)
+        if len(path) > 2 and hasattr(member, "model_fields")
+    ]
+    return list(inner[0].model_fields) if inner else keys_of(path[0], None, kind)
 
 
 def no_section(section: str, value: Any) -> str:
@@ -167,6 +178,8 @@ def _quoted(path: Sequence[str], given: Any) -> str:
     if not isinstance(given, bool | int | float):
         return ""
     word = _as_word(given)
+    if path[-1].isdigit():  # an entry of a list
+        return f' Put it in quotes: "{word}".'
     return (
         f' Put it in quotes: {path[-1]}: "{word}" in a file, '
         f"'{'.'.join(path)}=\"{word}\"' on the command line."

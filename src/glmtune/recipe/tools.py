@@ -15,6 +15,8 @@ OFFICIAL, LLAMA_FACTORY = "ChatGLM3's finetune_demo", "LLaMA-Factory"
 SWIFT, AXOLOTL = "ms-swift", "Axolotl"
 TOOLS = (OFFICIAL, LLAMA_FACTORY, SWIFT, AXOLOTL)
 
+DEFAULT_MODEL = "zai-org/chatglm3-6b"
+
 _SWIFT_ONLY = {
     "tuner_type", "train_type", "sft_type", "swift_version", "tuner_backend", "model_id_or_path",
     "split_dataset_ratio", "rlhf_type", "val_dataset",
@@ -53,6 +55,6 @@ def conversion_command(path: Path, tree: Mapping[str, Any], tool: str) -> str:
         SWIFT: ("model", "model_id_or_path"),
         AXOLOTL: ("base_model",),
     }.get(tool, ())
-    if not any(isinstance(tree.get(name), str) for name in names):
-        command += ["--model", "./chatglm3-6b"]
+    if tool != OFFICIAL and not any(isinstance(tree.get(name), str) for name in names):
+        command += ["--model", DEFAULT_MODEL]
     return shlex.join(command)

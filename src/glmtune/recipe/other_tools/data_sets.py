@@ -4,6 +4,7 @@ Source: LLaMA-Factory 0.9.5, data/README.md.
 """
 
 import json
+import os.path
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ class DataSets:
     def _guess(self, name: str) -> str:
         """Return the file of this name in the folder; .json if there is none."""
         candidates = [self._folder / f"{name}{ending}" for ending in ENDINGS]
-        found = [path for path in candidates if path.exists()]
+        found = [path for path in candidates if os.path.exists(path)]
         return str(found[0] if found else candidates[0])
 
     def _layout(self, entry: Given) -> Iterator[tuple[str, Any]]:
@@ -128,7 +129,7 @@ def _read_register(path: Path) -> Mapping[str, Any]:
         RecipeError: it is no JSON object, or out of all bounds.
     """
     try:
-        if not path.is_file():
+        if not os.path.isfile(path):
             return {}
         if path.stat().st_size > MAX_BYTES:
             raise RecipeError(f"{path}: more than {MAX_BYTES:,} bytes. Keep the data sets in use.")

@@ -9,6 +9,7 @@ from glmtune.errors import RecipeError
 from glmtune.recipe.explain import keys_of, shown
 from glmtune.recipe.other_tools.converted import Converted, convert_training
 from glmtune.recipe.other_tools.given import Given
+from glmtune.recipe.tools import DEFAULT_MODEL
 
 
 def convert(result: Converted, given: Given, model: str | None, data_dir: Path | None) -> None:
@@ -25,10 +26,10 @@ def convert(result: Converted, given: Given, model: str | None, data_dir: Path |
     """
     folder = data_dir or Path()
     sections = result.sections
-    sections["model"]["name_or_path"] = model or "zai-org/chatglm3-6b"
+    sections["model"]["name_or_path"] = model or DEFAULT_MODEL
     if model is None:
         result.not_converted.append(
-            "the model, an argument of its command: zai-org/chatglm3-6b is used"
+            f"the model, an argument of its command: {DEFAULT_MODEL} is used"
         )
     files = given.section("data_config") or Given({}, result.not_converted)
     for theirs, ours in (("train_file", "train"), ("val_file", "eval")):
