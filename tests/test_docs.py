@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from glmtune.cli.main import app
-from glmtune.recipe.reading import keys_of
+from glmtune.recipe.explain import keys_of
 from glmtune.recipe.recipe import PretrainRecipe, Recipe
 
 ROOT = Path(__file__).parents[1]

@@ -119,13 +119,14 @@ def test_a_window_too_short_to_be_of_use_is_refused(
         encode(path, tiny_tokenizer, max_length=10)
 
 
+@pytest.mark.parametrize("wanted", [0.2, 4])  # a share, and a number
 def test_no_document_is_half_learned_and_half_held_out(
-    tiny_tokenizer: ChatGLMTokenizer, tmp_path: Path
+    tiny_tokenizer: ChatGLMTokenizer, tmp_path: Path, wanted: float
 ) -> None:
     texts = [f"第 {number} 章。{LONG}" for number in range(20)]
     data = encode(write(tmp_path / "a.jsonl", texts), tiny_tokenizer)
 
-    rows, held_out = split_documents(data, 0.2, seed=3)
+    rows, held_out = split_documents(data, wanted, seed=3)
 
     places = [{data.origin(index) for index in chosen.tolist()} for chosen in (rows, held_out)]
     assert len(data) > 40  # so that documents have several windows

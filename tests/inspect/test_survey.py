@@ -30,7 +30,7 @@ def recipe_for(model: Path, rows: Path, **data: Any) -> Recipe:
     tree = {
         "model": {"name_or_path": str(model)},
         "data": {"train": str(rows), "max_length": 60, "bad_rows": "skip", **data},
-        "output": {"dir": "."},
+        "output": {"dir": "out"},
     }
     return build_recipe(tree)
 

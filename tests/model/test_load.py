@@ -231,7 +231,9 @@ def test_the_error_for_a_folder_without_tokenizer_names_what_is_needed(folder: P
 
 
 def test_attention_that_is_not_installed_is_refused(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"'flash_attention_2' cannot be used.*Use sdpa"):
+    with pytest.raises(
+        CheckpointError, match=r"'flash_attention_2' cannot be used.*implementation=packed"
+    ):
         load_model(folder, attn_implementation="flash_attention_2")
 
 

@@ -1,14 +1,19 @@
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from glmtune.cli.main import app
 from glmtune.errors import RecipeError
 from glmtune.recipe.methods import FullSection, LoraSection, QloraSection
 from glmtune.recipe.other_tools import convert_recipe
+from glmtune.recipe.other_tools.converted import Converted
 from glmtune.recipe.reading import load_recipe
+from glmtune.recipe.recipe import Recipe
 
 OFFICIAL: dict[str, Any] = {  # the keys and values of ChatGLM3's finetune_demo/configs/lora.yaml
     "data_config": {
@@ -70,6 +75,13 @@ LLAMA_FACTORY: dict[str, Any] = {
     "warmup_ratio": 0.1,
     "bf16": True,
 }
+
+
+def recipe_of(converted: Converted, tmp_path: Path) -> Recipe:
+    """Read the recipe that was converted, as a user would."""
+    ours = tmp_path / "ours.yaml"
+    ours.write_text(converted.to_yaml("theirs.yaml"), encoding="utf-8")
+    return load_recipe(ours)
 
 
 def write(tmp_path: Path, tree: dict[str, Any]) -> Path:
@@ -223,8 +235,8 @@ def test_what_has_no_counterpart_is_listed(tmp_path: Path) -> None:
     message = "\n".join(converted.not_converted)
 
     assert "lr_scheduler_type: cosine_with_restarts. training.lr_scheduler_type takes:" in message
-    assert "mask_history: True, which has no counterpart here" in message
-    assert "val_size: 300 rows. Set data.eval_fraction" in message
+    assert "mask_history: true, which has no counterpart here" in message
+    assert recipe_of(converted, tmp_path).data.eval_fraction == 300  # so many rows
     assert "the path of data set gone" in message
     written = yaml.safe_load(converted.to_yaml("theirs.yaml"))
     assert written["training"].get("lr_scheduler_type") is None
@@ -248,7 +260,7 @@ def test_what_we_do_not_do_is_refused(tmp_path: Path, change: dict[str, Any], me
 
 def test_a_file_of_no_tool_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="neither a recipe of ChatGLM3's finetune_demo"):
-        convert_recipe(write(tmp_path, {"base_model": "x"}))
+        convert_recipe(write(tmp_path, {"some_model": "x"}))
     with pytest.raises(RecipeError, match="is already a recipe of glmtune"):
         convert_recipe(write(tmp_path, {"model": {}, "data": {}, "output": {}}))
     with pytest.raises(RecipeError, match="expected keys and values"):
@@ -275,3 +287,223 @@ def test_what_is_no_recipe_is_refused_in_a_sentence(
 
     with pytest.raises(RecipeError, match=message):
         convert_recipe(path)
+
+
+SWIFT: dict[str, Any] = {
+    "model": "ZhipuAI/chatglm3-6b",
+    "train_type": "lora",
+    "dataset": ["AI-ModelScope/alpaca-gpt4-data-zh#500", "mine.jsonl"],
+    "split_dataset_ratio": 0.05,
+    "torch_dtype": "bfloat16",
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 1,
+    "learning_rate": "1e-4",
+    "lora_rank": 8,
+    "lora_alpha": 32,
+    "target_modules": "all-linear",
+    "gradient_accumulation_steps": 16,
+    "eval_steps": 50,
+    "save_steps": 50,
+    "save_total_limit": 2,
+    "logging_steps": 5,
+    "max_length": 2048,
+    "output_dir": "output",
+    "system": "You are a helpful assistant.",
+    "warmup_ratio": 0.05,
+    "dataloader_num_workers": 4,
+    "swift_version": "4.6.0",
+}
+AXOLOTL: dict[str, Any] = {
+    "base_model": "zai-org/chatglm3-6b",
+    "load_in_8bit": False,
+    "load_in_4bit": True,
+    "datasets": [{"path": "teknium/GPT4-LLM-Cleaned", "type": "alpaca"}, {"path": "mine.jsonl"}],
+    "val_set_size": 0.05,
+    "output_dir": "./outputs/out",
+    "sequence_len": 2048,
+    "sample_packing": True,
+    "adapter": "qlora",
+    "lora_r": 32,
+    "lora_alpha": 16,
+    "lora_dropout": 0.05,
+    "lora_target_linear": True,
+    "wandb_project": "glm",
+    "gradient_accumulation_steps": 4,
+    "micro_batch_size": 2,
+    "num_epochs": 3,
+    "optimizer": "paged_adamw_8bit",
+    "lr_scheduler": "cosine",
+    "learning_rate": 0.0002,
+    "bf16": "auto",
+    "gradient_checkpointing": True,
+    "warmup_steps": 10,
+    "evals_per_epoch": 4,
+    "saves_per_epoch": 1,
+    "weight_decay": 0.0,
+    "fsdp": None,
+}
+TOOLS = {"official": OFFICIAL, "LLaMA-Factory": LLAMA_FACTORY, "swift": SWIFT, "Axolotl": AXOLOTL}
+
+
+def test_a_recipe_of_swift_means_the_same(tmp_path: Path) -> None:
+    converted = convert_recipe(write(tmp_path, SWIFT))
+    recipe = recipe_of(converted, tmp_path)
+
+    assert recipe.data.train == (
+        *("modelscope://AI-ModelScope/alpaca-gpt4-data-zh#500", "mine.jsonl"),
+    )
+    assert (recipe.data.eval_fraction, recipe.data.max_length) == (0.05, 2048)
+    assert isinstance(recipe.adapter, LoraSection)
+    assert (recipe.adapter.r, recipe.adapter.lora_alpha) == (8, 32)
+    assert recipe.adapter.lora_dropout == 0.05  # its default
+    assert recipe.adapter.target_modules == "all-linear"
+    training = recipe.training
+    assert (training.learning_rate, training.warmup_steps) == (1e-4, 0.05)
+    assert (training.weight_decay, training.adam_beta2) == (0.1, 0.95)  # its defaults
+    assert (training.eval_strategy, training.eval_steps) == ("steps", 50)
+    assert recipe.model.dtype == "bfloat16"
+    assert any(line.startswith("system: You are a helpful") for line in converted.not_converted)
+    assert "swift_version" in converted.not_needed
+
+    full = convert_recipe(write(tmp_path, SWIFT | {"train_type": "full", "learning_rate": None}))
+    assert recipe_of(full, tmp_path).training.learning_rate == 1e-5
+    assert recipe_of(full, tmp_path).training.bf16
+
+
+def test_a_recipe_of_axolotl_means_the_same(tmp_path: Path) -> None:
+    converted = convert_recipe(write(tmp_path, AXOLOTL), data_dir=Path("rows"))
+    recipe = recipe_of(converted, tmp_path)
+
+    assert recipe.data.train == ("teknium/GPT4-LLM-Cleaned", "rows/mine.jsonl")
+    assert isinstance(recipe.adapter, QloraSection)
+    assert (recipe.adapter.r, recipe.adapter.lora_alpha, recipe.adapter.quantization_bit) == (
+        *(32, 16, 4),
+    )
+    training = recipe.training
+    assert (training.per_device_train_batch_size, training.num_train_epochs) == (2, 3)
+    assert (training.optim, training.lr_scheduler_type) == ("adamw_bnb_8bit", "cosine")
+    assert training.eval_strategy == "epoch"
+    assert recipe.output.report_to == ("wandb",)
+    assert recipe.model.dtype == "bfloat16"
+    assert any(line.startswith("evals_per_epoch: 4") for line in converted.not_converted)
+    pairs = recipe_of(convert_recipe(write(tmp_path, AXOLOTL | {"rl": "ipo"})), tmp_path)
+    assert (pairs.preference.stage, pairs.preference.loss) == ("dpo", "ipo")
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("left_out", [(), ("model_name_or_path", "model", "base_model")])
+def test_train_names_the_converter_and_its_command_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: str, left_out: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text("{}", encoding="utf-8")
+    tree = {key: value for key, value in TOOLS[tool].items() if key not in left_out}
+    path = write(tmp_path, tree)
+    if tool == "Axolotl" and left_out:
+        return  # nothing else tells it apart from a list of keys
+
+    with pytest.raises(RecipeError, match=r"this is a recipe of .* Convert it first: ") as refused:
+        load_recipe(path)
+    _, command, *arguments = shlex.split(str(refused.value).partition("first: ")[2])
+    ran = CliRunner().invoke(app, [command, *arguments], catch_exceptions=False)
+
+    assert ran.exit_code == 0, ran.output
+    assert load_recipe("theirs.glmtune.yaml").data.train
+
+
+def test_what_once_had_no_counterpart_has_one(tmp_path: Path) -> None:
+    more = {
+        "early_stopping_steps": 3,
+        "val_size": 0.1,
+        "use_swanlab": True,
+        "swanlab_run_name": "mine",
+        "optim": "adamw_8bit",
+        "max_grad_norm": 0,
+        "save_total_limit": 0,
+    }
+
+    recipe = recipe_of(convert_recipe(write(tmp_path, LLAMA_FACTORY | more)), tmp_path)
+
+    assert recipe.training.early_stopping_patience == 3
+    assert recipe.output.report_to == ("swanlab",)
+    assert recipe.output.run_name == "mine"
+    assert recipe.training.optim == "adamw_bnb_8bit"
+    assert (recipe.training.max_grad_norm, recipe.training.save_total_limit) == (None, None)
+
+
+def test_values_that_conflict_here_are_dropped_with_the_reason(tmp_path: Path) -> None:
+    more = {"early_stopping_steps": 3, "output_dir": ".", "use_dora": True, "pissa_init": True}
+
+    converted = convert_recipe(write(tmp_path, LLAMA_FACTORY | more))
+    recipe = recipe_of(converted, tmp_path)
+    listed = "\n".join(converted.not_converted)
+
+    assert recipe.training.early_stopping_patience is None
+    assert "early_stopping_patience: 3. training.early_stopping_patience needs held-out" in listed
+    assert recipe.output.dir == "out/converted"
+    assert "dir: .. output.dir (.) is not a folder with a name" in listed
+    assert "peft cannot save the two as one adapter" in listed
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"file_name": "a.json", "num_samples": 5, "split": "train"},
+        {"hf_hub_url": "a/b", "columns": {"prompt": "q", "response": "a", "images": "i"}},
+        {"ms_hub_url": "a/b", "formatting": "sharegpt", "tags": {"role_tag": "r"}},
+        {"file_name": 3, "columns": [], "tags": "x", "formatting": ["alpaca"]},
+        {"columns": {"prompt": 3, "response": None}, "subset": {}},
+        {"file_name": "x" * 300}, {}, [], None, 3, "a.json",
+    ],
+)  # fmt: skip
+def test_a_register_of_data_sets_may_hold_anything(tmp_path: Path, entry: object) -> None:
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"identity": entry}), encoding="utf-8")
+    tree = LLAMA_FACTORY | {"dataset": "identity", "max_samples": None}
+
+    recipe = recipe_of(convert_recipe(write(tmp_path, tree), data_dir=tmp_path), tmp_path)
+
+    assert len(recipe.data.train) == 1
+
+
+def test_names_that_no_file_system_takes_are_no_data_sets(tmp_path: Path) -> None:
+    for more in ({"dataset": "x" * 300}, {"dataset_dir": "x" * 300}):
+        recipe = recipe_of(convert_recipe(write(tmp_path, LLAMA_FACTORY | more)), tmp_path)
+        assert "x" * 300 in recipe.data.train[0]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{", "\xff", '{"identity": ' * 60])
+def test_a_register_that_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dataset_info.json").write_text(text, encoding="latin-1")
+
+    with pytest.raises(RecipeError, match=r"dataset_info\.json: "):
+        convert_recipe(write(tmp_path, LLAMA_FACTORY), data_dir=tmp_path)
+
+
+def test_the_columns_of_a_registered_data_set_are_taken_over(tmp_path: Path) -> None:
+    entry = {"file_name": "a.json", "columns": {"prompt": "q", "response": "a"}, "num_samples": 5}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}), encoding="utf-8")
+    tree = LLAMA_FACTORY | {"dataset": "mine", "max_samples": None}
+
+    data = recipe_of(convert_recipe(write(tmp_path, tree), data_dir=tmp_path), tmp_path).data
+
+    assert data.train == (f"{tmp_path}/a.json#5",)
+    assert (data.format, data.columns) == ("alpaca", {"instruction": "q", "output": "a"})
+
+
+@pytest.mark.parametrize("key", ["training_args", "peft_config", "data_config"])
+@pytest.mark.parametrize("value", [{}, None, [], 3, "x", [{}]])
+def test_an_official_recipe_with_an_empty_or_wrong_mapping_ends_in_a_sentence(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    path = write(tmp_path, OFFICIAL | {key: value})
+    if key == "peft_config" and value is not None:
+        with pytest.raises(RecipeError, match=r"theirs\.yaml: peft_config is .*expected its keys"):
+            convert_recipe(path)
+        return
+
+    converted = convert_recipe(path)
+
+    assert recipe_of(converted, tmp_path)
+    is_listed = any(line.startswith(f"{key}: ") for line in converted.not_converted)
+    assert is_listed == (value is not None and not isinstance(value, dict))

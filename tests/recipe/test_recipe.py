@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,10 @@ def test_a_value_that_does_not_fit_is_named_with_its_key() -> None:
         build_recipe(SMALLEST, ["adapter.r=0"])
     with pytest.raises(RecipeError, match=r"data\.overlong is 'cut'"):
         build_recipe(SMALLEST, ["data.overlong=cut"])
-    with pytest.raises(RecipeError, match=r"data\.eval is null.* Leave the key out"):
-        build_recipe(SMALLEST, ["data.eval=null"])
+    with pytest.raises(RecipeError, match=r"data\.layout is null.* Leave the key out"):
+        build_recipe(SMALLEST, ["data.layout=null"])
+    with pytest.raises(RecipeError, match=r"output\.dir is null.* Give a value"):
+        build_recipe(SMALLEST, ["output.dir="])
 
 
 def test_the_error_for_a_missing_key_shows_how_to_set_it() -> None:
@@ -105,7 +108,7 @@ def test_keys_belong_to_the_method_that_has_them() -> None:
         (["init_lora_weights=piza"], r"adapter\.init_lora_weights"),
         (["loraplus_lr_ratio=0.5"], r"adapter\.loraplus_lr_ratio is 0.5"),
         (["adapter.method=qlora", "model.compute=int8"], "two ways to store the same layers"),
-        (["output.dir=m"], "output.dir is the folder of the model itself"),
+        (["output.dir=m"], r"output.dir \(m\) is the folder of the model itself"),
     ],
 )
 def test_what_cannot_go_together_is_refused_with_the_reason(
@@ -201,3 +204,35 @@ def test_a_recipe_of_the_other_command_is_refused_with_that_command(
 ) -> None:
     with pytest.raises(RecipeError, match=f"{name}.*Use `{command}`"):
         load_recipe(name, kind=kind)
+
+
+@pytest.mark.parametrize("name", ["my rows.json", "rows.jsonl", "rows.csv", "rows.parquet"])
+def test_rows_in_place_of_a_recipe_are_answered_with_a_command(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text('[{"instruction": "a", "output": "b"}]', encoding="utf-8")
+
+    with pytest.raises(RecipeError, match="these are rows, expected a recipe") as refused:
+        load_recipe(path)
+    _, _, recipe, change = shlex.split(str(refused.value).partition("in one: ")[2])
+    assert load_recipe(recipe, [change]).data.train == (str(path),)
+
+
+def test_a_folder_in_place_of_a_recipe_is_answered_by_what_it_holds(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"is a folder, .* model\.name_or_path=.* names a model"):
+        load_recipe(tmp_path)
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(RecipeError, match=r"recipe\.yaml is the recipe of the run in it"):
+        load_recipe(tmp_path)
+
+
+def test_names_that_no_file_system_takes_are_no_recipes() -> None:
+    for name in ("x" * 300, "x" * 5_000, "a\0b"):
+        with pytest.raises(RecipeError, match=r"cannot be read|no such recipe"):
+            load_recipe(name)
+
+
+@pytest.mark.parametrize("value", ["1", "1.0", "1.5", "-0.1", "2.5"])
+def test_held_out_rows_are_a_share_or_a_number(value: str) -> None:
+    with pytest.raises(RecipeError, match=r"data\.eval_fraction is"):
+        build_recipe(SMALLEST, [f"eval_fraction={value}"])
+    assert build_recipe(SMALLEST, ["eval_fraction=300"]).data.eval_fraction == 300

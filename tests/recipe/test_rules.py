@@ -18,6 +18,18 @@ from glmtune.recipe.rules import (
 )
 
 RECIPES_PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
+
+
+@pytest.fixture(autouse=True)
+def _somebodys_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder and the home of which the examples speak."""
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.json").write_text("[]", encoding="utf-8")
+    (tmp_path / "notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+
+
 VALID = {
     "model": {"name_or_path": "m"},
     "data": {"train": "rows.json"},
@@ -115,3 +127,80 @@ def test_a_rule_covers_its_other_combinations_too(overrides: list[str]) -> None:
 )
 def test_what_goes_together_is_accepted(overrides: list[str]) -> None:
     assert build_recipe(VALID, overrides)
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [".", "", "..", "/", "./", "out/..", "~", "~/run", "/home/me", "/home", "/home/me/",
+     "notes.txt/a/b", "rows", "rows/../rows", "model", "model/out", "link", "x" * 300,
+     "a/" * 2_500],
+)  # fmt: skip
+def test_a_run_does_not_write_where_something_else_lives(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "link").symlink_to("rows")
+    tree = VALID | {"model": {"name_or_path": "model"}, "data": {"train": "rows/train.json#5"}}
+
+    with pytest.raises(RecipeError, match=r"output\.dir") as refused:
+        build_recipe(tree, [f'output.dir="{folder}"'])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["data.train=rows", "output.dir=rows/out"],
+        ["data.eval=rows/train.json", "output.dir=rows"],
+        ["data.replay.path=rows/train.json", "output.dir=rows"],
+        ["checks.general_rows=rows/train.json", "output.dir=rows"],
+    ],
+)
+def test_every_data_file_is_kept_apart_from_the_output(changes: list[str]) -> None:
+    with pytest.raises(RecipeError, match=r"output\.dir .* holds the data, or lies in"):
+        build_recipe(VALID, changes)
+
+
+@pytest.mark.parametrize(
+    "folder", ["out", "rows2", "rows/out", "/home/me/out", "out.d/../new", "ä/中"]
+)
+def test_a_folder_of_its_own_is_accepted_also_beside_the_data(folder: str) -> None:
+    assert build_recipe(VALID, ["data.train=rows/train.json", f"output.dir={folder}"])
+    assert build_recipe(VALID, ["model.name_or_path=zai-org/chatglm3-6b", "output.dir=zai-org"])
+
+
+KEY = r"\b(?:model|data|adapter|training|checks|output|preference|objective)\.\w+"
+VALUES = {  # for a remedy that names a key without a value
+    "data.eval": "held_out.json",
+    "data.eval_fraction": "0.1",
+    "adapter.target_modules": "[query_key_value]",
+    "adapter.trainable_modules": "[output_layer]",
+    "adapter.prompt_tuning_init_text": "text",
+}
+
+
+def remedies(rule: Rule[Any], message: str) -> list[list[str]]:
+    """List what a message says to do, each as the changed overrides of its example."""
+    found = []
+    for advice in re.split(r"[.;:]\s+|\bor\b", message):
+        wanted = re.search(r"\b(use|give|write)\b.*", advice, re.IGNORECASE)
+        if wanted:
+            for key, given in re.findall(rf"({KEY})(?:=([^\s,.]+))?", wanted[0]):
+                if value := given or VALUES.get(key, ""):
+                    kept = [each for each in rule.example if not each.startswith(f"{key}=")]
+                    found.append([*kept, f"{key}={value}"])
+    if "eave" in message or "eep" in message or "neither" in message:
+        for left_out in rule.example:
+            found.append([each for each in rule.example if each != left_out])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"), RULES, ids=lambda each: "+".join(getattr(each, "example", []))
+)
+def test_who_follows_a_rules_remedy_gets_further(rule: Rule[Any], kind: type[RunRecipe]) -> None:
+    message = _refusal(list(rule.example), kind)
+    tried = remedies(rule, message)
+
+    assert tried, f"no remedy found in {message!r}"
+    after = [_refusal(overrides, kind) for overrides in tried]
+    assert all(each != message for each in after)
+    assert "" in after, f"nothing that {message!r} says makes the recipe valid: {after}"

@@ -105,3 +105,34 @@ def test_each_method_has_its_own_sane_learning_rates() -> None:
     assert (
         find_disproportions(adapter, 10_000, 313) == find_disproportions(weights, 10_000, 313) == []
     )
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 12, 40, 1_000])
+@pytest.mark.parametrize("batch", [1, 2, 8])
+@pytest.mark.parametrize("accumulation", [1, 2, 16])
+def test_advice_about_the_size_of_a_step_is_no_contradiction_and_ends(
+    num_rows: int, batch: int, accumulation: int
+) -> None:
+    """Who lowers what is to be lowered, and raises what is to be raised, gets further."""
+    seen = set()
+    while (batch, accumulation) not in seen:
+        seen.add((batch, accumulation))
+        sizes = [
+            f"per_device_train_batch_size={batch}",
+            f"gradient_accumulation_steps={accumulation}",
+        ]
+        steps = 3 * -(-num_rows // (batch * accumulation))
+        said = "; ".join(find_disproportions(recipe(*sizes), num_rows, steps))
+        lower, higher = "lower gradient_accumulation_steps" in said, "raise gradient_acc" in said
+        assert not (lower and higher)
+        assert not (lower and accumulation == 1)
+        if higher:
+            accumulation = int(said.partition(") to ")[2].split()[0])
+        elif lower:
+            accumulation -= 1
+        elif "lower per_device_train_batch_size" in said:
+            assert batch > 1
+            batch -= 1
+        else:
+            return
+    raise AssertionError(f"the advice goes round in a circle: {sorted(seen)}")

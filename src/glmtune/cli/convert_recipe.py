@@ -1,5 +1,7 @@
 """`glmtune convert-recipe`."""
 
+import os.path
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +19,7 @@ def convert_recipe(
         Path | None, typer.Option("--data-dir", help="Folder of the data sets in FILE.")
     ] = None,
 ) -> None:
-    """Convert a recipe of ChatGLM3's finetune_demo or of LLaMA-Factory to one for glmtune.
+    """Convert a recipe of ChatGLM3's finetune_demo, LLaMA-Factory, ms-swift or Axolotl to ours.
 
     Example: glmtune convert-recipe configs/lora.yaml --model ./chatglm3-6b --data-dir data
     """
@@ -26,7 +28,7 @@ def convert_recipe(
     from glmtune.recipe import other_tools
 
     output = output or Path(f"{file.stem}.glmtune.yaml")
-    if output.exists():
+    if os.path.exists(output):
         raise OutputError(f"{output}: already exists. Choose another name: --output FILE.")
     converted = other_tools.convert_recipe(file, model=model, data_dir=data_dir)
     write_atomically(output, converted.to_yaml(str(file)))
@@ -35,4 +37,4 @@ def convert_recipe(
         typer.echo(f"not converted: {line}.")
     if converted.not_needed:
         typer.echo(f"not needed here: {', '.join(converted.not_needed)}")
-    typer.echo(f"Train:  glmtune train {output}")
+    typer.echo(f"Train:  {shlex.join(['glmtune', 'train', str(output)])}")

@@ -21,7 +21,7 @@ from glmtune.cli.doctor import doctor
 from glmtune.cli.info import info
 from glmtune.cli.inspect import inspect
 from glmtune.cli.lint import lint
-from glmtune.cli.options import is_first_rank
+from glmtune.cli.options import QuietAnywhere, is_first_rank
 from glmtune.cli.plan import plan
 from glmtune.cli.predict import predict
 from glmtune.cli.pretrain import pretrain
@@ -36,6 +36,7 @@ DESCRIPTION = "Fine-tune ChatGLM3-6B and similar models: train an adapter, inspe
 
 app = typer.Typer(
     name="glmtune",
+    cls=QuietAnywhere,
     help=DESCRIPTION,
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -2,14 +2,17 @@
 
 import json
 import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from glmtune.errors import RecipeError
 from glmtune.recipe.choices import Dtype, Layout
+from glmtune.recipe.names import HINTS
 from glmtune.recipe.shipped import FINE_TUNING, PRETRAINING, is_recipe
 
 if TYPE_CHECKING:
@@ -87,6 +90,48 @@ def is_first_rank() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+class QuietAnywhere(TyperGroup):
+    """A group of commands whose `--quiet` may come after the command too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Move `--quiet` to the front, where the group reads it."""
+        end = args.index("--") if "--" in args else len(args)
+        quiet = [word for word in args[:end] if word in ("--quiet", "-q")]
+        others = [word for word in args[:end] if word not in ("--quiet", "-q")]
+        return super().parse_args(ctx, [*quiet[:1], *others, *args[end:]])
+
+
+def changes_of(command: str, recipe: Path, arguments: Sequence[str]) -> list[str]:
+    """Return the changes of a recipe as `key=value`.
+
+    Args:
+        command: its name, such as `train`.
+        recipe: the first argument.
+        arguments: all that follow it.
+
+    Raises:
+        RecipeError: an option stands where the recipe is expected, or an argument is no change.
+    """
+    if not str(recipe).startswith("-"):
+        return as_overrides(list(arguments))
+    words = [str(recipe), *arguments]
+    given = next((word for word in words if is_recipe(word)), None)
+    changes = as_overrides([word for word in words if word != given])
+    known = [_with_our_name(change) for change in changes]
+    shown = shlex.join(["glmtune", command, given or EXAMPLE_RECIPES[command], *known])
+    raise RecipeError(
+        f"{str(recipe)!r}: expected a recipe as the first argument, then its changes: {shown}"
+    )
+
+
+EXAMPLE_RECIPES = {"train": FINE_TUNING[1], "plan": FINE_TUNING[1], "pretrain": PRETRAINING[0]}
+
+
+def _with_our_name(change: str) -> str:
+    name, equals, value = change.partition("=")
+    return f"{HINTS.get(name, name)}{equals}{value}"
+
+
 def as_overrides(arguments: list[str]) -> list[str]:
     """Turn `--key value`, `--key=value` and `key=value` all into `key=value`.
 
@@ -104,13 +149,18 @@ def as_overrides(arguments: list[str]) -> list[str]:
             overrides.append(f"{waiting}=true")
             waiting = None
         if argument.startswith("--"):
-            name = argument[2:]
-            if "=" in name:
-                overrides.append(name)
+            name, equals, value = argument[2:].partition("=")
+            name = name.replace("-", "_")
+            if equals:
+                overrides.append(f"{name}={value}")
             else:
                 waiting = name
         elif "=" in argument:
             overrides.append(argument)
+        elif "＝" in argument:
+            raise RecipeError(
+                f"{argument!r}: has the full-width '＝'. Write {argument.replace('＝', '=')}"
+            )
         else:
             raise RecipeError(
                 f"{argument!r}: expected KEY=VALUE or --key VALUE after the recipe, "

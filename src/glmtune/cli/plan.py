@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glmtune.cli.options import AsJson, Overrides, RecipeArgument, as_overrides
+from glmtune.cli.options import AsJson, Overrides, RecipeArgument, changes_of
 from glmtune.cli.printing import Lines, print_json, print_lines, print_wide
 from glmtune.gc_pause import loading
 from glmtune.units import duration, readable
@@ -39,7 +39,8 @@ def plan(
     """
     from glmtune.recipe.reading import load_recipe
 
-    resolved = load_recipe(recipe, as_overrides([*(overrides or []), *context.args]))
+    changes = changes_of("plan", recipe, [*(overrides or []), *context.args])
+    resolved = load_recipe(recipe, changes)
 
     with loading():
         from glmtune.train.plan.forecast import make_plan

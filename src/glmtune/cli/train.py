@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glmtune.cli.options import Overrides, RecipeArgument, Resume, as_overrides, is_first_rank
+from glmtune.cli.options import Overrides, RecipeArgument, Resume, changes_of, is_first_rank
 from glmtune.cli.printing import print_stopped, training_line
 from glmtune.gc_pause import loading
 
@@ -33,7 +33,7 @@ def train(
     from glmtune.recipe.reading import load_recipe
     from glmtune.train.run_folder import check_folder
 
-    changes = as_overrides([*(overrides or []), *context.args])
+    changes = changes_of("train", recipe, [*(overrides or []), *context.args])
     resolved = load_recipe(recipe, changes)
     if is_first_rank():  # before torch loads, and before other ranks can see files of this run
         output = Path(resolved.output.dir)

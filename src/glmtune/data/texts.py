@@ -162,7 +162,7 @@ def split_documents(
 
     Args:
         data: windows of texts.
-        held_out: a share of the documents; never less than one.
+        held_out: a share of the documents below 1, or how many; never less than one.
         seed: decides which.
 
     Returns:
@@ -173,7 +173,8 @@ def split_documents(
     of_window = np.array([documents[place] for place in places])
     chosen = np.zeros(len(documents), dtype=bool)
     order = np.random.default_rng(seed).permutation(len(documents))
-    chosen[order[: max(1, round(held_out * len(documents)))]] = True
+    num_held_out = round(held_out * len(documents) if held_out < 1 else held_out)
+    chosen[order[: max(1, num_held_out)]] = True
     is_held_out = chosen[of_window]
     return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 

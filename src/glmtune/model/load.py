@@ -173,7 +173,8 @@ def load_model(
     except ImportError as error:
         raise CheckpointError(
             f"attention {attn_implementation!r} cannot be used here: {first_lines(error)} "
-            "Use sdpa, which needs nothing more."
+            "In a recipe use model.attn_implementation=packed, which needs nothing more. Use sdpa "
+            "in Python."
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
         reason = find_damaged_file(Path(name)) or first_lines(error)

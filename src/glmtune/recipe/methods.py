@@ -1,59 +1,84 @@
 """One section per tuning method; `adapter.method` chooses."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    Discriminator,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Tag,
-    field_validator,
-)
+from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic_core import PydanticCustomError
 
-from glmtune.recipe.sections import Names, Section
+from glmtune.recipe.numbers import (
+    LayerNumber,
+    Positive,
+    Seed,
+    Share,
+    Size,
+    Whole,
+    Words,
+)
+from glmtune.recipe.sections import Section
 
 
 class PeftSection(Section):
     """Keys of every method by which peft adapts chosen layers."""
 
     target_modules: tuple[str, ...] | Literal["all-linear"] | None = None  # None: peft's choice
-    modules_to_save: Names = ()  # trained in full and saved with the adapter
+    modules_to_save: Words = ()  # trained in full and saved with the adapter
     name_or_path: str | None = None  # a folder with an adapter to start from
 
     @field_validator("target_modules", mode="before")
     @classmethod
-    def _name_is_names(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) and value != "all-linear" else value
+    def _names_or_all(cls, value: Any) -> Any:
+        if value is None or value == "all-linear":
+            return value
+        if isinstance(value, str):  # also "query_key_value,dense"
+            value = [word.strip() for word in value.split(",") if word.strip()]
+        is_list = isinstance(value, list | tuple) and bool(value)
+        if not is_list or not all(isinstance(name, str) for name in value):
+            raise PydanticCustomError(
+                "no_modules",
+                "expected names of layers, such as [query_key_value, dense], or all-linear",
+            )
+        return value
 
 
-INITIALIZATIONS = r"^(gaussian|olora|pissa|pissa_niter_[0-9]+)$"
+INITIALIZATIONS = r"^(gaussian|olora|pissa|pissa_niter_[0-9]{1,4})$"
 
 
 class LoraSection(PeftSection):
     """Which weights get a low-rank update, and how large (https://arxiv.org/abs/2106.09685)."""
 
     method: Literal["lora"] = "lora"
-    r: PositiveInt = 8
-    lora_alpha: PositiveFloat = 16.0  # the update is scaled by lora_alpha / r
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    layers_to_transform: tuple[NonNegativeInt, ...] | None = None  # None: all
+    r: Size = 8
+    lora_alpha: Positive = 16.0  # the update is scaled by lora_alpha / r
+    lora_dropout: Share = 0.0
+    layers_to_transform: tuple[LayerNumber, ...] | None = None  # None: all
     # r and lora_alpha of single layers, by the end of their names.
-    rank_pattern: dict[str, PositiveInt] = Field(default_factory=dict)
-    alpha_pattern: dict[str, PositiveFloat] = Field(default_factory=dict)
+    rank_pattern: dict[str, Size] = Field(default_factory=dict)
+    alpha_pattern: dict[str, Positive] = Field(default_factory=dict)
     bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool = False
     use_dora: bool = False
     # PiSSA and OLoRA initialize A and B from the weights (see docs/recipes.md).
     init_lora_weights: Literal[True] | Annotated[str, Field(pattern=INITIALIZATIONS)] = True
-    loraplus_lr_ratio: Annotated[float, Field(ge=1)] | None = None  # learning rate of B / that of A
+    loraplus_lr_ratio: Annotated[Positive, Field(ge=1)] | None = (
+        None  # learning rate of B / that of A
+    )
 
     @field_validator("layers_to_transform", mode="before")
     @classmethod
     def _one_is_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, int) else value
+
+    @field_validator("init_lora_weights", mode="before")
+    @classmethod
+    def _is_an_initialization(cls, value: Any) -> Any:
+        if value is True or (isinstance(value, str) and re.match(INITIALIZATIONS, value)):
+            return value
+        raise PydanticCustomError(
+            "no_initialization",
+            "expected true, gaussian, olora, pissa or pissa_niter_4 (with any number)",
+        )
 
     @property
     def takes_from_base(self) -> bool:
@@ -65,7 +90,7 @@ class QloraSection(LoraSection):
     """LoRA over weights quantized to few bits (https://arxiv.org/abs/2305.14314)."""
 
     method: Literal["qlora"] = "qlora"  # type: ignore[assignment]
-    quantization_bit: Literal[4, 8] = 4  # 4 is NF4
+    quantization_bit: Annotated[Literal[4, 8], Whole] = 4  # 4 is NF4
     quantization_method: Literal["bnb", "torchao"] = "bnb"
     double_quantization: bool = True  # quantize the scales of 4-bit blocks too
 
@@ -85,10 +110,10 @@ class VeraSection(PeftSection):
     """
 
     method: Literal["vera"] = "vera"
-    r: PositiveInt = 256  # of frozen matrices, so it may be large
-    vera_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    d_initial: PositiveFloat = 0.1
-    projection_prng_key: NonNegativeInt = 0  # seed of the random matrices
+    r: Size = 256  # of frozen matrices, so it may be large
+    vera_dropout: Share = 0.0
+    d_initial: Positive = 0.1
+    projection_prng_key: Seed = 0  # seed of the random matrices
 
 
 class OftSection(PeftSection):
@@ -98,15 +123,15 @@ class OftSection(PeftSection):
     """
 
     method: Literal["oft"] = "oft"
-    oft_block_size: PositiveInt = 32  # must divide the inputs of every adapted layer
-    module_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    oft_block_size: Size = 32  # must divide the inputs of every adapted layer
+    module_dropout: Share = 0.0
 
 
 class PromptSection(Section):
     """Keys of every method by which peft puts virtual tokens before each row."""
 
     method: Literal["prompt_tuning", "p_tuning", "prefix_tuning"]
-    num_virtual_tokens: PositiveInt = 20
+    num_virtual_tokens: Size = 20
 
 
 class PromptTuningSection(PromptSection):
@@ -122,7 +147,7 @@ class PTuningSection(PromptSection):
     """An MLP computes the virtual tokens (https://arxiv.org/abs/2103.10385)."""
 
     method: Literal["p_tuning"] = "p_tuning"
-    encoder_hidden_size: PositiveInt | None = None  # of the MLP; None: as wide as the model
+    encoder_hidden_size: Size | None = None  # of the MLP; None: as wide as the model
 
 
 class PrefixTuningSection(PromptSection):
@@ -130,7 +155,7 @@ class PrefixTuningSection(PromptSection):
 
     method: Literal["prefix_tuning"] = "prefix_tuning"
     prefix_projection: bool = False  # an MLP makes them; many more numbers are trained
-    encoder_hidden_size: PositiveInt | None = None  # of the MLP; None: as wide as the model
+    encoder_hidden_size: Size | None = None  # of the MLP; None: as wide as the model
 
 
 class PtuningV2Section(Section):
@@ -140,7 +165,7 @@ class PtuningV2Section(Section):
     """
 
     method: Literal["ptuning_v2"] = "ptuning_v2"
-    pre_seq_len: PositiveInt = 128
+    pre_seq_len: Size = 128
     prefix_projection: bool = False  # an MLP makes them; many more numbers are trained
 
 
@@ -154,8 +179,8 @@ class FreezeSection(Section):
     """Some weights of the model are trained; a complete model is saved."""
 
     method: Literal["freeze"] = "freeze"
-    trainable_layers: NonNegativeInt = 0  # this many decoder layers, from the last
-    trainable_modules: Names = ()  # and modules with one of these names
+    trainable_layers: LayerNumber = 0  # this many decoder layers, from the last
+    trainable_modules: Words = ()  # and modules with one of these names
 
 
 class NoneSection(Section):

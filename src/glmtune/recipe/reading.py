@@ -1,33 +1,35 @@
 """Read a recipe from YAML, apply `key=value` overrides, and explain invalid ones.
 
+    text             yaml_text.py   bounded, every key once
+    plain values     plain.py       of programs too
+    sections         this file      keys without their section, old names, overrides
+    a recipe         recipe.py      types, bounds, rules between keys
+    or an error      explain.py     a sentence for each key
+
 pydantic's AliasChoices would accept old names of keys too, but silently, and within one section.
 """
 
 import difflib
+import os.path
+import shlex
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, overload
+from typing import Any, overload
 
-import yaml
 from pydantic import ValidationError
 
 from glmtune.errors import RecipeError
-from glmtune.recipe.methods import METHODS, NOT_OFFERED
-from glmtune.recipe.recipe import AnyRecipe, PretrainRecipe, Recipe, RunRecipe
-from glmtune.recipe.shipped import RECIPES, find_recipe
+from glmtune.recipe.explain import explain, known_keys, no_section, shown
+from glmtune.recipe.names import RENAMED, did_you_mean, hint
+from glmtune.recipe.plain import as_plain
+from glmtune.recipe.recipe import RECIPE, AnyRecipe, PretrainRecipe, Recipe, RunRecipe
+from glmtune.recipe.shipped import FINE_TUNING, RECIPES, find_recipe
+from glmtune.recipe.tools import conversion_command, tool_of
+from glmtune.recipe.yaml_text import YamlError, parse_yaml, read_yaml
 
-# Names that transformers or peft no longer use, and other common ones -> (section, our name).
-RENAMED: Mapping[str, tuple[str, str]] = {
-    "model_name_or_path": ("model", "name_or_path"),
-    "adapter_name_or_path": ("adapter", "name_or_path"),
-    "torch_dtype": ("model", "dtype"),
-    "evaluation_strategy": ("training", "eval_strategy"),
-    "warmup_ratio": ("training", "warmup_steps"),
-    "no_cuda": ("training", "use_cpu"),
-    "output_dir": ("output", "dir"),
-    "overwrite_output_dir": ("output", "overwrite"),
-}
+Sections = dict[str, Any]
+ROWS_ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst")
 
 
 @overload
@@ -56,15 +58,39 @@ def load_recipe(
         RecipeError: the file cannot be read, a key is unknown or a value is invalid.
     """
     path = find_recipe(path)
-    tree = read_yaml(path, f"there is no such recipe.{_similar_recipe(path.stem)}")
+    _check_is_no_data(path)
+    document = read_yaml(path, f"there is no such recipe.{_similar_recipe(path.stem)}")
+    tree = document.tree
+    if isinstance(tree, list) and path.suffix == ".json":
+        raise RecipeError(_are_rows(path))
     if not isinstance(tree, dict):
         found = "empty" if tree is None else f"a {type(tree).__name__}"
         raise RecipeError(
             f"{path}: the file is {found}, expected sections "
             f"({', '.join(kind.model_fields)}), each with its keys."
         )
+    if tool := tool_of(tree):
+        command = conversion_command(path, tree, tool)
+        raise RecipeError(f"{path}: this is a recipe of {tool}. Convert it first: {command}")
     _check_kind(tree, path, kind)
-    return build_recipe(tree, overrides, source=str(path), kind=kind)
+    return _build(tree, overrides, str(path), kind, document.lines)
+
+
+def _check_is_no_data(path: Path) -> None:
+    """Refuse rows or a model where a recipe is expected."""
+    if path.suffix.lower() in ROWS_ENDINGS:
+        raise RecipeError(_are_rows(path))
+    if os.path.isdir(path):
+        inside = path / RECIPE
+        remedy = f"model.name_or_path={path} names a model"
+        if os.path.isfile(inside):
+            remedy = f"{inside} is the recipe of the run in it"
+        raise RecipeError(f"{path}: cannot be read, it is a folder, expected a recipe; {remedy}.")
+
+
+def _are_rows(path: Path) -> str:
+    command = shlex.join(["glmtune", "train", FINE_TUNING[1], f"data.train={path}"])
+    return f"{path}: these are rows, expected a recipe. Name them in one: {command}"
 
 
 def _check_kind(tree: Mapping[str, Any], path: Path, kind: type[RunRecipe]) -> None:
@@ -116,167 +142,164 @@ def build_recipe(
     Raises:
         RecipeError: a key is unknown or a value is invalid.
     """
-    sections: dict[str, Any] = {}
-    for name, values in tree.items():
-        homes = [home for home, known in _known_keys(kind) if known == name]
-        if len(homes) == 1 and name not in kind.model_fields:  # a key without its section
-            sections.setdefault(homes[0], {})[name] = values
-        elif isinstance(values, Mapping):
-            sections[str(name)] = {**sections.get(str(name), {}), **values}
-        else:
-            sections[str(name)] = values
+    return _build(tree, overrides, source, kind, {})
+
+
+def _build(
+    tree: Mapping[str, Any],
+    overrides: Sequence[str],
+    source: str,
+    kind: type[RunRecipe],
+    lines: Mapping[str, int],
+) -> RunRecipe:
+    plain = as_plain(tree, source)
+    if not isinstance(plain, dict):
+        raise RecipeError(
+            f"{source}: the recipe is {shown(plain)}, expected sections with their keys."
+        )
+    sections = _in_sections(plain, source, kind, lines)
+    lines = dict(lines)
     for override in overrides:
-        _apply(override, sections, kind)
-    for section, key in list(_keys(sections, kind)):
-        if key in RENAMED and (section, key) not in _known_keys(kind):
-            _rename(sections, section, key)
+        _apply(override, sections, kind, lines)
     try:
         return kind.model_validate(sections)
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(error, source, kind))) from None
+        raise RecipeError("\n".join(explain(error, source, kind, lines))) from None
 
 
-def read_yaml(path: Path, if_missing: str) -> Any:
-    """Read a YAML file.
+def _in_sections(
+    tree: Mapping[str, Any], source: str, kind: type[RunRecipe], lines: Mapping[str, int]
+) -> Sections:
+    """Move keys that came without a section, or by an old name, to their place."""
+    sections: Sections = {}
+    for name in kind.model_fields:
+        values = tree.get(name)
+        if values is None:
+            if name in tree:  # `checks:` with all keys commented out
+                sections[name] = {}
+        elif isinstance(values, dict):
+            sections[name] = dict(values)
+        else:
+            place = f"{source}:{lines[name]}" if name in lines else source
+            raise RecipeError(f"{place}: {no_section(name, values)}")
+    for name, value in tree.items():
+        if name in kind.model_fields:
+            continue
+        homes = _homes(name, kind)
+        if len(homes) != 1:
+            sections[name] = value  # refused by pydantic, with all others
+            continue
+        values = sections.setdefault(homes[0], {})
+        if name in values:
+            raise RecipeError(
+                f"{source}: {name} is given twice, alone and as {homes[0]}.{name}. Keep one."
+            )
+        values[name] = value
+    for section in list(kind.model_fields):
+        for key in list(sections.get(section, ())):
+            if _is_old(section, key, kind):
+                _rename(sections, section, key, source)
+    return sections
 
-    Args:
-        path: of the file.
-        if_missing: the error message if it does not exist.
 
-    Raises:
-        RecipeError: it does not exist or is not YAML; names the line.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: {if_missing}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise RecipeError(f"{path}{line}: not valid YAML: {problem}. Fix the file.") from None
+def _homes(name: str, kind: type[RunRecipe]) -> list[str]:
+    """List the sections that have a key; for an old name, the section of the new one."""
+    homes = [key.partition(".")[0] for key in known_keys(kind) if key.partition(".")[2] == name]
+    return homes or ([RENAMED[name][0]] if name in RENAMED else [])
 
 
-def _apply(override: str, sections: dict[str, Any], kind: type[RunRecipe]) -> None:
+def _is_old(section: str, key: str, kind: type[RunRecipe]) -> bool:
+    return key in RENAMED and f"{section}.{key}" not in known_keys(kind)
+
+
+def _rename(sections: Sections, section: str, key: str, source: str) -> None:
+    new_section, new_key = RENAMED[key]
+    values = sections.setdefault(new_section, {})
+    if new_key in values:
+        raise RecipeError(
+            f"{source}: {section}.{key} and {new_section}.{new_key} are both given, but the first "
+            f"is the old name of the second. Keep {new_section}.{new_key}."
+        )
+    values[new_key] = _renamed_value(section, key, sections[section].pop(key))
+
+
+def _renamed_value(section: str, key: str, value: Any) -> Any:
+    """Warn about an old name, once, and return its value."""
+    new = ".".join(RENAMED[key])
+    if key == "warmup_ratio" and isinstance(value, int | float) and value >= 1:
+        raise RecipeError(
+            f"{section}.{key} is {shown(value)}, expected a share of all steps below 1. For a "
+            "number of steps: training.warmup_steps."
+        )
+    warnings.warn(f"{section}.{key} is now called {new}; its value is used.", stacklevel=2)
+    return value
+
+
+def _apply(override: str, sections: Sections, kind: type[RunRecipe], lines: dict[str, int]) -> None:
+    """Change a value, or replace a section; `lines` forgets what the file said about it."""
     name, equals, text = override.partition("=")
+    quoted = shown(override)
     if not equals or not name:
-        raise RecipeError(f"{override!r}: expected KEY=VALUE, such as training.learning_rate=5e-5.")
-    try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{override!r}: the value is not valid YAML: {error}") from None
-    section, key = _locate(name, kind)
+        raise RecipeError(f"{quoted}: expected KEY=VALUE, such as training.learning_rate=5e-5.")
+    value = _value_of(text, name, quoted)
+    if name in kind.model_fields:
+        if not isinstance(value, dict):
+            raise RecipeError(f"{quoted}: {no_section(name, value)}")
+        sections[name] = value
+        return
+    section, key = _locate(name, text, kind)
+    if _is_old(section, key, kind):
+        value = _renamed_value(section, key, value)
+        section, key = RENAMED[key]
     values = sections.setdefault(section, {})
-    if not isinstance(values, dict):
-        raise RecipeError(f"section {section!r} is {values!r}, expected keys and values.")
     head, *rest = key.split(".")
+    lines.pop(f"{section}.{head}", None)
     if rest:  # an entry of a mapping: data.columns.instruction=q
-        entry = values.setdefault(head, {})
-        if not isinstance(entry, dict):
-            raise RecipeError(f"{override!r}: {section}.{head} is {entry!r}, not a mapping.")
-        values[head] = {**entry, ".".join(rest): value}
+        entry = values.get(head)
+        if entry is not None and not isinstance(entry, dict):
+            raise RecipeError(f"{quoted}: {section}.{head} is {shown(entry)}, not a mapping.")
+        values[head] = {**(entry or {}), ".".join(rest): value}
     else:
         values[head] = value
 
 
-def _locate(name: str, kind: type[RunRecipe]) -> tuple[str, str]:
+def _value_of(text: str, name: str, quoted: str) -> Any:
+    try:
+        return as_plain(parse_yaml(text).tree if text else None, quoted)
+    except YamlError as error:
+        problem = str(error).removeprefix("not valid YAML: ").removesuffix(" Fix the file.")
+        raise RecipeError(
+            f"{quoted}: the value is not valid YAML: {problem} If it is a text, put it in quotes "
+            f"within quotes: '{name}=\"...\"'."
+        ) from None
+
+
+def _locate(name: str, value: str, kind: type[RunRecipe]) -> tuple[str, str]:
     """Find the section of a key that may be given without it."""
     section, dot, key = name.partition(".")
     if dot and section in kind.model_fields:
         return section, key
-    if name in RENAMED:
-        return RENAMED[name][0], name
-    homes = [home for home, known in _known_keys(kind) if known == section]
+    homes = _homes(section, kind)
     if len(homes) == 1:
         return homes[0], name
     if homes:
         choices = " or ".join(f"{home}.{name}" for home in homes)
         raise RecipeError(f"{name!r} is a key of several sections. Write {choices}.")
-    everything = [f"{home}.{known}" for home, known in _known_keys(kind)]
-    everything += [known for _, known in _known_keys(kind)]
-    raise RecipeError(f"{name!r} is not a key of a recipe.{_did_you_mean(name, everything)}")
+    known = known_keys(kind)
+    start = f"{shown(name)} is not a key of a recipe"
+    if called := hint(name, known):
+        raise RecipeError(f"{start}; {called}.{_example(called, value, known)}")
+    short = [each.partition(".")[2] for each in known]
+    raise RecipeError(f"{start}.{did_you_mean(name, [*known, *short])}")
 
 
-def _rename(sections: dict[str, Any], section: str, key: str) -> None:
-    new_section, new_key = RENAMED[key]
-    values = sections.setdefault(new_section, {})
-    if new_key in values:
-        raise RecipeError(
-            f"{section}.{key} and {new_section}.{new_key} are both given, but the first is the old "
-            f"name of the second. Keep {new_section}.{new_key}."
-        )
-    values[new_key] = sections[section].pop(key)
-    warnings.warn(
-        f"{section}.{key} is now called {new_section}.{new_key}; its value is used.",
-        stacklevel=3,
-    )
-
-
-def _keys(sections: Mapping[str, Any], kind: type[RunRecipe]) -> Iterator[tuple[str, str]]:
-    for section in kind.model_fields:
-        values = sections.get(section)
-        if isinstance(values, dict):
-            yield from ((section, str(key)) for key in values)
-
-
-def _known_keys(kind: type[RunRecipe]) -> Iterator[tuple[str, str]]:
-    for section in kind.model_fields:
-        yield from ((section, key) for key in keys_of(section, kind=kind))
-
-
-def keys_of(section: str, method: str | None = None, kind: type[RunRecipe] = Recipe) -> list[str]:
-    """List the keys of a section; for `adapter`, those of one method or of all."""
-    annotation: Any = kind.model_fields[section].annotation
-    kinds = [get_args(tagged)[0] for tagged in get_args(annotation)] or [annotation]
-    if method is not None:
-        kinds = [kind for kind in kinds if kind.model_fields["method"].default == method]
-    return list(dict.fromkeys(key for kind in kinds for key in kind.model_fields))
+def _example(called: str, value: str, known: Sequence[str]) -> str:
+    ours = called.split()[3]
+    return f" Write {ours}={value}." if ours in known and value else ""
 
 
 def _similar_recipe(name: str) -> str:
-    nearest = difflib.get_close_matches(name, RECIPES, n=1, cutoff=0.6)
+    nearest = difflib.get_close_matches(name[:100], RECIPES, n=1, cutoff=0.6)
     if nearest:
         return f" Did you mean {nearest[0]!r}, which comes with the package?"
     return f" Give a YAML file, or a recipe of the package: {', '.join(RECIPES)}."
-
-
-def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {nearest[0]!r}?" if nearest else f" Known are: {', '.join(known)}."
-
-
-def _explain(error: ValidationError, source: str, kind: type[RunRecipe]) -> Iterator[str]:
-    """Translate the errors of pydantic."""
-    for problem in error.errors():
-        path = list(problem["loc"])
-        section = str(path[0]) if path else ""
-        method = None
-        if section == "adapter" and len(path) > 1:
-            method = str(path.pop(1))  # the member of the union that pydantic tried
-        where = ".".join(str(part) for part in path)
-        if problem["type"] == "extra_forbidden":
-            known = list(kind.model_fields)
-            if len(path) > 1:
-                known = keys_of(section, method, kind)
-            what = f"adapter.method={method}" if method else "a recipe"
-            hint = _did_you_mean(str(path[-1]), known)
-            yield f"{source}: {where!r} is not a key of {what}.{hint}"
-        elif problem["type"] == "missing":
-            yield f"{source}: {where} is missing. Give it in the file or as {where}=VALUE."
-        elif problem["type"] == "union_tag_invalid":
-            given = str(problem["ctx"]["tag"])
-            why = NOT_OFFERED.get(given) or _did_you_mean(given, METHODS)
-            yield f"{source}: adapter.method is {given!r}.{why}"
-        elif problem["type"] == "value_error" and len(path) < 2:
-            yield f"{source}: {problem['ctx']['error']}."
-        elif problem["input"] is None:
-            yield f"{source}: {where} is null, which is not a valid value. Leave the key out."
-        elif problem["type"] == "tuple_type":
-            yield (
-                f"{source}: {where} is {problem['input']!r}, expected a list. "
-                f"Write {where}: [first, second]."
-            )
-        else:
-            yield f"{source}: {where} is {problem['input']!r}: {problem['msg'].lower()}."

@@ -9,12 +9,14 @@ A key may be given without its section where only one section has it (`learning_
 Names from older releases of transformers are accepted with one warning.
 """
 
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from glmtune.recipe.methods import AdapterSection, FullSection, LoraSection, NoneSection
+from glmtune.recipe.numbers import LARGEST, number_or_text
 from glmtune.recipe.rules import FINE_TUNING_RULES, PRETRAINING_RULES, RUN_RULES, check_rules
 from glmtune.recipe.sections import (
     ChecksSection,
@@ -86,6 +88,22 @@ class PretrainModelSection(ModelSection):
 
     # Fields of config.json for a new model; `name_or_path` then only names the tokenizer.
     config: dict[str, bool | int | float | str] = Field(default_factory=dict)
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _is_flat(cls, value: Any) -> Any:
+        """Read numbers that YAML takes for text (1e-5), and refuse what is none of the types."""
+        for name, each in value.items() if isinstance(value, dict) else ():
+            is_sane = not isinstance(each, float) or abs(each) <= LARGEST
+            if not isinstance(each, bool | int | float | str) or not is_sane:
+                raise PydanticCustomError(
+                    "no_field",
+                    "{name} is no text, true, false, or number of a sane size",
+                    {"name": name},
+                )
+        if not isinstance(value, dict):
+            return value
+        return {name: number_or_text(each) for name, each in value.items()}
 
 
 class PretrainRecipe(RunRecipe):

@@ -9,9 +9,9 @@ a recipe breaks becomes its error. `docs/recipes.md` lists the rules as `documen
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from glmtune.recipe import places
 from glmtune.recipe.methods import (
     FreezeSection,
     FullSection,
@@ -92,10 +92,6 @@ def _adds_virtual_tokens(recipe: "RunRecipe") -> bool:
     return isinstance(recipe.adapter, PtuningV2Section | PromptSection)
 
 
-def _is_same_folder(recipe: "RunRecipe") -> bool:
-    return Path(recipe.output.dir).resolve() == Path(recipe.model.name_or_path).resolve()
-
-
 ADAPTER_RULES: tuple[Rule["RunRecipe"], ...] = (
     Rule(
         ("adapter.layers_to_transform=[0]",),
@@ -104,8 +100,8 @@ ADAPTER_RULES: tuple[Rule["RunRecipe"], ...] = (
             and recipe.adapter.layers_to_transform is not None
             and not isinstance(recipe.adapter.target_modules, tuple)
         ),
-        "adapter.layers_to_transform needs adapter.target_modules by name, "
-        "such as [query_key_value]",
+        "adapter.layers_to_transform needs adapter.target_modules by name; give "
+        "adapter.target_modules=[query_key_value], for example",
     ),
     Rule(
         ("adapter.init_lora_weights=pissa", "adapter.name_or_path=out/earlier"),
@@ -160,6 +156,43 @@ ADAPTER_RULES: tuple[Rule["RunRecipe"], ...] = (
         ),
         "adapter.method=freeze trains nothing without further keys; give "
         "adapter.trainable_layers=2 for the last two layers, or adapter.trainable_modules",
+    ),
+)
+
+ANOTHER_FOLDER = "Give a folder of its own, such as output.dir=out/my-run"
+OUTPUT_RULES: tuple[Rule["RunRecipe"], ...] = (
+    Rule(
+        ("output.dir=.",),
+        places.has_no_name,
+        f"output.dir ({{output.dir}}) is not a folder with a name. {ANOTHER_FOLDER}",
+    ),
+    Rule(
+        ("output.dir=~/run",),
+        places.is_not_expanded,
+        "output.dir ({output.dir}) starts with ~, which is the home folder for a shell only. Write "
+        "the full path, or give a folder here, such as output.dir=out/my-run",
+    ),
+    Rule(
+        ("output.dir=/home/me",),
+        places.holds_home,
+        f"output.dir ({{output.dir}}) is your home folder, or holds it. {ANOTHER_FOLDER}",
+    ),
+    Rule(
+        ("output.dir=notes.txt/run",),
+        places.is_below_a_file,
+        f"output.dir ({{output.dir}}) is below a file. {ANOTHER_FOLDER}",
+    ),
+    Rule(
+        ("model.name_or_path=./chatglm3-6b", "output.dir=chatglm3-6b"),
+        places.is_at_the_model,
+        "output.dir ({output.dir}) is the folder of the model itself, lies in it or holds it. "
+        f"{ANOTHER_FOLDER}",
+    ),
+    Rule(
+        ("data.train=rows/train.json", "output.dir=rows"),
+        places.is_at_the_data,
+        "output.dir ({output.dir}) holds the data, or lies in a folder whose files are the data. "
+        f"{ANOTHER_FOLDER}",
     ),
 )
 
@@ -268,11 +301,7 @@ RUN_RULES: tuple[Rule["RunRecipe"], ...] = (
         "adapter.method=none only evaluates, and there is nothing held out: give data.eval or "
         "data.eval_fraction",
     ),
-    Rule(
-        ("model.name_or_path=./chatglm3-6b", "output.dir=chatglm3-6b"),
-        _is_same_folder,
-        "output.dir is the folder of the model itself ({output.dir}); give another folder",
-    ),
+    *OUTPUT_RULES,
 )
 
 
@@ -348,8 +377,8 @@ PRETRAINING_RULES: tuple[Rule["PretrainRecipe"], ...] = (
     Rule(
         ("objective.token=0", "objective.document=0"),
         lambda recipe: not any(recipe.objective.weights().values()),
-        "objective.token, objective.sentence, objective.document and objective.causal are all 0; "
-        "at least one objective is needed",
+        "objective.token, objective.sentence, objective.document and objective.causal are all 0, "
+        "so there is nothing to learn. Give at least one of them, such as objective.causal=1",
     ),
     Rule(
         ("training.sharding=fsdp2",),

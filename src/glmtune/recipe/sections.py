@@ -3,27 +3,28 @@
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from glmtune.recipe.choices import BadRows, Dtype, Layout, Overlong
+from glmtune.recipe.numbers import (
+    Count,
+    CountOrZero,
+    Names,
+    NamesOrNone,
+    Number,
+    Positive,
+    PositiveOrZero,
+    Rate,
+    Seed,
+    Share,
+    ShareOrAll,
+    Size,
+    Whole,
+    Words,
+)
 
-
-def _one_is_many(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_one_is_many)]
-"""A list of names or paths; a single one may be written without brackets."""
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4_000  # of a name and of a path, for a file system
 
 
 class Section(BaseModel):
@@ -44,21 +45,33 @@ class ModelSection(Section):
 class TextSection(Section):
     """Which texts are learned, and how they are read."""
 
-    train: Names  # files, folders or hub ids; `rows.json#500` takes the first 500
-    eval: Names = ()
-    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0  # held out of `train`
+    train: Annotated[
+        Names, Field(min_length=1)
+    ]  # files, folders or hub ids; `rows.json#500` takes the first 500
+    eval: NamesOrNone = ()
+    # Held out of `train`: a share below 1, or this many rows.
+    eval_fraction: PositiveOrZero = 0.0
     split: str | None = None  # for a data set with several
     columns: dict[str, str] = {}  # our field: column of the file
     layout: Layout = "official"
-    max_length: PositiveInt = 1024
+    max_length: Annotated[int, Whole, Field(gt=0, le=2**21)] = 1024
     bad_rows: BadRows = "fail"
+
+    @field_validator("eval_fraction")
+    @classmethod
+    def _is_a_share_or_a_number(cls, value: float) -> float:
+        if value == 1 or (value > 1 and value != int(value)):
+            raise PydanticCustomError(
+                "no_share", "expected a share less than 1, or a whole number of rows from 2"
+            )
+        return value
 
 
 class ReplaySection(Section):
     """General rows that are mixed in, against forgetting."""
 
-    path: Names  # like data.train; the format is detected
-    ratio: Annotated[float, Field(gt=0, le=10)] = 0.1  # of the number of rows in data.train
+    path: Annotated[Names, Field(min_length=1)]  # like data.train; the format is detected
+    ratio: Rate = 0.1  # of the number of rows in data.train
 
 
 class DataSection(TextSection):
@@ -83,36 +96,36 @@ class DataSection(TextSection):
 class TrainingSection(Section):
     """How long, at which learning rate and with which batch size."""
 
-    per_device_train_batch_size: PositiveInt = 2  # of max_length; a pack holds their tokens
-    gradient_accumulation_steps: PositiveInt = 16
-    num_train_epochs: PositiveFloat = 1.0
-    max_steps: PositiveInt | None = None  # overrides num_train_epochs
-    learning_rate: PositiveFloat = 1e-4
+    per_device_train_batch_size: Size = 2  # of max_length; a pack holds their tokens
+    gradient_accumulation_steps: Size = 16
+    num_train_epochs: Annotated[float, Number, Field(gt=0, le=100_000)] = 1.0
+    max_steps: Count | None = None  # overrides num_train_epochs
+    learning_rate: Rate = 1e-4
     lr_scheduler_type: Literal["constant", "linear", "cosine", "constant_with_warmup"] = "linear"
-    warmup_steps: NonNegativeFloat = 0  # below 1: a fraction of all steps
-    weight_decay: NonNegativeFloat = 0.0
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    adam_epsilon: PositiveFloat = 1e-8
+    warmup_steps: PositiveOrZero = 0  # below 1: a fraction of all steps
+    weight_decay: Annotated[float, Number, Field(ge=0, le=100)] = 0.0
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.999
+    adam_epsilon: Annotated[float, Number, Field(gt=0, le=1)] = 1e-8
     optim: Literal["adamw_torch", "adamw_bnb_8bit"] = "adamw_torch"
-    max_grad_norm: PositiveFloat | None = 1.0
+    max_grad_norm: Positive | None = 1.0
     average: Literal["tokens", "micro_batches"] = "tokens"  # a step's loss is their mean
-    label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0  # in training only
-    neftune_noise_alpha: PositiveFloat | None = None  # noise on the embeddings; 5 is usual
+    label_smoothing_factor: Share = 0.0  # in training only
+    neftune_noise_alpha: Positive | None = None  # noise on the embeddings; 5 is usual
     gradient_checkpointing: bool = False
     bf16: bool = False  # autocast over a float32 base
     fp16: bool = False  # autocast to float16, with a scaled loss
     sharding: Literal["fsdp2"] | None = None  # shard the weights across processes
     deepspeed: str | None = None  # path of a DeepSpeed configuration, to shard by ZeRO
-    seed: NonNegativeInt = 42
-    logging_steps: PositiveInt = 10
+    seed: Seed = 42
+    logging_steps: Count = 10
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
-    eval_steps: PositiveInt = 100
+    eval_steps: Count = 100
     save_strategy: Literal["no", "steps", "epoch"] = "epoch"
-    save_steps: PositiveInt = 100
-    save_total_limit: PositiveInt | None = 2
+    save_steps: Count = 100
+    save_total_limit: Count | None = 2
     load_best_model_at_end: bool = True  # if there is an evaluation
-    early_stopping_patience: PositiveInt | None = None  # evaluations without a better loss
+    early_stopping_patience: Count | None = None  # evaluations without a better loss
     use_cpu: bool = False
 
     @property
@@ -136,24 +149,24 @@ class TrainingSection(Section):
 class ChecksSection(Section):
     """Thresholds of warnings and proofs, and how often sample answers are logged."""
 
-    lowest_learning_rate: NonNegativeFloat = 1e-6
-    highest_learning_rate: PositiveFloat = 2e-3  # for adapters; full and freeze: a tenth
-    smallest_batch: PositiveInt = 4  # rows per step
-    most_epochs: PositiveFloat = 20
-    exploding_gradient: PositiveFloat = 10.0  # times the median norm of the last 50 steps
-    smallest_loss_scale: PositiveFloat = 1.0  # in float16; the run stops below it
-    rising_loss: PositiveFloat = 1.5  # times the best mean of 10 steps
-    worse_evaluations: PositiveInt = 2  # since the best one
+    lowest_learning_rate: PositiveOrZero = 1e-6
+    highest_learning_rate: Positive = 2e-3  # for adapters; full and freeze: a tenth
+    smallest_batch: Count = 4  # rows per step
+    most_epochs: Positive = 20
+    exploding_gradient: Positive = 10.0  # times the median norm of the last 50 steps
+    smallest_loss_scale: Positive = 1.0  # in float16; the run stops below it
+    rising_loss: Positive = 1.5  # times the best mean of 10 steps
+    worse_evaluations: Count = 2  # since the best one
     # Answer two prompts every this many steps; None: at each evaluation, 0: never.
-    sample_steps: NonNegativeInt | None = None
-    stop_prompts: NonNegativeInt = 8  # held-out prompts, to check that answers end; 0: none
-    least_stop_rate: Annotated[float, Field(ge=0, le=1)] = 0.5  # a right answer may be long
-    max_new_tokens: PositiveInt = 128  # per answer to these prompts
-    streamed_tolerance: PositiveFloat = 0.25  # relative to the spread of a token's scores
-    merged_tolerance: PositiveFloat = 0.05  # relative to the adapter's change
+    sample_steps: CountOrZero | None = None
+    stop_prompts: CountOrZero = 8  # held-out prompts, to check that answers end; 0: none
+    least_stop_rate: ShareOrAll = 0.5  # a right answer may be long
+    max_new_tokens: Count = 128  # per answer to these prompts
+    streamed_tolerance: Positive = 0.25  # relative to the spread of a token's scores
+    merged_tolerance: Positive = 0.05  # relative to the adapter's change
     # Largest allowed rise of the loss on general rows, nats per token; None: not measured.
-    forgetting: PositiveFloat | None = 0.5
-    general_rows: Names = ()  # like data.train; empty: the 24 in the package
+    forgetting: Positive | None = 0.5
+    general_rows: NamesOrNone = ()  # like data.train; empty: the 24 in the package
 
 
 class ObjectiveSection(Section):
@@ -163,17 +176,17 @@ class ObjectiveSection(Section):
     the published code. Source: https://arxiv.org/abs/2103.10360.
     """
 
-    token: NonNegativeFloat = 0.5  # short spans
-    sentence: NonNegativeFloat = 0.0  # complete sentences
-    document: NonNegativeFloat = 0.5  # the rest of the text, or one long span
-    causal: NonNegativeFloat = 0.0  # next-token prediction, in ChatGLM3's own form
-    masked_share: Annotated[float, Field(gt=0, lt=1)] = 0.15  # of a text, for spans and sentences
-    mean_span_length: PositiveFloat = 3.0  # of the Poisson distribution
-    longest_span: PositiveInt = 39
+    token: PositiveOrZero = 0.5  # short spans
+    sentence: PositiveOrZero = 0.0  # complete sentences
+    document: PositiveOrZero = 0.5  # the rest of the text, or one long span
+    causal: PositiveOrZero = 0.0  # next-token prediction, in ChatGLM3's own form
+    masked_share: Annotated[Share, Field(gt=0)] = 0.15  # of a text, for spans and sentences
+    mean_span_length: Positive = 3.0  # of the Poisson distribution
+    longest_span: Count = 39
     # Of a text, the least that `document` masks; 1: always the complete text.
-    shortest_document_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    shortest_document_share: ShareOrAll = 0.5
     # How often `document` masks the end of a text, and not a span inside it.
-    prefix_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    prefix_share: ShareOrAll = 0.5
     shuffle_spans: bool = True
     task_masks: bool = True  # [MASK], [sMASK] and [gMASK]; otherwise all are [MASK]
     two_dimensional: bool = True  # positions: of the blank, and within it
@@ -188,8 +201,8 @@ class PreferenceSection(Section):
 
     stage: Literal["sft", "dpo"] = "sft"  # dpo: a better and a worse answer per row
     loss: Literal["sigmoid", "hinge", "ipo", "simpo", "orpo"] = "sigmoid"
-    beta: PositiveFloat = 0.1  # scale of the margin; orpo: weight of the preference loss
-    simpo_gamma: NonNegativeFloat = 0.5  # target margin of simpo
+    beta: Positive = 0.1  # scale of the margin; orpo: weight of the preference loss
+    simpo_gamma: PositiveOrZero = 0.5  # target margin of simpo
 
     @property
     def has_reference(self) -> bool:
@@ -201,12 +214,12 @@ class LintSection(Section):
     """Which checks examine the rows before training, and their thresholds."""
 
     before_training: bool = True
-    off: Names = ()  # ids of checks, as `glmtune lint` shows them
+    off: Words = ()  # ids of checks, as `glmtune lint` shows them
     errors: Literal["stop", "report"] = "stop"  # whether a row with an error stops a training
     # Similarity of four-character pieces of two questions, and of their answers.
-    near_duplicate: Annotated[float, Field(ge=0.7, le=1)] = 0.9
-    short_answer_chars: PositiveInt = 30  # shorter answers to one prompt contradict each other
-    language_min_words: PositiveInt = 12  # fewer do not decide the language of an answer
+    near_duplicate: Annotated[ShareOrAll, Field(ge=0.7)] = 0.9
+    short_answer_chars: Count = 30  # shorter answers to one prompt contradict each other
+    language_min_words: Count = 12  # fewer do not decide the language of an answer
 
 
 class OutputSection(Section):
@@ -214,8 +227,18 @@ class OutputSection(Section):
 
     dir: str
     overwrite: bool = False  # replace an earlier run in the folder
-    report_to: Names = ("auto",)  # auto: TensorBoard, if installed
+    report_to: Words = ("auto",)  # auto: TensorBoard, if installed
     run_name: str | None = None
+
+    @field_validator("dir")
+    @classmethod
+    def _fits_a_file_system(cls, value: str) -> str:
+        content = value.encode()
+        if len(content) > MAX_PATH_BYTES or max(map(len, content.split(b"/"))) > MAX_NAME_BYTES:
+            raise PydanticCustomError(
+                "too_long", "expected a shorter name; no file system takes this one"
+            )
+        return value
 
     @field_validator("report_to", mode="before")
     @classmethod

@@ -46,28 +46,43 @@ def find_disproportions(recipe: RunRecipe, num_rows: int, num_steps: int) -> lis
             f"learning_rate {rate:g} is unusual for adapter.method={recipe.adapter.method}, which "
             f"then often {what}; {good} is a good start"
         )
-    if num_steps < FEWEST_STEPS:
-        found.append(
-            f"the run has only {num_steps} optimizer steps; lower gradient_accumulation_steps "
-            f"({training.gradient_accumulation_steps}) or raise num_train_epochs"
-        )
+    found += _about_steps(recipe, num_rows, num_steps)
     rows_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    if rows_per_step < checks.smallest_batch:
-        found.append(
-            f"a step learns from {rows_per_step} rows, so its gradient is mostly noise; raise "
-            f"gradient_accumulation_steps ({training.gradient_accumulation_steps}) to 16 or so"
-        )
-    if rows_per_step > num_rows:
-        found.append(
-            f"a step asks for {rows_per_step} rows, but there are only {num_rows}, so a step is an "
-            "entire epoch; lower gradient_accumulation_steps "
-            f"({training.gradient_accumulation_steps})"
-        )
     epochs = num_steps * rows_per_step / max(num_rows, 1)
     if epochs > checks.most_epochs:
         found.append(
             f"each of {num_rows} rows is learned about {epochs:.0f} times; the model will memorize "
             "them and learn little else. Use fewer epochs, or more rows"
+        )
+    return found
+
+
+def _about_steps(recipe: RunRecipe, num_rows: int, num_steps: int) -> list[str]:
+    """List what is wrong with the size of a step; no line contradicts another."""
+    training, checks, found = recipe.training, recipe.checks, []
+    batch, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    rows_per_step = batch * accumulation
+    fewest_rows = min(checks.smallest_batch, num_rows)
+    can_be_smaller = accumulation > 1 and rows_per_step - batch >= fewest_rows
+    longer = "num_train_epochs" if training.max_steps is None else "max_steps"
+    if num_steps < FEWEST_STEPS:
+        smaller = (
+            f"lower gradient_accumulation_steps ({accumulation}) or " if can_be_smaller else ""
+        )
+        found.append(f"the run has only {num_steps} optimizer steps; {smaller}raise {longer}")
+    good = min(16, num_rows) // batch  # never a step of more rows than there are
+    if rows_per_step < fewest_rows and good > accumulation:
+        found.append(
+            f"a step learns from {rows_per_step} rows, so its gradient is mostly noise; raise "
+            f"gradient_accumulation_steps ({accumulation}) to {good} or so"
+        )
+    if rows_per_step > num_rows:
+        smaller = (
+            "gradient_accumulation_steps" if accumulation > 1 else "per_device_train_batch_size"
+        )
+        found.append(
+            f"a step asks for {rows_per_step} rows, but there are only {num_rows}, so a step is an "
+            f"entire epoch; lower {smaller} ({getattr(training, smaller)})"
         )
     return found
 

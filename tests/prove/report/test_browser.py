@@ -57,7 +57,7 @@ def write_rows(model: Path, folder: Path) -> Path:
     tree = {
         "model": {"name_or_path": str(model)},
         "data": {"train": str(rows), "max_length": 900},
-        "output": {"dir": "."},
+        "output": {"dir": "out"},
     }
     return write_rows_page(build_recipe(tree), folder / "rows.html", count=3)
 

@@ -235,7 +235,7 @@ def rows_page(model: Path, folder: Path, **which: Any) -> str:
     tree = {
         "model": {"name_or_path": str(model)},
         "data": {"train": str(rows), "max_length": 120, "bad_rows": "skip"},
-        "output": {"dir": "."},
+        "output": {"dir": "out"},
     }
     path = write_rows_page(build_recipe(tree), folder / "pages" / "rows.html", **which)
     return path.read_text(encoding="utf-8")

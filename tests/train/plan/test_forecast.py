@@ -163,5 +163,32 @@ def test_pairs_and_sharded_weights_are_not_supported(tiny_model_dir: Path) -> No
 def test_a_device_is_a_size() -> None:
     assert parse_size("24GB") == 24 * 10**9
     assert parse_size("1.5 GiB") == 3 * 2**29
+    for size in ("9" * 400 + "GB", "-1GB"):
+        with pytest.raises(RecipeError, match="expected a size of memory"):
+            parse_size(size)
     with pytest.raises(RecipeError, match="'A100': expected a size of memory, such as 24GB"):
         parse_size("A100")
+
+
+@pytest.mark.parametrize("length", ["max_steps=1000000000", "num_train_epochs=100000"])
+def test_the_plan_of_an_endless_run_is_made_in_seconds(length: str) -> None:
+    recipe = recipe_for(
+        "x",
+        *("data.max_length=50", "training.per_device_train_batch_size=1"),
+        *("training.gradient_accumulation_steps=4", f"training.{length}"),
+    )
+
+    workload = describe_workload(recipe, ROWS)
+
+    assert workload.num_steps is not None
+    assert workload.num_steps >= 100_000
+    assert workload.num_tokens == 100 * workload.num_steps
+    assert workload.lengths == (40, 10)
+
+
+def test_a_full_pack_that_would_fill_the_memory_with_its_length_is_refused() -> None:
+    recipe = recipe_for("x", "max_length=2000000", "per_device_train_batch_size=65536")
+
+    with pytest.raises(RecipeError, match=r"a full pack has 131,072,000,000 tokens: .* Lower one"):
+        describe_workload(recipe, None)
+    assert describe_workload(recipe, ROWS).num_rows == 4

@@ -1,5 +1,6 @@
 """The recipes that come with the package: `glmtune train chatglm3-lora` finds one by its name."""
 
+import os.path
 from pathlib import Path
 
 RECIPES = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
@@ -20,7 +21,7 @@ def find_recipe(name: str | Path) -> Path:
     path = Path(name)
     is_bare = path.parent.as_posix() in (".", "recipes")
     known = path.stem if path.suffix == ".yaml" else path.name
-    if path.is_file() or not is_bare or known not in RECIPES:
+    if os.path.isfile(path) or not is_bare or known not in RECIPES:
         return path
     return RECIPES[known]
 
@@ -29,4 +30,4 @@ def is_recipe(name: str) -> bool:
     """Whether an argument that may name rows or a recipe names a recipe."""
     if name.endswith((".yaml", ".yml")):
         return True
-    return name in RECIPES and not Path(name).exists()
+    return name in RECIPES and not os.path.exists(name)

@@ -351,7 +351,7 @@ def parse_size(text: str) -> int:
     Raises:
         RecipeError: the text is not a size.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GB|GiB)?", text, re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*(GB|GiB)?", text, re.IGNORECASE)
     if match is None:
         raise RecipeError(f"--device {text!r}: expected a size of memory, such as 24GB.")
     unit = GIB if (match[2] or "").lower() == "gib" else 10**9

@@ -69,6 +69,8 @@ def probe(recipe: Recipe) -> Probe:
 def _quiet() -> None:
     warnings.simplefilter("ignore")  # libraries about each other, as on the command line
     logging.getLogger("glmtune").setLevel(logging.ERROR)
+    # It warns about a missing kernel of the hub even if nothing is quantized.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def run_probe_steps(recipe: Recipe) -> Probe:

@@ -13,13 +13,16 @@ from glmtune.data.batches import MicroBatch, heaviest, micro_batch_of
 from glmtune.data.packing import pack
 from glmtune.data.sources import find_source
 from glmtune.data.store import EncodedData
-from glmtune.errors import CheckpointError, DataError
+from glmtune.errors import CheckpointError, DataError, RecipeError
 from glmtune.model.load import load_tokenizer
 from glmtune.recipe.recipe import Recipe
 from glmtune.template.base import IGNORE, Example
 from glmtune.template.select import template_for
 from glmtune.train.load_rows import encode_rows as encode_run_rows
 from glmtune.train.prepare import count_steps, plan_batches
+
+MAX_STEPS = 20_000  # that are looked at for the heaviest pack; later epochs repeat the same rows
+MAX_PACK_TOKENS = 2**22  # of a full pack, where the data is not available
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +141,10 @@ def describe_workload(recipe: Recipe, rows: RowLengths | None) -> Workload:
         )
     batches = plan_batches(recipe, chosen, PartialState(cpu=recipe.training.use_cpu))
     num_steps = count_steps(recipe, batches)
-    steps = [batches.micro_batch_rows(step, rows.lengths) for step in range(num_steps)]
+    num_seen = min(num_steps, MAX_STEPS)
+    steps = [batches.micro_batch_rows(step, rows.lengths) for step in range(num_seen)]
     packs = [pack for packs_of_step in steps for pack in packs_of_step]
+    num_tokens = sum(rows.lengths[row] for rows_of_pack in packs for row in rows_of_pack)
     heavy = heaviest(packs, rows.lengths, rows.learned)
     later = [pack for packs_of_step in steps for pack in packs_of_step[1:]]
     heavy_later = heaviest(later, rows.lengths, rows.learned) if later else ()
@@ -151,14 +156,24 @@ def describe_workload(recipe: Recipe, rows: RowLengths | None) -> Workload:
         later_learned=tuple(rows.learned[row] for row in heavy_later),
         num_rows=len(chosen),
         num_steps=num_steps,
-        num_tokens=sum(rows.lengths[row] for rows_of_pack in packs for row in rows_of_pack),
+        num_tokens=round(num_tokens * num_steps / num_seen),
         rows=tuple(heavy),
     )
 
 
 def _full_packs(recipe: Recipe) -> Workload:
-    """Return an upper bound: rows of `data.max_length` tokens, of which all but one are learned."""
+    """Return an upper bound: rows of `data.max_length` tokens, of which all but one are learned.
+
+    Raises:
+        RecipeError: a pack is so large that even its length in numbers takes gigabytes.
+    """
     length, batch = recipe.data.max_length, recipe.training.per_device_train_batch_size
+    if length * batch > MAX_PACK_TOKENS:
+        raise RecipeError(
+            f"the data is not available, and a full pack has {length * batch:,} tokens: "
+            f"training.per_device_train_batch_size={batch} x data.max_length={length}. Lower one "
+            f"of them ({MAX_PACK_TOKENS:,} tokens at most), or give the data."
+        )
     lengths, learned = (length,) * batch, (length - 1,) * batch
     full = Workload(lengths, learned, length, num_steps=recipe.training.max_steps)
     if recipe.training.gradient_accumulation_steps == 1:
