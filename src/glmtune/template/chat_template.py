@@ -235,7 +235,7 @@ def _to_openai(
     num_calls = 0
     for index, message in enumerate(messages):
         if message.role == "system" and message.tools is not None:
-            tools = [_wrap_tool(tool) for tool in message.tools] or None
+            tools = _wrap_tools(index, message.tools) or None
             if message.content == TOOLS_PROMPT:
                 continue  # ChatGLM's own prompt; a template announces tools in its own words
         if message.role == "observation":
@@ -253,8 +253,25 @@ def _to_openai(
     return result, tools
 
 
-def _wrap_tool(tool: Any) -> dict[str, Any]:
-    return tool if "function" in tool else {"type": "function", "function": tool}
+def _wrap_tools(index: int, tools: Any) -> list[dict[str, Any]]:
+    """Put OpenAI's wrapper around the definitions of tools, which any chat template expects.
+
+    Raises:
+        TemplateError: they are not objects, as only ChatGLM3's own format permits.
+    """
+    definitions = [tools] if isinstance(tools, dict) else tools
+    if not isinstance(definitions, list | tuple) or not all(
+        isinstance(tool, dict) for tool in definitions
+    ):
+        raise TemplateError(
+            f"turn {index} has tools that are not objects, which this model's chat template "
+            'cannot represent. Write them as [{"name": ..., "description": ..., "parameters": '
+            "{...}}]."
+        )
+    return [
+        tool if "function" in tool else {"type": "function", "function": tool}
+        for tool in definitions
+    ]
 
 
 def _call_id(number: int) -> str:
