@@ -194,15 +194,17 @@ def converse(session: "ChatSession", tools: list[Any] | None) -> None:
 
     if sys.stdin.isatty():
         note("/help lists the commands, /exit quits")
-    while (line := read_message()) is not None:
+    while True:
         try:
+            if (line := read_message()) is None:
+                return
             if line.startswith("/") and not run_command(session, line, tools):
                 return
             if line.strip() and not line.startswith("/"):
                 answer(session, line.strip())
         except KeyboardInterrupt:
             note("stopped")
-        except TemplateError as error:
+        except (DataError, TemplateError) as error:  # of this message; the conversation goes on
             note(str(error))
 
 
