@@ -15,7 +15,12 @@ Source: ChatGLM3, PROMPT.md; the reference is spec section 8.
 
 import ast
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import keyword
+import math
+import unicodedata
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -28,6 +33,7 @@ TOOL_FUNCTION = "tool_call"  # the name that every ChatGLM3 call has
 TOOLS_PROMPT = (
     "Answer the following questions as best as you can. You have access to the following tools:"
 )
+MAX_DEPTH = 100  # of lists and objects in each other; Python's parser reads 198
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +77,109 @@ class Conversation:
 
 
 def render_tool_call(arguments: Mapping[str, Any]) -> str:
-    """Render the content of an assistant message that calls a tool.
+    r"""Render the content of an assistant message that calls a tool.
+
+    Names that Python cannot write as keywords, such as `from` or `first-name`, are written as
+    `**{...}`, which the original code's `eval` reads too:
 
     >>> print(render_tool_call({"city": "北京", "days": 2}))
     ```python
     tool_call(city='北京', days=2)
     ```
+    >>> render_tool_call({"from": "北京", "to": "上海"}).split("\n")[1]
+    "tool_call(**{'from': '北京', 'to': '上海'})"
+
+    Args:
+        arguments: a JSON object: text, finite numbers, booleans, None, lists and objects.
+
+    Raises:
+        TemplateError: a value is not JSON, or cannot be read back; names the argument.
     """
-    call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    return f"```python\n{TOOL_FUNCTION}({call})\n```"
+    return f"```python\n{TOOL_FUNCTION}({render_arguments(arguments)})\n```"
+
+
+def render_arguments(arguments: Mapping[str, Any]) -> str:
+    """Render arguments as they stand between the parentheses of a call.
+
+    Raises:
+        TemplateError: as for `render_tool_call`.
+    """
+    values = {name: _literal_of(value, (name,)) for name, value in arguments.items()}
+    if all(isinstance(name, str) and _is_keyword(name) for name in values):
+        return ", ".join(f"{name}={value}" for name, value in values.items())
+    pairs = ", ".join(f"{_name_literal(name, ())}: {value}" for name, value in values.items())
+    return f"**{{{pairs}}}"
+
+
+def _is_keyword(name: str) -> bool:
+    """Whether Python reads a name back unchanged in `call(name=value)`.
+
+    Python folds names by NFKC, so a full-width `ａ` would come back as `a`.
+    """
+    return (
+        name.isidentifier()
+        and not keyword.iskeyword(name)
+        and name != "__debug__"
+        and unicodedata.is_normalized("NFKC", name)
+    )
+
+
+def _literal_of(value: Any, path: tuple[Any, ...]) -> str:
+    """Write a JSON value as Python; for plain types this is their `repr`."""
+    if len(path) > MAX_DEPTH:
+        raise TemplateError(
+            f"{_where(path[:3])} is nested more than {MAX_DEPTH} deep. Flatten it, or pass the "
+            "inner part as JSON text."
+        )
+    if value is None or isinstance(value, bool):
+        return repr(value)
+    if isinstance(value, str):
+        _check_unicode(value, _where(path))
+        return str.__repr__(value)
+    if isinstance(value, int | float):
+        return _number_literal(value, path)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_literal_of(v, (*path, i)) for i, v in enumerate(value))}]"
+    if isinstance(value, Mapping):
+        pairs = (
+            f"{_name_literal(k, path)}: {_literal_of(v, (*path, k))}" for k, v in value.items()
+        )
+        return f"{{{', '.join(pairs)}}}"
+    raise TemplateError(
+        f"{_where(path)} is {_shown(value)}, expected a JSON value: text, a number, true, false, "
+        "null, a list or an object. Convert it first."
+    )
+
+
+def _name_literal(name: Any, path: tuple[Any, ...]) -> str:
+    inside = f" in {_where(path)}" if path else ""
+    if not isinstance(name, str):
+        raise TemplateError(
+            f"a name{inside} is {_shown(name)}, expected text: JSON has no other names. Convert it."
+        )
+    _check_unicode(name, f"a name{inside}")
+    return str.__repr__(name)
+
+
+def _number_literal(value: float, path: tuple[Any, ...]) -> str:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise TemplateError(
+                f"{_where(path)} is {value}, which JSON cannot represent. Use null or text."
+            )
+        return float.__repr__(value)
+    try:
+        return int.__repr__(value)
+    except ValueError:
+        raise TemplateError(
+            f"{_where(path)} has more digits than Python reads. Pass it as text."
+        ) from None
+
+
+def _where(path: tuple[Any, ...]) -> str:
+    """Name a value of the arguments: "the argument 'a.b[2]'"."""
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}"[:40] for step in path[:10])
+    return f"the argument {''.join(steps).removeprefix('.')!r}"
 
 
 def parse_tool_call(text: str) -> dict[str, Any]:
@@ -87,17 +187,19 @@ def parse_tool_call(text: str) -> dict[str, Any]:
 
     The call is Python source written by a model, so it is parsed as a syntax tree of literals
     and never evaluated. The first and the last line are taken as the fence without a check.
-    Arguments must be keywords, and their values literals that JSON can represent.
+    Arguments must be keywords or `**{...}`, and their values literals that JSON can represent.
 
-    >>> parse_tool_call("```python\ntool_call(city='北京', days=2)\n```")
-    {'city': '北京', 'days': 2}
+    >>> parse_tool_call("```python\ntool_call(city='北京', **{'from': 2})\n```")
+    {'city': '北京', 'from': 2}
 
     Raises:
         ValueError: the text is not such a call; the message says why.
     """
     source = "\n".join(text.strip().split("\n")[1:-1]).strip()
     try:
-        call = ast.parse(source, mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an escape such as '\d' is read as it stands
+            call = ast.parse(source, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"not a {TOOL_FUNCTION}(...) between two fence lines: {error}") from error
     if (
@@ -109,23 +211,86 @@ def parse_tool_call(text: str) -> dict[str, Any]:
     if call.args:
         raise ValueError(f"{TOOL_FUNCTION} takes named arguments only")
     arguments: dict[str, Any] = {}
-    for keyword in call.keywords:
-        if keyword.arg is None or keyword.arg in arguments:
-            raise ValueError(f"{TOOL_FUNCTION} takes each argument once and by name")
-        arguments[keyword.arg] = _literal(keyword.arg, keyword.value)
+    for each in call.keywords:
+        for name, value in _named_nodes(each):
+            if name in arguments:
+                raise ValueError(f"{TOOL_FUNCTION} takes each argument once, got {name!r} twice")
+            arguments[name] = _literal(name, value)
     return arguments
 
 
+def _named_nodes(argument: ast.keyword) -> list[tuple[str, ast.expr]]:
+    """Return the names and values of `name=value`, or those of `**{'name': value}`."""
+    if argument.arg is not None:
+        return [(argument.arg, argument.value)]
+    if not isinstance(argument.value, ast.Dict):
+        raise ValueError(f"after ** {TOOL_FUNCTION} takes a literal object only")
+    named = []
+    for key, value in zip(argument.value.keys, argument.value.values, strict=True):
+        if not isinstance(key, ast.Constant) or not isinstance(key.value, str):
+            raise ValueError(f"the names of the arguments of {TOOL_FUNCTION} must be texts")
+        named.append((key.value, value))
+    return named
+
+
 def _literal(name: str, node: ast.expr) -> Any:
-    """Evaluate a literal that JSON can represent."""
+    """Evaluate a literal that JSON can represent, and that `render_tool_call` would write."""
     try:
-        value = ast.literal_eval(node)
-        json.dumps(value, allow_nan=False)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        value = json.loads(json.dumps(ast.literal_eval(node), allow_nan=False))
+        render_arguments({name: value})
+    except (ValueError, TypeError, RecursionError, MemoryError, TemplateError) as error:
         raise ValueError(
-            f"the value of {name!r} is not a literal that JSON can represent"
+            f"the value of {name[:60]!r} is not a literal that JSON can represent"
         ) from error
     return value
+
+
+def check_tool_name(name: Any) -> None:
+    """Refuse a tool's name that a reply could not repeat: it is the first line of the reply.
+
+    Raises:
+        TemplateError: the name is not text, is empty, or has a line break or space around it.
+    """
+    if not isinstance(name, str):
+        problem = f"is {_shown(name)}, expected text"
+    elif not name.strip():
+        problem = "is empty"
+    elif "\n" in name:
+        problem = "has a line break"
+    elif name != name.strip():
+        problem = "begins or ends with white space"
+    else:
+        _check_unicode(name, "the name of a tool")
+        return
+    shown = f" {name[:60]!r}" if isinstance(name, str) else ""
+    raise TemplateError(
+        f"the name of a tool{shown} {problem}. A reply names its tool in its first line, so write "
+        "the name as one line, here and in the definition of the tool."
+    )
+
+
+def _check_unicode(text: str, what: str) -> None:
+    """Refuse half of a surrogate pair, which no tokenizer encodes.
+
+    Raises:
+        TemplateError: names its position.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TemplateError(
+            f"{what} has half of a surrogate pair, {text[error.start]!r}, as its character "
+            f"{error.start + 1}, which is not a character. Decode the text again as UTF-8."
+        ) from None
+
+
+def _shown(value: Any) -> str:
+    """Name a value of an unexpected type in an error, in few words whatever it holds."""
+    if isinstance(value, str):
+        return repr(value[:60])
+    if value is None or isinstance(value, bool | float):
+        return repr(value)
+    return f"a value of type {type(value).__name__}"
 
 
 def check_turns(messages: Sequence[Message]) -> None:
@@ -169,8 +334,9 @@ def read_messages(
     """Read messages with ChatGLM3's fields, or with those of OpenAI's chat API.
 
     ChatGLM3 has `role`, `content`, `metadata` and, on a system message, `tools`. OpenAI has
-    `tool_calls` on an assistant message and role `tool` for their results. Parallel calls
-    become sequential, each followed by its result, because ChatGLM3 supports no other order.
+    `tool_calls` on an assistant message (before that `function_call`) and role `tool` for their
+    results. Parallel calls become sequential, each followed by its result, because ChatGLM3
+    supports no other order.
 
     Args:
         messages: each has at least `role`; `content` may be missing next to `tool_calls`.
@@ -181,11 +347,11 @@ def read_messages(
     Raises:
         TemplateError: names the message and the field that cannot be read.
     """
-    pending = list(enumerate(messages))
+    pending = deque(enumerate(checked_messages(messages)))
     result: list[Message] = []
     while pending:
-        index, message = pending.pop(0)
-        calls = message.get("tool_calls") or ()
+        index, message = pending.popleft()
+        calls = _tool_calls(index, message)
         if not calls:
             result.append(_read_message(index, message))
             continue
@@ -204,73 +370,225 @@ _ROLE_OF: dict[str, Role] = {
     "function": "observation",
     "developer": "system",
 }
+_TEXT_PARTS = (None, "text", "input_text", "output_text")  # types of a part of a content
+
+
+def checked_messages(messages: Any, what: str = "messages") -> list[Mapping[str, Any]]:
+    """Return messages as a list of mappings.
+
+    Raises:
+        TemplateError: they are something else; names the first.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
+        raise TemplateError(
+            f"the {what} are {_shown(messages)}, expected a list such as "
+            '[{"role": "user", "content": "..."}].'
+        )
+    checked = list(messages)
+    for index, message in enumerate(checked):
+        if not isinstance(message, Mapping):
+            raise TemplateError(
+                f"message {index} is {_shown(message)}, expected an object such as "
+                '{"role": "user", "content": "..."}.'
+            )
+    return checked
+
+
+def _tool_calls(index: int, message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return the calls of a message, which only an assistant makes."""
+    field, calls = "tool_calls", message.get("tool_calls")
+    if not calls and message.get("function_call"):
+        field, calls = "function_call", [message["function_call"]]
+    if calls is None or (isinstance(calls, str | Sequence | Mapping) and not calls):
+        return ()
+    if not isinstance(calls, list | tuple) or not all(isinstance(c, Mapping) for c in calls):
+        wrong = calls
+        if isinstance(calls, list | tuple):
+            wrong = next(call for call in calls if not isinstance(call, Mapping))
+        raise TemplateError(
+            f"message {index} has {_shown(wrong)} in its {field}, expected a list of objects such "
+            'as {"function": {"name": text, "arguments": object or its JSON text}}.'
+        )
+    if _role_of(index, message) != "assistant":
+        raise TemplateError(
+            f"message {index} is from {message.get('role')!r} and has {field}, which only an "
+            "assistant makes. Change its role, or remove the field."
+        )
+    return calls
+
+
+def _role_of(index: int, message: Mapping[str, Any]) -> Role:
+    name = message.get("role")
+    role = _ROLE_OF.get(name) if isinstance(name, str) else None
+    if role is None:
+        raise TemplateError(
+            f"message {index} is from {_shown(name)}, expected one of {', '.join(_ROLE_OF)}."
+        )
+    return role
 
 
 def _read_message(index: int, message: Mapping[str, Any]) -> Message:
     """Read one message without its tool calls."""
-    role = _ROLE_OF.get(str(message.get("role")))
-    if role is None:
+    role = _role_of(index, message)
+    content = _read_content(index, role, message.get("content"))
+    tools = message.get("tools") if role == "system" else None
+    if tools is not None:
+        _check_json(tools, f"the tools of message {index}")
+    metadata = message.get("metadata")
+    if metadata is None:
+        metadata = ""
+    if not isinstance(metadata, str):
         raise TemplateError(
-            f"message {index} is from {message.get('role')!r}, "
-            f"expected one of {', '.join(_ROLE_OF)}."
+            f"message {index} ({role}): its metadata is {_shown(metadata)}, expected text: the "
+            "name of the tool that the message calls, or nothing."
         )
-    content = message.get("content")
-    if isinstance(content, list) and all(
-        isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content
-    ):
+    _check_unicode(metadata, f"the metadata of message {index}")
+    return Message(role, content, metadata=metadata, tools=tools)
+
+
+def _read_content(index: int, role: Role, content: Any) -> str:
+    """Return the text of a content; parts are joined, and the result of a tool may be any JSON."""
+    if isinstance(content, list | tuple) and all(_is_text_part(part) for part in content):
         content = "".join(part["text"] for part in content)
     if role == "observation" and not isinstance(content, str):
-        content = json.dumps(content, ensure_ascii=False)  # as the official data format does
+        try:  # as the official data format does
+            content = json.dumps(content, ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TemplateError(
+                f"message {index} (observation) has a content that is not JSON: {error}. Convert "
+                "it to text first."
+            ) from None
     if not isinstance(content, str):
         raise TemplateError(
             f"message {index} ({role}) has a content of type {type(content).__name__}, "
-            "expected text. ChatGLM3 reads text only."
+            'expected text, or a list of {"type": "text", "text": "..."}. ChatGLM3 reads text only.'
         )
-    tools = message.get("tools") if role == "system" else None
-    metadata = message.get("metadata") or ""
-    return Message(role, content, metadata=metadata, tools=tools)
+    if not content.isascii():
+        _check_unicode(content, f"the content of message {index} ({role})")
+    return content
+
+
+def _is_text_part(part: Any) -> bool:
+    return (
+        isinstance(part, Mapping)
+        and isinstance(part.get("text"), str)
+        and part.get("type") in _TEXT_PARTS
+    )
 
 
 def _read_tool_call(index: int, call: Mapping[str, Any]) -> Message:
     """Read one of OpenAI's `tool_calls`, whose arguments are an object or JSON text."""
     function = call.get("function", call)
-    name, arguments = function.get("name"), function.get("arguments", {})
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except json.JSONDecodeError as error:
-            raise TemplateError(
-                f"message {index} calls {name!r} with arguments that are not JSON: {error}."
-            ) from error
-    if not isinstance(name, str) or not isinstance(arguments, Mapping):
+    if not isinstance(function, Mapping):
         raise TemplateError(
-            f"message {index} has a tool call {dict(call)!r}, expected "
+            f"message {index} has a tool call whose function is {_shown(function)}, expected "
+            '{"name": text, "arguments": object or its JSON text}.'
+        )
+    name, arguments = function.get("name"), function.get("arguments", {})
+    if not isinstance(name, str):
+        raise TemplateError(
+            f"message {index} has a tool call whose name is {_shown(name)}, expected "
             '{"function": {"name": text, "arguments": object or its JSON text}}.'
         )
-    return Message("assistant", render_tool_call(arguments), metadata=name)
+    try:
+        check_tool_name(name)
+        return Message("assistant", render_tool_call(_arguments(arguments)), metadata=name)
+    except TemplateError as error:
+        raise TemplateError(f"message {index} calls {name[:60]!r}: {error}") from None
+
+
+def _arguments(arguments: Any) -> Mapping[str, Any]:
+    """Return the arguments of a call, which may be JSON text."""
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(
+                arguments if arguments.strip() else "{}",
+                object_pairs_hook=_object,
+                parse_constant=_refuse_constant,
+            )
+        except (ValueError, RecursionError) as error:
+            raise TemplateError(
+                f"it has arguments that are not JSON: {error}. Pass an object, or its JSON text."
+            ) from None
+    if not isinstance(arguments, Mapping):
+        raise TemplateError(
+            f"its arguments are {_shown(arguments)}, expected an object, or its JSON text."
+        )
+    return arguments
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its pairs; a name given twice would lose a value without a word."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice[:60]!r} is given twice")
+    return result
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _check_json(value: Any, what: str) -> None:
+    """Refuse what is not JSON, or so deep that writing it with indents would fail.
+
+    Raises:
+        TemplateError: says what is wrong.
+    """
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        problem = "have half of a surrogate pair in a text, which is not a character"
+    except (TypeError, ValueError, RecursionError) as error:
+        problem = f"are not JSON: {error}"
+    else:
+        level, depth = [value], 0
+        while level and depth <= MAX_DEPTH:
+            inner = [v.values() if isinstance(v, dict) else v for v in level if _has_items(v)]
+            level, depth = [item for items in inner for item in items], depth + 1
+        if depth <= MAX_DEPTH:
+            return
+        problem = f"are nested more than {MAX_DEPTH} deep"
+    raise TemplateError(f"{what} {problem}. Give a list of tool definitions as JSON.")
+
+
+def _has_items(value: Any) -> bool:
+    return isinstance(value, dict | list | tuple)
 
 
 def _take_answer(
-    pending: list[tuple[int, Mapping[str, Any]]], call_id: str | None
+    pending: deque[tuple[int, Mapping[str, Any]]], call_id: Any
 ) -> tuple[int, Mapping[str, Any]] | None:
     """Remove the result of a call from the tool messages that come next, and return it."""
-    answers = []
     for position, (_, message) in enumerate(pending):
         if message.get("role") != "tool":
             break
-        answers.append(position)
-    for position in answers:
-        if call_id is None or pending[position][1].get("tool_call_id") in (call_id, None):
-            return pending.pop(position)
+        if call_id is None or message.get("tool_call_id") in (call_id, None):
+            answer = pending[position]
+            del pending[position]
+            return answer
     return None
 
 
-def _announce(messages: list[Message], tools: Sequence[Any]) -> tuple[Message, ...]:
+def _announce(messages: list[Message], tools: Any) -> tuple[Message, ...]:
     """Add the tools to the first system message, or insert one that announces them."""
+    if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
+        raise TemplateError(
+            f"the tools are {_shown(tools)}, expected a list such as "
+            '[{"name": "get_weather", "description": "...", "parameters": {...}}].'
+        )
     plain = [
         tool["function"] if isinstance(tool, Mapping) and "function" in tool else tool
         for tool in tools
     ]
-    if messages and messages[0].role == "system":
-        return (replace(messages[0], tools=plain), *messages[1:])
-    return (Message("system", TOOLS_PROMPT, tools=plain), *messages)
+    _check_json(plain, "the tools")
+    if not messages or messages[0].role != "system":
+        return (Message("system", TOOLS_PROMPT, tools=plain), *messages)
+    if messages[0].tools not in (None, plain):
+        raise TemplateError(
+            "message 0 (system) has tools of its own, and other tools are given next to the "
+            "messages. Give them in one of the two places."
+        )
+    return (replace(messages[0], tools=plain), *messages[1:])

@@ -1,6 +1,7 @@
 """`glmtune doctor` on the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 import glmtune
 from glmtune.cli.main import app
 from glmtune.errors import DataError
+from glmtune.inspect.doctor.log import diagnose
 
 LOG = "some lines\nValueError: Attempting to unscale FP16 gradients.\n"
 
@@ -53,3 +55,48 @@ def test_the_machine_is_described_without_its_secrets(monkeypatch: pytest.Monkey
     machine = json.loads(as_json)
     assert 0 < machine["available_bytes"] <= machine["memory_bytes"]
     assert all(version["fits"] for version in machine["versions"])
+
+
+ROW = {"instruction": "广州在哪里", "input": "", "output": "广州在广东。"}
+
+
+def test_the_logs_of_our_own_runs_are_healthy(
+    taught_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "cache"))
+    places = ["广州", "杭州", "成都", "西安", "昆明", "武汉"]
+    rows = [{key: text.replace("广州", place) for key, text in ROW.items()} for place in places]
+    pairs = [
+        {"prompt": row["instruction"], "chosen": row["output"], "rejected": "不知道。"}
+        for row in rows
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(
+        f"model: {{name_or_path: {taught_model_dir}, dtype: float32}}\n"
+        f"data: {{train: {tmp_path}/rows.json, eval_fraction: 0.3, max_length: 90}}\n"
+        "training: {per_device_train_batch_size: 2, max_steps: 2, logging_steps: 1, "
+        "eval_strategy: steps, eval_steps: 1, save_strategy: steps, save_steps: 1, "
+        "save_total_limit: 5, use_cpu: true}\n"
+        "lint: {errors: report}\n"
+        f"output: {{dir: {tmp_path}/out, report_to: none}}\n",
+        encoding="utf-8",
+    )
+
+    def log_of(*arguments: str) -> str:
+        command = ["train", str(tmp_path / "run.yaml"), *arguments]
+        result = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    logs = [log_of()]
+    shutil.rmtree(tmp_path / "out" / "checkpoint-2")  # as if the run had been killed before it
+    logs += [
+        log_of("--resume"),
+        log_of(f"data.train={tmp_path}/pairs.json", "preference.stage=dpo", "overwrite=true"),
+    ]
+
+    assert "asked '[gMASK]sop<|user|>" in logs[0]  # which was once taken for a symptom
+    for log in logs:
+        assert "held-out loss" in log
+        assert diagnose(log) == []

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
+from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, parse_tool_call
 from glmtune.data.formats import FORMATS, check_roles, convert, detect
 from glmtune.data.rows import Row, RowError
 from glmtune.data.sources import read_rows
@@ -343,6 +343,42 @@ def test_wrong_names_of_formats_fields_columns_and_roles_are_refused() -> None:
     with pytest.raises(DataError, match="maps 'bot' to 'robot', expected one of"):
         check_roles({"bot": "robot"})
     check_roles({"bot": "assistant", "f": "function_call", "human2": "user"})
+
+
+@pytest.mark.parametrize("key", ["from", "first-name", "ａ", ""])
+def test_a_call_with_names_that_are_no_keywords_reads_back(key: str) -> None:
+    arguments = {key: "北京", "to": "上海"}
+    call = json.dumps({"name": "book", "arguments": arguments})
+    of_sharegpt = read(
+        conversations=[
+            {"from": "human", "value": "q"},
+            {"from": "function_call", "value": call},
+            {"from": "observation", "value": "ok"},
+            {"from": "gpt", "value": "a"},
+        ]
+    )
+    of_chatglm3 = read(
+        conversations=[
+            {"role": "user", "content": "q"},
+            {"role": "tool", "name": "book", "parameters": arguments, "observation": "ok"},
+            {"role": "assistant", "content": "a"},
+        ]
+    )
+
+    for messages in (of_sharegpt, of_chatglm3):
+        assert messages[1].metadata == "book"
+        assert parse_tool_call(messages[1].content) == arguments
+
+
+@pytest.mark.parametrize("name", ["\t", " ", "a\nb", "get_weather "])
+def test_a_call_of_a_tool_whose_name_a_reply_cannot_repeat_is_refused_before_training(
+    name: str,
+) -> None:
+    call = {"role": "tool", "name": name, "parameters": {}, "observation": "ok"}
+    with pytest.raises(RowError, match=r"rows.json:7: .*the name of a tool.*one line"):
+        read(conversations=user_and(call))
+    with pytest.raises(RowError, match=r"rows.json:7: .*the name of a tool.*one line"):
+        read(messages=user_and({"role": "assistant", "tool_calls": [{"name": name}]}))
 
 
 # --- Rows that cannot be read -------------------------------------------------------------

@@ -162,3 +162,43 @@ def test_fingerprints_of_other_families_follow_their_templates() -> None:
     changed = ChatTemplate(fast_tokenizer(CHATML.replace("tools: ", "t: "), "<|im_end|>"))
     assert first.fingerprint == same.fingerprint != changed.fingerprint
     assert first.stop_ids == same.stop_ids
+
+
+LOOP = "{% for i in range(99999) %}" * 3 + "{% set x = i %}" + "{% endfor %}" * 3
+
+
+@pytest.mark.parametrize(
+    ("template", "complaint"),
+    [
+        ("{% for m in messages %}", "does not accept the conversation: .*endfor"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ messages[0].content.no_such_method() }}", "does not accept the conversation"),
+        ("{% for i in range(10**9) %}{% endfor %}", "OverflowError: Range too big"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ raise_exception('no system') }}", "does not accept the conversation: no system"),
+        ("{% include 'x' %}", "does not accept the conversation"),
+        (LOOP, "TimeoutError: it does not end within 0.2 seconds"),
+        ("x" * 1_000_001, "has 1,000,001 characters, and no published one has 1,000,000"),
+        ("", "has no chat template"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_a_chat_template_that_fails_or_does_not_end_is_refused_in_one_line(
+    template: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glmtune.template.chat_template.SECONDS_TO_RENDER", 0.2)
+    tokenizer = fast_tokenizer(template, "<|im_end|>")
+    tokenizer.chat_template = template
+
+    with pytest.raises(TemplateError, match=complaint) as caught:
+        ChatTemplate(tokenizer)
+
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("tools", [3, "get_weather", ["get_weather"], [None]])
+def test_tools_that_are_no_objects_are_refused(other: ChatTemplate, tools: object) -> None:
+    messages = (Message("system", TOOLS_PROMPT, tools=tools), Message("user", "q"))
+
+    with pytest.raises(TemplateError, match="turn 0 has tools that are not objects"):
+        other.prompt_ids(Conversation(messages))

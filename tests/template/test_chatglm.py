@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.template.conversations import answers, calls, dialogues, learned, tal
 from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, render_tool_call
 from glmtune.errors import TemplateError
 from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
-from glmtune.recipe.choices import Layout
+from glmtune.recipe.choices import LAYOUTS, Layout
 from glmtune.template.base import IGNORE, is_learned
 from glmtune.template.chatglm import ChatGLMTemplate
 
@@ -464,3 +465,32 @@ def test_conversations_that_cannot_be_rendered_are_refused(
         ChatGLMTemplate(tiny_tokenizer, "plain").encode(talk(("system", "x"), ("assistant", "y")))
     with pytest.raises(TemplateError, match="expected one of official, tutorial, chatglm2, plain"):
         ChatGLMTemplate(tiny_tokenizer, "offical")  # type: ignore[arg-type]
+
+
+def test_calls_and_names_of_any_kind_come_back_from_the_ids_that_are_learned(
+    chatglm3: ChatGLMTokenizer,
+) -> None:
+    template = ChatGLMTemplate(chatglm3)
+    rng = random.Random(18)
+    checked = 0
+
+    for _ in range(500):
+        alphabets = [(0x21, 0x7F), (0x3001, 0x9000), (0xFF01, 0xFFE0), (0x1F600, 0x1F640)]
+        name = "".join(chr(rng.randrange(*rng.choice(alphabets))) for _ in range(5))
+        call = Message("assistant", render_tool_call({name: [name]}), metadata=name)
+        turns = (Message("user", "q"), call, Message("observation", "o"))
+        learned = [i for i in template.encode(Conversation(turns)).labels if i != IGNORE]
+        assert template.parse(learned) == [call]
+        checked += "**" in call.content
+
+    assert checked > 100
+
+
+def test_any_ids_are_read_as_a_reply(tiny_tokenizer: ChatGLMTokenizer) -> None:
+    rng = random.Random(22)
+    for layout in LAYOUTS:
+        template = ChatGLMTemplate(tiny_tokenizer, layout)
+        for _ in range(300):
+            ids = [rng.randrange(-2, 600) for _ in range(rng.randrange(12))]  # 489 are known
+            for message in template.parse(ids):
+                message.content.encode()

@@ -161,22 +161,23 @@ def answer(session: "ChatSession", text: str, role: "Role" = "user") -> None:
 
 def report(reply: "Reply") -> None:
     """Note on stderr whether an answer was cut, calls a tool or lost old messages."""
-    from glmtune.conversation import parse_tool_call
+    from glmtune.conversation import parse_tool_call, render_arguments
+    from glmtune.inspect.visible import visible
 
     if reply.num_left_out:
         note(f"the {reply.num_left_out} oldest messages no longer fit and were dropped")
     if reply.ended_by == "length":
         note(f"the answer was cut after {reply.num_tokens} tokens; see --max-new-tokens")
     for message in reply.messages:
-        if not (name := message.metadata.strip()):
+        if not message.metadata.strip():
             continue
+        name = visible(message.metadata.strip())
         try:
             arguments = parse_tool_call(message.content)
         except ValueError as error:
             note(f"calls {name}, but not in the format of a tool call: {error}")
         else:
-            listed = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-            note(f"calls {name}({listed}); give its result with /observation")
+            note(f"calls {name}({render_arguments(arguments)}); give its result with /observation")
 
 
 def note(text: str) -> None:
@@ -193,15 +194,17 @@ def converse(session: "ChatSession", tools: list[Any] | None) -> None:
 
     if sys.stdin.isatty():
         note("/help lists the commands, /exit quits")
-    while (line := read_message()) is not None:
+    while True:
         try:
+            if (line := read_message()) is None:
+                return
             if line.startswith("/") and not run_command(session, line, tools):
                 return
             if line.strip() and not line.startswith("/"):
                 answer(session, line.strip())
         except KeyboardInterrupt:
             note("stopped")
-        except TemplateError as error:
+        except (DataError, TemplateError) as error:  # of this message; the conversation goes on
             note(str(error))
 
 

@@ -1,14 +1,16 @@
 """The command `glmtune`, and the exit codes of errors.
 
 0  success     1  an error of the user (a message on stderr, no traceback)
-2  invalid command line                           130  interrupted
+2  invalid command line      130  interrupted by Ctrl-C      143  by SIGTERM
 """
 
 import errno
 import logging
 import os
+import signal
 import sys
 import warnings
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -27,6 +29,7 @@ from glmtune.cli.predict import predict
 from glmtune.cli.pretrain import pretrain
 from glmtune.cli.push import push
 from glmtune.cli.report import report
+from glmtune.cli.streams import flush_streams, prepare_streams
 from glmtune.cli.tokenizer import tokenizer
 from glmtune.cli.train import train
 from glmtune.errors import GlmtuneError
@@ -105,30 +108,64 @@ def _format_warning(message: Warning | str, *_: object, **__: object) -> str:
     return f"warning: {message}\n"
 
 
+class _Terminated(BaseException):
+    """Raised by SIGTERM, so that temporary files are removed as after Ctrl-C."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+    raise _Terminated
+
+
 def run() -> None:
     """Run the command line and exit with its code."""
+    prepare_streams()
     if not sys.stderr.isatty():  # no progress bars in a log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     process_memory.set_defaults()
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+    code = _run_command()
+    if (problem := flush_streams()) is not None:
+        code = _print_error(f"the output could not be written: {problem.strerror}.")
+    sys.exit(code)
+
+
+def _run_command() -> int | str | None:
+    """Run the command and return its exit code; errors are printed."""
     try:
         app()
+    except SystemExit as end:  # as every command ends
+        why = end.__context__.__cause__ if end.__context__ else None
+        if isinstance(why, KeyboardInterrupt):  # typer prints nothing
+            return _print_interrupted()
+        return end.code
     except GlmtuneError as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(1)
+        return _print_error(str(error))
     except BrokenPipeError:  # `glmtune info ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         where = error.filename or "the output"
-        typer.secho(
-            f"error: {where}: the disk is full. Files that were complete are unchanged. "
-            "Free some space, then run the command again (train: with --resume).",
-            fg=typer.colors.RED,
-            err=True,
+        return _print_error(
+            f"{where}: the disk is full. Files that were complete are unchanged. "
+            "Free some space, then run the command again (train: with --resume)."
         )
-        sys.exit(1)
     except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
+        return _print_interrupted()
+    except _Terminated:
+        typer.echo("terminated", err=True)
+        return 128 + signal.SIGTERM
+    return 0
+
+
+def _print_error(text: str) -> int:
+    typer.secho(f"error: {text}", fg=typer.colors.RED, err=True)
+    return 1
+
+
+def _print_interrupted() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
+    typer.echo("interrupted", err=True)
+    return 130

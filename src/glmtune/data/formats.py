@@ -30,6 +30,7 @@ from glmtune.conversation import (
     Conversation,
     Message,
     Role,
+    check_tool_name,
     check_turns,
     read_messages,
     render_tool_call,
@@ -236,6 +237,7 @@ def _read_row(
     if columns:
         row = _rename(row, columns)
     messages = tuple(format.read(row, roles or {}))
+    _check_tool_names(row, format, messages)
     try:
         check_turns(messages)
         _check_encodable(messages)
@@ -446,7 +448,10 @@ def _tool_turns(row: Row, where: str, item: Mapping[str, Any], loss: bool | None
     observation = item.get("observation")
     if not isinstance(observation, str):
         observation = json.dumps(observation, ensure_ascii=False)
-    content = render_tool_call(function["arguments"])
+    try:
+        content = render_tool_call(function["arguments"])
+    except TemplateError as error:
+        raise _bad(row, where, str(error)) from None
     return [
         Message("assistant", content, metadata=function["name"], is_learned=loss),
         Message("observation", observation),
@@ -651,6 +656,16 @@ def _kind(value: Any) -> str:
         case dict():
             return "an object"
     return f"a {type(value).__name__}"
+
+
+def _check_tool_names(row: Row, format: Format, messages: Sequence[Message]) -> None:
+    """Refuse to learn a call of a tool whose name a reply could not repeat."""
+    for message in messages:
+        if message.metadata:
+            try:
+                check_tool_name(message.metadata)
+            except TemplateError as error:
+                raise _bad(row, format.required[-1], str(error)) from None
 
 
 def _check_encodable(messages: Sequence[Message]) -> None:

@@ -11,6 +11,7 @@ from glmtune.errors import TemplateError
 from glmtune.files import sha256_of_text
 from glmtune.template.base import IGNORE, Example, Template, decode, is_learned
 from glmtune.template.probes import PROBES
+from glmtune.template.time_limit import time_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _DATE_PARTS = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24"} | {
     "%a": "Fri", "%A": "Friday", "%H": "12", "%M": "00", "%S": "00"
 }  # fmt: skip
+MAX_CHARACTERS = 1_000_000  # of a template; published ones have up to 20,000
+SECONDS_TO_RENDER = 20  # two short conversations, which take milliseconds
 _FIXED_DATE = (
     "{%- macro strftime_now(format) -%}{{ format"
     + "".join(f" | replace('{part}', '{value}')" for part, value in _DATE_PARTS.items())
@@ -44,6 +47,13 @@ class ChatTemplate(Template):
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        size = len(str(tokenizer.chat_template or ""))
+        if size > MAX_CHARACTERS:
+            raise TemplateError(
+                f"the chat template of {tokenizer.name_or_path or type(tokenizer).__name__} has "
+                f"{size:,} characters, and no published one has {MAX_CHARACTERS:,}. Download "
+                "chat_template.jinja and tokenizer_config.json of the model again."
+            )
         if not tokenizer.chat_template:
             raise TemplateError(
                 f"the tokenizer of {tokenizer.name_or_path or type(tokenizer).__name__} has no "
@@ -158,9 +168,12 @@ class ChatTemplate(Template):
                 return_dict=False,
                 sanitize_control_tokens=True,
             )
-        except (JinjaError, ValueError, TypeError) as error:
+        except Exception as error:  # the template is a program of others, and may raise anything
+            why = str(error).strip().split("\n")[0][:300]
+            if not isinstance(error, JinjaError | ValueError | TypeError):
+                why = f"{type(error).__name__}: {why}"
             raise TemplateError(
-                f"this tokenizer's chat template does not accept the conversation: {error}"
+                f"this tokenizer's chat template does not accept the conversation: {why}"
             ) from error
         return list(ids)
 
@@ -171,8 +184,9 @@ class ChatTemplate(Template):
             TemplateError: there is none.
         """
         messages, tools = _to_openai((Message("user", "a"), Message("assistant", "b")))
-        prompt = self._render(messages[:1], tools, add_generation_prompt=True)
-        full = self._render(messages, tools)
+        with time_limit(SECONDS_TO_RENDER):
+            prompt = self._render(messages[:1], tools, add_generation_prompt=True)
+            full = self._render(messages, tools)
         self._check_prefix(prompt, full, "the prompt of a first answer")
         specials = {i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
         for token_id in full[len(prompt) :]:
@@ -235,7 +249,7 @@ def _to_openai(
     num_calls = 0
     for index, message in enumerate(messages):
         if message.role == "system" and message.tools is not None:
-            tools = [_wrap_tool(tool) for tool in message.tools] or None
+            tools = _wrap_tools(index, message.tools) or None
             if message.content == TOOLS_PROMPT:
                 continue  # ChatGLM's own prompt; a template announces tools in its own words
         if message.role == "observation":
@@ -253,8 +267,25 @@ def _to_openai(
     return result, tools
 
 
-def _wrap_tool(tool: Any) -> dict[str, Any]:
-    return tool if "function" in tool else {"type": "function", "function": tool}
+def _wrap_tools(index: int, tools: Any) -> list[dict[str, Any]]:
+    """Put OpenAI's wrapper around the definitions of tools, which any chat template expects.
+
+    Raises:
+        TemplateError: they are not objects, as only ChatGLM3's own format permits.
+    """
+    definitions = [tools] if isinstance(tools, dict) else tools
+    if not isinstance(definitions, list | tuple) or not all(
+        isinstance(tool, dict) for tool in definitions
+    ):
+        raise TemplateError(
+            f"turn {index} has tools that are not objects, which this model's chat template "
+            'cannot represent. Write them as [{"name": ..., "description": ..., "parameters": '
+            "{...}}]."
+        )
+    return [
+        tool if "function" in tool else {"type": "function", "function": tool}
+        for tool in definitions
+    ]
 
 
 def _call_id(number: int) -> str:

@@ -65,7 +65,7 @@ def _chatglm2_name(tokenizer: PreTrainedTokenizerBase) -> str:
     for file, key in (("config.json", "_name_or_path"), ("tokenizer_config.json", "name_or_path")):
         try:
             content = json.loads((folder / file).read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # a hub id, or no such file
+        except (OSError, ValueError, RecursionError):  # a hub id, or no such file
             continue
         names.append(str(content.get(key, "")) if isinstance(content, dict) else "")
     return next((n for n in names if re.search(r"(chatglm|codegeex)2-", n.lower())), "")

@@ -113,6 +113,7 @@ MESSAGES = [
     (EVALUATED, "tool call evaluated"),
     ("ValueError: 151337 is not in list", "sample cut before its answer"),
     ("[gMASK] sop <|user|> \n 你好", "special tokens in the text"),
+    ("回答：[gMASK]sop<|user|> \n 你好<|assistant|>", "special tokens in the text"),
     (
         "ValueError: Cannot use chat template functions because tokenizer.chat_template is not set",
         "no chat template",
@@ -265,6 +266,60 @@ MESSAGES = [
         "pyarrow.lib.ArrowInvalid: JSON parse error: Column(/conversations/[]/value) changed from "
         "object to string in row 1",
         "column changes its type",
+    ),
+    (
+        "TypeError: Couldn't cast array of type\nstruct<role: string, content: string, loss: bool>"
+        "\nto\n{'role': Value('string'), 'content': Value('string')}",
+        "messages with different keys",
+    ),
+    (
+        "TypeError: Couldn't cast array of type list<item: struct<from: string, loss: bool>> to "
+        "{'from': Value(dtype='string', id=None)}",
+        "messages with different keys",
+    ),
+    ("TypeError: Couldn't cast array of type string to null", "column changes its type"),
+    (
+        "datasets.exceptions.DatasetGenerationCastError: An error occurred while generating the "
+        "dataset\n\nAll the data files must have the same columns, but at some point there are 1 "
+        "new columns ({'system'})",
+        "rows with different columns",
+    ),
+    (
+        "[WARNING|2025-01-07 10:00:00] llamafactory.data.aligner:143 >> Invalid role tag in "
+        "[{'from': 'bot', 'value': 'a'}].",
+        "roles not known",
+    ),
+    (
+        "NotImplementedError: Input must be string or dict[str, str], got <class 'list'>",
+        "field not a text",
+    ),
+    (
+        "ValueError: Input must be string, set[str] or dict[str, str], got <class 'list'>",
+        "field not a text",
+    ),
+    ('    raise RuntimeError("Empty dataset!")\nRuntimeError: Empty dataset!', "no usable row"),
+    (
+        "RuntimeError: Cannot find valid samples, check `data/README.md` for the data format.",
+        "no usable row",
+    ),
+    (
+        "ValueError: With n_samples=1, test_size=0.1 and train_size=None, the resulting train set "
+        "will be empty. Adjust any of the aforementioned parameters.",
+        "all rows held out",
+    ),
+    ("ValueError: Trainer: evaluation requires an eval_dataset.", "no rows to evaluate"),
+    (
+        "ValueError: You have set `args.eval_strategy` to IntervalStrategy.STEPS but you didn't "
+        "pass an `eval_dataset` to `Trainer`.",
+        "no rows to evaluate",
+    ),
+    (
+        "TypeError: '<=' not supported between instances of 'float' and 'str'",
+        "number read as text",
+    ),
+    (
+        "UnicodeEncodeError: 'gbk' codec can't encode character '\\U0001f600' in position 3",
+        "console without the character",
     ),
     (
         "UnicodeDecodeError: 'gbk' codec can't decode byte 0xa1 in position 12",

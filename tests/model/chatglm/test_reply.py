@@ -4,6 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from glmtune.conversation import render_tool_call
+from glmtune.errors import TemplateError
 from glmtune.model.chatglm.reply import process_response
 
 WITH_TOOLS: list[dict[str, Any]] = [{"role": "system", "content": "", "tools": [{"name": "t"}]}]
@@ -47,3 +51,34 @@ def test_a_reply_to_an_empty_history_is_read() -> None:
         "name": "t",
         "content": "```\ntool_call()\n```",
     }
+
+
+def test_a_call_with_names_that_are_no_keywords_is_read() -> None:
+    arguments = {"from": "北京", "first-name": None, "ａ": {"class": [1]}}
+
+    content, _ = process_response(f"book\n {render_tool_call(arguments)}", WITH_TOOLS)
+
+    assert content == {"name": "book", "parameters": arguments}
+
+
+@pytest.mark.parametrize("history", [None, 3, "x", {"role": "user"}, [None], ["x"]])
+def test_a_history_that_is_no_list_of_messages_is_refused(history: Any) -> None:
+    with pytest.raises(TemplateError, match=r"message 0 is|messages of the history are"):
+        process_response("\n x", history)
+
+
+def test_any_text_of_a_reply_is_read_with_any_history() -> None:
+    replies = [
+        "",
+        "\n",
+        "t\n",
+        "<|assistant|>" * 99,
+        "\ud800",
+        "t\n" + "(" * 99_999,
+        "t\n```\n\0\n```",
+    ]
+    for history in ([], [{}], [{"role": ["x"]}], [{"role": "system", "tools": None}]):
+        for reply in replies:
+            content, extended = process_response(reply, history)
+            assert len(extended) == len(history) + reply.count("<|assistant|>") + 1
+            assert isinstance(content, str) or content["name"] == "t"

@@ -122,7 +122,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         "tool call evaluated",
-        r"eval\(content\)[\s\S]{0,800}?\n\s*\w+(Error|Exception)\b",
+        r"eval\(content\)[\s\S]{0,800}?\n[ \t]*\w+(Error|Exception)\b",
         "The original code evaluates a tool call as Python, and this one is not valid Python.",
         "Use glmtune's `chat`, which parses literals and evaluates nothing.",
     ),
@@ -134,7 +134,9 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         "special tokens in the text",
-        r"\[gMASK\]\s*sop\s*<\|(user|system)\|>",
+        # Logs show prompts too, where they belong: after "asked '", "inputs:" or "[INPUT]".
+        r"(?<!asked ['\"])(?<!inputs:[\n ])(?<!prompt:[\n ])(?<!\[INPUT\] )"
+        r"\[gMASK\] ?sop ?<\|(user|system)\|>",
         "The special tokens are not registered in the original tokenizer, so "
         "skip_special_tokens leaves them in the text.",
         "Decode with glmtune's tokenizer, which knows them as special.",
@@ -271,15 +273,15 @@ SYMPTOMS: tuple[Symptom, ...] = (
     Symptom(
         "host out of memory",
         r"DefaultCPUAllocator: (can't allocate memory|not enough memory)|"
-        r"^\s*(numpy.*)?MemoryError\b|Cannot allocate memory|std::bad_alloc",
+        r"^[ \t]*(numpy.*)?MemoryError\b|Cannot allocate memory|std::bad_alloc",
         "The machine has less memory than the run needs.",
         "A 16-bit dtype halves the weights; a smaller training.per_device_train_batch_size and "
         "training.gradient_checkpointing=true save most of the rest; see `glmtune plan`.",
     ),
     Symptom(
         "killed",
-        r"^(.*\bline \d+:\s+\d+ )?Killed\b|exit(ed with)? (code|status):? ?(137|-9)\b|"
-        r"exitcode\s*: -9|Signal 9 \(SIGKILL\)|oom-kill|OOMKilled",
+        r"^(.*\bline \d+: +\d+ )?Killed\b|exit(ed with)? (code|status):? ?(137|-9)\b|"
+        r"exitcode *: -9|Signal 9 \(SIGKILL\)|oom-kill|OOMKilled",
         "The process was killed from outside, usually by the system because the machine ran out of "
         "memory.",
         "See `dmesg` for the reason; a smaller training.per_device_train_batch_size, "
@@ -322,7 +324,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         "loss not a number",
-        r"['\"]?\bloss['\"]?\s*[:=]\s*['\"]?nan\b|grad_norm['\"]?\s*[:=]\s*['\"]?(nan|inf)\b|"
+        r"\bloss['\"]? *[:=] *['\"]?nan\b|grad_norm['\"]? *[:=] *['\"]?(nan|inf)\b|"
         r"No inf checks were recorded|loss scale already at minimum",
         "The loss or its gradient is not a number: float16 overflowed, the learning rate is too "
         "high, or a row has no learned token.",
@@ -331,7 +333,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom(
         "loss zero",
-        r"['\"]?\bloss['\"]?\s*[:=]\s*['\"]?0\.0+\b",
+        r"\bloss['\"]? *[:=] *['\"]?0\.0+\b",
         "A loss of exactly 0 means that no token is learned (all labels are -100, perhaps after "
         "truncation), or that a float16 loss underflowed.",
         "Look at rows with `glmtune inspect`, raise data.max_length, and use bfloat16.",
@@ -453,9 +455,79 @@ SYMPTOMS: tuple[Symptom, ...] = (
     # ---- data ----
     Symptom(
         "column changes its type",
-        r"Column\(.{0,80}\) changed from \w+ to \w+|Couldn't cast array of type",
+        r"Column\(.{0,80}\) changed from \w+ to \w+|"
+        r"Couldn't cast array of type(?!\s{0,3}(list<(item|element): )?struct<)",
         "A column has text in one row and an object in another, which Arrow cannot store.",
         "Read the file with glmtune, which reads rows as they are, or give the column one type.",
+    ),
+    Symptom(
+        "messages with different keys",
+        r"Couldn't cast array of type\s{0,3}(list<(item|element): )?struct<(?P<keys>[^\n>]{1,200})",
+        "Some messages or objects have other keys than those of the first rows (here {keys}), and "
+        "the datasets library gives all of them the same keys.",
+        'Write the key into every message ("loss": true where it is missing), or use `glmtune '
+        "train`, which reads each message as it is.",
+    ),
+    Symptom(
+        "rows with different columns",
+        r"All the data files must have the same columns",
+        "The rows or files have different columns, and the datasets library gives all of them the "
+        "same columns.",
+        "Write every column into every row, with an empty text where there is none, or use "
+        "`glmtune train`, which reads each row as it is.",
+    ),
+    Symptom(
+        "roles not known",
+        r"Invalid (role tag|message count)\b",
+        "LLaMA-Factory left out a dialogue: a role has another name than in the tags of "
+        "dataset_info.json, or the user and the assistant do not take turns.",
+        "Set role_tag, user_tag and assistant_tag in dataset_info.json, and begin each dialogue "
+        "with the user; `glmtune lint FILE` names the lines, and data.roles maps their roles.",
+    ),
+    Symptom(
+        "field not a text",
+        r"Input must be string(, set\[str\])? or dict",
+        "A field of a row is a list, a number or null, and LLaMA-Factory's template expects text.",
+        "Write it as one text (of several answers, one row each); `glmtune lint FILE` names the "
+        "line and the field.",
+    ),
+    Symptom(
+        "no usable row",
+        r"\bEmpty dataset!|Cannot find (valid|sufficient) samples",
+        "LLaMA-Factory could use no row: their columns or roles are not those in "
+        "dataset_info.json, or they are meant for another stage.",
+        "Correct columns, tags and stage (pt for bare text, sft for answers) and set "
+        "overwrite_cache: true; `glmtune lint FILE` names what is wrong with each row.",
+    ),
+    Symptom(
+        "all rows held out",
+        r"train set will be empty",
+        "The share of rows that is held out for evaluation leaves none to train on, since very few "
+        "rows were read.",
+        "Count the rows that can be read with `glmtune lint FILE`, and hold out less: val_size in "
+        "LLaMA-Factory, data.eval_fraction in glmtune.",
+    ),
+    Symptom(
+        "no rows to evaluate",
+        r"evaluation requires an eval_dataset|you didn't pass an `?eval_dataset",
+        "The settings ask for evaluations during training, but give no rows for them.",
+        "Give some (val_file in the official finetune_demo, val_size in LLaMA-Factory, "
+        'data.eval_fraction=0.1 in glmtune), or set eval_strategy to "no".',
+    ),
+    Symptom(
+        "number read as text",
+        r"'[<>]=?' not supported between (instances of )?'?(float|int)'? and '?str|"
+        r"'[<>]=?' not supported between (instances of )?'?str'? and '?(float|int)",
+        "A number in a configuration was read as text, usually the learning rate: to YAML 5e-5 "
+        "without a decimal point is text.",
+        "Write 5.0e-5; recipes of glmtune accept 5e-5 too.",
+    ),
+    Symptom(
+        "console without the character",
+        r"'(?P<codec>gbk|gb2312|big5|ascii|charmap|latin-1|cp\d+|shift_jis)' codec can't encode",
+        "A text has a character that the console's or file's encoding, {codec}, lacks.",
+        "Set the environment variable PYTHONUTF8=1 before Python starts, and open files with "
+        "encoding='utf-8'; glmtune prints such characters as escapes and writes files in UTF-8.",
     ),
     Symptom(
         "text not UTF-8",

@@ -150,8 +150,8 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         if self.padded_vocab_size == GLM4_PADDED_VOCAB_SIZE:
             raise ValueError(
                 f"padded_vocab_size {GLM4_PADDED_VOCAB_SIZE} is that of GLM-4, which has "
-                "another tokenizer; expected ChatGLM2 or ChatGLM3 (65024). Use the checkpoint in "
-                "transformers' own `glm` layout, such as zai-org/glm-4-9b-chat-hf."
+                "another tokenizer and is not supported, in transformers' own layout neither; "
+                "expected ChatGLM2 or ChatGLM3 (65024). Use one of those: zai-org/chatglm3-6b."
             )
         if self.quantization_bit:
             raise ValueError(

@@ -13,7 +13,7 @@ Source: ChatGLM3, `process_response` in modeling_chatglm.py; the reference is sp
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glmtune.conversation import parse_tool_call
+from glmtune.conversation import checked_messages, parse_tool_call
 from glmtune.model.chatglm.chat_format import split_reply
 
 
@@ -27,14 +27,18 @@ def process_response(
         history: the messages before it, as `{"role", "content"}` with optional
             `"metadata"` and `"tools"`. It is not changed.
 
+    Raises:
+        TemplateError: an item of the history is not a message.
+
     Returns:
         The content of the last message and the new history. The content is text, or
         `{"name", "parameters"}` for a tool call, or `{"name", "content"}` for code (and for
         any call when the history announces no tools). A tool call that cannot be read comes
         back as `{"name", "content", "error"}` with its text as it was.
     """
-    extended = [dict(message) for message in history]
-    has_tools = bool(extended) and extended[0]["role"] == "system" and "tools" in extended[0]
+    extended = [dict(message) for message in checked_messages(history, "messages of the history")]
+    first = extended[0] if extended else {}
+    has_tools = first.get("role") == "system" and "tools" in first
     content: str | dict[str, Any] = ""
     for part in output.split("<|assistant|>"):
         metadata, text = split_reply(part)

@@ -28,7 +28,7 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.chat_template_utils import get_json_schema
 from transformers.utils.generic import PaddingStrategy
 
-from glmtune.conversation import ROLES, Message, read_messages
+from glmtune.conversation import ROLES, Message, checked_messages, read_messages
 from glmtune.machine import num_cores
 from glmtune.model.chatglm.chat_format import (
     PREFIX_TOKENS,
@@ -484,8 +484,12 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
         Returns:
             A batch of one: `input_ids`, `attention_mask` and `position_ids`, (1, seq).
+
+        Raises:
+            TemplateError: a message cannot be read.
         """
-        messages = read_messages([*(history or ()), {"role": role, "content": query}])
+        before = checked_messages(history or (), "messages of the history")
+        messages = read_messages([*before, {"role": role, "content": query}])
         ids, _ = self._encode_chat(messages, add_generation_prompt=True)
         return self.pad({"input_ids": [ids]}, return_tensors="pt")
 
@@ -543,9 +547,10 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             chat_template, documents, add_generation_prompt, continue_final_message
         )
         is_batch = is_batch_of_conversations(conversation)
-        described = [get_json_schema(tool) if callable(tool) else tool for tool in tools or ()]
+        if isinstance(tools, list | tuple):  # anything else is refused with the messages
+            tools = [get_json_schema(tool) if callable(tool) else tool for tool in tools]
         chats = [
-            read_messages(getattr(chat, "messages", chat), described)
+            read_messages(getattr(chat, "messages", chat), tools)
             for chat in (conversation if is_batch else [conversation])
         ]
         if not tokenize:
