@@ -23,7 +23,7 @@ from glmtune.units import readable
 REPORT = "export.json"
 
 
-class FailedProof(OutputError):
+class ProofError(OutputError):
     """What was written does not answer as what it was made from."""
 
 
@@ -33,7 +33,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
     Raises:
         OutputError: the target exists, or something could not be written.
-        FailedProof: raised inside; the folder is kept under another name.
+        ProofError: raised inside; the folder is kept under another name.
     """
     refuse_existing(target)
     partial = target.with_name(f"{target.name}.partial")
@@ -42,10 +42,10 @@ def new_folder(target: Path) -> Iterator[Path]:
         write_report(partial, {"status": "unfinished"})
         yield partial
         partial.replace(target)
-    except FailedProof as error:
+    except ProofError as error:
         failed = _free_name(target.with_name(f"{target.name}.failed"))
         partial.replace(failed)
-        raise FailedProof(f"{error} What was written is in {failed}, to look into.") from None
+        raise ProofError(f"{error} What was written is in {failed}, to look into.") from None
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if (why := _write_error(error)) is not None:
