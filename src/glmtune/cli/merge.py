@@ -25,9 +25,14 @@ def merge(
     from glmtune.methods import method
     from glmtune.use.export.run import export as write
 
-    if not method.is_adapter(adapter.expanduser()):
-        method.check_folder(adapter.expanduser())  # says what is missing
-        raise CheckpointError(f"{adapter}: is no adapter. Give the folder of an adapter.")
+    folder = adapter.expanduser()
+    if not method.is_adapter(folder):
+        if (folder / "config.json").is_file():
+            raise CheckpointError(
+                f"{adapter} is a complete model, so there is nothing to merge. Use it as it is, or "
+                f"write it again: glmtune export {adapter} --to chatglm -o {output}."
+            )
+        method.check_folder(folder)  # says what is missing
     print_exported(
         write(
             adapter,

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from glmtune.errors import CheckpointError
@@ -75,9 +76,9 @@ def split_rows(config: Any, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     head_dim, heads = config.kv_channels, config.num_attention_heads
     if config.multi_query_attention:
         kv = config.multi_query_group_num * head_dim
-        query, key, value = fused.split((heads * head_dim, kv, kv))
+        query, key, value = torch.split(fused, (heads * head_dim, kv, kv))
     else:
-        by_head = fused.unflatten(0, (heads, 3, head_dim))
+        by_head = fused.reshape(heads, 3, head_dim, *fused.shape[1:])
         query, key, value = (part.flatten(0, 1) for part in by_head.unbind(1))
     return query.clone(), key.clone(), value.clone()  # a view would share memory with the others
 
@@ -181,4 +182,10 @@ def write_glm(job: Job, folder: Path) -> Survival:
 
 def start_glm(job: Job, target: Path) -> str:
     """Return the command that answers with the result."""
-    return f"python -c {shlex.quote(PIPELINE.format(model=str(target)))}"
+    return python_line(PIPELINE.format(model=str(target)))
+
+
+def python_line(code: str) -> str:
+    """Return the command line that runs some code, quoted for a shell, and readable if possible."""
+    is_plain = not set(code) & set('"$`\\!')
+    return f'python -c "{code}"' if is_plain else f"python -c {shlex.quote(code)}"

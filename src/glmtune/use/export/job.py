@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import CheckpointError
 from glmtune.methods import method
-from glmtune.methods.adapter_folder import CARD
+from glmtune.methods.adapter_folder import CARD, load_card
 from glmtune.model.chatglm.stock_files import write_stock_files
 from glmtune.model.load import load_config, load_tokenizer
 from glmtune.template.base import Template
@@ -73,8 +73,12 @@ class Job:
         """The dtype of the result, None for that of each tensor of the base."""
         import torch
 
-        dtype: Any = None if self.dtype == "auto" else getattr(torch, self.dtype)
-        return dtype
+        named: dict[str, torch.dtype] = {
+            "bfloat16": torch.bfloat16,
+            "float16": torch.float16,
+            "float32": torch.float32,
+        }
+        return named.get(self.dtype)
 
     def merged(self) -> Merged:
         """Prepare the tensors of the model with the adapter in it."""
@@ -124,8 +128,7 @@ def open_job(
         max_shard_size: such as "2GB".
 
     Raises:
-        CheckpointError: a folder is missing or damaged.
-        TemplateError: the adapter was trained on prompts of another tokenizer.
+        CheckpointError: a folder is missing or damaged, or the adapter is of another model.
     """
     max_shard_bytes = parse_size(max_shard_size)
     adapter = Path(source).expanduser()
@@ -143,8 +146,19 @@ def open_job(
     mergeable_config(adapter)
     base_name = base or base_of(adapter, advice="Name it: --base MODEL.")
     folder = local_folder(base_name)
-    _, _, template = open_template(str(folder), adapter)
+    _, _, template = open_template(str(folder), adapter, any_template=True)
+    _refuse_other_prompts(adapter, base_name, template)
     return Job(folder, base_name, adapter, template, dtype, max_shard_bytes)
+
+
+def _refuse_other_prompts(adapter: Path, base_name: str, template: Template) -> None:
+    card = load_card(adapter)
+    if card is not None and card.fingerprint != template.fingerprint:
+        raise CheckpointError(
+            f"{adapter}: it was trained on prompts ({card.fingerprint[:12]}) that the tokenizer of "
+            f"{base_name} does not build ({template.fingerprint[:12]}), so that is another model. "
+            "Give the model that it was trained on: --base MODEL."
+        )
 
 
 def written_config(job: Job) -> dict[str, Any]:

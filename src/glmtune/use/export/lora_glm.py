@@ -18,7 +18,7 @@ from torch import Tensor
 
 from glmtune.errors import CheckpointError
 from glmtune.methods.adapter_folder import CONFIG, by_peft_names, read_config, read_tensors
-from glmtune.use.export.glm import NAMES, check_relayable, glm_names, split_rows
+from glmtune.use.export.glm import NAMES, check_relayable, glm_names, python_line, split_rows
 from glmtune.use.export.job import Job
 from glmtune.use.export.update import mergeable_config
 
@@ -102,7 +102,7 @@ def start_lora_glm(job: Job, target: Path) -> str:
         "([{'role': 'user', 'content': '你好'}])[0]['generated_text'][-1]['content'])"
     )
     export = f"glmtune export {shlex.quote(job.base_name)} --to glm -o {shlex.quote(base)}"
-    return f"{export} && python -c {shlex.quote(code)}"
+    return f"{export} && {python_line(code)}"
 
 
 def _split_key(key: str) -> tuple[str, str]:
@@ -155,7 +155,7 @@ def _glm_adapter_config(
         for name in glm_names(path):
             if rank != stored["r"]:
                 rank_pattern[name] = rank
-            if (pattern := get_pattern_key(alphas.keys(), path)) in alphas:
+            if (pattern := get_pattern_key(list(alphas), path)) in alphas:
                 alpha_pattern[name] = alphas[pattern]
     config |= {
         "target_modules": _targets(job, list(ranks)),

@@ -62,7 +62,8 @@ class Probe:
         tuned: logits of every position of prompt and answer, (seq, vocab), float32.
         base: those without the adapter; None for a complete model.
         expected: those that the result must have: of the adapter merged by peft in memory, and of
-            weights in the dtype that was written.
+            weights in the dtype that was written. For a model that does not fit into memory in
+            float32 they are `tuned`.
     """
 
     messages: tuple[Message, ...]
@@ -85,10 +86,12 @@ class Reference:
     Attributes:
         probes: prompts and answers.
         dtype: by torch's name, in which source and result are compared.
+        is_merged: whether an adapter was merged into the weights.
     """
 
     probes: Sequence[Probe]
     dtype: str
+    is_merged: bool = False
 
     @property
     def is_exact(self) -> bool:
@@ -142,18 +145,19 @@ def reference_of(job: Job, *, is_merged: bool, dtype: torch.dtype | None) -> Ref
     if job.adapter is not None:
         with model.disable_adapter():
             bases = [score(model, row) for row in rows]
-    if is_merged and job.adapter is not None:
-        merge_in_place(model)
-    if dtype is not None:
+    expected = tuned
+    if arithmetic == "float32" and dtype is not None:  # a large model has no room for a second one
+        if is_merged and job.adapter is not None:
+            merge_in_place(model)
         _round(model, dtype)
-    expected = tuned if dtype is None else [score(model, row) for row in rows]
+        expected = [score(model, row) for row in rows]
     probes = [
         Probe(messages, ids, answers[index], tuned[index], bases[index], expected[index])
         for index, (messages, ids) in enumerate(prompts)
     ]
     if arithmetic == "auto":
         arithmetic = str(model.dtype).removeprefix("torch.")
-    return Reference(probes, arithmetic)
+    return Reference(probes, arithmetic, is_merged and job.adapter is not None)
 
 
 def _round(model: Any, dtype: torch.dtype) -> None:

@@ -85,7 +85,7 @@ def export(
         checks = _prove(form, job, folder, survival) if prove else []
         failed = [check for check in checks if check.verdict == "failed"]
         start = form.start(job, target)
-        report = _report(job, to, survival, checks, start)
+        report = _report(job, to, survival, checks)
         write_report(folder, {"status": "failed" if failed else "complete", **report})
         if failed:
             reasons = "; ".join(f"{check.name}: {check.detail}" for check in failed)
@@ -115,9 +115,7 @@ def _log_survival(survival: Survival) -> None:
     )
 
 
-def _report(
-    job: Job, to: str, survival: Survival | None, checks: list[Check], start: str
-) -> dict[str, Any]:
+def _report(job: Job, to: str, survival: Survival | None, checks: list[Check]) -> dict[str, Any]:
     """Return what export.json holds; a folder is named by its last part alone."""
 
     def name(path: Path | str) -> str:
@@ -129,7 +127,6 @@ def _report(
         "source": name(job.source.resolve() if job.adapter else job.base_name),
         "base": name(job.base_name),
         "dtype": job.dtype,
-        "start": start,
         "proofs": [asdict(check) for check in checks],
     }
     if survival is not None and job.adapter is not None:
