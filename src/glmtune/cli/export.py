@@ -10,6 +10,7 @@ from glmtune.cli.options import (
     ExportOutput,
     MaxShardSize,
     ModelArgument,
+    PromptLayout,
     Proof,
 )
 from glmtune.cli.printing import print_exported
@@ -22,6 +23,7 @@ def export(
     to: Annotated[str, typer.Option("--to", help=FORMATS_HELP, show_default=False)],
     output: ExportOutput,
     base: BaseOption = None,
+    layout: PromptLayout = None,
     dtype: DtypeOption = "auto",
     max_shard_size: MaxShardSize = "2GB",
     proof: Proof = True,
@@ -38,6 +40,7 @@ def export(
             output,
             to,
             base=base,
+            layout=layout,
             dtype=dtype,
             max_shard_size=max_shard_size,
             prove=proof,

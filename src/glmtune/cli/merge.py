@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from glmtune.cli.options import BaseOption, DtypeOption, ExportOutput, MaxShardSize, Proof
+from glmtune.cli.options import (
+    BaseOption,
+    DtypeOption,
+    ExportOutput,
+    MaxShardSize,
+    PromptLayout,
+    Proof,
+)
 from glmtune.cli.printing import print_exported
 
 
@@ -13,6 +20,7 @@ def merge(
     adapter: Annotated[Path, typer.Argument(help="Folder of an adapter.", show_default=False)],
     output: ExportOutput,
     base: BaseOption = None,
+    layout: PromptLayout = None,
     dtype: DtypeOption = "auto",
     max_shard_size: MaxShardSize = "2GB",
     proof: Proof = True,
@@ -38,6 +46,7 @@ def merge(
             adapter,
             output,
             base=base,
+            layout=layout,
             dtype=dtype,
             max_shard_size=max_shard_size,
             prove=proof,

@@ -51,6 +51,7 @@ def glm_base(odd_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
+@pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_stock_peft_gives_the_logits_of_the_adapter_on_its_base(
     name: str, odd_model_dir: Path, glm_base: Path, make_adapter: MakeAdapter, tmp_path: Path

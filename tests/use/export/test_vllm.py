@@ -59,11 +59,12 @@ def test_a_complete_model_keeps_the_names_that_vllm_reads(
     assert {"num_layers", "padded_vocab_size", "multi_query_group_num"} <= stored.keys()
 
 
+@pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
         ({"use_dora": True}, "DoRA"),
-        ({"modules_to_save": ["output_layer"]}, "trained in full"),
+        ({"modules_to_save": ["output_layer"]}, "modules that were trained in full"),
         ({"rank_pattern": {"layers.0.self_attention.query_key_value": 2}}, "ranks that differ"),
         ({"alpha_pattern": {"layers.0.self_attention.query_key_value": 2}}, "scales that differ"),
         ({"bias": "all"}, "trained biases"),

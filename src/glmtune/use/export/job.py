@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import CheckpointError
 from glmtune.methods import method
-from glmtune.methods.adapter_folder import CARD, load_card
+from glmtune.methods.adapter_folder import CARD, load_card, write_card
 from glmtune.model.chatglm.stock_files import write_stock_files
 from glmtune.model.load import load_config, load_tokenizer
+from glmtune.recipe.choices import LAYOUTS, Layout
 from glmtune.template.base import Template
 from glmtune.use.export.folder import check_space
 from glmtune.use.export.shards import DEFAULT_SHARD, parse_size, write_shards
@@ -44,6 +45,7 @@ class Job:
         template: that builds the prompts.
         dtype: by torch's name, or "auto" for that of the base.
         max_shard_bytes: of a file of weights.
+        is_layout_known: whether the folder records how prompts are built, or the user has said so.
     """
 
     base: Path
@@ -52,11 +54,18 @@ class Job:
     template: Template
     dtype: str = "auto"
     max_shard_bytes: int = parse_size(DEFAULT_SHARD)
+    is_layout_known: bool = True
 
     @property
     def source(self) -> Path:
         """The folder that was tuned: of the adapter, or of the model."""
         return self.adapter or self.base
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the prompts; "official" for a family with a chat template of its own."""
+        named = self.template.description.get("layout")
+        return next((layout for layout in LAYOUTS if layout == named), "official")
 
     @cached_property
     def config(self) -> Any:
@@ -106,16 +115,22 @@ class Job:
         return merged.survival
 
     def write_prompt_files(self, folder: Path) -> None:
-        """Write the tokenizer, and how prompts are built, beside the weights."""
-        if (self.source / CARD).is_file():
-            shutil.copyfile(self.source / CARD, folder / CARD)
-        write_stock_files(folder, self.tokenizer, self.config)
+        """Write the tokenizer and what ends an answer beside the weights."""
+        if (settings := self.base / "generation_config.json").is_file():
+            shutil.copyfile(settings, folder / settings.name)
+        write_stock_files(folder, self.tokenizer, self.config, layout=self.layout)
+
+    def write_card(self, folder: Path) -> None:
+        """Record how prompts are built, if that is known; last, since it may hold checksums."""
+        if self.is_layout_known:
+            write_card(folder, self.template)
 
 
 def open_job(
     source: str | Path,
     base: str | None = None,
     *,
+    layout: Layout | None = None,
     dtype: str = "auto",
     max_shard_size: str = DEFAULT_SHARD,
 ) -> Job:
@@ -124,6 +139,7 @@ def open_job(
     Args:
         source: folder of an adapter, or folder or hub id of a complete model.
         base: of the adapter; None takes the one that the adapter names.
+        layout: of the prompts; None takes that of the folder, or "official".
         dtype: of the result, "auto" for that of the base.
         max_shard_size: such as "2GB".
 
@@ -140,22 +156,28 @@ def open_job(
                 f"{source} is a complete model and has no base. Leave out --base, or give the "
                 "folder of an adapter."
             )
-        folder = local_folder(source)
-        _, _, template = open_template(str(folder))
-        return Job(folder, str(source), None, template, dtype, max_shard_bytes)
-    mergeable_config(adapter)
-    base_name = base or base_of(adapter, advice="Name it: --base MODEL.")
-    folder = local_folder(base_name)
-    _, _, template = open_template(str(folder), adapter, any_template=True)
-    _refuse_other_prompts(adapter, base_name, template)
-    return Job(folder, base_name, adapter, template, dtype, max_shard_bytes)
+        folder, base_name, source_folder = local_folder(source), str(source), None
+    else:
+        mergeable_config(adapter)
+        base_name = base or base_of(adapter, advice="Name it: --base MODEL.")
+        folder, source_folder = local_folder(base_name), adapter
+    _, _, template = open_template(str(folder), source_folder, layout=layout, any_template=True)
+    _refuse_other_prompts(source_folder or folder, base_name, template)
+    is_known = layout is not None or ((source_folder or folder) / CARD).is_file()
+    return Job(folder, base_name, source_folder, template, dtype, max_shard_bytes, is_known)
 
 
-def _refuse_other_prompts(adapter: Path, base_name: str, template: Template) -> None:
-    card = load_card(adapter)
+def _refuse_other_prompts(tuned: Path, base_name: str, template: Template) -> None:
+    card = load_card(tuned)
     if card is not None and card.fingerprint != template.fingerprint:
+        layout = card.template.get("layout")
+        if layout != template.description.get("layout"):
+            raise CheckpointError(
+                f"{tuned}: it was trained on prompts in the layout {layout}, and another one was "
+                "asked for. Leave out --layout."
+            )
         raise CheckpointError(
-            f"{adapter}: it was trained on prompts ({card.fingerprint[:12]}) that the tokenizer of "
+            f"{tuned}: it was trained on prompts ({card.fingerprint[:12]}) that the tokenizer of "
             f"{base_name} does not build ({template.fingerprint[:12]}), so that is another model. "
             "Give the model that it was trained on: --base MODEL."
         )

@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -164,8 +164,7 @@ def _same_answers(reference: Reference, found: Sequence[Tensor], tolerance: floa
 
 def _same_prompts(job: Job, folder: Path, reference: Reference) -> Check:
     """Read the tokenizer of the folder with our classes, and build the prompts again."""
-    layout: Any = job.template.description.get("layout", "official")
-    template = template_for(load_tokenizer(folder), layout)
+    template = template_for(load_tokenizer(folder), job.layout)
     again = [ids for _, ids in prompts_of(template)]
     expected = [probe.prompt for probe in reference.probes]
     is_same = again == expected and template.fingerprint == job.template.fingerprint

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import glmtune
-from glmtune.errors import CheckpointError, RecipeError
+from glmtune.errors import CheckpointError, RecipeError, TemplateError
+from glmtune.recipe.choices import Layout
 from glmtune.use.export.folder import ProofError, new_folder, refuse_existing, write_report
 from glmtune.use.export.formats import FORMATS, Format
 from glmtune.use.export.job import LOCAL_PATH, Job, open_job
@@ -48,6 +49,7 @@ def export(
     to: str = "chatglm",
     *,
     base: str | None = None,
+    layout: Layout | None = None,
     dtype: str = "auto",
     max_shard_size: str = DEFAULT_SHARD,
     prove: bool = True,
@@ -59,6 +61,7 @@ def export(
         target: folder to make; it must not exist.
         to: a name of `FORMATS`.
         base: of the adapter; None takes the one that the adapter names.
+        layout: of the prompts; None takes that of the folder, or "official".
         dtype: of the weights, by torch's name; "auto" is that of the base.
         max_shard_size: of a file of weights, such as "2GB".
         prove: open the result again and compare it with the source.
@@ -73,13 +76,14 @@ def export(
         raise RecipeError(f"--to {to}: expected one of {', '.join(FORMATS)}.")
     refuse_existing(target)
     form = FORMATS[to]
-    job = open_job(source, base, dtype=dtype, max_shard_size=max_shard_size)
+    job = open_job(source, base, layout=layout, dtype=dtype, max_shard_size=max_shard_size)
     if form.keeps_adapter and job.adapter is not None and dtype != "auto":
         raise RecipeError(
             f"--dtype {dtype}: --to {to} keeps the adapter as it is. Leave --dtype out."
         )
     with new_folder(target) as folder:
         survival = form.write(job, folder)
+        job.write_card(folder)
         if survival is not None and job.adapter is not None:
             _log_survival(survival)
         checks = _prove(form, job, folder, survival) if prove else []
@@ -101,7 +105,11 @@ def _prove(form: Format, job: Job, folder: Path, survival: Survival | None) -> l
     )
     try:
         return form.check(job, folder, reference)
-    except (CheckpointError, StockError) as error:  # the result could not even be read
+    except (
+        CheckpointError,
+        TemplateError,
+        StockError,
+    ) as error:  # the result could not even be read
         raise ProofError(str(error)) from error
 
 

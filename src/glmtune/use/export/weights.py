@@ -3,11 +3,9 @@
     folder or hub id -> names, shapes and dtypes (headers alone) -> one tensor after another
 
 Each read maps its file anew and drops the mapping with the tensor, so that resident memory holds
-one tensor and not the file. A file with names twice, or an index that names tensors which its file
-lacks, is refused before anything is written.
+one tensor and not the file.
 """
 
-import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from glmtune.errors import CheckpointError, some
 from glmtune.files import read_json_object
-from glmtune.model.files import checked_name, find_damaged_file, first_lines, read_bin, weight_files
+from glmtune.model.files import checked_name, first_lines, read_bin, weight_files
 
 NEEDED = ("*.json", "*.safetensors", "*.bin", "*.model", "*.py", "*.jinja")
 
@@ -63,12 +61,13 @@ class Weights:
         """
         self.folder = local_folder(name)
         _refuse_quantized(self.folder, self.config)
-        if problem := find_damaged_file(self.folder):
-            raise CheckpointError(f"{self.folder}: {problem}")
+        if not (files := weight_files(self.folder)):
+            raise CheckpointError(
+                f"{self.folder}: there are no weights: expected model.safetensors or "
+                "pytorch_model.bin, or shards with an index. Copy them into the folder."
+            )
         self.stored: Mapping[str, Stored] = {
-            tensor: where
-            for file in weight_files(self.folder)
-            for tensor, where in _tensors_of(file).items()
+            tensor: where for file in files for tensor, where in _tensors_of(file).items()
         }
         _refuse_packed(self.folder, self.stored)
 
@@ -133,19 +132,29 @@ def _refuse_packed(folder: Path, stored: Mapping[str, Stored]) -> None:
 
 
 def _tensors_of(file: Path) -> dict[str, Stored]:
-    """Read the names, shapes and dtypes of a file."""
+    """Read the names, shapes and dtypes of a file, in its order."""
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise CheckpointError(
+            f"{file} is missing, and the index lists it. Copy it into the folder."
+        )
     if file.suffix != ".safetensors":
         meta = read_bin(file, map_location="meta")
         return {name: Stored(file, tuple(each.shape), each.dtype) for name, each in meta.items()}
-    with file.open("rb") as content:
-        length = int.from_bytes(content.read(8), "little")
-        header = json.loads(content.read(length))  # safetensors has checked it
-    header.pop("__metadata__", None)
-    in_order = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
-    return {
-        name: Stored(file, tuple(each["shape"]), _dtype(file, name, each["dtype"]))
-        for name, each in in_order
-    }
+    stored = {}
+    try:
+        with safe_open(file, framework="pt") as content:
+            for name in content.offset_keys():
+                part = content.get_slice(name)
+                dtype = _dtype(file, name, part.get_dtype())
+                stored[name] = Stored(file, tuple(part.get_shape()), dtype)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{file} ({file.stat().st_size} bytes) cannot be read: {first_lines(error)} It is "
+            "damaged or incomplete; copy it again."
+        ) from error
+    return stored
 
 
 _DTYPES = {
