@@ -109,7 +109,7 @@ def _prove(form: Format, job: Job, folder: Path, survival: Survival | None) -> l
         CheckpointError,
         TemplateError,
         StockError,
-    ) as error:  # the result could not even be read
+    ) as error:  # it cannot even be read
         raise ProofError(str(error)) from error
 
 
