@@ -20,9 +20,11 @@ from glmtune.cli.chat import chat
 from glmtune.cli.convert_recipe import convert_recipe
 from glmtune.cli.demo.command import demo
 from glmtune.cli.doctor import doctor
+from glmtune.cli.export import export
 from glmtune.cli.info import info
 from glmtune.cli.inspect import inspect
 from glmtune.cli.lint import lint
+from glmtune.cli.merge import merge
 from glmtune.cli.options import QuietAnywhere, is_first_rank
 from glmtune.cli.plan import plan
 from glmtune.cli.predict import predict
@@ -52,6 +54,8 @@ app.command(context_settings=ANY_KEY)(pretrain)
 app.command(context_settings=ANY_KEY)(plan)
 app.command()(chat)
 app.command()(predict)
+app.command()(merge)
+app.command()(export)
 app.command()(info)
 app.command()(inspect)
 app.command()(lint)

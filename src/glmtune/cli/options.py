@@ -66,6 +66,18 @@ AnyTemplate = Annotated[
     bool, typer.Option("--any-template", help="Allow an adapter trained with another template.")
 ]
 
+ExportOutput = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder to write.", show_default=False)
+]
+BaseOption = Annotated[
+    str | None,
+    typer.Option("--base", help="Folder or hub id of the base; default: what the adapter names."),
+]
+MaxShardSize = Annotated[str, typer.Option(help="Maximum size of a file of weights.")]
+Proof = Annotated[
+    bool, typer.Option(help="Open the result again and compare its answers with the source.")
+]
+
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Maximum length of an answer, in tokens.")]
 Temperature = Annotated[
     float, typer.Option(min=0, help="Sampling temperature; 0 for greedy decoding.")

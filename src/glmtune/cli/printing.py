@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from glmtune.inspect.row import SeenRow
     from glmtune.template.pieces import Piece
     from glmtune.train.run import Result
+    from glmtune.use.export.run import Exported
 
 Lines = Iterator[tuple[str, str]]  # a label and its value; no label continues the line before
 
@@ -60,6 +61,16 @@ def training_line(what: str, result: "Result") -> str:
     losses = "" if result.loss is None else f", loss {result.loss:.4f}"
     losses += "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
     return f"{what} after {result.num_steps} steps{losses}: {result.adapter_dir}"
+
+
+def print_exported(result: "Exported") -> None:
+    """Print what an export has written, its proofs, and the line that uses it."""
+    typer.echo(f"{result.folder}: complete")
+    for check in result.checks:
+        typer.echo(f"  {check.verdict}: {check.name} ({check.detail})")
+    if not result.checks:
+        typer.echo("  not run: the comparison with the source (--no-proof)")
+    typer.echo(f"Use it:  {result.start}")
 
 
 def printable(text: str, *, keep_lines: bool = False) -> str:

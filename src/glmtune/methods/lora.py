@@ -160,8 +160,13 @@ class PeftAdapter:
             doubled_config(model.peft_config["default"]).save_pretrained(str(folder))
         write_card(folder, template)
 
-    def load(self, model: nn.Module, folder: str | Path) -> Any:
+    def load(self, model: nn.Module, folder: str | Path, config: Any = None) -> Any:
         """Add a saved adapter to its base model, to use it.
+
+        Args:
+            model: the base.
+            folder: of the adapter.
+            config: peft's, if not as the folder has it.
 
         Raises:
             CheckpointError: the folder is not an adapter, is damaged, or belongs to another model.
@@ -170,7 +175,7 @@ class PeftAdapter:
 
         folder = Path(folder)
         check_folder(folder)
-        config = read_peft_config(folder)
+        config = config or read_peft_config(folder)
         if config.is_prompt_learning:
             raise CheckpointError(
                 f"{folder}: an adapter by {config.peft_type.value} is loaded by "

@@ -118,17 +118,21 @@ def load_tuned(
     return model if folder is None else method.load(model, folder)
 
 
-def base_of(folder: Path) -> str:
+def base_of(folder: Path, *, advice: str = "") -> str:
     """Find the model that an adapter was trained on.
 
     If its path does not exist here, a folder of the same name is searched near the adapter, near
     the working directory and in the cache of the hub.
 
+    Args:
+        folder: of the adapter.
+        advice: how to name it, for the message; "" is that of `glmtune chat`.
+
     Raises:
         CheckpointError: the adapter does not name it, or it was not found.
     """
     base = method.base_name(folder)
-    advice = f"Name it: glmtune chat MODEL --adapter {folder}."
+    advice = advice or f"Name it: glmtune chat MODEL --adapter {folder}."
     if not base:
         raise CheckpointError(f"{folder}: the adapter does not name its base model. {advice}")
     if Path(base).expanduser().is_dir():

@@ -1,0 +1,125 @@
+"""Write a new folder that either is complete and proven under its name, or is not there.
+
+    DIR.partial   while it is written; removed at an error, a full disk or Ctrl-C
+    DIR           complete, and every proof has passed
+    DIR.failed    complete, but a proof has failed: kept to look into, and named for what it is
+
+`export.json` is the first file and the last: while it says "unfinished", a killed command left
+the folder behind, and the next one with the same target removes it.
+"""
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from glmtune.errors import OutputError
+from glmtune.files import nearest_folder
+from glmtune.units import readable
+
+REPORT = "export.json"
+
+
+class ProofError(OutputError):
+    """What was written does not answer as what it was made from."""
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder that gets the target's name on success.
+
+    Raises:
+        OutputError: the target exists, or something could not be written.
+        ProofError: raised inside; the folder is kept under another name.
+    """
+    refuse_existing(target)
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        partial.mkdir(parents=True)
+        write_report(partial, {"status": "unfinished"})
+        yield partial
+        partial.replace(target)
+    except ProofError as error:
+        failed = _free_name(target.with_name(f"{target.name}.failed"))
+        partial.replace(failed)
+        raise ProofError(f"{error} What was written is in {failed}, to look into.") from None
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if (why := _write_error(error)) is not None:
+            raise OutputError(why.format(target=target)) from error
+        raise
+
+
+def refuse_existing(target: Path) -> None:
+    """Refuse a target that exists, and remove what a killed command left behind.
+
+    Raises:
+        OutputError: names what is in the way.
+    """
+    if target.exists() or target.is_symlink():
+        raise OutputError(
+            f"{target}: already exists, and is never written over. Give another name with -o."
+        )
+    partial = target.with_name(f"{target.name}.partial")
+    if not partial.exists():
+        return
+    if _is_unfinished(partial):
+        shutil.rmtree(partial)
+        return
+    raise OutputError(
+        f"{partial}: is in the way, and no killed export left it. Move it, or give another name "
+        "with -o."
+    )
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Write what was made, from what, and the proofs."""
+    text = json.dumps(report, ensure_ascii=False, indent=2) + "\n"
+    (folder / REPORT).write_text(text, encoding="utf-8")
+
+
+def _is_unfinished(folder: Path) -> bool:
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(report, dict) and report.get("status") == "unfinished"
+
+
+def _free_name(path: Path) -> Path:
+    numbered = (path.with_name(f"{path.name}-{number}") for number in range(2, 10_000))
+    return path if not path.exists() else next(each for each in numbered if not each.exists())
+
+
+def _write_error(error: BaseException) -> str | None:
+    """Explain a failed write; safetensors and torch raise other types, which only mention it."""
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "{target}: could not be written, permission denied. Give another name with -o."
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if is_full or "No space left on device" in str(error):
+        return (
+            "{target}: the disk is full; what was written of it is removed, and nothing else has "
+            "changed. Free some space, or give a folder on another disk with -o."
+        )
+    return None
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free space of the disk on which a folder is, or will be."""
+    return shutil.disk_usage(nearest_folder(folder)).free
+
+
+def check_space(folder: Path, num_bytes: int) -> None:
+    """Refuse to write more than the disk has free.
+
+    Raises:
+        OutputError: names both sizes.
+    """
+    if (free := free_bytes(folder)) < num_bytes:
+        raise OutputError(
+            f"{folder}: {readable(num_bytes)} would be written, and the disk has {readable(free)} "
+            "free. Free some space, or give a folder on another disk with -o."
+        )
