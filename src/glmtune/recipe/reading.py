@@ -22,10 +22,10 @@ from pydantic import ValidationError
 from glmtune.errors import RecipeError
 from glmtune.recipe.explain import explain, known_keys, no_section, shown
 from glmtune.recipe.names import RENAMED, did_you_mean, hint
+from glmtune.recipe.origin import conversion_command, tool_of
 from glmtune.recipe.plain import as_plain
 from glmtune.recipe.recipe import RECIPE, AnyRecipe, PretrainRecipe, Recipe, RunRecipe
 from glmtune.recipe.shipped import FINE_TUNING, RECIPES, find_recipe
-from glmtune.recipe.tools import conversion_command, tool_of
 from glmtune.recipe.yaml_text import YamlError, parse_yaml, read_yaml
 
 Sections = dict[str, Any]
