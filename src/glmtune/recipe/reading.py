@@ -231,7 +231,7 @@ def _renamed_value(section: str, key: str, value: Any) -> Any:
             f"{section}.{key} is {shown(value)}, expected a share of all steps below 1. For a "
             "number of steps: training.warmup_steps."
         )
-    warnings.warn(f"{section}.{key} is now called {new}; its value is used.", stacklevel=2)
+    warnings.warn(f"{key} is now called {new}; its value is used.", stacklevel=2)
     return value
 
 
