@@ -70,6 +70,20 @@ class LoraSection(PeftSection):
     def _one_is_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, int) else value
 
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _are_expressions(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            try:
+                re.compile(name)  # peft reads them so
+            except (re.error, RecursionError, OverflowError) as error:
+                raise PydanticCustomError(
+                    "no_expression",
+                    "expected names of layers or regular expressions, and {name} is none: {why}",
+                    {"name": repr(name), "why": str(error)},
+                ) from None
+        return value
+
     @field_validator("init_lora_weights", mode="before")
     @classmethod
     def _is_an_initialization(cls, value: Any) -> Any:
