@@ -275,7 +275,7 @@ def test_a_file_of_no_tool_is_refused(tmp_path: Path) -> None:
         (None, "there is no such file"),
         ("", "the file is empty"),
         ("- a\n", "the file is a list"),
-        ("a: 1\nb: [\n", r"theirs.yaml:3: not valid YAML: .*\. Fix the file\.$"),
+        ("a: 1\nb: [\n", r"theirs.yaml:3: not valid YAML: .*\. Fix the file\.\n"),
     ],
 )
 def test_what_is_no_recipe_is_refused_in_a_sentence(

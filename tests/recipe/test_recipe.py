@@ -236,3 +236,10 @@ def test_held_out_rows_are_a_share_or_a_number(value: str) -> None:
     with pytest.raises(RecipeError, match=r"data\.eval_fraction is"):
         build_recipe(SMALLEST, [f"eval_fraction={value}"])
     assert build_recipe(SMALLEST, ["eval_fraction=300"]).data.eval_fraction == 300
+
+
+def test_a_pattern_that_is_no_expression_is_refused() -> None:
+    for name in ("(", "*", "a{99999999999999999999}", "(" * 500):
+        with pytest.raises(RecipeError, match=r"adapter\.rank_pattern is .*expressions, and"):
+            build_recipe({**SMALLEST, "adapter": {"rank_pattern": {name: 4}}})
+    assert build_recipe({**SMALLEST, "adapter": {"rank_pattern": {r"^mlp\.\w+$": 4}}})

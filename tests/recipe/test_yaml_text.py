@@ -145,3 +145,10 @@ def test_an_empty_text_is_nothing() -> None:
     assert parse_yaml("").tree is None
     with pytest.raises(YamlError):
         parse_yaml("\x00")
+
+
+def test_a_place_that_is_no_yaml_is_shown_with_a_caret(tmp_path: Path) -> None:
+    message = load(tmp_path, SMALLEST + "training:\n  seed: 1\n   max_steps: 3\n")
+
+    assert message.endswith("Fix the file.\n       max_steps: 3\n                ^")
+    assert message.count("\n") == 2

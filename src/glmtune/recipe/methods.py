@@ -10,9 +10,9 @@ from pydantic_core import PydanticCustomError
 from glmtune.recipe.numbers import (
     LayerNumber,
     Positive,
+    Rank,
     Seed,
     Share,
-    Size,
     Whole,
     Words,
 )
@@ -49,12 +49,12 @@ class LoraSection(PeftSection):
     """Which weights get a low-rank update, and how large (https://arxiv.org/abs/2106.09685)."""
 
     method: Literal["lora"] = "lora"
-    r: Size = 8
+    r: Rank = 8
     lora_alpha: Positive = 16.0  # the update is scaled by lora_alpha / r
     lora_dropout: Share = 0.0
     layers_to_transform: tuple[LayerNumber, ...] | None = None  # None: all
     # r and lora_alpha of single layers, by the end of their names.
-    rank_pattern: dict[str, Size] = Field(default_factory=dict)
+    rank_pattern: dict[str, Rank] = Field(default_factory=dict)
     alpha_pattern: dict[str, Positive] = Field(default_factory=dict)
     bias: Literal["none", "all", "lora_only"] = "none"
     use_rslora: bool = False
@@ -69,6 +69,20 @@ class LoraSection(PeftSection):
     @classmethod
     def _one_is_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, int) else value
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _are_expressions(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            try:
+                re.compile(name)  # peft reads them so
+            except (re.error, RecursionError, OverflowError) as error:
+                raise PydanticCustomError(
+                    "no_expression",
+                    "expected names of layers or regular expressions, and {name} is none: {why}",
+                    {"name": repr(name), "why": str(error)},
+                ) from None
+        return value
 
     @field_validator("init_lora_weights", mode="before")
     @classmethod
@@ -110,7 +124,7 @@ class VeraSection(PeftSection):
     """
 
     method: Literal["vera"] = "vera"
-    r: Size = 256  # of frozen matrices, so it may be large
+    r: Rank = 256  # of frozen matrices, so it may be large
     vera_dropout: Share = 0.0
     d_initial: Positive = 0.1
     projection_prng_key: Seed = 0  # seed of the random matrices
@@ -123,7 +137,7 @@ class OftSection(PeftSection):
     """
 
     method: Literal["oft"] = "oft"
-    oft_block_size: Size = 32  # must divide the inputs of every adapted layer
+    oft_block_size: Rank = 32  # must divide the inputs of every adapted layer
     module_dropout: Share = 0.0
 
 
@@ -131,7 +145,7 @@ class PromptSection(Section):
     """Keys of every method by which peft puts virtual tokens before each row."""
 
     method: Literal["prompt_tuning", "p_tuning", "prefix_tuning"]
-    num_virtual_tokens: Size = 20
+    num_virtual_tokens: Rank = 20
 
 
 class PromptTuningSection(PromptSection):
@@ -147,7 +161,7 @@ class PTuningSection(PromptSection):
     """An MLP computes the virtual tokens (https://arxiv.org/abs/2103.10385)."""
 
     method: Literal["p_tuning"] = "p_tuning"
-    encoder_hidden_size: Size | None = None  # of the MLP; None: as wide as the model
+    encoder_hidden_size: Rank | None = None  # of the MLP; None: as wide as the model
 
 
 class PrefixTuningSection(PromptSection):
@@ -155,7 +169,7 @@ class PrefixTuningSection(PromptSection):
 
     method: Literal["prefix_tuning"] = "prefix_tuning"
     prefix_projection: bool = False  # an MLP makes them; many more numbers are trained
-    encoder_hidden_size: Size | None = None  # of the MLP; None: as wide as the model
+    encoder_hidden_size: Rank | None = None  # of the MLP; None: as wide as the model
 
 
 class PtuningV2Section(Section):
@@ -165,7 +179,7 @@ class PtuningV2Section(Section):
     """
 
     method: Literal["ptuning_v2"] = "ptuning_v2"
-    pre_seq_len: Size = 128
+    pre_seq_len: Rank = 128
     prefix_projection: bool = False  # an MLP makes them; many more numbers are trained
 
 

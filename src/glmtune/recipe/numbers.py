@@ -83,11 +83,13 @@ Whole = BeforeValidator(_whole)
 
 LARGEST = 10**18  # in magnitude, of any number
 MOST = 10**9  # of what is counted
-MOST_SIZE = 65_536  # of a dimension, or of a batch
+MOST_SIZE = 65_536  # of a batch, or of a text in tokens
+MOST_RANK = 16_384  # of ranks, virtual tokens and widths: more would be larger than the weights
 
 Count = Annotated[int, Whole, Field(gt=0, le=MOST)]
 CountOrZero = Annotated[int, Whole, Field(ge=0, le=MOST)]
 Size = Annotated[int, Whole, Field(gt=0, le=MOST_SIZE)]
+Rank = Annotated[int, Whole, Field(gt=0, le=MOST_RANK)]
 Seed = Annotated[int, Whole, Field(ge=0, le=2**32 - 1)]
 LayerNumber = Annotated[int, Whole, Field(ge=0, le=9_999)]
 Positive = Annotated[float, Number, Field(gt=0, le=MOST)]

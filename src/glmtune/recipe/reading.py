@@ -22,11 +22,11 @@ from pydantic import ValidationError
 from glmtune.errors import RecipeError
 from glmtune.recipe.explain import explain, known_keys, no_section, shown
 from glmtune.recipe.names import RENAMED, did_you_mean, hint
+from glmtune.recipe.origin import conversion_command, tool_of
 from glmtune.recipe.plain import as_plain
 from glmtune.recipe.recipe import RECIPE, AnyRecipe, PretrainRecipe, Recipe, RunRecipe
 from glmtune.recipe.shipped import FINE_TUNING, RECIPES, find_recipe
-from glmtune.recipe.tools import conversion_command, tool_of
-from glmtune.recipe.yaml_text import YamlError, parse_yaml, read_yaml
+from glmtune.recipe.yaml_text import NOT_VALID, YamlError, parse_yaml, read_yaml
 
 Sections = dict[str, Any]
 ROWS_ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".gz", ".zst")
@@ -231,7 +231,7 @@ def _renamed_value(section: str, key: str, value: Any) -> Any:
             f"{section}.{key} is {shown(value)}, expected a share of all steps below 1. For a "
             "number of steps: training.warmup_steps."
         )
-    warnings.warn(f"{section}.{key} is now called {new}; its value is used.", stacklevel=2)
+    warnings.warn(f"{key} is now called {new}; its value is used.", stacklevel=2)
     return value
 
 
@@ -267,7 +267,7 @@ def _value_of(text: str, name: str, quoted: str) -> Any:
     try:
         return as_plain(parse_yaml(text).tree if text else None, quoted)
     except YamlError as error:
-        problem = str(error).removeprefix("not valid YAML: ").removesuffix(" Fix the file.")
+        problem = str(error).removeprefix(NOT_VALID).removesuffix(" Fix the file.")
         raise RecipeError(
             f"{quoted}: the value is not valid YAML: {problem} If it is a text, put it in quotes "
             f"within quotes: '{name}=\"...\"'."

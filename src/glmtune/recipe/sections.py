@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from glmtune.recipe.choices import BadRows, Dtype, Layout, Overlong
 from glmtune.recipe.numbers import (
+    MOST_SIZE,
     Count,
     CountOrZero,
     Names,
@@ -161,7 +162,7 @@ class ChecksSection(Section):
     sample_steps: CountOrZero | None = None
     stop_prompts: CountOrZero = 8  # held-out prompts, to check that answers end; 0: none
     least_stop_rate: ShareOrAll = 0.5  # a right answer may be long
-    max_new_tokens: Count = 128  # per answer to these prompts
+    max_new_tokens: Size = 128  # per answer to these prompts
     streamed_tolerance: Positive = 0.25  # relative to the spread of a token's scores
     merged_tolerance: Positive = 0.05  # relative to the adapter's change
     # Largest allowed rise of the loss on general rows, nats per token; None: not measured.
@@ -181,8 +182,10 @@ class ObjectiveSection(Section):
     document: PositiveOrZero = 0.5  # the rest of the text, or one long span
     causal: PositiveOrZero = 0.0  # next-token prediction, in ChatGLM3's own form
     masked_share: Annotated[Share, Field(gt=0)] = 0.15  # of a text, for spans and sentences
-    mean_span_length: Positive = 3.0  # of the Poisson distribution
-    longest_span: Count = 39
+    mean_span_length: Annotated[float, Number, Field(gt=0, le=MOST_SIZE)] = (
+        3.0  # of the Poisson distribution
+    )
+    longest_span: Size = 39
     # Of a text, the least that `document` masks; 1: always the complete text.
     shortest_document_share: ShareOrAll = 0.5
     # How often `document` masks the end of a text, and not a span inside it.

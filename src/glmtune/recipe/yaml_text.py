@@ -30,6 +30,7 @@ MAX_DEPTH = 50
 MAX_VALUES = 20_000  # with every alias written out
 MAX_DIGITS = 400  # of one number; the longest float has 309
 
+NOT_VALID = "not valid YAML: "
 FULL_WIDTH = "：，“”‘’［］｛｝＝"  # what a Chinese keyboard types for the signs of YAML
 
 _TAG = "tag:yaml.org,2002:"
@@ -92,7 +93,8 @@ def read_yaml(path: Path, if_missing: str) -> Document:
         raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}.{advice}") from None
     except YamlError as error:
         line = f":{error.line}" if error.line else ""
-        raise RecipeError(f"{path}{line}: {error}") from None
+        snippet = f"\n{error.snippet}" if error.snippet else ""
+        raise RecipeError(f"{path}{line}: {error}{snippet}") from None
 
 
 def _advice(path: Path, content: bytes) -> str:
@@ -112,11 +114,14 @@ class YamlError(ValueError):
 
     Attributes:
         line: where, counted from 1; None if not known.
+        snippet: the line with a caret below the place; None where the message says enough.
     """
 
-    def __init__(self, problem: str, line: int | None = None) -> None:
+    def __init__(self, problem: str, mark: yaml.Mark | None = None) -> None:
         super().__init__(problem)
-        self.line = line
+        self.line = mark.line + 1 if mark else None
+        is_syntax = mark is not None and problem.startswith(NOT_VALID)
+        self.snippet = mark.get_snippet(indent=4, max_length=100) if mark and is_syntax else None
 
 
 def parse_yaml(text: str) -> Document:
@@ -142,24 +147,24 @@ def parse_yaml(text: str) -> Document:
     except MarkedYAMLError as error:
         mark = error.problem_mark
         what = error.problem or " ".join(str(error).split())
-        raise YamlError(_explain(what, mark), mark.line + 1 if mark else None) from None
+        raise YamlError(_explain(what, mark), mark) from None
     except yaml.YAMLError as error:  # a character that YAML does not allow
         what = " ".join(str(error).split())
-        raise YamlError(f"not valid YAML: {what}. Fix the file.") from None
+        raise YamlError(f"{NOT_VALID}{what}. Fix the file.") from None
 
 
 def _explain(problem: str, mark: yaml.Mark | None) -> str:
     if isinstance(problem, _Ours):
         return f"{problem}."
     if "'\\t'" in problem:
-        return "not valid YAML: a tab at the start of a line or value. Indent with spaces."
+        return f"{NOT_VALID}a tab at the start of a line or value. Indent with spaces."
     snippet = mark.get_snippet(indent=0, max_length=100) if mark else None
     if wide := [char for char in FULL_WIDTH if snippet and char in snippet]:
         return (
-            f"not valid YAML: {problem}. The line has the full-width {wide[0]!r}; YAML needs the "
+            f"{NOT_VALID}{problem}. The line has the full-width {wide[0]!r}; YAML needs the "
             "half-width character."
         )
-    return f"not valid YAML: {problem}. Fix the file."
+    return f"{NOT_VALID}{problem}. Fix the file."
 
 
 class _Ours(str):

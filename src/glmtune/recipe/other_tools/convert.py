@@ -6,12 +6,12 @@ from typing import Any
 
 from glmtune.errors import RecipeError
 from glmtune.recipe.explain import shown
+from glmtune.recipe.origin import AXOLOTL, LLAMA_FACTORY, OFFICIAL, SWIFT, TOOLS, tool_of
 from glmtune.recipe.other_tools import axolotl, llama_factory, official, swift
 from glmtune.recipe.other_tools.converted import Converted
 from glmtune.recipe.other_tools.given import Given
 from glmtune.recipe.plain import as_plain
 from glmtune.recipe.reading import build_recipe
-from glmtune.recipe.tools import AXOLOTL, LLAMA_FACTORY, OFFICIAL, SWIFT, TOOLS, tool_of
 from glmtune.recipe.yaml_text import read_yaml
 
 CONVERTERS = {

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from glmtune.errors import RecipeError
 from glmtune.recipe.explain import keys_of, shown
+from glmtune.recipe.origin import DEFAULT_MODEL
 from glmtune.recipe.other_tools.converted import Converted, convert_training
 from glmtune.recipe.other_tools.given import Given
-from glmtune.recipe.tools import DEFAULT_MODEL
 
 
 def convert(result: Converted, given: Given, model: str | None, data_dir: Path | None) -> None:
