@@ -1,10 +1,13 @@
 """Every known symptom is found in a real message, and in no other one."""
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 import typer
 
+import glmtune
 from glmtune.cli.main import app
 from glmtune.inspect.doctor.log import diagnose
 from glmtune.inspect.doctor.symptoms import SYMPTOMS
@@ -393,3 +396,22 @@ def test_every_recipe_value_that_a_remedy_names_is_valid() -> None:
     for value in values:
         tree = {"model": {"name_or_path": "x"}, "data": {"train": "x"}, "output": {"dir": "out"}}
         build_recipe(tree, [value])
+
+
+PRINTING = {"info", "warning", "echo", "secho", "note", "print"}
+
+
+def test_no_message_that_we_print_or_log_is_taken_for_a_symptom() -> None:
+    num_messages, found = 0, []
+    for path in Path(glmtune.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            function = getattr(node, "func", None)
+            if getattr(function, "attr", getattr(function, "id", "")) not in PRINTING:
+                continue
+            parts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            text = "".join(part if isinstance(part, str) else "1" for part in parts)
+            num_messages += 1
+            found += [(path.name, each.name, text) for each in diagnose(text)]
+
+    assert num_messages > 60
+    assert found == []
