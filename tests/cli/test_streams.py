@@ -93,6 +93,7 @@ def test_a_console_that_lacks_characters_shows_them_as_escapes(encoding: str, fo
     assert ("你好" in shown.decode(encoding)) == (encoding == "gbk")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "encoding"), [('"$@"', "gbk"), ('"$@" <&- >&- 2>&-', "utf-8")])
 def test_commands_that_load_a_model_print_on_any_console_or_none(
     script: str, encoding: str, folder: Path, taught_model_dir: Path
@@ -151,7 +152,7 @@ def test_a_reader_that_leaves_early_is_no_traceback(arguments: list[str], tmp_pa
     script = f'{{ "$@" <{tmp_path}/log; echo $? >{tmp_path}/code; }} | exec true'
     _, _, stderr = run_shell(script, *arguments)
 
-    assert int((tmp_path / "code").read_text()) in (0, 1)
+    assert int((tmp_path / "code").read_text()) in (0, 141)
     assert stderr == b""
 
 
