@@ -426,7 +426,7 @@ def mutated(value: Any, rng: random.Random) -> Any:
         del changed[key]
     elif action < 0.2 and isinstance(changed, list):
         changed.insert(key, rng.choice(JUNK))
-    elif action < 0.2:
+    elif action < 0.2 and isinstance(changed, dict):
         changed[rng.choice(["tool_calls", "tools", "metadata", "function_call"])] = rng.choice(JUNK)
     else:
         changed[key] = mutated(value[key], rng)

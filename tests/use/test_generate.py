@@ -317,3 +317,13 @@ def test_onednn_is_restored_after_a_failure() -> None:
         list(generate(model, [Request([1, 2], 9)], stop_ids=(), sampling=GREEDY, batch_size=1))
 
     assert torch.backends.mkldnn.enabled
+
+
+def test_every_seed_of_64_bits_makes_sampling_repeatable() -> None:
+    for seed in (0, 2**63, 2**64 - 1):
+        first, second, third = (
+            torch.rand(3, generator=Sampling(seed=seed).generator(torch.device("cpu"), number))
+            for number in (1, 1, 2)
+        )
+        assert torch.equal(first, second)
+        assert not torch.equal(first, third)

@@ -136,8 +136,11 @@ def read_tools(path: Path) -> list[Any]:
 
     try:
         tools = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"{path}: cannot be read as JSON: {why}. Give a file with a JSON list of tools."
+        ) from None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise DataError(
             f"{path}: expected a JSON list of tools, such as "

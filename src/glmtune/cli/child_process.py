@@ -9,8 +9,10 @@ import sys
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from glmtune.cli.main import app
+from glmtune.cli.streams import prepare_streams
 
 if __name__ == "__main__":
+    prepare_streams()
     try:
         record(app)()
     except Exception:  # it has been recorded

@@ -2,6 +2,7 @@
 
 0  success     1  an error of the user (a message on stderr, no traceback)
 2  invalid command line      130  interrupted by Ctrl-C      143  by SIGTERM
+141  the reader of the output has left, as in `glmtune info ... | head`
 """
 
 import errno
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from types import FrameType
 from typing import Annotated
 
@@ -112,6 +114,9 @@ def _format_warning(message: Warning | str, *_: object, **__: object) -> str:
     return f"warning: {message}\n"
 
 
+READER_LEFT = 128 + 13  # as a shell reports a program that SIGPIPE, 13, has ended
+
+
 class _Terminated(BaseException):
     """Raised by SIGTERM, so that temporary files are removed as after Ctrl-C."""
 
@@ -140,18 +145,24 @@ def _run_command() -> int | str | None:
     try:
         app()
     except SystemExit as end:  # as every command ends
-        why = end.__context__.__cause__ if end.__context__ else None
-        if isinstance(why, KeyboardInterrupt):  # typer prints nothing
+        causes = tuple(_causes(end))
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):  # typer prints nothing
             return _print_interrupted()
+        if any(
+            isinstance(cause, BrokenPipeError) for cause in causes
+        ):  # typer and rich exit with 1
+            return READER_LEFT
         return end.code
     except GlmtuneError as error:
         return _print_error(str(error))
-    except BrokenPipeError:  # `glmtune info ... | head`
-        return 1
+    except BrokenPipeError:
+        return READER_LEFT
     except OSError as error:
+        where = error.filename or "the output"
+        if error.errno in (errno.EFBIG, errno.EIO):
+            return _print_error(f"{where}: could not be written: {error.strerror}.")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        where = error.filename or "the output"
         return _print_error(
             f"{where}: the disk is full. Files that were complete are unchanged. "
             "Free some space, then run the command again (train: with --resume)."
@@ -162,6 +173,14 @@ def _run_command() -> int | str | None:
         typer.echo("terminated", err=True)
         return 128 + signal.SIGTERM
     return 0
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield what an exception was raised from, or while handling."""
+    cause = error.__cause__ if error.__suppress_context__ else error.__context__
+    if cause is not None:
+        yield cause
+        yield from _causes(cause)
 
 
 def _print_error(text: str) -> int:

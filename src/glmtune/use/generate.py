@@ -78,7 +78,7 @@ class Sampling:
         if self.seed is None:
             generator.seed()
         else:
-            generator.manual_seed(self.seed + number)
+            generator.manual_seed((self.seed + number) % 2**64)
         return generator
 
 

@@ -1,14 +1,18 @@
 """Every known symptom is found in a real message, and in no other one."""
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
+import glmtune
 from glmtune.cli.main import app
 from glmtune.inspect.doctor.log import diagnose
 from glmtune.inspect.doctor.symptoms import SYMPTOMS
-from glmtune.recipe.reading import build_recipe
+from glmtune.recipe.reading import build_recipe, load_recipe
 
 OLD_TOKENIZER = """\
   File "/root/.cache/huggingface/modules/transformers_modules/chatglm3-6b/tokenization_chatglm.py"
@@ -322,6 +326,11 @@ MESSAGES = [
         "console without the character",
     ),
     (
+        "UnicodeEncodeError: 'utf-8' codec can't encode characters in position 3-4: surrogates not "
+        "allowed",
+        "half a character",
+    ),
+    (
         "UnicodeDecodeError: 'gbk' codec can't decode byte 0xa1 in position 12",
         "text not UTF-8",
     ),
@@ -393,3 +402,33 @@ def test_every_recipe_value_that_a_remedy_names_is_valid() -> None:
     for value in values:
         tree = {"model": {"name_or_path": "x"}, "data": {"train": "x"}, "output": {"dir": "out"}}
         build_recipe(tree, [value])
+
+
+def test_recipes_accept_the_learning_rate_that_yaml_takes_for_text(tmp_path: Path) -> None:
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(
+        "model: {name_or_path: x}\ndata: {train: y}\noutput: {dir: z}\n"
+        "training: {learning_rate: 5e-5}\n"
+    )
+
+    assert yaml.safe_load(recipe.read_text())["training"]["learning_rate"] == "5e-5"
+    assert load_recipe(recipe, []).training.learning_rate == 5e-5
+
+
+PRINTING = {"info", "warning", "echo", "secho", "note", "print"}
+
+
+def test_no_message_that_we_print_or_log_is_taken_for_a_symptom() -> None:
+    num_messages, found = 0, []
+    for path in Path(glmtune.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            function = getattr(node, "func", None)
+            if getattr(function, "attr", getattr(function, "id", "")) not in PRINTING:
+                continue
+            parts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            text = "".join(part if isinstance(part, str) else "1" for part in parts)
+            num_messages += 1
+            found += [(path.name, each.name, text) for each in diagnose(text)]
+
+    assert num_messages > 60
+    assert found == []

@@ -77,7 +77,9 @@ def test_any_text_of_a_reply_is_read_with_any_history() -> None:
         "t\n" + "(" * 99_999,
         "t\n```\n\0\n```",
     ]
-    for history in ([], [{}], [{"role": ["x"]}], [{"role": "system", "tools": None}]):
+    histories: list[list[dict[str, Any]]] = [[], [{}], [{"role": ["x"]}]]
+    histories.append([{"role": "system", "tools": None}])
+    for history in histories:
         for reply in replies:
             content, extended = process_response(reply, history)
             assert len(extended) == len(history) + reply.count("<|assistant|>") + 1

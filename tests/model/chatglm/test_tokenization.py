@@ -379,7 +379,7 @@ def test_what_the_chat_format_has_not_is_refused(tiny_tokenizer: ChatGLMTokenize
         tiny_tokenizer.apply_chat_template(
             user, add_generation_prompt=True, continue_final_message=True
         )
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(TemplateError, match="empty"):
         tiny_tokenizer.apply_chat_template([])
     with pytest.raises(TemplateError, match="message 0 is from 'bot'"):
         tiny_tokenizer.apply_chat_template([{"role": "bot", "content": "你好"}])

@@ -530,6 +530,12 @@ SYMPTOMS: tuple[Symptom, ...] = (
         "encoding='utf-8'; glmtune prints such characters as escapes and writes files in UTF-8.",
     ),
     Symptom(
+        "half a character",
+        r"codec can't encode .{0,80}surrogates not allowed",
+        "A text has half of a surrogate pair, which is no character, usually since it was cut.",
+        "Write the text again as UTF-8; `glmtune lint FILE` names the line.",
+    ),
+    Symptom(
         "text not UTF-8",
         r"UnicodeDecodeError: '?(gbk|utf-8|ascii|cp\w+)'? codec can't decode",
         "A text file was read in another encoding than it was written in, on Windows usually UTF-8 "

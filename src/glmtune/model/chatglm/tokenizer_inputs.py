@@ -15,6 +15,8 @@ from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
+from glmtune.errors import TemplateError
+
 Ids = list[int]
 Row = tuple[Ids, Ids | None]
 """A text and its pair, as ids."""
@@ -143,12 +145,12 @@ def is_batch_of_conversations(conversation: Any) -> bool:
     """Whether an argument holds many conversations, rather than the messages of one.
 
     Raises:
-        ValueError: it is empty.
+        TemplateError: it is empty.
     """
     if not isinstance(conversation, (list, tuple)):
         return False
     if not conversation:
-        raise ValueError("the conversation is empty; it needs at least one message.")
+        raise TemplateError("the conversation is empty; it needs at least one message.")
     return isinstance(conversation[0], (list, tuple)) or hasattr(conversation[0], "messages")
 
 
