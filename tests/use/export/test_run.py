@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.use.export.odd_model import MakeAdapter, MakeModel, logits_of
+from tests.use.export.odd_model import MakeAdapter, MakeModel, logits_of, name_base
 
 from glmtune.conversation import Conversation, Message
 from glmtune.errors import CheckpointError, OutputError, RecipeError
@@ -164,9 +164,7 @@ def test_the_base_is_the_one_that_the_adapter_names_or_the_one_given(
 ) -> None:
     adapter = tmp_path / "adapter"
     shutil.copytree(odd_adapter_dir, adapter)
-    config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
-    config["base_model_name_or_path"] = "/gone/away/model"
-    (adapter / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+    name_base(adapter, "/gone/away/model")
 
     with pytest.raises(CheckpointError, match=r"/gone/away/model.*Name it: --base MODEL"):
         export(adapter, tmp_path / "out")
