@@ -17,7 +17,6 @@ from glmtune.conversation import Conversation, Message
 from glmtune.errors import CheckpointError, OutputError, RecipeError
 from glmtune.methods import lora
 from glmtune.model.load import load_model
-from glmtune.use.export import folder as folders
 from glmtune.use.export import formats
 from glmtune.use.export.chatglm import write_chatglm
 from glmtune.use.export.folder import ProofError
@@ -203,7 +202,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
         export(odd_adapter_dir, tmp_path / "out", "lora-glm", dtype="float16")
     with pytest.raises(CheckpointError, match="has no base"):
         export(odd_model_dir, tmp_path / "out", base="nano")
-    monkeypatch.setattr(folders.shutil, "disk_usage", lambda _: Usage(10**9, 0, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 0, 1000))
     with pytest.raises(OutputError, match="would be written, and the disk has"):
         export(odd_model_dir, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
