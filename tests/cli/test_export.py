@@ -1,11 +1,13 @@
 """`glmtune merge` and `glmtune export`: what they print, and how they fail."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from glmtune.cli.export import FORMATS_HELP
 from glmtune.cli.main import app
 from glmtune.errors import CheckpointError, OutputError
 from glmtune.methods import lora
@@ -13,6 +15,7 @@ from glmtune.methods.layers import adapted_layers
 from glmtune.model.load import load_model, load_tokenizer
 from glmtune.recipe.methods import LoraSection
 from glmtune.template.select import template_for
+from glmtune.use.export.formats import FORMATS
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,11 @@ def test_a_complete_model_has_nothing_to_merge(tiny_model_dir: Path, tmp_path: P
     assert f"glmtune export {tiny_model_dir} --to chatglm -o {tmp_path / 'out'}" in str(
         ran.exception
     )
+
+
+def test_the_help_names_every_format() -> None:
+    for name in FORMATS:
+        assert re.search(rf"\b{name}\b", FORMATS_HELP)
 
 
 def test_a_target_that_exists_is_refused(adapter_dir: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A configuration whose shapes hide no mistake, and its logits."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glmtune.methods.adapter_folder import CARD, CONFIG
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 
 ALL_LINEAR = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
@@ -33,6 +35,14 @@ def odd_config(**changes: Any) -> ChatGLMConfig:
         "dtype": "float32",
     }
     return ChatGLMConfig(**(fields | changes))
+
+
+def name_base(adapter: Path, base: str) -> None:
+    """Let an adapter name another base, as when it was trained elsewhere."""
+    config = json.loads((adapter / CONFIG).read_text("utf-8"))
+    config["base_model_name_or_path"] = base
+    (adapter / CONFIG).write_text(json.dumps(config), "utf-8")
+    (adapter / CARD).unlink()  # it may hold a checksum
 
 
 @torch.no_grad()

@@ -2,13 +2,13 @@
 
 import errno
 import os
+import shutil
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
 from glmtune.errors import OutputError
-from glmtune.use.export import folder as folders
 from glmtune.use.export.folder import ProofError, check_space, new_folder, write_report
 
 Usage = namedtuple("Usage", "total used free")
@@ -96,7 +96,7 @@ def test_a_failed_proof_keeps_the_folder_under_another_name(tmp_path: Path) -> N
 def test_too_little_space_is_said_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folders.shutil, "disk_usage", lambda _: Usage(10**9, 0, 2**20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 0, 2**20))
 
     check_space(tmp_path / "out", 2**20)
     with pytest.raises(OutputError, match=r"2\.00 MiB would be written.*1\.00 MiB free"):

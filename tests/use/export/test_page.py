@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.use.export.odd_model import logits_of
+from tests.use.export.odd_model import logits_of, name_base
 from typer.testing import CliRunner
 
 from glmtune.cli.main import app
@@ -26,9 +26,7 @@ def test_every_command_that_merges_or_exports_runs_as_it_is_printed(
 ) -> None:
     shutil.copytree(odd_model_dir, tmp_path / "chatglm3-6b")
     shutil.copytree(odd_adapter_dir, tmp_path / "out" / "my-run")
-    config = tmp_path / "out" / "my-run" / "adapter_config.json"
-    moved = config.read_text("utf-8").replace(str(odd_model_dir), "./chatglm3-6b")
-    config.write_text(moved, "utf-8")
+    name_base(tmp_path / "out" / "my-run", "./chatglm3-6b")
     monkeypatch.chdir(tmp_path)
     lines = [line for block in blocks("bash") for line in block.splitlines()]
     commands = [line for line in lines if line.startswith(("glmtune merge", "glmtune export"))]

@@ -11,13 +11,12 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.use.export.odd_model import MakeAdapter, MakeModel, logits_of
+from tests.use.export.odd_model import MakeAdapter, MakeModel, logits_of, name_base
 
 from glmtune.conversation import Conversation, Message
 from glmtune.errors import CheckpointError, OutputError, RecipeError
 from glmtune.methods import lora
 from glmtune.model.load import load_model
-from glmtune.use.export import folder as folders
 from glmtune.use.export import formats
 from glmtune.use.export.chatglm import write_chatglm
 from glmtune.use.export.folder import ProofError
@@ -164,9 +163,7 @@ def test_the_base_is_the_one_that_the_adapter_names_or_the_one_given(
 ) -> None:
     adapter = tmp_path / "adapter"
     shutil.copytree(odd_adapter_dir, adapter)
-    config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
-    config["base_model_name_or_path"] = "/gone/away/model"
-    (adapter / "adapter_config.json").write_text(json.dumps(config), "utf-8")
+    name_base(adapter, "/gone/away/model")
 
     with pytest.raises(CheckpointError, match=r"/gone/away/model.*Name it: --base MODEL"):
         export(adapter, tmp_path / "out")
@@ -205,7 +202,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
         export(odd_adapter_dir, tmp_path / "out", "lora-glm", dtype="float16")
     with pytest.raises(CheckpointError, match="has no base"):
         export(odd_model_dir, tmp_path / "out", base="nano")
-    monkeypatch.setattr(folders.shutil, "disk_usage", lambda _: Usage(10**9, 0, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 0, 1000))
     with pytest.raises(OutputError, match="would be written, and the disk has"):
         export(odd_model_dir, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 """An adapter is merged layer by layer exactly as peft merges it in memory."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from tests.use.export.odd_model import ALL_LINEAR, MakeAdapter, MakeModel
 from torch import Tensor
 
 from glmtune.errors import CheckpointError
-from glmtune.model.load import load_model
+from glmtune.methods import method
+from glmtune.model.load import load_model, load_tokenizer
+from glmtune.recipe.methods import PtuningV2Section
+from glmtune.template.select import template_for
 from glmtune.use.export.update import merged_weights
 
 CAUSAL = {"task_type": "CAUSAL_LM"}
@@ -120,6 +124,40 @@ def test_numbers_that_overflow_in_float16_are_refused_by_name(
 
     with pytest.raises(CheckpointError, match=r"dense\.weight are not finite in float16.*bfloat16"):
         dict(merged_weights(odd_model_dir, adapter, torch.float16).tensors())
+
+
+@pytest.mark.parametrize("tool", ["ms-swift 1", "named_parameters() of a peft model"])
+def test_adapters_of_other_tools_are_merged_alike(
+    tool: str, odd_model_dir: Path, odd_adapter_dir: Path, tmp_path: Path
+) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    shutil.copyfile(odd_adapter_dir / "adapter_config.json", foreign / "adapter_config.json")
+    tensors = load_file(odd_adapter_dir / "adapter_model.safetensors")
+    cut = "base_model.model." if tool == "ms-swift 1" else ""
+    renamed = {
+        name.removeprefix(cut)
+        .replace("_A.weight", "_A.default.weight")
+        .replace("_B.weight", "_B.default.weight"): tensor
+        for name, tensor in tensors.items()
+    }
+    assert renamed.keys().isdisjoint(tensors)
+    torch.save(renamed, foreign / "adapter_model.bin")
+
+    expected = dict(merged_weights(odd_model_dir, odd_adapter_dir).tensors())
+    merged = dict(merged_weights(odd_model_dir, foreign).tensors())
+
+    assert all(torch.equal(merged[name], expected[name]) for name in expected)
+
+
+def test_a_prefix_of_p_tuning_v2_is_refused_with_the_way_out(
+    odd_model_dir: Path, tmp_path: Path
+) -> None:
+    model = method.attach(load_model(odd_model_dir), PtuningV2Section(pre_seq_len=4))
+    method.save(model, tmp_path, template_for(load_tokenizer(odd_model_dir)))
+
+    with pytest.raises(CheckpointError, match=r"P-Tuning v2 prefix.*glmtune chat MODEL --adapter"):
+        merged_weights(odd_model_dir, tmp_path)
 
 
 def test_an_adapter_of_another_shape_is_refused(

@@ -17,7 +17,7 @@ def as_bin(source: Path, folder: Path, *, num_shards: int, is_old: bool = False)
     folder.mkdir()
     shutil.copyfile(source / "config.json", folder / "config.json")
     state = list(load_model(source).state_dict().items())
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(num_shards):
         name = f"pytorch_model-{number}.bin" if num_shards > 1 else "pytorch_model.bin"
         part = dict(state[number::num_shards])

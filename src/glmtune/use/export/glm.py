@@ -76,7 +76,7 @@ def split_rows(config: Any, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     head_dim, heads = config.kv_channels, config.num_attention_heads
     if config.multi_query_attention:
         kv = config.multi_query_group_num * head_dim
-        query, key, value = torch.split(fused, (heads * head_dim, kv, kv))
+        query, key, value = torch.split(fused, [heads * head_dim, kv, kv])
     else:
         by_head = fused.reshape(heads, 3, head_dim, *fused.shape[1:])
         query, key, value = (part.flatten(0, 1) for part in by_head.unbind(1))

@@ -30,6 +30,7 @@ from glmtune.use.export.weights import Weights
 
 logger = logging.getLogger(__name__)
 
+ROWS = 4096  # of a matrix, that are compared at once
 ENOUGH = 0.75  # of an update; if less survives the dtype, the command warns
 REPEATED_INITS = ("pissa", "olora")  # peft takes the same part of the base out again when it loads
 UNREPEATABLE_INITS = ("pissa_niter", "corda", "loftq", "lora_ga")
@@ -58,15 +59,19 @@ class Survival:
 
     def add(self, name: str, base: Tensor, merged: Tensor, written: Tensor) -> None:
         """Count one tensor: of the base, merged in float32, and as written."""
-        update = merged - base.float()
-        whole = update.square().sum().item()
+        lost = whole = 0.0
+        num_changed = 0
+        parts = (base.split(ROWS), merged.split(ROWS), written.split(ROWS))
+        for before, exact, after in zip(*parts, strict=True):
+            whole += (exact - before.float()).square_().sum().item()
+            lost += (after.float() - exact).square_().sum().item()
+            num_changed += int((after != before.to(after.dtype)).sum())
         if whole == 0:
             return
-        lost = (written.float() - merged).square().sum().item()
         self.num_tensors += 1
         self.lost += lost
         self.whole += whole
-        self.num_changed += int((written != base.to(written.dtype)).sum())
+        self.num_changed += num_changed
         self.num_numbers += written.numel()
         share = _kept(lost, whole)
         if not self.worst or share < self.worst_share:

@@ -20,7 +20,7 @@ from glmtune.errors import CheckpointError, some
 from glmtune.files import read_json_object
 from glmtune.model.files import checked_name, first_lines, read_bin, weight_files
 
-NEEDED = ("*.json", "*.safetensors", "*.bin", "*.model", "*.py", "*.jinja")
+NEEDED = ["*.json", "*.safetensors", "*.model", "*.py", "*.jinja"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,10 @@ def local_folder(name: str | Path) -> Path:
     if Path(checked).is_dir():
         return Path(checked)
     try:
-        return Path(snapshot_download(checked, allow_patterns=list(NEEDED)))
+        folder = Path(snapshot_download(checked, allow_patterns=NEEDED))
+        if not weight_files(folder):  # many repositories have both kinds, twice the size
+            folder = Path(snapshot_download(checked, allow_patterns=[*NEEDED, "*.bin"]))
+        return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{checked}: there is no such folder here, and as a hub id: {first_lines(error)} "
