@@ -265,10 +265,9 @@ def test_nesting_that_other_libraries_cannot_walk_is_a_bad_row(tmp_path: Path, n
         assert [row.get("a") for row in rows] == ([1, None, 2] if depth == 199 else [1, 2]), depth
         assert [row.line for row in bad] == ([] if depth == 199 else [2])
         path.write_text(f"[{deep}]", encoding="utf-8")
-        try:
-            rows, bad = bad_rows(path)
-        except DataError as error:
-            assert "nested too deeply" in str(error) or "recursion" in str(error)
+        if depth > 1000:  # the end of such a row is not found
+            with pytest.raises(DataError, match="nested too deeply"):
+                bad_rows(path)
         else:
-            assert len(rows) + len(bad) == 1
-            assert (depth == 199) == bool(rows)
+            rows, bad = bad_rows(path)
+            assert (len(rows), len(bad)) == ((1, 0) if depth == 199 else (0, 1))

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from glmtune.data.rows import BadRow
-from glmtune.data.sources import Source, find_sources
+from glmtune.data.sources import AnySource, Source, find_sources
 from glmtune.data.store import (
     ABOUT,
     BAD_ROWS,
@@ -64,7 +64,7 @@ WriteExamples = Callable[[Sequence[Source], ExampleWriter, Progress], None]
 
 
 def encode_sources(
-    sources: str | Path | Sequence[str | Path],
+    sources: AnySource | Sequence[AnySource],
     write_examples: WriteExamples,
     options: StoreOptions,
     opened_as: type[Data],
@@ -91,6 +91,9 @@ def encode_sources(
         DataError, OutputError: as `encode_data`.
     """
     found = find_sources(sources, split=options.split)
+    for source in found:
+        if source.left_out:
+            logger.info("%s", source.left_out)
     before = _stamps(found)
     decides = [_contents(found), fingerprint, dataclasses.asdict(options)]
     key = _hash_json([*decides, [sha256_of_file(Path(str(module.__file__))) for module in code]])
@@ -133,11 +136,20 @@ def _contents(sources: Sequence[Source]) -> list[Any]:
                 source.name,
                 source.max_rows,
                 [[str(path), sha256_of_file(path)] for path in source.files],
+                *_own_options(source),
             ]
             for source in sources
         ]
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}.") from error
+
+
+def _own_options(source: Source) -> list[dict[str, Any]]:
+    """List what a source says of its rows; nothing for a plain path, whose key stays as it was."""
+    if source.own is None:
+        return []
+    own = source.own.model_dump(mode="json", exclude={"path", "weight"}, exclude_none=True)
+    return [own] if own else []
 
 
 def _stamps(sources: Sequence[Source]) -> list[tuple[int, int]]:
@@ -177,6 +189,7 @@ def _build(
                 "report": dataclasses.asdict(report),
                 "files": list(report.formats),
                 "earlier_key": earlier_key,
+                "source_counts": [writer.source_counts[index] for index in range(len(sources))],
                 "sha256": {name: sha256_of_file(partial / name) for name in (EXAMPLES, BAD_ROWS)},
             }
             (partial / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from glmtune.data.rows import BadRow, OnBad, Row, excerpt
+from glmtune.data.splits import SPLIT_WORDS
 from glmtune.data.text_files import (
     BLOCK_BYTES,
     MAX_HEAD_BYTES,
@@ -29,9 +30,6 @@ from glmtune.data.text_files import (
 from glmtune.errors import DataError
 
 MAX_DEPTH = 200  # of nested lists and objects
-SPLIT_WORDS = frozenset(
-    "train training validation valid dev val test testing eval evaluation".split()
-)
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -414,8 +412,10 @@ class _JsonText:
             if self._grow():
                 return False
             self.refuse(error.msg, error.pos)
-        except (ValueError, RecursionError) as error:  # an integer of thousands of digits
+        except ValueError as error:  # an integer of thousands of digits
             self.refuse(str(error))
+        except RecursionError:
+            self.refuse("nested too deeply")
         self.skipped = self._text[self._at : end]
         self._go_to(end)
         return True

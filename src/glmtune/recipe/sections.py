@@ -1,6 +1,6 @@
 """The sections of a recipe: every key, its type, its default and what it means."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -12,6 +12,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationError,
     field_validator,
 )
 
@@ -32,6 +33,49 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class SourceSection(Section):
+    """A source of `data.train` with keys of its own; those left out are the keys of `data`."""
+
+    path: str  # a file, folder or hub id, as in data.train
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0  # times that an epoch learns each row
+    format: str | None = None
+    columns: dict[str, str] | None = None
+    roles: dict[str, str] | None = None
+    split: str | None = None
+    config: str | None = None  # of a data set with several
+
+    def __str__(self) -> str:
+        return self.path
+
+
+def _as_sources(value: Any) -> Any:
+    """Read one source or several: a path, or a mapping with the keys of `SourceSection`."""
+    if isinstance(value, str | Mapping | SourceSection):
+        value = (value,)
+    return tuple(map(_as_source, value)) if isinstance(value, list | tuple) else value
+
+
+def _as_source(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return SourceSection.model_validate(value)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        known = ", ".join(SourceSection.model_fields)
+        what = {
+            "extra_forbidden": f"{key!r} is not a key of a source; known are {known}",
+            "missing": f"a source has no {key!r}",
+        }
+        reason = what.get(problem["type"], f"{key} is {problem['input']!r}: {problem['msg']}")
+        raise ValueError(reason) from None
+
+
+Sources = Annotated[tuple[str | SourceSection, ...], BeforeValidator(_as_sources)]
+"""Paths, or sources with keys of their own; a single one may be written without brackets."""
+
+
 class ModelSection(Section):
     """Which model is tuned, and how its weights are stored in memory."""
 
@@ -44,14 +88,24 @@ class ModelSection(Section):
 class TextSection(Section):
     """Which texts are learned, and how they are read."""
 
-    train: Names  # files, folders or hub ids; `rows.json#500` takes the first 500
-    eval: Names = ()
+    # Files, folders or hub ids; `rows.json#500` takes the first 500. A source with keys of its own
+    # is {path: rows.json, weight: 2, format: ..., columns: ..., roles: ..., split: ...}.
+    train: Sources
+    eval: Sources = ()
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0  # held out of `train`
     split: str | None = None  # for a data set with several
     columns: dict[str, str] = {}  # our field: column of the file
     layout: Layout = "official"
     max_length: PositiveInt = 1024
     bad_rows: BadRows = "fail"
+
+    @field_validator("eval")
+    @classmethod
+    def _counts_once(cls, sources: tuple[str | SourceSection, ...]) -> Any:
+        for source in sources:
+            if isinstance(source, SourceSection) and source.weight != 1:
+                raise ValueError(f"{source.path} has a weight; held-out rows count once each")
+        return sources
 
 
 class ReplaySection(Section):
@@ -74,7 +128,7 @@ class DataSection(TextSection):
         """The general rows that are mixed in."""
         return None if self.replay is None else self.with_rows(self.replay.path)
 
-    def with_rows(self, paths: tuple[str, ...]) -> "DataSection":
+    def with_rows(self, paths: tuple[str | SourceSection, ...]) -> "DataSection":
         """Read other rows with the same keys, except those that describe certain files."""
         own = {"eval": (), "eval_fraction": 0.0, "format": None, "columns": {}, "roles": {}}
         return self.model_copy(update={"train": paths, "replay": None, **own})

@@ -124,7 +124,7 @@ def _facts(recipe: RunRecipe, lines: Sequence[Mapping[str, Any]]) -> str:
     facts = [f"Loss: {losses[0]:.4f} at first, {losses[-1]:.4f} at the end ({unit})."]
     facts += [f"Held-out loss: {held_out[-1]:.4f}, best {min(held_out):.4f}."] if held_out else []
     return (
-        f"Made by glmtune {glmtune.__version__} from {', '.join(recipe.data.train)}.\n"
+        f"Made by glmtune {glmtune.__version__} from {', '.join(map(str, recipe.data.train))}.\n"
         f"{' '.join(facts)} Every value of the run is in `recipe.yaml`; running that file repeats "
         "it."
     )
