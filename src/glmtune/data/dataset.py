@@ -12,7 +12,6 @@ position in the stream is the number of a row: bad rows count.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -113,7 +112,7 @@ class Dataset:
         self,
         file: str,
         rows: Iterator[Row | BadRow],
-        options: RowOptions,
+        options: "SourceOptions",
         to_value: ConvertRow[T],
     ) -> Iterator[Entry[T] | BadRow]:
         """Convert the rows of one file."""
@@ -142,8 +141,7 @@ class Dataset:
                 yield Entry(row, format, value)
 
 
-@dataclass(frozen=True, slots=True)
-class _SourceOptions:
+class SourceOptions(NamedTuple):
     """How the rows of one source are read."""
 
     format: str | None
@@ -151,22 +149,21 @@ class _SourceOptions:
     roles: Mapping[str, str]
 
 
-def options_of(source: Source, options: RowOptions) -> RowOptions:
+def options_of(source: Source, options: RowOptions) -> SourceOptions:
     """Return the options of a source: its own, and those of all for the keys that it leaves out.
 
     A format of its own comes without the columns and roles of all, which describe another one.
     """
+    of_all = SourceOptions(options.format, options.columns, options.roles)
     own = source.own
     if own is None:
-        return options
-    if own.format is None:
-        format, columns, roles = options.format, options.columns, options.roles
-    else:
-        format, columns, roles = own.format, {}, {}
-    return _SourceOptions(
-        format,
-        columns if own.columns is None else own.columns,
-        roles if own.roles is None else own.roles,
+        return of_all
+    if own.format is not None:
+        of_all = SourceOptions(own.format, {}, {})
+    return SourceOptions(
+        of_all.format,
+        of_all.columns if own.columns is None else own.columns,
+        of_all.roles if own.roles is None else own.roles,
     )
 
 

@@ -297,8 +297,8 @@ def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
         )
     if not os.access(path.absolute().parent, os.W_OK):
         raise OutputError(
-            f"{path}: the folder {path.parent} cannot be written: permission denied, or the disk is "
-            "read-only. Choose another --output."
+            f"{path}: the folder {path.parent} cannot be written: permission denied, or the disk "
+            "is read-only. Choose another --output."
         )
     if path.is_dir():
         raise OutputError(f"{path}: is a folder, expected a file such as {path / 'answers.jsonl'}.")
