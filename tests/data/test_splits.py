@@ -8,11 +8,14 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.data.encoding import CountingTemplate
 
+from glmtune.data.encode import EncodeOptions, encode_data
+from glmtune.data.lint.run import lint_data
 from glmtune.data.sources import find_source, read_rows
 from glmtune.data.splits import find_splits
 from glmtune.errors import DataError
-from glmtune.recipe.sections import SourceSection
+from glmtune.recipe.sections import DataSection, SourceSection
 
 
 def make(folder: Path, *paths: str) -> Path:
@@ -201,3 +204,22 @@ def test_the_splits_are_those_of_the_package_datasets(
     else:
         with pytest.raises(DataError, match="matches no data file"):
             find_splits("hub", folder, files)
+
+
+def test_what_is_left_out_is_logged_and_noted_by_lint(
+    tmp_path: Path, template: CountingTemplate, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "rows"
+    for name in ("train", "test"):
+        row = {"instruction": name, "output": "好。"}
+        make(folder, f"{name}.json").joinpath(f"{name}.json").write_text(json.dumps(row))
+    note = f"{folder}: split train is read, 1 file; left out: test (1 file)"
+
+    with caplog.at_level("INFO"):
+        data = encode_data(folder, template, EncodeOptions(max_length=64))
+    report = lint_data(DataSection(train=(str(folder),)))
+
+    assert len(data) == report.num_rows == 1
+    assert note in caplog.messages
+    assert report.notes == (note,)
+    assert json.loads(report.to_json())["notes"] == [note]

@@ -1,13 +1,16 @@
 """CSV, TSV and text files."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+import glmtune
 from glmtune.data.rows import BadRow
 from glmtune.data.sources import read_rows
 from glmtune.errors import DataError
@@ -152,3 +155,25 @@ def test_a_parquet_file_with_a_column_twice_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="has a column twice: q"):
         list(read_rows(path))
+
+
+def test_a_time_with_nanoseconds_is_read_with_or_without_pandas(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.parquet"
+    times = pa.array([0, 1], pa.int64()).cast(pa.timestamp("ns"))
+    pyarrow.parquet.write_table(pa.table({"q": ["a", "b"], "t": times}), path)
+    (tmp_path / "pandas").mkdir()
+    (tmp_path / "pandas" / "__init__.py").write_text("raise ImportError('not installed')")
+    script = (
+        "import sys\nfrom glmtune.data.sources import read_rows\n"
+        "print([str(row['t']) for row in read_rows(sys.argv[1])])"
+    )
+    expected = "['1970-01-01 00:00:00', '1970-01-01 00:00:00.000000001']"
+
+    assert str([str(row["t"]) for row in read_rows(path)]) == expected
+    paths = [str(tmp_path), str(Path(glmtune.__file__).parents[1])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    command = [sys.executable, "-c", script, str(path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == expected

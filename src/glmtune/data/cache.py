@@ -15,7 +15,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -154,17 +154,21 @@ def _own_options(source: Source) -> list[dict[str, Any]]:
 
 def _stamps(sources: Sequence[Source]) -> list[tuple[int, int]]:
     """Return size and time of every file, which change when it is written to."""
-    stats = [path.stat() for source in sources for path in source.files]
+    try:
+        stats = [path.stat() for source in sources for path in source.files]
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}.") from error
     return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 
 def _open_cache(folder: Path, opened_as: type[Data]) -> Data | None:
     """Open what an earlier run has left, if it exists and is undamaged."""
-    if not folder.exists():
+    if not os.path.exists(folder):  # False in a folder that is closed; writing explains that
         return None
     try:
         return opened_as(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    # What it holds was checked by nobody, and Arrow and JSON raise many types for it.
+    except Exception as error:
         logger.warning("the cache %s is damaged (%s); encoding again", folder, error)
         return None
 
@@ -258,7 +262,8 @@ def _copy(source: Path, target: Path) -> Path:
         shutil.copyfile(source, partial)
         partial.replace(target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise OutputError(f"{target}: could not be written: {error.strerror or error}.") from error
     return target
 

@@ -83,22 +83,19 @@ def parse_json(text: str) -> Any:
         value = _JSON.decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply.") from None
-    _check_depth(value, text.count("[") + text.count("{"))
+    if len(text) > 2 * MAX_DEPTH and text.count("[") + text.count("{") > MAX_DEPTH:
+        _check_depth(value)
     return value
 
 
-def _check_depth(value: Any, num_brackets: int) -> None:
+def _check_depth(value: Any) -> None:
     """Refuse a value that the recursive functions of other libraries could not walk through.
 
-    Args:
-        value: what was parsed.
-        num_brackets: in its text; few of them cannot be deep, so most values are not walked.
+    A text with few brackets cannot be deep, so this is not called for most values.
 
     Raises:
         ValueError: it is nested too deeply.
     """
-    if num_brackets <= MAX_DEPTH:
-        return
     level, depth = [value], 0
     while level:
         if depth > MAX_DEPTH:
@@ -252,8 +249,9 @@ def _read_json_lines(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
             field, reason = _why_not_json(line, error)
             on_bad(BadRow(name, number, field, reason, excerpt(line)))
             continue
-        row = _as_row(value, name, number)
-        if row is not None:
+        if isinstance(value, dict):
+            yield Row(value, name, number)
+        elif (row := _as_row(value, name, number)) is not None:
             yield row
         else:
             on_bad(BadRow(name, number, "", _not_an_object(value), excerpt(line)))
@@ -349,11 +347,10 @@ class _JsonText:
             if end == len(self._text) and self._grow():
                 continue  # a number may continue in the next block
             start = self._at
-            num_brackets = self._text.count("[", start, end) + self._text.count("{", start, end)
             self._go_to(end)
-            if num_brackets > MAX_DEPTH:
+            if end - start > 2 * MAX_DEPTH and self._num_brackets(start, end) > MAX_DEPTH:
                 self.skipped = self._text[start:end]
-                _check_depth(value, num_brackets)
+                _check_depth(value)
             return value
 
     def refuse(self, reason: str, at: int | None = None) -> NoReturn:
@@ -372,6 +369,9 @@ class _JsonText:
     def rest(self) -> str:
         """Return the part of the remaining text that is in memory."""
         return self._text[self._at :]
+
+    def _num_brackets(self, start: int, end: int) -> int:
+        return self._text.count("[", start, end) + self._text.count("{", start, end)
 
     def _go_to(self, end: int) -> None:
         self.line += self._text.count("\n", self._at, end)
@@ -489,8 +489,9 @@ def _array_items(text: _JsonText, on_bad: OnBad) -> Iterator[Row]:
             field = text.bad_field(error)
             on_bad(BadRow(text.name, line, field, str(error), excerpt(text.skipped)))
         else:
-            row = _as_row(value, text.name, line)
-            if row is not None:
+            if isinstance(value, dict):
+                yield Row(value, text.name, line)
+            elif (row := _as_row(value, text.name, line)) is not None:
                 yield row
             else:
                 on_bad(BadRow(text.name, line, "", _not_an_object(value), excerpt(repr(value))))

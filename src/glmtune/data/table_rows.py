@@ -205,7 +205,8 @@ def _python_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
     """Convert a batch to rows; a row with a value that Python has no type for is why not."""
     try:
         rows: list[dict[str, Any]] = batch.to_pylist()
-    except (ValueError, OverflowError, ArithmeticError):  # find out which rows these are
+    # Each type of Arrow has its own code for this, and its own errors.
+    except Exception:  # find out which rows these are
         yield from (_python_row(batch.slice(index, 1)) for index in range(batch.num_rows))
     else:
         yield from rows
@@ -218,10 +219,23 @@ def _python_row(row: Any) -> dict[str, Any] | str:
             fields[column] = values.to_pylist()[0]
         except UnicodeDecodeError as error:
             return f"column {column!r} is not UTF-8: {error}. Write its text again."
-        except (ValueError, OverflowError, ArithmeticError) as error:
-            what = f"column {column!r} has a value of type {values.type} that cannot be read"
-            return f"{what}: {excerpt(str(error))}. Convert that column to text."
+        except Exception as error:
+            fields[column] = _as_text(values)
+            if fields[column] is None:
+                what = f"column {column!r} has a value of type {values.type} that cannot be read"
+                return f"{what}: {excerpt(str(error))}. Convert that column to text."
     return fields
+
+
+def _as_text(values: Any) -> str | None:
+    """Return a time that Python has no type for as text, such as one with nanoseconds."""
+    import pyarrow
+
+    try:
+        text: str = values.cast(pyarrow.string()).to_pylist()[0]
+    except Exception:
+        return None
+    return None if text.startswith("<value out of range") else text
 
 
 def without_nulls(value: Any) -> Any:
