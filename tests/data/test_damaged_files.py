@@ -114,6 +114,27 @@ def test_a_damaged_file_gives_rows_bad_rows_or_one_sentence(tmp_path: Path, seed
     assert fuzz(150, seed, tmp_path) < MOST_SECONDS
 
 
+def test_a_damaged_file_of_a_saved_data_set_never_ends_the_process(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    files = sorted((tmp_path / "saved").iterdir())
+    assert [file.suffix for file in files] == [".arrow", ".json", ".json"]
+    whole = [file.read_bytes() for file in files]
+    rng = random.Random(5)
+    read = refused = 0
+    for _ in range(120):
+        index = rng.choice((0, 0, 1, 2))
+        files[index].write_bytes(mutate(whole[index], rng))
+        try:
+            read += len(list(read_rows(tmp_path / "saved", on_bad=lambda bad: None))) >= 0
+        except DataError:
+            refused += 1
+        files[index].write_bytes(whole[index])
+
+    assert read > 5
+    assert refused > 5
+
+
 if __name__ == "__main__":
     with TemporaryDirectory() as place:
         print(f"slowest: {fuzz(int(sys.argv[1]), int(sys.argv[-1]), Path(place)):.2f} s")

@@ -210,7 +210,7 @@ def _check_examples(
     Raises:
         DataError: counts what became of the rows.
     """
-    names = ", ".join(source.name for source in sources)
+    names = ", ".join(source.name for source in sources) or "data.train"
     if report.num_examples:
         return
     if not report.num_rows:

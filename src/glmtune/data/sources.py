@@ -186,8 +186,9 @@ def _find_file(name: str, path: Path, split: str | None) -> Source:
         return Source(name, (path,), read, left_out if others else "")
     if split is not None:
         raise DataError(
-            f"{name}: split {split!r} was asked for, but plain files have no splits. "
-            "Name the file of that split instead."
+            f"{name}: split {split!r} was asked for, but plain files have no splits. Name the file "
+            "of that split, or give the split to the source that has it alone: "
+            f"data.train: [{{path: ..., split: {split}}}]."
         )
     return Source(name, (path,), reader)
 

@@ -204,6 +204,7 @@ def _refuse_repeated_columns(names: list[str], name: str) -> None:
 def _python_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
     """Convert a batch to rows; a row with a value that Python has no type for is why not."""
     try:
+        batch.validate(full=True)  # a damaged offset would be followed out of the file
         rows: list[dict[str, Any]] = batch.to_pylist()
     # Each type of Arrow has its own code for this, and its own errors.
     except Exception:  # find out which rows these are
@@ -216,9 +217,13 @@ def _python_row(row: Any) -> dict[str, Any] | str:
     fields: dict[str, Any] = {}
     for column, values in zip(row.schema.names, row.columns, strict=True):
         try:
+            values.validate(full=True)
+        except Exception as error:
+            if "UTF8" in str(error):
+                return f"column {column!r} is not UTF-8. Write its text again."
+            return f"column {column!r} is damaged: {excerpt(str(error))}. Write the file again."
+        try:
             fields[column] = values.to_pylist()[0]
-        except UnicodeDecodeError as error:
-            return f"column {column!r} is not UTF-8: {error}. Write its text again."
         except Exception as error:
             fields[column] = _as_text(values)
             if fields[column] is None:
