@@ -107,6 +107,24 @@ def test_a_readme_says_which_files_are_which(tmp_path: Path) -> None:
         read_rows(SourceSection(path=str(folder), config="fr"))
 
 
+def test_a_configuration_may_have_a_folder_of_its_own(tmp_path: Path) -> None:
+    folder = make(tmp_path, "zh/train.json", "zh/test.json", "zh/x.json", "en/a.json")
+    configs = [
+        {"config_name": "named", "data_dir": "zh"},
+        {"config_name": "listed", "data_dir": "./zh/", "data_files": "x.json"},
+        {"config_name": "outside", "data_dir": "../"},
+    ]
+    (folder / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n")
+
+    def read_config(config: str) -> list[str]:
+        return [row["q"] for row in read_rows(SourceSection(path=str(folder), config=config))]
+
+    assert read_config("named") == ["zh/train.json"]
+    assert read_config("listed") == ["zh/x.json"]
+    with pytest.raises(DataError, match="matches no data file"):
+        read_config("outside")
+
+
 def test_several_configurations_without_a_default_are_listed(tmp_path: Path) -> None:
     folder = make(tmp_path, "zh/a.json", "en/a.json")
     (folder / "README.md").write_text(README.format(default=""), encoding="utf-8")

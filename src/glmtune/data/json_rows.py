@@ -31,6 +31,7 @@ from glmtune.errors import DataError
 
 MAX_DEPTH = 200  # of nested lists and objects
 
+_STARTS_TEXTS = re.compile(rb"\[\s*\"")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -148,7 +149,9 @@ def read_json(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
         DataError: the file is blank, or not JSON.
     """
     first = first_line(path, name)
-    if first.startswith(b"[") and not _is_complete(first, list):
+    # Only a list of texts is parsed here: the first line may be a complete array of rows.
+    is_array = first.startswith(b"[") and not _STARTS_TEXTS.match(first)
+    if is_array or (first.startswith(b"[") and not _is_complete(first, list)):
         return _read_array(_JsonText(path, name), on_bad)
     if ending_of(path)[0] != ".json":
         return _read_json_lines(path, name, on_bad)
@@ -188,7 +191,7 @@ def split_names(path: Path, name: str) -> tuple[str, ...]:
     Returns:
         The keys; none for any other file.
     """
-    if ending_of(path)[0] != ".json" or not first_line(path, name).startswith(b"{"):
+    if ending_of(path)[0] != ".json" or not first_line(path, name, 1024).startswith(b"{"):
         return ()
     keys = _lone_object(path, name, only=SPLIT_WORDS) or {}
     kinds = set(keys.values())

@@ -63,18 +63,12 @@ def find_splits(
     Raises:
         DataError: README.md cannot be used, or has several configurations and no default.
     """
-    paths = {file.relative_to(folder).as_posix(): file for file in files}
-    chosen = _choose_config(name, _read_configs(name, folder), config)
-    if chosen is None:
+    chosen = _choose_config(name, _read_configs(name, folder), config) or {}
+    start = folder / posixpath.normpath(str(chosen.get("data_dir") or "."))
+    inside = [file for file in files if file.is_relative_to(start)]
+    paths = {file.relative_to(start).as_posix(): file for file in inside}
+    if chosen.get("data_files") is None:
         found = _splits_by_name(name, list(paths))
-    elif chosen.get("data_files") is None:
-        start = posixpath.normpath(str(chosen.get("data_dir") or ".")) + "/"
-        inside = [path for path in paths if start == "./" or path.startswith(start)]
-        relative = {path if start == "./" else path.removeprefix(start): path for path in inside}
-        found = {
-            split: [relative[path] for path in matched]
-            for split, matched in _splits_by_name(name, list(relative)).items()
-        }
     else:
         patterns = _patterns(name, chosen["data_files"])
         found = {
@@ -88,7 +82,7 @@ def find_splits(
     if not splits:
         raise DataError(
             f"{name}/{_README}: its configuration matches no data file of the folder, which has "
-            f"{some(list(paths))}. Correct data_files there, or name a file."
+            f"{some([file.name for file in files])}. Correct data_files there, or name a file."
         )
     return FolderSplits(splits, tuple(file for file in files if file not in used))
 

@@ -49,15 +49,19 @@ def open_data_file(path: Path, name: str) -> Iterator[BinaryIO]:
         ) from error
 
 
-def first_line(path: Path, name: str) -> bytes:
-    """Return the first line that is not blank, without a byte order mark; at most `MAX_HEAD_BYTES`.
+def first_line(path: Path, name: str, max_bytes: int = MAX_HEAD_BYTES) -> bytes:
+    """Return the first line that is not blank, without a byte order mark, or its beginning.
+
+    Args:
+        path, name: of the file.
+        max_bytes: of the line.
 
     Raises:
         DataError: the file is UTF-16 or UTF-32, or cannot be read.
     """
     with open_data_file(path, name) as file:
         is_first = True
-        while line := file.readline(MAX_HEAD_BYTES):
+        while line := file.readline(max_bytes):
             if is_first:
                 refuse_wide(line, name)
                 line = line.removeprefix(b"\xef\xbb\xbf")
