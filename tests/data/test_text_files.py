@@ -72,6 +72,16 @@ def test_the_encoding_is_told_by_the_characters(text: str, codec: str, name: str
     assert guess_encoding(b'{"q": "' + text.encode(codec) * 3000 + b'"}') == name
 
 
+def test_an_encoding_that_is_not_recognized_gets_no_command(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_bytes('[{"q": "今日はとても良い天気です"}]'.encode("shift_jis"))
+
+    message = refused(path)
+
+    assert "was not recognized. Open it in the program that wrote it" in message
+    assert "iconv" not in message
+
+
 def test_bytes_of_no_text_have_no_encoding() -> None:
     assert guess_encoding(bytes(range(128, 256)) * 9) == ""
     assert guess_encoding(b'{"q": "\xff"}') == ""

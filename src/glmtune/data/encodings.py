@@ -55,10 +55,7 @@ def guess_encoding(sample: bytes) -> str:
     Returns:
         The name as `iconv` knows it; "" if nothing fits, or if it is UTF-8 with some damage.
     """
-    text = sample.decode(errors="replace")
-    num_bad = text.count("\ufffd")
-    num_good = sum(char > "\x7f" for char in text) - num_bad
-    if num_good > num_bad:
+    if is_damaged_utf8(sample):
         return ""
     shares = {
         "GB18030": _share_of_common(sample, "gb18030", (0xB0, 0xD7), (0xA1, 0xA9)),
@@ -68,6 +65,14 @@ def guess_encoding(sample: bytes) -> str:
     if shares[best] >= LEAST_COMMON:
         return best
     return "WINDOWS-1252" if _is_western(sample) else ""
+
+
+def is_damaged_utf8(sample: bytes) -> bool:
+    """Whether most characters that are not ASCII are UTF-8."""
+    text = sample.decode(errors="replace")
+    num_bad = text.count("\ufffd")
+    num_good = sum(char > "\x7f" for char in text) - num_bad
+    return num_good > num_bad
 
 
 def _share_of_common(

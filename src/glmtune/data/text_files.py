@@ -6,11 +6,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from glmtune.data.encodings import conversion_advice, guess_encoding, wide_encoding
+from glmtune.data.encodings import (
+    conversion_advice,
+    guess_encoding,
+    is_damaged_utf8,
+    wide_encoding,
+)
 from glmtune.errors import DataError
 
 BLOCK_BYTES = 1 << 20
 SAMPLE_BYTES = 1 << 16  # of a file that is not UTF-8, to guess its encoding
+FEW_BYTES = 8  # that are not ASCII; fewer are damage rather than another encoding
+UNKNOWN_ENCODING = (
+    "The encoding of the file was not recognized. Open it in the program that wrote it, and save "
+    "it as UTF-8."
+)
 MAX_HEAD_BYTES = 64 << 20  # of a first line, which may be the complete file
 ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
 
@@ -131,7 +141,8 @@ def encoding_advice(path: Path, name: str, start: int) -> str:
         sample = file.read(SAMPLE_BYTES)
     encoding = guess_encoding(sample)
     if not encoding:
-        return ""
+        is_other = sum(byte > 0x7F for byte in sample) >= FEW_BYTES and not is_damaged_utf8(sample)
+        return UNKNOWN_ENCODING if is_other else ""
     return f"It looks like {encoding}. {conversion_advice(encoding, name)}"
 
 
