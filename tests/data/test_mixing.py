@@ -19,7 +19,8 @@ from glmtune.errors import DataError, RecipeError
 from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
-from glmtune.recipe.sections import DataSection, SourceSection
+from glmtune.recipe.sections import DataSection
+from glmtune.recipe.sources import SourceSection
 from glmtune.train.load_rows import encode_rows
 from glmtune.use.predict import read_questions
 
@@ -160,6 +161,9 @@ def test_a_recipe_of_plain_paths_is_written_as_before(tmp_path: Path) -> None:
         ({"train": [{"weight": 2}]}, "a source has no 'path'"),
         ({"train": [{"path": "a", "weight": 0}]}, "weight is 0"),
         ({"train": [{"path": "a", "weight": 1e9}]}, "weight is 1000000000.0"),
+        ({"train": [{"path": "a", "weight": True}]}, "expected a number"),
+        ({"train": [{"path": ""}]}, "path is ''"),
+        ({"train": [{"path": "a", "columns": [1]}]}, "columns is [1]"),
         ({"train": "a", "eval": [{"path": "b", "weight": 2}]}, "held-out rows count once each"),
         ({"train": 7}, "expected a list"),
     ],

@@ -15,7 +15,8 @@ from glmtune.data.lint.run import lint_data
 from glmtune.data.sources import find_source, read_rows
 from glmtune.data.splits import find_splits
 from glmtune.errors import DataError
-from glmtune.recipe.sections import DataSection, SourceSection
+from glmtune.recipe.sections import DataSection
+from glmtune.recipe.sources import SourceSection
 
 
 def make(folder: Path, *paths: str) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 
 from glmtune.errors import DataError
 from glmtune.files import read_json_object
-from glmtune.recipe.sections import SourceSection
+from glmtune.recipe.sources import SourceSection
 
 REGISTER = "dataset_info.json"
 _NAMED = re.compile(rf"(.*{re.escape(REGISTER)})(?:#(.+?))?(#[1-9][0-9]*)?", re.DOTALL)

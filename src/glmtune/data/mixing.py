@@ -12,7 +12,7 @@ inspect and predict see every row once. The copies of a row are shuffled with al
 import random
 from collections.abc import Sequence
 
-from glmtune.recipe.sections import SourceSection
+from glmtune.recipe.sources import SourceSection
 
 
 def weights_of(sources: Sequence[str | SourceSection]) -> list[float]:

@@ -36,7 +36,7 @@ from glmtune.data.splits import choose_split, find_splits
 from glmtune.data.table_rows import read_csv, read_parquet, read_text, read_tsv
 from glmtune.data.text_files import ENDINGS, ending_of
 from glmtune.errors import DataError, some
-from glmtune.recipe.sections import SourceSection
+from glmtune.recipe.sources import SourceSection
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _CAP = re.compile(r"(.+)#([1-9][0-9]*)", re.DOTALL)

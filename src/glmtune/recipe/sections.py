@@ -1,6 +1,6 @@
 """The sections of a recipe: every key, its type, its default and what it means."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -12,11 +12,11 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     field_validator,
 )
 
 from glmtune.recipe.choices import BadRows, Dtype, Layout, Overlong
+from glmtune.recipe.sources import Sources, SourceSection
 
 
 def _one_is_many(value: Any) -> Any:
@@ -31,49 +31,6 @@ class Section(BaseModel):
     """A part of a recipe: immutable, and refusing unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SourceSection(Section):
-    """A source of `data.train` with keys of its own; those left out are the keys of `data`."""
-
-    path: str  # a file, folder or hub id, as in data.train
-    weight: Annotated[float, Field(gt=0, le=100)] = 1.0  # times that an epoch learns each row
-    format: str | None = None
-    columns: dict[str, str] | None = None
-    roles: dict[str, str] | None = None
-    split: str | None = None
-    config: str | None = None  # of a data set with several
-
-    def __str__(self) -> str:
-        return self.path
-
-
-def _as_sources(value: Any) -> Any:
-    """Read one source or several: a path, or a mapping with the keys of `SourceSection`."""
-    if isinstance(value, str | Mapping | SourceSection):
-        value = (value,)
-    return tuple(map(_as_source, value)) if isinstance(value, list | tuple) else value
-
-
-def _as_source(value: Any) -> Any:
-    if not isinstance(value, Mapping):
-        return value
-    try:
-        return SourceSection.model_validate(value)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        known = ", ".join(SourceSection.model_fields)
-        what = {
-            "extra_forbidden": f"{key!r} is not a key of a source; known are {known}",
-            "missing": f"a source has no {key!r}",
-        }
-        reason = what.get(problem["type"], f"{key} is {problem['input']!r}: {problem['msg']}")
-        raise ValueError(reason) from None
-
-
-Sources = Annotated[tuple[str | SourceSection, ...], BeforeValidator(_as_sources)]
-"""Paths, or sources with keys of their own; a single one may be written without brackets."""
 
 
 class ModelSection(Section):

@@ -25,7 +25,8 @@ from glmtune.data.lint.clean_copy import write_clean_copy
 from glmtune.data.lint.run import lint_data
 from glmtune.errors import DataError, OutputError
 from glmtune.recipe.choices import Layout
-from glmtune.recipe.sections import DataSection, SourceSection
+from glmtune.recipe.sections import DataSection
+from glmtune.recipe.sources import SourceSection
 from glmtune.template.base import Template
 
 

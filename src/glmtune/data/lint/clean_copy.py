@@ -12,7 +12,8 @@ from glmtune.data.rows import Row
 from glmtune.data.sources import find_sources
 from glmtune.errors import DataError, OutputError
 from glmtune.files import explain_write_error
-from glmtune.recipe.sections import DataSection, SourceSection
+from glmtune.recipe.sections import DataSection
+from glmtune.recipe.sources import SourceSection
 
 
 def write_clean_copy(data: DataSection, report: LintReport, path: Path) -> tuple[int, int]:

@@ -21,7 +21,8 @@ from glmtune.data.lint.twins import Twins, can_find_near
 from glmtune.data.rows import BadRow, Row
 from glmtune.data.sources import find_sources
 from glmtune.errors import TemplateError
-from glmtune.recipe.sections import DataSection, LintSection, SourceSection
+from glmtune.recipe.sections import DataSection, LintSection
+from glmtune.recipe.sources import SourceSection
 from glmtune.template.base import Example, Template
 
 # Faults that may be the reason why an answer is the worse one.
