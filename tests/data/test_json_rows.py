@@ -271,3 +271,10 @@ def test_nesting_that_other_libraries_cannot_walk_is_a_bad_row(tmp_path: Path, n
         else:
             rows, bad = bad_rows(path)
             assert (len(rows), len(bad)) == ((1, 0) if depth == 199 else (0, 1))
+
+
+def test_the_shared_file_with_a_list_under_data_has_three_rows(shared: Path) -> None:
+    rows, bad = bad_rows(shared / "cases" / "34_datacol2.json")
+
+    assert [row["instruction"] for row in rows] == ["一", "三", "五"]
+    assert bad == []

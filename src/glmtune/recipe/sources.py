@@ -6,6 +6,7 @@
 A plain path stays a text, so a recipe without mappings is written as it always was.
 """
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -37,15 +38,19 @@ class SourceSection(BaseModel):
 
 
 def _as_sources(value: Any) -> Any:
-    if isinstance(value, str | Mapping | SourceSection):
+    if isinstance(value, str | os.PathLike | Mapping | SourceSection):
         value = (value,)
     return tuple(map(_as_source, value)) if isinstance(value, list | tuple) else value
 
 
 def _as_source(value: Any) -> Any:
     """Read a mapping here, so that an error names its key and not the types of the union."""
-    if not isinstance(value, Mapping):
+    if isinstance(value, str | SourceSection):
         return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"got {repr(value)[:80]}, expected a path, or a mapping with a path")
     try:
         return SourceSection.model_validate(value)
     except ValidationError as error:
@@ -56,7 +61,9 @@ def _as_source(value: Any) -> Any:
             "extra_forbidden": f"{key!r} is not a key of a source; known are {known}",
             "missing": f"a source has no {key!r}",
         }
-        reason = what.get(problem["type"], f"{key} is {problem['input']!r}: {problem['msg']}")
+        reason = what.get(
+            problem["type"], f"{key} is {repr(problem['input'])[:80]}: {problem['msg']}"
+        )
         raise ValueError(reason) from None
 
 
