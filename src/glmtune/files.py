@@ -114,7 +114,7 @@ def read_json_object(path: Path, error: type[GlmtuneError] = CheckpointError) ->
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as why:
+    except (OSError, ValueError, RecursionError) as why:
         raise error(f"{path}: expected a JSON object, but {why}. Restore the file.") from None
     if not isinstance(content, dict):
         raise error(

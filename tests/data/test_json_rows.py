@@ -132,9 +132,9 @@ def test_bad_lines_of_jsonl_are_reported_and_the_others_read(tmp_path: Path) -> 
 
     rows, bad = bad_rows(path)
 
-    assert rows == [{"q": 1}, {"q": 3}]
+    assert rows == [{"q": 1}]
     assert [(row.line, row.field) for row in bad] == [
-        (2, ""), (3, ""), (4, "q.x[1]"), (5, ""), (6, ""), (7, "q"), (10, "")
+        (2, ""), (3, ""), (4, "q.x[1]"), (5, ""), (6, ""), (7, "q"), (8, "q"), (10, "")
     ]  # fmt: skip
     reasons = [row.reason for row in bad]
     assert "Expecting value at character 8" in reasons[0]
@@ -144,7 +144,8 @@ def test_bad_lines_of_jsonl_are_reported_and_the_others_read(tmp_path: Path) -> 
     assert f"byte {offset} (0xff) is not UTF-8" in reasons[3]
     assert "null byte" in reasons[4]
     assert "too large" in reasons[5]
-    assert "may break off here" in reasons[6]
+    assert "the key 'q' is given twice, with different values" in reasons[6]
+    assert "may break off here" in reasons[7]
     with pytest.raises(RowError, match=r"rows\.jsonl:2: not JSON"):
         list(read_rows(path))
 
@@ -183,3 +184,97 @@ def test_a_web_page_or_a_git_lfs_pointer_is_named_for_what_it_is(tmp_path: Path)
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n", encoding="utf-8")
     with pytest.raises(DataError, match="git lfs pull"):
         list(read_rows(path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1}\n{"a": 2, "data": []}\n{"a": 3}',  # lines
+        '{\n"a": 1}\n{\n"a": 2,\n"data": []}\n{"a": 3}',  # objects
+        '{"a": 1, "data": [{"x": 1}]}\n{"a": 2}\n{"a": 3}',
+        '{\n"a": 1, "data": [{"x": 1}]}\n{"a": 2}\n{"a": 3}',
+        '[{"a": 1, "data": [{"x": 1}]}, {"a": 2, "data": []}, {"a": 3, "data": [1]}]',
+        '{"a": 1, "data": ["q", "a"]}\n{"a": 2, "data": ["q", "a"]}\n{"a": 3}',
+    ],
+)
+def test_a_list_under_data_inside_a_row_does_not_hide_the_row(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(text, encoding="utf-8")
+
+    assert [row["a"] for row in read_rows(path)] == [1, 2, 3]
+
+
+def test_one_row_alone_in_its_file_is_a_row_though_it_has_a_list_under_data(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    for data in ('["q", "a"]', "[1]", "[]", "7"):
+        path.write_text(f'{{"a": 1,\n"data": {data}}}', encoding="utf-8")
+
+        assert [row["a"] for row in read_rows(path)] == [1]
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+@pytest.mark.parametrize("text", ['["q", "a"]\n["q2", "a2"]', '[["q", "a"],\n["q2", "a2"]]'])
+def test_a_row_that_is_a_list_of_texts_has_the_field_data(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+
+    rows = list(read_rows(path))
+
+    assert rows == [{"data": ["q", "a"]}, {"data": ["q2", "a2"]}]
+    assert [row.line for row in rows] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"q": 0}, {"q": 1,\n"q": 2}, {"q": 3}]',
+        '{\n"q": 0}\n{"q": 1, "q": 2}\n{"q": 3}',
+        '{"q": 0}\n{"x": {"q": 1, "q": "1"}}\n{"q": 3}',
+        '{"data": [{"q": 0}, {"q": 1, "q": true}, {"q": 3}]}',
+    ],
+)
+def test_a_key_given_twice_is_reported_with_its_row(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(text, encoding="utf-8")
+
+    rows, bad = bad_rows(path)
+
+    assert rows == [{"q": 0}, {"q": 3}]
+    assert [row.field for row in bad] == ["q"]
+    assert "the key 'q' is given twice, with different values. Keep one." in bad[0].reason
+
+
+def test_a_key_given_twice_with_one_value_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    for text in ('{"q": [1], "q": [1]}', '{\n"q": [1], "q": [1]}', '[{"q": [1], "q": [1]}]'):
+        path.write_text(text, encoding="utf-8")
+
+        assert list(read_rows(path)) == [{"q": [1]}]
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_nesting_that_other_libraries_cannot_walk_is_a_bad_row(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    for depth, has_nan in ((199, False), (500, False), (700, True), (50_000, True)):
+        inner = "NaN" if has_nan else "1"
+        deep = f'{{"q": {"[" * depth}{inner}{"]" * depth}}}'
+        path.write_text(f'{{"a": 1}}\n{deep}\n{{"a": 2}}\n', encoding="utf-8")
+        rows, bad = bad_rows(path)
+        assert [row.get("a") for row in rows] == ([1, None, 2] if depth == 199 else [1, 2]), depth
+        assert [row.line for row in bad] == ([] if depth == 199 else [2])
+        path.write_text(f"[{deep}]", encoding="utf-8")
+        if depth > 1000:  # the end of such a row is not found
+            with pytest.raises(DataError, match="nested too deeply"):
+                bad_rows(path)
+        else:
+            rows, bad = bad_rows(path)
+            assert (len(rows), len(bad)) == ((1, 0) if depth == 199 else (0, 1))
+
+
+def test_the_shared_file_with_a_list_under_data_has_three_rows(shared: Path) -> None:
+    rows, bad = bad_rows(shared / "cases" / "34_datacol2.json")
+
+    assert [row["instruction"] for row in rows] == ["一", "三", "五"]
+    assert bad == []

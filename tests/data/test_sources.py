@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmtune.data import text_files
-from glmtune.data.sources import read_rows
+from glmtune.data.rows import BadRow
+from glmtune.data.sources import find_source, read_rows
 from glmtune.errors import DataError
 
 ROWS = [
@@ -233,7 +234,8 @@ def test_an_unreachable_hub_id_is_reported_and_a_local_path_never_contacts_the_h
     write(tmp_path / "here" / "rows.json", ROWS)
     script = """
 import sys
-from glmtune.data.sources import read_rows
+from glmtune.data.rows import BadRow
+from glmtune.data.sources import find_source, read_rows
 from glmtune.errors import DataError
 assert len(list(read_rows("here/rows.json"))) == 3
 try:
@@ -254,3 +256,146 @@ except DataError as error:
 
     assert "someone/no-such-rows: there is no such file or folder" in done.stdout
     assert "the Hugging Face Hub returned no data set of that name" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a" * 300 + ".json", "cannot be read: File name too long"),
+        ("x/" * 3000 + "rows.json", "cannot be read: File name too long"),
+        ("a\0b.json", r"'a\\x00b.json': a path cannot have a null character"),
+        ("~nobody-here/rows.json", "no folder '~nobody-here' either"),
+        ("rows.json/inside.json", "no such file, and no folder 'rows.json' either"),
+        ("loop.json", "a link to 'loop.json', which does not exist"),
+        ("pipe.json", "is a pipe, expected a file: rows are read more than once"),
+        ("/dev/zero", "is a device, expected a file"),
+        ("folder", r"folder[/\\]gone.json: a link to 'nowhere.json', which does not exist"),
+    ],
+)
+def test_a_path_that_cannot_be_read_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows.json", ROWS)
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    os.mkfifo("pipe.json")
+    (tmp_path / "folder").mkdir()
+    write(tmp_path / "folder" / "rows.json", ROWS)
+    (tmp_path / "folder" / "gone.json").symlink_to("nowhere.json")
+
+    with pytest.raises(DataError, match=message) as caught:
+        read_rows(name)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_number_after_the_path_may_be_larger_than_any_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.json", ROWS)
+
+    assert list(read_rows(f"{path}#99999999999999999999")) == ROWS
+    assert list(read_rows(f"{path}#{'9' * 5000}"[:200])) == ROWS
+    with pytest.raises(DataError, match="no such file"):
+        read_rows(f"{path}#0")
+
+
+def test_links_to_folders_are_followed_and_each_folder_read_once(tmp_path: Path) -> None:
+    (tmp_path / "data" / "in").mkdir(parents=True)
+    (tmp_path / "far").mkdir()
+    write(tmp_path / "data" / "in" / "a.json", ROWS[:1])
+    write(tmp_path / "far" / "b.json", ROWS[1:])
+    (tmp_path / "data" / "far").symlink_to(tmp_path / "far")
+    (tmp_path / "data" / "in" / "back").symlink_to(tmp_path / "data")
+    (tmp_path / "far" / "self").symlink_to(tmp_path / "far")
+
+    assert sorted(map(str, read_rows(tmp_path / "data"))) == sorted(map(str, ROWS))
+
+
+@pytest.mark.parametrize("closed", ["data/inner", "data/a.json", "data"])
+def test_what_cannot_be_opened_in_a_folder_is_never_left_out_silently(
+    tmp_path: Path, closed: str
+) -> None:
+    (tmp_path / "data" / "inner").mkdir(parents=True)
+    for name in ("a.json", "b.json", "inner/c.json"):
+        write(tmp_path / "data" / name, ROWS)
+    (tmp_path / closed).chmod(0)
+    for folder in (tmp_path, *list(tmp_path.parents)[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    is_root = os.geteuid() == 0
+    try:
+        if is_root:
+            os.seteuid(65534)  # nobody: no file is closed to root
+        with pytest.raises(DataError, match="ermission denied") as caught:
+            read_rows(tmp_path / "data")
+    finally:
+        if is_root:
+            os.seteuid(0)
+        (tmp_path / closed).chmod(0o755)
+    assert closed in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b'{"features": 7}', b"\xff\xfe", b"[" * 9999]
+)
+def test_a_damaged_file_of_a_saved_data_set_is_reported(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / name).write_bytes(content)
+
+    try:
+        rows = list(read_rows(tmp_path / "saved"))
+    except DataError as error:
+        assert str(error).startswith(str(tmp_path / "saved"))  # noqa: PT017
+    else:
+        assert rows == ROWS  # some of these leave it whole
+
+
+def test_saved_data_sets_without_rows_and_with_odd_values_are_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list([]).save_to_disk(tmp_path / "empty")
+    datasets.Dataset.from_dict({"q": []}).save_to_disk(tmp_path / "columns")
+    table = pa.table(
+        {
+            "t": pa.array([0, 2**62], pa.int64()).cast(pa.timestamp("us")),
+            "b": pa.array([b"x", b"\xff"]),
+            "d": pa.array([1, 2], pa.date32()),
+        }
+    )
+    datasets.Dataset(table).save_to_disk(tmp_path / "odd")
+    bad: list[BadRow] = []
+
+    for name in ("empty", "columns"):
+        with pytest.raises(DataError, match=f"{name}: this data set has no rows"):
+            read_rows(tmp_path / name)
+    [row] = read_rows(tmp_path / "odd", on_bad=bad.append)
+    assert row["b"] == b"x"
+    assert [(each.line, "timestamp" in each.reason) for each in bad] == [(2, True)]
+
+
+def test_a_json_file_with_splits_gives_the_rows_of_one(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('{"train": [{"q": 1}, {"q": 2}],\n "test": [{"q": 3}], "dev": []}')
+
+    assert [row["q"] for row in read_rows(path)] == [1, 2]
+    assert [row["q"] for row in read_rows(path, split="test")] == [3]
+    assert find_source(path).left_out == f"{path}: split train is read; left out: test, dev"
+    with pytest.raises(DataError, match="no split 'eval'; it has train, test, dev"):
+        read_rows(path, split="eval")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"train": [1, 2]}',
+        '{"train": "x", "test": [{"q": 1}]}',
+        '{"train": [{"q": 1}]}\n{"train": [{"q": 2}]}',
+        '{"messages": [{"q": 1}]}',
+    ],
+)
+def test_a_row_with_the_name_of_a_split_is_a_row(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+
+    rows = list(read_rows(path))
+    assert [json.dumps(row) for row in rows] == text.split("\n")

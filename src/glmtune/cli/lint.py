@@ -142,6 +142,8 @@ def print_report(report: "LintReport", console: "Console", shown: int) -> None:
     formats = ", ".join(sorted(set(report.formats.values()))) or "unknown"
     held_out = f" and {report.num_eval_rows:,} held out" if report.num_eval_rows else ""
     console.print(f"{report.num_rows:,} rows{held_out} (format {formats})")
+    for note in report.notes:
+        console.print(printable(note), markup=False)
     console.print()
     if report.lengths.total:
         console.print(lengths_table(report.lengths))

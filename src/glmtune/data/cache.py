@@ -15,13 +15,13 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from glmtune.data.rows import BadRow
-from glmtune.data.sources import Source, find_sources
+from glmtune.data.sources import AnySource, Source, find_sources
 from glmtune.data.store import (
     ABOUT,
     BAD_ROWS,
@@ -64,7 +64,7 @@ WriteExamples = Callable[[Sequence[Source], ExampleWriter, Progress], None]
 
 
 def encode_sources(
-    sources: str | Path | Sequence[str | Path],
+    sources: AnySource | Sequence[AnySource],
     write_examples: WriteExamples,
     options: StoreOptions,
     opened_as: type[Data],
@@ -91,6 +91,9 @@ def encode_sources(
         DataError, OutputError: as `encode_data`.
     """
     found = find_sources(sources, split=options.split)
+    for source in found:
+        if source.left_out:
+            logger.info("%s", source.left_out)
     before = _stamps(found)
     decides = [_contents(found), fingerprint, dataclasses.asdict(options)]
     key = _hash_json([*decides, [sha256_of_file(Path(str(module.__file__))) for module in code]])
@@ -133,6 +136,7 @@ def _contents(sources: Sequence[Source]) -> list[Any]:
                 source.name,
                 source.max_rows,
                 [[str(path), sha256_of_file(path)] for path in source.files],
+                *_own_options(source),
             ]
             for source in sources
         ]
@@ -140,19 +144,31 @@ def _contents(sources: Sequence[Source]) -> list[Any]:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}.") from error
 
 
+def _own_options(source: Source) -> list[dict[str, Any]]:
+    """List what a source says of its rows; nothing for a plain path, whose key stays as it was."""
+    if source.own is None:
+        return []
+    own = source.own.model_dump(mode="json", exclude={"path", "weight"}, exclude_none=True)
+    return [own] if own else []
+
+
 def _stamps(sources: Sequence[Source]) -> list[tuple[int, int]]:
     """Return size and time of every file, which change when it is written to."""
-    stats = [path.stat() for source in sources for path in source.files]
+    try:
+        stats = [path.stat() for source in sources for path in source.files]
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}.") from error
     return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 
 def _open_cache(folder: Path, opened_as: type[Data]) -> Data | None:
     """Open what an earlier run has left, if it exists and is undamaged."""
-    if not folder.exists():
+    if not os.path.exists(folder):  # False in a folder that is closed; writing explains that
         return None
     try:
         return opened_as(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    # What it holds was checked by nobody, and Arrow and JSON raise many types for it.
+    except Exception as error:
         logger.warning("the cache %s is damaged (%s); encoding again", folder, error)
         return None
 
@@ -177,6 +193,7 @@ def _build(
                 "report": dataclasses.asdict(report),
                 "files": list(report.formats),
                 "earlier_key": earlier_key,
+                "source_counts": [writer.source_counts[index] for index in range(len(sources))],
                 "sha256": {name: sha256_of_file(partial / name) for name in (EXAMPLES, BAD_ROWS)},
             }
             (partial / ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
@@ -193,7 +210,7 @@ def _check_examples(
     Raises:
         DataError: counts what became of the rows.
     """
-    names = ", ".join(source.name for source in sources)
+    names = ", ".join(source.name for source in sources) or "data.train"
     if report.num_examples:
         return
     if not report.num_rows:
@@ -245,7 +262,8 @@ def _copy(source: Path, target: Path) -> Path:
         shutil.copyfile(source, partial)
         partial.replace(target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise OutputError(f"{target}: could not be written: {error.strerror or error}.") from error
     return target
 

@@ -65,6 +65,7 @@ class Dataset:
 
     Attributes:
         formats: file -> the name of its format, for the files read so far.
+        left_out: what is not read of the sources, a sentence for each that has more.
 
     Raises:
         DataError: `options.roles` maps to a role that does not exist.
@@ -73,8 +74,11 @@ class Dataset:
     def __init__(
         self, sources: Sequence[Source], options: RowOptions, *, needs_answer: bool = True
     ) -> None:
+        for source in sources:
+            check_roles(options_of(source, options).roles)
         check_roles(options.roles)
         self.formats: dict[str, str] = {}
+        self.left_out = tuple(source.left_out for source in sources if source.left_out)
         self._sources = sources
         self._options = options
         self._needs_answer = needs_answer
@@ -98,44 +102,89 @@ class Dataset:
         Raises:
             DataError: a file cannot be used at all, or has no known format.
         """
-        columns, roles = self._options.columns, self._options.roles
-        for file, rows in groupby(rows_in_place(self._sources), key=lambda row: row.file):
-            while isinstance(first := next(rows, None), BadRow):
-                yield first
-            if first is None:
+        for index, source in enumerate(self._sources):
+            options = options_of(source, self._options)
+            rows_of_source = rows_in_place([source], start=index)
+            for file, rows in groupby(rows_of_source, key=lambda row: row.file):
+                yield from self._read_file(file, rows, options, to_value)
+
+    def _read_file(
+        self,
+        file: str,
+        rows: Iterator[Row | BadRow],
+        options: "SourceOptions",
+        to_value: ConvertRow[T],
+    ) -> Iterator[Entry[T] | BadRow]:
+        """Convert the rows of one file."""
+        while isinstance(first := next(rows, None), BadRow):
+            yield first
+        if first is None:
+            return
+        head = [first, *islice(rows, HEAD_ROWS - 1)]
+        format = detect(
+            [row for row in head if isinstance(row, Row)],
+            options.format,
+            options.columns,
+            needs_answer=self._needs_answer,
+        )
+        self.formats.setdefault(file, format.name)
+        columns, roles = options.columns, options.roles
+        for row in chain(head, rows):
+            if isinstance(row, BadRow):
+                yield row
                 continue
-            head = [first, *islice(rows, HEAD_ROWS - 1)]
-            format = self._detect(head)
-            self.formats.setdefault(file, format.name)
-            for row in chain(head, rows):
-                if isinstance(row, BadRow):
-                    yield row
-                    continue
-                try:
-                    value = to_value(row, format, columns, roles)
-                except RowError as error:
-                    yield error.bad
-                else:
-                    yield Entry(row, format, value)
-
-    def _detect(self, head: Sequence[Row | BadRow]) -> Format:
-        rows = [row for row in head if isinstance(row, Row)]
-        given = self._options
-        return detect(rows, given.format, given.columns, needs_answer=self._needs_answer)
+            try:
+                value = to_value(row, format, columns, roles)
+            except RowError as error:
+                yield error.bad
+            else:
+                yield Entry(row, format, value)
 
 
-def rows_in_place(sources: Iterable[Source]) -> Iterator[Row | BadRow]:
+class SourceOptions(NamedTuple):
+    """How the rows of one source are read."""
+
+    format: str | None
+    columns: Mapping[str, str]
+    roles: Mapping[str, str]
+
+
+def options_of(source: Source, options: RowOptions) -> SourceOptions:
+    """Return the options of a source: its own, and those of all for the keys that it leaves out.
+
+    A format of its own comes without the columns and roles of all, which describe another one.
+    """
+    of_all = SourceOptions(options.format, options.columns, options.roles)
+    own = source.own
+    if own is None:
+        return of_all
+    if own.format is not None:
+        of_all = SourceOptions(own.format, {}, {})
+    return SourceOptions(
+        of_all.format,
+        of_all.columns if own.columns is None else own.columns,
+        of_all.roles if own.roles is None else own.roles,
+    )
+
+
+def rows_in_place(sources: Iterable[Source], start: int = 0) -> Iterator[Row | BadRow]:
     """Read the rows of sources in order, the bad ones in their place among them.
+
+    Args:
+        sources: to read.
+        start: the number of the first source, which its rows know.
 
     Raises:
         DataError: a file cannot be used at all.
     """
     bad: list[BadRow] = []
-    for source in sources:
+    for index, source in enumerate(sources, start=start):
         for row in source.rows(bad.append):
             if bad:
                 yield from bad
                 bad.clear()
+            if index:
+                row.source = index
             yield row
         yield from bad
         bad.clear()

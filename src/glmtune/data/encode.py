@@ -16,11 +16,15 @@ import numpy.typing as npt
 
 import glmtune.conversation
 import glmtune.data.dataset
+import glmtune.data.dataset_info
 import glmtune.data.fit
+import glmtune.data.folders
 import glmtune.data.formats
+import glmtune.data.hubs
 import glmtune.data.json_rows
 import glmtune.data.rows
 import glmtune.data.sources
+import glmtune.data.splits
 import glmtune.data.store
 import glmtune.data.table_rows
 import glmtune.data.text_files
@@ -35,7 +39,7 @@ from glmtune.data.earlier_keys import CONVERSATIONS_CODE
 from glmtune.data.fit import encode_each, example_of, fit
 from glmtune.data.formats import check_roles, convert
 from glmtune.data.rows import BadRow, Row, RowError, row_excerpt
-from glmtune.data.sources import Source
+from glmtune.data.sources import AnySource, Source
 from glmtune.data.store import EncodedData
 from glmtune.data.writer import ExampleWriter
 from glmtune.errors import TemplateError
@@ -47,6 +51,10 @@ from glmtune.template.base import Example, Template
 READERS = (
     glmtune.data.rows,
     glmtune.data.sources,
+    glmtune.data.splits,
+    glmtune.data.folders,
+    glmtune.data.hubs,
+    glmtune.data.dataset_info,
     glmtune.data.text_files,
     glmtune.data.json_rows,
     glmtune.data.table_rows,
@@ -94,7 +102,7 @@ class EncodeOptions:
 
 
 def encode_data(
-    sources: str | Path | Sequence[str | Path],
+    sources: AnySource | Sequence[AnySource],
     template: Template,
     options: EncodeOptions,
     *,

@@ -6,25 +6,54 @@ a row begins, nor where a truncated file breaks off, and it stops at the first N
 the field and continue with the next row.
 """
 
+import contextlib
+import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from glmtune.data.rows import BadRow, OnBad, Row, excerpt
+from glmtune.data.splits import SPLIT_WORDS
 from glmtune.data.text_files import (
     BLOCK_BYTES,
+    MAX_HEAD_BYTES,
+    encoding_advice,
     ending_of,
+    first_line,
     not_utf8,
     numbered_lines,
     open_data_file,
-    refuse_utf16,
 )
 from glmtune.errors import DataError
 
+MAX_DEPTH = 200  # of nested lists and objects
+
+_STARTS_TEXTS = re.compile(rb"\[\s*\"")
 _SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class _RepeatedKeyError(ValueError):
+    """An object has a key twice, with two values."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the key {key!r} is given twice, with different values. Keep one.")
+        self.key = key
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        for key, value in pairs:
+            _check_repeated(key, value, fields[key])
+    return fields
+
+
+def _check_repeated(key: str, value: Any, other: Any) -> None:
+    if type(value) is not type(other) or value != other:
+        raise _RepeatedKeyError(key)
 
 
 def _refuse_constant(text: str) -> NoReturn:
@@ -34,36 +63,76 @@ def _refuse_constant(text: str) -> NoReturn:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"the number {text} is too large.")
+        raise ValueError(f"the number {text[:20]} is too large.")
     return number
 
 
-_JSON = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+_JSON = json.JSONDecoder(
+    parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique_keys
+)
 _LENIENT_JSON = json.JSONDecoder()  # to find the end of a row with NaN
 
 
 def parse_json(text: str) -> Any:
-    """Parse one JSON value, without the NaN and Infinity that Python's own parser accepts.
+    """Parse one JSON value, without what Python's own parser accepts beyond JSON.
 
     Raises:
-        ValueError: not JSON; the message says why, and at which character.
+        ValueError: not JSON, or with NaN, Infinity, a key given twice or deep nesting; the message
+            says why, and at which character.
     """
     try:
-        return _JSON.decode(text)
+        value = _JSON.decode(text)
     except RecursionError:
         raise ValueError("it is nested too deeply.") from None
+    if len(text) > 2 * MAX_DEPTH and text.count("[") + text.count("{") > MAX_DEPTH:
+        _check_depth(value)
+    return value
 
 
-def _non_finite_field(value: Any, path: str = "") -> str:
+def _check_depth(value: Any) -> None:
+    """Refuse a value that the recursive functions of other libraries could not walk through.
+
+    A text with few brackets cannot be deep, so this is not called for most values.
+
+    Raises:
+        ValueError: it is nested too deeply.
+    """
+    level, depth = [value], 0
+    while level:
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested too deeply, more than {MAX_DEPTH} levels.")
+        lists = [each for each in level if isinstance(each, list)]
+        dicts = [each.values() for each in level if isinstance(each, dict)]
+        level = list(itertools.chain.from_iterable((*lists, *dicts)))
+        depth += 1
+
+
+def _non_finite_field(value: Any, prefix: str = "") -> str:
     """Return the path of the first NaN or infinity in a value, as in `scores[2]`; "" if none."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return path
-    children: Iterable[tuple[str, Any]] = ()
+    waiting = [(prefix, value)]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return path
+        children: list[tuple[str, Any]] = []
+        if isinstance(value, dict):
+            children = [(f"{path}.{key}" if path else key, child) for key, child in value.items()]
+        elif isinstance(value, list):
+            children = [(f"{path}[{index}]", child) for index, child in enumerate(value)]
+        waiting += reversed(children)
+    return ""
+
+
+def _as_row(value: Any, name: str, line: int) -> Row | None:
+    """Return a value as a row; None if it cannot be one.
+
+    A list of texts is a dialogue without names, as UltraChat has it: its field is `data`.
+    """
     if isinstance(value, dict):
-        children = ((f"{path}.{key}" if path else str(key), child) for key, child in value.items())
-    elif isinstance(value, list):
-        children = ((f"{path}[{index}]", child) for index, child in enumerate(value))
-    return next(filter(None, (_non_finite_field(child, where) for where, child in children)), "")
+        return Row(value, name, line)
+    if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+        return Row({"data": value}, name, line)
+    return None
 
 
 def _not_an_object(value: Any) -> str:
@@ -79,16 +148,17 @@ def read_json(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
     Raises:
         DataError: the file is blank, or not JSON.
     """
-    with open_data_file(path, name) as file:
-        first = next((line for line in file if line.strip(b"\xef\xbb\xbf \t\r\n")), b"")
-    refuse_utf16(first, name)
-    first = first.removeprefix(b"\xef\xbb\xbf").strip()
-    if first.startswith(b"["):
+    first = first_line(path, name)
+    # Only a list of texts is parsed here: the first line may be a complete array of rows.
+    is_array = first.startswith(b"[") and not _STARTS_TEXTS.match(first)
+    if is_array or (first.startswith(b"[") and not _is_complete(first, list)):
         return _read_array(_JsonText(path, name), on_bad)
     if ending_of(path)[0] != ".json":
         return _read_json_lines(path, name, on_bad)
     if not first:
         raise DataError(f"{name}: the file is blank, expected rows. Write it again.")
+    if first.startswith(b"["):
+        return _read_json_lines(path, name, on_bad)
     if not first.startswith(b"{"):
         hint = ""
         if first.startswith(b"version https://git-lfs"):
@@ -97,11 +167,76 @@ def read_json(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
             f"{name}:1: not JSON: it begins with {first[:40].decode(errors='replace')!r}, "
             f"expected '[' or '{{'. {hint}A file of lines of JSON is named .jsonl."
         )
-    try:
-        is_lines = not isinstance(json.loads(first).get("data"), list)
-    except (ValueError, RecursionError):
-        is_lines = False  # the object continues in the next line
+    keys = _lone_object(path, name)
+    if keys is not None and (keys.get("data") == "rows" or keys == {"data": "empty"}):
+        return read_rows_under("data", path, name, on_bad)
+    is_lines = _is_complete(first, dict)
     return (_read_json_lines if is_lines else _read_objects)(path, name, on_bad)
+
+
+def _is_complete(line: bytes, kind: type) -> bool:
+    """Whether a line is an object, or a list of texts, that does not continue in the next line."""
+    if len(line) == MAX_HEAD_BYTES:
+        return False
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, kind) and _as_row(value, "", 0) is not None
+
+
+def split_names(path: Path, name: str) -> tuple[str, ...]:
+    """List the splits of a JSON file that has them: {"train": [row, ...], "test": [row, ...]}.
+
+    Returns:
+        The keys; none for any other file.
+    """
+    if ending_of(path)[0] != ".json" or not first_line(path, name, 1024).startswith(b"{"):
+        return ()
+    keys = _lone_object(path, name, only=SPLIT_WORDS) or {}
+    kinds = set(keys.values())
+    return tuple(keys) if "rows" in kinds and kinds <= {"rows", "empty"} else ()
+
+
+def _lone_object(
+    path: Path, name: str, only: Collection[str] | None = None
+) -> dict[str, Literal["rows", "empty", "other"]] | None:
+    """Look at the keys of a file that is one JSON object. Of any other, only the start is read.
+
+    Args:
+        path, name: of the file.
+        only: stop at a key that is not among these.
+
+    Returns:
+        key -> whether it holds rows, an empty list or something else; those before the first
+        error where the file is damaged. None if there are several objects, or other keys.
+    """
+    text = _JsonText(path, name)
+    keys: dict[str, Literal["rows", "empty", "other"]] = {}
+    try:
+        text.take("{")
+        while text.peek() != "}":
+            if keys:
+                text.take(",")
+            key = text.key()
+            if only is not None and key not in only:
+                return None
+            keys[key] = "other"
+            if text.peek() != "[":
+                text.skip()
+                continue
+            text.take("[")
+            if (start := text.peek()) in ("{", "]"):
+                keys[key] = "rows" if start == "{" else "empty"
+            while text.peek() != "]":
+                text.skip()
+                if text.peek() != "]":
+                    text.take(",")
+            text.take("]")
+        text.take("}")
+        return None if text.peek() else keys
+    except (_BreaksOffError, DataError):  # is reported when the rows are read
+        return keys
 
 
 def _read_json_lines(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
@@ -112,19 +247,23 @@ def _read_json_lines(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
             on_bad(BadRow(name, number, "", problem, excerpt(line), "encoding"))
             continue
         try:
-            fields = parse_json(line)
+            value = parse_json(line)
         except ValueError as error:
             field, reason = _why_not_json(line, error)
             on_bad(BadRow(name, number, field, reason, excerpt(line)))
             continue
-        if isinstance(fields, dict):
-            yield Row(fields, name, number)
+        if isinstance(value, dict):
+            yield Row(value, name, number)
+        elif (row := _as_row(value, name, number)) is not None:
+            yield row
         else:
-            on_bad(BadRow(name, number, "", _not_an_object(fields), excerpt(line)))
+            on_bad(BadRow(name, number, "", _not_an_object(value), excerpt(line)))
 
 
 def _why_not_json(line: str, error: ValueError) -> tuple[str, str]:
     """Return the field at fault, if there is one, and the reason."""
+    if isinstance(error, _RepeatedKeyError):
+        return error.key, str(error)
     if not isinstance(error, json.JSONDecodeError):
         try:
             return _non_finite_field(_LENIENT_JSON.decode(line)), str(error)
@@ -171,13 +310,27 @@ class _JsonText:
             raise _BreaksOffError
         self._at += 1
 
+    def key(self) -> str:
+        """Consume the key of a field and the colon after it."""
+        if self.peek() != '"':
+            self.take('"')
+        key: str = self.value()
+        self.take(":")
+        return key
+
+    def skip(self) -> None:
+        """Consume one value, whatever it is."""
+        self.peek()
+        with contextlib.suppress(ValueError):
+            self.value()
+
     def value(self) -> Any:
         """Consume one value, and return it.
 
         Raises:
             DataError: not JSON.
             _BreaksOffError: the file ends inside the value.
-            ValueError: the value has NaN or the like; it is consumed.
+            ValueError: the value has NaN, a key twice or the like; it is consumed.
         """
         while True:
             try:
@@ -196,7 +349,11 @@ class _JsonText:
                 continue
             if end == len(self._text) and self._grow():
                 continue  # a number may continue in the next block
+            start = self._at
             self._go_to(end)
+            if end - start > 2 * MAX_DEPTH and self._num_brackets(start, end) > MAX_DEPTH:
+                self.skipped = self._text[start:end]
+                _check_depth(value)
             return value
 
     def refuse(self, reason: str, at: int | None = None) -> NoReturn:
@@ -215,6 +372,9 @@ class _JsonText:
     def rest(self) -> str:
         """Return the part of the remaining text that is in memory."""
         return self._text[self._at :]
+
+    def _num_brackets(self, start: int, end: int) -> int:
+        return self._text.count("[", start, end) + self._text.count("{", start, end)
 
     def _go_to(self, end: int) -> None:
         self.line += self._text.count("\n", self._at, end)
@@ -257,12 +417,16 @@ class _JsonText:
             self.refuse(error.msg, error.pos)
         except ValueError as error:  # an integer of thousands of digits
             self.refuse(str(error))
+        except RecursionError:
+            self.refuse("nested too deeply")
         self.skipped = self._text[self._at : end]
         self._go_to(end)
         return True
 
-    def bad_field(self, prefix: str = "") -> str:
-        """Return the field of the skipped value that has the NaN."""
+    def bad_field(self, error: ValueError, prefix: str = "") -> str:
+        """Return the field of the skipped value that has the NaN, or is there twice."""
+        if isinstance(error, _RepeatedKeyError):
+            return error.key
         return _non_finite_field(_LENIENT_JSON.decode(self.skipped), prefix)
 
 
@@ -279,6 +443,7 @@ def _text_blocks(path: Path, name: str) -> Iterator[str]:
     import codecs
 
     rest, offset, line = b"", 0, 1
+    is_utf8 = False  # so far: some character that is not ASCII was read
     with open_data_file(path, name) as file:
         while block := file.read(BLOCK_BYTES):
             data = rest + block
@@ -288,10 +453,14 @@ def _text_blocks(path: Path, name: str) -> Iterator[str]:
                 text, used = codecs.utf_8_decode(data, "strict", False)
             except UnicodeDecodeError as error:
                 line += data.count(b"\n", 0, error.start)
-                problem = not_utf8(data, error, offset + error.start, path)
+                start = data.rfind(b"\n", 0, error.start) + 1
+                is_utf8 = is_utf8 or not data[: error.start].isascii()
+                advice = encoding_advice(path, name, 0 if is_utf8 else offset + start)
+                problem = not_utf8(data, error, offset + error.start, advice)
                 raise DataError(f"{name}:{line}: {problem}") from None
             rest, offset = data[used:], offset + used
             line += text.count("\n")
+            is_utf8 = is_utf8 or not text.isascii()
             if text:
                 yield text
     # Bytes that are left begin a character, so the JSON is truncated too, and its reader reports
@@ -320,10 +489,13 @@ def _array_items(text: _JsonText, on_bad: OnBad) -> Iterator[Row]:
         try:
             value = text.value()
         except ValueError as error:
-            on_bad(BadRow(text.name, line, text.bad_field(), str(error), excerpt(text.skipped)))
+            field = text.bad_field(error)
+            on_bad(BadRow(text.name, line, field, str(error), excerpt(text.skipped)))
         else:
             if isinstance(value, dict):
                 yield Row(value, text.name, line)
+            elif (row := _as_row(value, text.name, line)) is not None:
+                yield row
             else:
                 on_bad(BadRow(text.name, line, "", _not_an_object(value), excerpt(repr(value))))
         if text.peek() == "]":
@@ -347,40 +519,60 @@ def _report_break(text: _JsonText, on_bad: OnBad) -> None:
 
 
 def _read_objects(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
-    """Read consecutive objects: rows, or one that has all the rows under "data"."""
+    """Read consecutive objects, one row each."""
     text = _JsonText(path, name)
     try:
         while text.peek():
-            yield from _object(text, on_bad)
+            if (row := _object(text, on_bad)) is not None:
+                yield row
     except _BreaksOffError:
         _report_break(text, on_bad)
 
 
-def _object(text: _JsonText, on_bad: OnBad) -> Iterator[Row]:
+def _object(text: _JsonText, on_bad: OnBad) -> Row | None:
+    """Read an object field by field; None if it is a bad row."""
     line = text.line
     fields: dict[str, Any] = {}
     bad: BadRow | None = None
-    holds_rows = False
     text.take("{")
     while text.peek() != "}":
         if fields:
             text.take(",")
-        if text.peek() != '"':
-            text.take('"')
-        key = text.value()
-        text.take(":")
-        fields[key] = None
-        if key == "data" and text.peek() == "[":
-            holds_rows = True
-            yield from _array_items(text, on_bad)
-            continue
+        key = text.key()
         text.peek()
+        before = fields.setdefault(key, _NOTHING)
         try:
             fields[key] = text.value()
+            if before is not _NOTHING:
+                _check_repeated(key, fields[key], before)
         except ValueError as error:
-            bad = BadRow(text.name, line, text.bad_field(key), str(error), excerpt(text.skipped))
+            field = text.bad_field(error, key)
+            bad = BadRow(text.name, line, field, str(error), excerpt(text.skipped))
     text.take("}")
     if bad is not None:
         on_bad(bad)
-    elif not holds_rows:
-        yield Row(fields, text.name, line)
+        return None
+    return Row(fields, text.name, line)
+
+
+_NOTHING = object()
+
+
+def read_rows_under(wanted: str, path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
+    """Read the rows that are under one key of a file that is one object."""
+    text = _JsonText(path, name)
+    try:
+        text.take("{")
+        is_first = True
+        while text.peek() != "}":
+            if not is_first:
+                text.take(",")
+            is_first = False
+            key = text.key()
+            if key == wanted and text.peek() == "[":
+                yield from _array_items(text, on_bad)
+            else:
+                text.skip()
+        text.take("}")
+    except _BreaksOffError:
+        _report_break(text, on_bad)

@@ -25,7 +25,7 @@ from glmtune.data.fit import Fate, encode_each, example_of, fit
 from glmtune.data.formats import check_roles, convert_pair
 from glmtune.data.packing import pack
 from glmtune.data.rows import Row
-from glmtune.data.sources import Source
+from glmtune.data.sources import AnySource, Source
 from glmtune.data.store import EncodedData
 from glmtune.data.writer import ExampleWriter
 from glmtune.errors import TemplateError
@@ -37,11 +37,13 @@ class Pairs(EncodedData):
 
     Attributes:
         lengths: ids of both sides together, int64, (pairs,).
+        source_counts: the pairs of each source.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.lengths: npt.NDArray[np.int64] = self.lengths.reshape(-1, 2).sum(axis=1)
+        self.source_counts = [count // 2 for count in self.source_counts]
 
     def __len__(self) -> int:
         return super().__len__() // 2
@@ -73,7 +75,7 @@ def pack_pairs(examples: Examples, rows: Sequence[int], step: int) -> MicroBatch
 
 
 def encode_pairs(
-    sources: str | Path | Sequence[str | Path],
+    sources: AnySource | Sequence[AnySource],
     template: Template,
     options: EncodeOptions,
     *,

@@ -23,7 +23,10 @@ class Row(dict[str, Any]):
         file: the path as the user gave it, or the hub id.
         line: the line it starts on, counted from 1; for Parquet and Arrow the row number,
             counted from 1.
+        source: the number of its source, counted from 0; 0 outside a `Dataset`.
     """
+
+    source = 0
 
     def __init__(self, fields: dict[str, Any], file: str, line: int) -> None:
         super().__init__(fields)

@@ -101,6 +101,7 @@ class EncodedData:
         key: the hash of everything that decided them, the code that read them included.
         earlier_key: the key that `glmtune.data.earlier_keys` describes.
         report: what became of the rows.
+        source_counts: the examples of each source, which follow each other.
         lengths: ids of each example, int64, (examples,).
     """
 
@@ -112,6 +113,7 @@ class EncodedData:
         self.folder = folder
         self.key = folder.name
         self.earlier_key: str = about["earlier_key"]
+        self.source_counts: list[int] = about["source_counts"]
         self.report = EncodeReport(**about["report"])
         self._files: list[str] = about["files"]
         reader = pa.ipc.open_file(pa.memory_map(str(folder / EXAMPLES)))

@@ -6,9 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from glmtune.data.encodings import (
+    conversion_advice,
+    guess_encoding,
+    is_damaged_utf8,
+    wide_encoding,
+)
 from glmtune.errors import DataError
 
 BLOCK_BYTES = 1 << 20
+SAMPLE_BYTES = 1 << 16  # of a file that is not UTF-8, to guess its encoding
+FEW_BYTES = 8  # that are not ASCII; fewer are damage rather than another encoding
+UNKNOWN_ENCODING = (
+    "The encoding of the file was not recognized. Open it in the program that wrote it, and save "
+    "it as UTF-8."
+)
+MAX_HEAD_BYTES = 64 << 20  # of a first line, which may be the complete file
 ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
 
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -46,6 +59,28 @@ def open_data_file(path: Path, name: str) -> Iterator[BinaryIO]:
         ) from error
 
 
+def first_line(path: Path, name: str, max_bytes: int = MAX_HEAD_BYTES) -> bytes:
+    """Return the first line that is not blank, without a byte order mark, or its beginning.
+
+    Args:
+        path, name: of the file.
+        max_bytes: of the line.
+
+    Raises:
+        DataError: the file is UTF-16 or UTF-32, or cannot be read.
+    """
+    with open_data_file(path, name) as file:
+        is_first = True
+        while line := file.readline(max_bytes):
+            if is_first:
+                refuse_wide(line, name)
+                line = line.removeprefix(b"\xef\xbb\xbf")
+                is_first = False
+            if line := line.strip(b" \t\r\n"):
+                return line
+    return b""
+
+
 def numbered_lines(path: Path, name: str) -> Iterator[tuple[int, str, str]]:
     r"""Yield the lines of a file: number, text with its line ending, problem of its bytes.
 
@@ -53,18 +88,23 @@ def numbered_lines(path: Path, name: str) -> Iterator[tuple[int, str, str]]:
     "" for a valid line; otherwise it is a fault of the check "encoding".
     """
     offset = 0
+    advice: str | None = None
+    is_utf8 = False  # so far: some character that is not ASCII was read
     with open_data_file(path, name) as file:
         for number, line in enumerate(file, start=1):
             start, offset = offset, offset + len(line)
             if number == 1:
-                refuse_utf16(line, name)
+                refuse_wide(line, name)
                 line = line.removeprefix(b"\xef\xbb\xbf")  # noqa: PLW2901
             try:
                 text, problem = line.decode(), ""
+                is_utf8 = is_utf8 or not text.isascii()
             except UnicodeDecodeError as error:
                 text = line.decode(errors="surrogateescape")
                 at = start + error.start + (offset - start - len(line))
-                problem = not_utf8(line, error, at, path)
+                if advice is None:  # the same for all lines of a file
+                    advice = encoding_advice(path, name, 0 if is_utf8 else start)
+                problem = not_utf8(line, error, at, advice)
             if "\0" in text:
                 problem = (
                     f"byte {start + line.index(0)} is a null byte: the file was damaged, or is "
@@ -73,33 +113,51 @@ def numbered_lines(path: Path, name: str) -> Iterator[tuple[int, str, str]]:
             yield number, text, problem
 
 
-def refuse_utf16(head: bytes, name: str) -> None:
-    """Raise for a file that begins like UTF-16.
+def refuse_wide(head: bytes, name: str) -> None:
+    """Raise for a file that begins like UTF-16 or UTF-32.
 
     Raises:
-        DataError: the file is UTF-16; explains how to convert it.
+        DataError: explains how to convert the file.
     """
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or head[:2].count(0) == 1:
-        raise DataError(
-            f"{name}: looks like UTF-16, expected UTF-8: convert it with "
-            f"`iconv -f UTF-16 -t UTF-8 {name} > utf8-{Path(name).name}`."
-        )
+    if encoding := wide_encoding(head):
+        advice = conversion_advice(encoding, name, head[:MAX_HEAD_BYTES])
+        raise DataError(f"{name}: looks like {encoding}, expected UTF-8. {advice}")
 
 
-def not_utf8(line: bytes, error: UnicodeDecodeError, offset: int, path: Path) -> str:
-    """Describe which byte is wrong, and which encoding the file probably has.
+def encoding_advice(path: Path, name: str, start: int) -> str:
+    """Guess the encoding of a file that is not UTF-8, and say how to convert it.
 
-    GBK is only suggested if everything before the byte is ASCII: otherwise the file is UTF-8
-    and damaged.
+    Args:
+        path, name: of the file.
+        start: a byte where a character begins, at or before the first one that is not UTF-8.
+
+    Returns:
+        A sentence; "" if no encoding fits, or the file is UTF-8 with some damage.
+    """
+    with open_data_file(path, name) as file:
+        skipped = 0
+        while skipped < start and (block := file.read(min(BLOCK_BYTES, start - skipped))):
+            skipped += len(block)
+        sample = file.read(SAMPLE_BYTES)
+    encoding = guess_encoding(sample)
+    if not encoding:
+        is_other = sum(byte > 0x7F for byte in sample) >= FEW_BYTES and not is_damaged_utf8(sample)
+        return UNKNOWN_ENCODING if is_other else ""
+    return f"It looks like {encoding}. {conversion_advice(encoding, name)}"
+
+
+def not_utf8(line: bytes, error: UnicodeDecodeError, offset: int, advice: str) -> str:
+    """Describe which byte is wrong, and what to do.
+
+    Args:
+        line: the line, or the part of the file, with the byte.
+        error: of decoding it.
+        offset: of the byte in the file.
+        advice: from `encoding_advice`.
     """
     where = f"byte {offset} (0x{line[error.start]:02x}) is not UTF-8"
+    if advice:
+        return f"{where}. {advice}"
     if error.reason == "unexpected end of data" and not line.endswith(b"\n"):
         return f"{where}: the file breaks off inside a character. Write it again."
-    if line[: error.start].isascii():
-        with contextlib.suppress(UnicodeDecodeError):
-            line.decode("gb18030")
-            return (
-                f"{where}. It looks like GBK: convert with "
-                f"`iconv -f GBK -t UTF-8 {path.name} > utf8-{path.name}`."
-            )
     return f"{where}. Repair that character, or leave such rows out with data.bad_rows: skip."

@@ -29,7 +29,7 @@ from glmtune.data.earlier_keys import TEXTS_CODE
 from glmtune.data.encode import READERS
 from glmtune.data.fit import Fate
 from glmtune.data.rows import BadRow, OnBad, Row, raise_bad_row, row_excerpt
-from glmtune.data.sources import Source, find_sources
+from glmtune.data.sources import AnySource, Source, find_sources
 from glmtune.data.store import EncodedData
 from glmtune.data.writer import ExampleWriter
 from glmtune.errors import DataError
@@ -59,7 +59,7 @@ class TextOptions:
 
 
 def encode_texts(
-    sources: str | Path | Sequence[str | Path],
+    sources: AnySource | Sequence[AnySource],
     tokenizer: Any,
     options: TextOptions,
     *,
@@ -105,8 +105,24 @@ def read_texts(sources: Sequence[str | Path], column: str = "text") -> Iterator[
         DataError: a source cannot be read, or a row has no text.
     """
     for source in find_sources(sources):
-        for _, text in documents(source.rows(), column, raise_bad_row):
+        for _, text in documents(source.rows(), text_column(source, column), raise_bad_row):
             yield text
+
+
+def text_column(source: Source, column: str) -> str:
+    """Return the column of the texts of a source: its own, or that of all sources.
+
+    Raises:
+        DataError: the source has keys that texts have no use for.
+    """
+    own = source.own
+    if own is None:
+        return column
+    if own.format is not None or own.roles is not None:
+        raise DataError(
+            f"{source.name}: a text has no format and no roles. Leave them out of that source."
+        )
+    return (own.columns or {}).get("text", column)
 
 
 def documents(rows: Iterable[Row], column: str, refuse: OnBad) -> Iterator[tuple[Row, str]]:
@@ -191,8 +207,11 @@ def _write_windows(
     writer.tally.formats = formats
 
     def read() -> Iterator[tuple[Row, str]]:
-        for source in sources:
-            yield from documents(source.rows(writer.refuse), options.column, writer.refuse)
+        for index, source in enumerate(sources):
+            column = text_column(source, options.column)
+            for row, text in documents(source.rows(writer.refuse), column, writer.refuse):
+                row.source = index
+                yield row, text
 
     for batch in batched(read(), lambda document: len(document[1])):
         formats.update((row.file, "text") for row, _ in batch)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,10 +88,12 @@ class ExampleWriter:
 
     Attributes:
         tally: what became of the rows so far; its `formats` name every file with examples.
+        source_counts: the number of a source -> how many examples it gave.
     """
 
     def __init__(self, max_length: int, bad_rows: BadRows) -> None:
         self.tally = Tally(max_length)
+        self.source_counts: Counter[int] = Counter()
         self._policy = bad_rows
         self._arrow: Any = None
         self._bad_rows: TextIO | None = None
@@ -139,6 +142,7 @@ class ExampleWriter:
             pa.array([row.line for row in rows], pa.int64()),
         ]
         self._arrow.write_batch(pa.record_batch(columns, schema=SCHEMA))
+        self.source_counts.update(row.source for row in rows)
         self.tally.add_examples(len(examples), len(ids), int(learned.sum()))
 
 

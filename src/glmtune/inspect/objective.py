@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from glmtune.data.rows import raise_bad_row
-from glmtune.data.sources import find_source
-from glmtune.data.texts import documents
+from glmtune.data.sources import find_sources
+from glmtune.data.texts import documents, text_column
 from glmtune.errors import DataError
 from glmtune.kernels.packed_attention import dense_mask
 from glmtune.model.load import load_tokenizer
@@ -92,13 +92,13 @@ def _pieces(ids: list[int], tokenizer: Any) -> tuple[str, ...]:
 
 def _find_text(recipe: PretrainRecipe, row: int) -> tuple[str, str]:
     number, column = 0, recipe.data.columns.get("text", "text")
-    for source in recipe.data.train:
-        rows = find_source(source, split=recipe.data.split).rows(raise_bad_row)
-        for first, text in documents(rows, column, raise_bad_row):
+    for source in find_sources(recipe.data.train, split=recipe.data.split):
+        rows = source.rows(raise_bad_row)
+        for first, text in documents(rows, text_column(source, column), raise_bad_row):
             number += 1
             if number == row:
                 return f"{first.file}:{first.line}", text
     raise DataError(
-        f"{', '.join(recipe.data.train)}: there is no text {row}, only {number:,}. "
+        f"{', '.join(map(str, recipe.data.train))}: there is no text {row}, only {number:,}. "
         "Texts are counted from 1."
     )

@@ -93,9 +93,9 @@ def see_rows(
             raise RowError(entry)
         yield from _see(entry, recipe.data, template, tokenizer)
     if num_rows < first:
+        names = ", ".join(map(str, recipe.data.train))
         raise DataError(
-            f"{', '.join(recipe.data.train)}: there is no row {first}, only {num_rows:,} rows. "
-            "They are counted from 1."
+            f"{names}: there is no row {first}, only {num_rows:,} rows. They are counted from 1."
         )
 
 

@@ -24,6 +24,7 @@ from glmtune.recipe.numbers import (
     Whole,
     Words,
 )
+from glmtune.recipe.sources import SourceSection, Sources, SourcesOrNone
 
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4_000  # of a name and of a path, for a file system
 
@@ -46,10 +47,10 @@ class ModelSection(Section):
 class TextSection(Section):
     """Which texts are learned, and how they are read."""
 
-    train: Annotated[
-        Names, Field(min_length=1)
-    ]  # files, folders or hub ids; `rows.json#500` takes the first 500
-    eval: NamesOrNone = ()
+    # Files, folders or hub ids; `rows.json#500` takes the first 500. A source with keys of its own
+    # is {path: rows.json, weight: 2, format: ..., columns: ..., roles: ..., split: ...}.
+    train: Annotated[Sources, Field(min_length=1)]
+    eval: SourcesOrNone = ()
     # Held out of `train`: a share below 1, or this many rows.
     eval_fraction: PositiveOrZero = 0.0
     split: str | None = None  # for a data set with several
@@ -66,6 +67,14 @@ class TextSection(Section):
                 "no_share", "expected a share less than 1, or a whole number of rows from 2"
             )
         return value
+
+    @field_validator("eval")
+    @classmethod
+    def _counts_once(cls, sources: tuple[str | SourceSection, ...]) -> Any:
+        for source in sources:
+            if isinstance(source, SourceSection) and source.weight != 1:
+                raise ValueError(f"{source.path} has a weight; held-out rows count once each")
+        return sources
 
 
 class ReplaySection(Section):
@@ -88,7 +97,7 @@ class DataSection(TextSection):
         """The general rows that are mixed in."""
         return None if self.replay is None else self.with_rows(self.replay.path)
 
-    def with_rows(self, paths: tuple[str, ...]) -> "DataSection":
+    def with_rows(self, paths: tuple[str | SourceSection, ...]) -> "DataSection":
         """Read other rows with the same keys, except those that describe certain files."""
         own = {"eval": (), "eval_fraction": 0.0, "format": None, "columns": {}, "roles": {}}
         return self.model_copy(update={"train": paths, "replay": None, **own})

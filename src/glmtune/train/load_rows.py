@@ -14,7 +14,9 @@ from typing import Any
 
 from glmtune.data.encode import EncodeOptions, encode_data, split_data
 from glmtune.data.lint.run import lint_data, refuse_errors
+from glmtune.data.mixing import weigh_rows, weights_of
 from glmtune.data.pairs import encode_pairs
+from glmtune.data.sources import AnySource
 from glmtune.data.store import EncodedData, EncodeReport
 from glmtune.errors import DataError
 from glmtune.prove.forgetting import general_conversations
@@ -113,7 +115,7 @@ def encode_rows(recipe: Recipe, tokenizer: Any, template: Template, output: Path
     options = encode_options(recipe.data)
     encode_sources = encode_pairs if recipe.is_preference else encode_data
 
-    def encode(sources: Sequence[str], quarantine: Path) -> EncodedData:
+    def encode(sources: Sequence[AnySource], quarantine: Path) -> EncodedData:
         return encode_sources(sources, template, options, quarantine=quarantine)
 
     return split_held_out(recipe, tokenizer, template, encode, split_data, output)
@@ -123,7 +125,7 @@ def split_held_out(
     recipe: RunRecipe,
     tokenizer: Any,
     template: Template,
-    encode: Callable[[Sequence[str], Path], EncodedData],
+    encode: Callable[[Sequence[AnySource], Path], EncodedData],
     split: Callable[[EncodedData, float, int], tuple[Any, Any]],
     output: Path,
 ) -> RunData:
@@ -157,6 +159,10 @@ def split_held_out(
                 f"{examples.report.num_rows} rows to learn. Lower it, or give more rows."
             )
         rows, eval_rows = learned.tolist(), held_out.tolist()
+    weights = weights_of(section.train)
+    if any(weight != 1 for weight in weights):
+        rows = weigh_rows(rows, examples.source_counts, weights, recipe.training.seed)
+        logger.info("an epoch learns %d rows by the weights of their sources", len(rows))
     return RunData(tokenizer, template, examples, eval_examples, rows, eval_rows)
 
 

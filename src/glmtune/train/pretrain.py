@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from glmtune.data.sources import AnySource
 from glmtune.data.store import EncodedData
 from glmtune.data.texts import TextOptions, encode_texts, split_documents
 from glmtune.errors import RecipeError
@@ -113,7 +114,7 @@ def load_texts(recipe: PretrainRecipe, tokenizer: ChatGLMTokenizer, output: Path
         split=section.split,
     )
 
-    def encode(sources: Sequence[str], quarantine: Path) -> EncodedData:
+    def encode(sources: Sequence[AnySource], quarantine: Path) -> EncodedData:
         return encode_texts(sources, tokenizer, options, quarantine=quarantine)
 
     template = template_for(tokenizer, section.layout)

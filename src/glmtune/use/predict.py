@@ -15,6 +15,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class Question:
     Attributes:
         row: its number among all rows, from 1.
         file, line: where it comes from.
-        id: the row's own "id", if it has one.
+        id: the row's own "id", if it has one, as JSON can hold it.
         text: the last turn, for people.
         ids: of the complete prompt.
         reference: the row's own answer, if it has one.
@@ -78,7 +79,10 @@ def read_questions(
     """
     bad: list[BadRow] = []
     questions = []
-    entries = Dataset.of(section, needs_answer=False).read(split_answer)
+    dataset = Dataset.of(section, needs_answer=False)
+    for left_out in dataset.left_out:
+        logger.info("%s", left_out)
+    entries = dataset.read(split_answer)
     for number, entry in enumerate(entries, start=1):
         question = (
             entry
@@ -91,12 +95,12 @@ def read_questions(
             bad.append(question)
         else:
             raise RowError(question)
-    for left_out in bad[:SHOWN]:
-        logger.warning("left out: %s", left_out)
+    for row in bad[:SHOWN]:
+        logger.warning("left out: %s", row)
     if len(bad) > SHOWN:
         logger.warning("left out: %d more rows", len(bad) - SHOWN)
     if not questions:
-        raise DataError(f"{', '.join(section.train)}: there is no row to answer.")
+        raise DataError(f"{', '.join(map(str, section.train))}: there is no row to answer.")
     return questions
 
 
@@ -122,11 +126,25 @@ def _question(
         row=number,
         file=row.file,
         line=row.line,
-        id=row.get("id"),
+        id=_as_json_value(row.get("id")),
         text=prompt.messages[-1].content,
         ids=tuple(ids),
         reference=reply_text(answer) if answer else None,
     )
+
+
+def _as_json_value(value: Any) -> Any:
+    """Return a value as JSON can hold it: dates, bytes and other types of Parquet as text."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        if isinstance(value, dict):
+            return {str(key): _as_json_value(child) for key, child in value.items()}
+        if isinstance(value, list):
+            return [_as_json_value(child) for child in value]
+        is_bytes = isinstance(value, bytes)
+        return value.decode(errors="backslashreplace") if is_bytes else str(value)
+    return value
 
 
 def predict(
@@ -205,7 +223,9 @@ class AnswerFile:
             first, *rest = [json.loads(line) for line in complete.splitlines()] or [self.identity]
             recorded = dict(first.items())
             lines = {line["row"]: line for line in rest}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if not all(isinstance(line["row"], int) for line in rest):
+                raise ValueError("a row without its number")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise OutputError(
                 f"{self.partial}: is damaged, or was not written by glmtune predict ({error}). "
                 "Move it away, or start over with --overwrite."
@@ -229,10 +249,21 @@ class AnswerFile:
     def write(self, answers: Iterator[dict[str, Any]]) -> None:
         """Append answers as they come, then write the complete file in the order of rows.
 
+        The partial file goes if there are no answers in it when something fails.
+
         Raises:
             OutputError: the disk is full, or the folder cannot be written; the answers so far
                 stay in the partial file.
         """
+        try:
+            self._write(answers)
+        except BaseException:
+            if not self.lines:
+                with suppress(OSError):
+                    self.partial.unlink()
+            raise
+
+    def _write(self, answers: Iterator[dict[str, Any]]) -> None:
         try:
             kept = [self.identity, *self.lines.values()]
             write_atomically(self.partial, "".join(map(_as_line, kept)))
@@ -263,6 +294,11 @@ def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
     if not path.absolute().parent.is_dir():
         raise OutputError(
             f"{path}: there is no folder {path.parent}. Create it, or choose another."
+        )
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise OutputError(
+            f"{path}: the folder {path.parent} cannot be written: permission denied, or the disk "
+            "is read-only. Choose another --output."
         )
     if path.is_dir():
         raise OutputError(f"{path}: is a folder, expected a file such as {path / 'answers.jsonl'}.")
@@ -312,4 +348,9 @@ def identify(
 
 
 def _as_line(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    line = json.dumps(value, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, in an id or in the name of a file
+        line = json.dumps(value)
+    return line + "\n"

@@ -1,8 +1,10 @@
 """The clean copy of a data file: without the faulty rows, every other row unchanged."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.data.lint.planted import (
@@ -24,6 +26,7 @@ from glmtune.data.lint.run import lint_data
 from glmtune.errors import DataError, OutputError
 from glmtune.recipe.choices import Layout
 from glmtune.recipe.sections import DataSection
+from glmtune.recipe.sources import SourceSection
 from glmtune.template.base import Template
 
 
@@ -110,3 +113,34 @@ def test_a_clean_copy_of_pairs_lacks_those_that_prefer_nothing(
 
     assert counts == (NUM_CLEAN + 1, 3)
     assert spread in [json.loads(line) for line in (tmp_path / "clean.jsonl").open()]
+
+
+def test_a_copy_that_cannot_be_written_is_refused_before_and_while_it_is_written(
+    plant: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataSection(train=(plant(),))
+    report = lint_data(data)
+    for target in ("/proc/self/clean.jsonl", str(tmp_path / ("a" * 300)) + ".jsonl"):
+        with pytest.raises(OutputError, match=r"cannot be written|could not be written"):
+            write_clean_copy(data, report, Path(target))
+    with pytest.raises(OutputError, match="there is no folder"):
+        write_clean_copy(data, report, tmp_path / ("a" * 300) / "clean.jsonl")
+
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    monkeypatch.setattr(Path, "rename", read_only)
+    with pytest.raises(OutputError, match="Read-only file system"):
+        write_clean_copy(data, report, tmp_path / "clean.jsonl")
+
+
+def test_sources_with_columns_of_their_own_are_not_copied_into_one_file(
+    plant: Callable[..., str],
+) -> None:
+    path = plant()
+    own = SourceSection(path=path, columns={"instruction": "instruction"})
+    data = DataSection(train=(path, own))
+
+    with pytest.raises(DataError, match="columns or roles of their own"):
+        write_clean_copy(data, lint_data(data), Path("clean.jsonl"))

@@ -126,8 +126,8 @@ def show_rows(console: "Console", folder: "DemoFolder", questions: "Sequence[Que
     replay, asked = folder.recipe.data.replayed, folder.recipe.checks.general_rows
     if replay is not None:
         console.print(
-            f"{', '.join(replay.train)}: rows that nano knows, some repeated in each epoch. "
-            f"{', '.join(asked)}: other such rows, to measure forgetting."
+            f"{', '.join(map(str, replay.train))}: rows that nano knows, some repeated in each "
+            f"epoch. {', '.join(asked)}: other such rows, to measure forgetting."
         )
     console.print("\nOne row as training sees it:")
     for seen in see_rows(folder.recipe):

@@ -1,6 +1,8 @@
 """Write a copy of a data set without the rows that teach nothing."""
 
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 
 from glmtune.data.dataset import rows_in_place
@@ -11,6 +13,7 @@ from glmtune.data.sources import find_sources
 from glmtune.errors import DataError, OutputError
 from glmtune.files import explain_write_error
 from glmtune.recipe.sections import DataSection
+from glmtune.recipe.sources import SourceSection
 
 
 def write_clean_copy(data: DataSection, report: LintReport, path: Path) -> tuple[int, int]:
@@ -39,6 +42,12 @@ def write_clean_copy(data: DataSection, report: LintReport, path: Path) -> tuple
             f"the files are of formats {', '.join(sorted(formats))}, and one file has one format. "
             "Clean them one by one."
         )
+    own = [each for each in data.train if isinstance(each, SourceSection)]
+    if len(data.train) > 1 and any(each.columns or each.roles for each in own):
+        raise DataError(
+            "the sources have columns or roles of their own, which one file cannot have. Clean "
+            "them one by one."
+        )
     left_out = {
         finding.row
         for finding in report.findings
@@ -58,7 +67,8 @@ def write_clean_copy(data: DataSection, report: LintReport, path: Path) -> tuple
     except OSError as error:
         raise OutputError(explain_write_error(path, error)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # none was left, or the disk is read-only
+            partial.unlink()
     return num_written, num_rows - num_written
 
 
@@ -68,12 +78,17 @@ def check_copy(path: Path) -> None:
     Raises:
         OutputError: the path exists, its folder does not, or its name does not end with .jsonl.
     """
-    if path.exists() or path.is_symlink():
+    if os.path.lexists(path):
         raise OutputError(f"{path}: exists already, and is not overwritten. Choose another name.")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):  # False for a name that is too long, too
         raise OutputError(f"{path}: there is no folder {str(path.parent)!r}. Create it first.")
     if path.suffix != ".jsonl":
         raise OutputError(f"{path}: expected a name that ends with .jsonl, for one row per line.")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(
+            f"{path}: the folder {path.parent} cannot be written: permission denied, or the disk "
+            "is read-only. Choose another."
+        )
 
 
 def _as_json(row: Row) -> str:

@@ -22,6 +22,7 @@ class LintReport:
         lengths: of the training rows.
         checked: ids of the checks that ran.
         not_checked: ids of the others -> why.
+        notes: what is not read of a source, such as its other splits.
     """
 
     findings: tuple[Finding, ...]
@@ -32,6 +33,7 @@ class LintReport:
     lengths: Lengths
     checked: tuple[str, ...]
     not_checked: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     def count(self, severity: Severity) -> int:
         """Count the findings of one severity."""
@@ -59,6 +61,7 @@ class LintReport:
             "infos": self.count("info"),
             "checks": checks,
             "not_checked": dict(self.not_checked),
+            "notes": list(self.notes),
             "lengths": self.lengths.to_dict(),
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
         }

@@ -22,6 +22,7 @@ from glmtune.data.rows import BadRow, Row
 from glmtune.data.sources import find_sources
 from glmtune.errors import TemplateError
 from glmtune.recipe.sections import DataSection, LintSection
+from glmtune.recipe.sources import SourceSection
 from glmtune.template.base import Example, Template
 
 # Faults that may be the reason why an answer is the worse one.
@@ -83,6 +84,7 @@ class Scan:
         self._other_files: set[str] = set()
         self._num_own = 0  # of the rows that can be used, those of data.train
         self._findings: list[Finding] = []
+        self._notes: list[str] = []
         self._num_rows = {False: 0, True: 0}
         self._is_held_out = False
         self._lengths: list[int] = []
@@ -97,7 +99,7 @@ class Scan:
     def read(
         self,
         section: DataSection,
-        paths: Sequence[str],
+        paths: Sequence[str | SourceSection],
         *,
         is_held_out: bool = False,
         is_own: bool = True,
@@ -112,6 +114,7 @@ class Scan:
         """
         self._is_held_out = is_held_out
         dataset = Dataset(find_sources(paths, split=section.split), section)
+        self._notes += [note for note in dataset.left_out if note not in self._notes]
         rows = self._usable_rows(dataset, section)
         for batch in batched(rows, lambda numbered: conversation_chars(numbered.sides)):
             self._check(batch, section)
@@ -150,6 +153,7 @@ class Scan:
             lengths=Lengths(self._lengths, "tokens" if is_tokens else "characters", limit),
             checked=tuple(check for check in CHECKS if check not in not_checked),
             not_checked=not_checked,
+            notes=tuple(self._notes),
         )
 
     def _usable_rows(self, dataset: Dataset, section: DataSection) -> Iterator[_NumberedRow]:

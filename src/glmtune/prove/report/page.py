@@ -106,7 +106,7 @@ def write_rows_page(
 
     page = _render(
         "rows.html",
-        title=f"Rows of {', '.join(recipe.data.train)}",
+        title=f"Rows of {', '.join(map(str, recipe.data.train))}",
         survey=survey_rows(recipe, first, count, pairs=pairs),
         first=first,
         section=recipe.data,
