@@ -188,8 +188,9 @@ def test_text_that_looks_like_something_else_is_put_in_quotes(override: str, rem
 
 
 def test_an_entry_of_a_list_or_a_mapping_is_explained_where_it_is() -> None:
-    assert refusal(["data.train=[a, 1]"]).endswith(
-        'data.train.1 is 1, expected text. Put it in quotes: "1".'
+    assert refusal(["lint.off=[a, 1]"]).endswith(
+        'lint.off.1 is 1, expected text. Put it in quotes: "1".'
     )
+    assert "data.train is ['a', 1]: expected paths" in refusal(["data.train=[a, 1]"])
     assert """'data.columns.a="3"'""" in refusal(["data.columns.a=3"])
     assert "Did you mean 'ratio'" in refusal(["data.replay={path: a, ration: 1}"])

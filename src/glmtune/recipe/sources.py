@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from glmtune.recipe.numbers import Number
 
@@ -46,7 +47,9 @@ def _as_source(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if not isinstance(value, Mapping):
-        raise ValueError(f"got {repr(value)[:80]}, expected a path, or a mapping with a path")
+        raise PydanticCustomError(
+            "no_source", "expected paths, or mappings with a path; a number is put in quotes"
+        )
     try:
         return SourceSection.model_validate(value)
     except ValidationError as error:
@@ -60,7 +63,7 @@ def _as_source(value: Any) -> Any:
         reason = what.get(
             problem["type"], f"{key} is {repr(problem['input'])[:80]}: {problem['msg']}"
         )
-        raise ValueError(reason) from None
+        raise PydanticCustomError("no_source", "{reason}", {"reason": reason}) from None
 
 
 Sources = Annotated[tuple[str | SourceSection, ...], BeforeValidator(_as_sources)]
