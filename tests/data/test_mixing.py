@@ -163,7 +163,7 @@ def test_a_recipe_of_plain_paths_is_written_as_before(tmp_path: Path) -> None:
         ({"train": [{"path": "a", "weight": 1e9}]}, "weight is 1000000000.0"),
         ({"train": [{"path": "a", "weight": True}]}, "expected a number"),
         ({"train": [{"path": ""}]}, "path is ''"),
-        ({"train": ["a.json", 7]}, "got 7, expected a path, or a mapping with a path"),
+        ({"train": ["a.json", 7]}, "expected paths, or mappings with a path"),
         ({"train": [{"path": "a", "weight": float("nan")}]}, "weight is nan"),
         ({"train": [{"path": "a", "columns": [1]}]}, "columns is [1]"),
         ({"train": "a", "eval": [{"path": "b", "weight": 2}]}, "held-out rows count once each"),
