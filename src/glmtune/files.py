@@ -218,7 +218,8 @@ def checked_as(
 def _explain(why: "ValidationError", content: Any) -> str:
     """Name the first key that does not fit, its value and what was expected."""
     problem = why.errors()[0]
-    names, value = [], content
+    names: list[str] = []
+    value = content
     for part in problem["loc"]:
         is_index = isinstance(value, list) and isinstance(part, int) and part < len(value)
         if is_index or (isinstance(value, dict) and part in value):

@@ -32,6 +32,7 @@ from glmtune.methods.pissa import (
     restore_base_weights,
     trained_half,
 )
+from glmtune.model.files import first_lines
 from glmtune.recipe.methods import AdapterSection, LoraSection, PeftSection
 from glmtune.template.base import Template
 
@@ -158,7 +159,7 @@ class PeftAdapter:
         model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
         if initial is not None:
             doubled_config(model.peft_config["default"]).save_pretrained(str(folder))
-        write_card(folder, template)
+        write_card(folder, template, model)
 
     def load(self, model: nn.Module, folder: str | Path) -> Any:
         """Add a saved adapter to its base model, to use it.
@@ -184,9 +185,9 @@ class PeftAdapter:
                 named = by_peft_names(stored)
                 if named.keys() != stored.keys():  # peft has ignored names that are not its own
                     set_peft_model_state_dict(loaded, named)
-            except (RuntimeError, ValueError, TypeError, OSError) as error:
+            except Exception as error:  # peft has no common class, and wraps little
                 raise CheckpointError(
-                    f"{folder}: the adapter does not fit this model: {error} "
+                    f"{folder}: the adapter does not fit this model: {first_lines(error)} "
                     "Check that it was trained on the same base."
                 ) from error
         expected = get_peft_model_state_dict(loaded, save_embedding_layers=False)

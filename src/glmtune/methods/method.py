@@ -23,6 +23,7 @@ from glmtune.methods.full import FULL_MODEL
 from glmtune.methods.lora import PEFT_ADAPTER
 from glmtune.methods.ptuning_v2 import PTUNING_V2
 from glmtune.methods.virtual_tokens import VIRTUAL_TOKENS
+from glmtune.model import fingerprint
 from glmtune.recipe.methods import AdapterSection
 from glmtune.template.base import Template
 
@@ -204,9 +205,12 @@ def load(model: nn.Module, folder: Path) -> Any:
     """Add a saved adapter to its base model, to use it.
 
     Raises:
-        CheckpointError: the folder is not an adapter, is damaged, or belongs to another model.
+        CheckpointError: the folder is not an adapter, is damaged, was edited, or belongs to another
+            model.
     """
-    return _adapter_method_in(folder).load(model, folder)
+    adapter = _adapter_method_in(folder)
+    adapter_folder.check_base(folder, fingerprint.of_model(model))
+    return adapter.load(model, folder)
 
 
 def digest(folder: Path) -> str:

@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError, RecipeError
+from glmtune.kernels.finite import check_finite
 from glmtune.kernels.row_cache import config_supports_row_cache, supports_row_cache
 from glmtune.methods import adapter_folder
 from glmtune.methods.lora import PEFT_ADAPTER
+from glmtune.model.card import seal
 from glmtune.model.load import load_config
 from glmtune.recipe.methods import (
     AdapterSection,
@@ -103,6 +105,7 @@ class VirtualTokens:
         if len(encoder := _encoder(model).state_dict()) > 1:
             tensors = {name: tensor.contiguous() for name, tensor in encoder.items()}
             save_file(tensors, folder / ENCODER)
+            seal(folder)
 
     def restore(self, folder: Path, model: Any) -> None:
         """Restore the virtual tokens in memory, and their MLP, from what `save` wrote.
@@ -110,10 +113,10 @@ class VirtualTokens:
         Raises:
             CheckpointError: a tensor is missing or unexpected, or has another shape.
         """
-        from safetensors.torch import load_file
-
         if (folder / ENCODER).is_file():
-            _fill(model, load_file(folder / ENCODER), folder)
+            encoder = adapter_folder.read_safetensors(folder / ENCODER)
+            check_finite(str(folder / ENCODER), encoder)
+            _fill(model, encoder, folder)
         else:
             _fill(model, _embedding(folder), folder)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune import machine
+from glmtune.model.card import verify
 from glmtune.model.config_file import (
     CONFIG,
     TOKENIZER_CONFIG,
@@ -30,6 +31,7 @@ from glmtune.model.files import (
     first_lines,
     locate,
 )
+from glmtune.model.fingerprint import folder_of, remember
 from glmtune.model.quantization import (
     Quantization,
     copy_mapped_weights,
@@ -172,6 +174,7 @@ def load_model(
     if (folder := Path(name)).is_dir():
         check_generation_file(folder)
         check_stored(folder, config)
+        verify(folder)
     read: Any = AutoModelForCausalLM.from_pretrained
     try:
         model, loading_info = read(
@@ -195,6 +198,8 @@ def load_model(
     check_all_loaded(name, loading_info)
     if not is_read_later:
         check_finite(name, dict(model.named_parameters()))
+    if (source := folder_of(name)) is not None:
+        remember(model, source)
     loaded: PreTrainedModel = model
     if asked == NANO:  # so that an adapter records this name, not a local path
         loaded.name_or_path = loaded.config._name_or_path = asked

@@ -22,6 +22,7 @@ import glmtune
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, write_atomically, written_folder
 from glmtune.methods import method
+from glmtune.model.card import seal
 from glmtune.prove.metrics import METRICS, MetricsFile, cut_metrics, read_metrics
 from glmtune.recipe.recipe import RECIPE, RunRecipe
 from glmtune.template.base import Template
@@ -106,6 +107,7 @@ def publish(
     with written_folder(output / "adapter") as partial:
         method.save(model, partial, template)
         tokenizer.save_pretrained(str(partial))
+        seal(partial)
         card = adapter_card(recipe, lines) if is_adapted else model_card(recipe, lines)
         (partial / "README.md").write_text(card, encoding="utf-8")
     finished = output / "adapter"
