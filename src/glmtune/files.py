@@ -216,27 +216,33 @@ def checked_as(
 
 
 def _explain(why: "ValidationError", content: Any) -> str:
-    """Name the first key that does not fit, its value and what was expected."""
-    problem = why.errors()[0]
+    """Name a key that does not fit, its value and what was expected."""
+    # Of a union pydantic lists what each member says; the deepest says most.
+    problem = max(why.errors(), key=lambda each: (len(each["loc"]), each["type"] == "value_error"))
+    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if problem["type"].startswith(("greater_than", "less_than")):
+        expected = f"a number {expected}"
+    if not problem["loc"] and problem["type"] == "value_error":
+        return expected  # a check of several keys, which names them
     names: list[str] = []
     value = content
     for part in problem["loc"]:
         is_index = isinstance(value, list) and isinstance(part, int) and part < len(value)
         if is_index or (isinstance(value, dict) and part in value):
             value = value[part]
-        elif problem["type"] == "missing":
-            return f"expected the key {'.'.join([*names, str(part)])}, which is not there"
-        else:
-            break  # the member of a union that was tried
-        names.append(str(part))
-    shown = repr(value)
-    shown = shown if len(shown) <= SHOWN_CHARACTERS else f"{shown[:SHOWN_CHARACTERS]}..."
-    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    if not problem["loc"] and problem["type"] == "value_error":
-        return expected  # a check of several keys, which names them
-    if problem["type"].startswith(("greater_than", "less_than")):
-        expected = f"a number {expected}"
-    return f"{'.'.join(names) or 'the content'} is {shown}, expected {expected}"
+            names.append(str(part))
+    where = ".".join(names) or "the content"
+    if problem["type"] == "missing":
+        missing = ".".join([*names, str(problem["loc"][-1])])
+        return f"expected the key {missing}, which is not there"
+    if problem["loc"][-1:] == ("[key]",):
+        return f"a key is {_shown(names[-1])}, expected {expected}"
+    return f"{where} is {_shown(value)}, expected {expected}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def sha256_of_file(path: Path) -> str:

@@ -32,6 +32,7 @@ from glmtune.methods.pissa import (
     restore_base_weights,
     trained_half,
 )
+from glmtune.model import fingerprint
 from glmtune.model.files import first_lines
 from glmtune.recipe.methods import AdapterSection, LoraSection, PeftSection
 from glmtune.template.base import Template
@@ -117,6 +118,7 @@ class PeftAdapter:
             CheckpointError: the folder holds no adapter, or one of another model.
         """
         check_folder(folder)
+        adapter_folder.check_base(folder, fingerprint.of_model(model))
         stored, ours = read_peft_config(folder), model.peft_config["default"]
         if stored.peft_type != ours.peft_type:
             raise RecipeError(
