@@ -18,9 +18,9 @@ from glmtune.errors import CheckpointError, GlmtuneError, OutputError
 from glmtune.units import readable
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel, ValidationError
+    from pydantic import ValidationError
 
-AnyModel = TypeVar("AnyModel", bound="BaseModel")
+Checked = TypeVar("Checked")
 
 MAX_JSON_BYTES = 16 * 2**20  # of a file that holds one object; a large index has 1 MB
 MAX_JSON_DEPTH = 64  # levels of objects and lists; deeper ones exhaust the stack of libraries
@@ -171,16 +171,16 @@ def _find_unusable(content: Any) -> str | None:
 
 def read_json_as(
     path: Path,
-    kind: "type[AnyModel]",
+    kind: type[Checked],
     error: type[GlmtuneError] = CheckpointError,
     *,
     remedy: str = "Restore the file.",
-) -> "tuple[AnyModel, dict[str, Any]]":
-    """Read a JSON object whose values have the types and bounds of a pydantic model.
+) -> tuple[Checked, dict[str, Any]]:
+    """Read a JSON object whose values have the types and bounds of a model.
 
     Args:
         path: the file.
-        kind: the model; what it does not name is kept if it allows extra keys.
+        kind: a pydantic model, or a dataclass; what it does not name is kept if it allows that.
         error: raised if a value does not fit.
         remedy: what to do then, as a sentence.
 
@@ -196,21 +196,21 @@ def read_json_as(
 
 def checked_as(
     content: Any,
-    kind: "type[AnyModel]",
+    kind: type[Checked],
     place: str,
     error: type[GlmtuneError] = CheckpointError,
     *,
     remedy: str = "Restore the file.",
-) -> "AnyModel":
+) -> Checked:
     """Check parsed JSON against a pydantic model; `place` starts the message.
 
     Raises:
         GlmtuneError: `error`, which names the key, its value and what was expected.
     """
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
     try:
-        return kind.model_validate(content)
+        return TypeAdapter(kind).validate_python(content)
     except ValidationError as why:
         raise error(f"{place}: {_explain(why, content)}. {remedy}") from None
 
@@ -235,6 +235,8 @@ def _explain(why: "ValidationError", content: Any) -> str:
     if problem["type"] == "missing":
         missing = ".".join([*names, str(problem["loc"][-1])])
         return f"expected the key {missing}, which is not there"
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{where} is not a key of this file"
     if problem["loc"][-1:] == ("[key]",):
         return f"a key is {_shown(names[-1])}, expected {expected}"
     return f"{where} is {_shown(value)}, expected {expected}"

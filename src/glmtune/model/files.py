@@ -4,7 +4,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import CheckpointError
 from glmtune.files import read_json_object
@@ -114,24 +114,24 @@ def first_lines(error: BaseException) -> str:
     return (first or type(error).__name__).rstrip(".") + "."
 
 
-def read_bin(file: Path, *, map_location: str = "cpu", mmap: bool = False) -> dict[str, "Tensor"]:
-    """Read a `.bin` file of weights; torch refuses to run code that it may hold.
+def read_saved(file: Path, *, map_location: str = "cpu", mmap: bool = False) -> Any:
+    """Read what `torch.save` wrote; torch refuses to run code that it may hold.
 
     Args:
-        file: what `torch.save` wrote.
+        file: the file.
         map_location: "meta" reads names, shapes and dtypes alone.
         mmap: read only what is used.
 
     Raises:
-        CheckpointError: the file is damaged, or holds something other than tensors by name.
+        CheckpointError: the file is damaged, or holds something other than plain values.
     """
     from pickle import UnpicklingError
 
     import torch
 
-    mmap = mmap and zipfile.is_zipfile(file)  # not so before torch 1.6
     try:
-        content = torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+        mmap = mmap and zipfile.is_zipfile(file)  # not so before torch 1.6
+        return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # torch has no common base class for the errors of a damaged file
         held = f" ({file.stat().st_size} bytes)" if file.is_file() else ""
         why = "it holds something other than tensors, which is never loaded."
@@ -141,6 +141,20 @@ def read_bin(file: Path, *, map_location: str = "cpu", mmap: bool = False) -> di
             f"{file}{held} cannot be read: {why} It is damaged or incomplete; copy it again, or "
             "use an earlier checkpoint."
         ) from None
+
+
+def read_bin(file: Path, *, map_location: str = "cpu", mmap: bool = False) -> dict[str, "Tensor"]:
+    """Read a `.bin` file of weights.
+
+    Args:
+        file, map_location, mmap: as for `read_saved`.
+
+    Raises:
+        CheckpointError: as `read_saved`, or the file holds something other than tensors by name.
+    """
+    import torch
+
+    content = read_saved(file, map_location=map_location, mmap=mmap)
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{file}: expected tensors by name, got a {type(content).__name__}. Use the file that "
