@@ -247,6 +247,17 @@ def test_a_file_that_does_not_fit_is_refused(
         method.load(base(tiny_model_dir), tmp_path)
 
 
+def test_keys_and_values_of_other_heads_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    tuned(tiny_model_dir, section_of("prefix_tuning"), tmp_path)
+    (tmp_path / "glmtune.json").unlink()  # or its checksums would tell
+    path = tmp_path / "adapter_config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"num_attention_heads": 1}))
+
+    with pytest.raises(CheckpointError, match="num_attention_heads is 1, and this base needs 2"):
+        method.load(base(tiny_model_dir), tmp_path)
+
+
 def test_a_saved_number_that_differs_is_caught(tiny_llama_dir: Path, tmp_path: Path) -> None:
     model = tuned(tiny_llama_dir, section_of("p_tuning"), tmp_path)
     file = tmp_path / "adapter_model.safetensors"

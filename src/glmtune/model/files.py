@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+MAX_CHARACTERS = 1000  # of a library's message, which may quote a file
 NANO = "nano"  # the model that comes with the package
 
 
@@ -111,6 +112,8 @@ def _files_of_index(index: Path, suffix: str) -> list[str]:
 def first_lines(error: BaseException) -> str:
     """Return the first paragraph of a message, which in transformers holds the cause."""
     first = " ".join(str(error).strip().split("\n\n")[0].split())
+    if len(first) > MAX_CHARACTERS:
+        first = f"{first[:MAX_CHARACTERS]} ..."
     return (first or type(error).__name__).rstrip(".") + "."
 
 
