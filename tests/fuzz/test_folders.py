@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
@@ -54,7 +54,7 @@ def quiet() -> Iterator[None]:
 
 def fuzz(
     healthy: Path,
-    names: dict[str, Mutation],
+    names: Mapping[str, Mutation],
     use: Callable[[Path], Any],
     tmp_path: Path,
     trials: int,
