@@ -101,15 +101,14 @@ def use_model(folder: Path) -> None:
     def prompt(name: str) -> None:
         template_for(load_tokenizer(name)).prompt_ids(Conversation((Message("user", "你好"),)))
 
+    refusals = []
     for step in (describe_model, load_config, prompt, lambda name: answer(load_model(name))):
         try:
             step(str(folder))
         except GlmtuneError as error:
-            last = error
-        else:
-            last = None
-    if last is not None:
-        raise last
+            refusals.append(error)
+    if refusals:
+        raise refusals[-1]
 
 
 def test_config_and_tokenizer_files(model: Path, tmp_path: Path) -> None:
@@ -159,8 +158,8 @@ def test_weights_in_shards_of_bin(model: Path, tmp_path: Path) -> None:
     index = folder / "pytorch_model.bin.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
-    names = {index.name: mutate_json} | dict.fromkeys(parts, mutate_bytes)
-    fuzz(folder, names, use_weights, tmp_path, 100)
+    mutations = {index.name: mutate_json} | dict.fromkeys(parts, mutate_bytes)
+    fuzz(folder, mutations, use_weights, tmp_path, 100)
 
 
 @pytest.mark.parametrize(
