@@ -38,6 +38,7 @@ from glmtune.recipe.methods import (
 )
 from glmtune.template.select import template_for
 from glmtune.train.checkpoint import TrainerState, damage, load_state
+from glmtune.use.open import base_of
 
 SLOWEST_SECONDS = 20
 
@@ -175,6 +176,7 @@ def test_adapters(section: AdapterSection, model: Path, tmp_path: Path) -> None:
     def use(path: Path) -> None:
         if is_adapter(path):
             describe_adapter(path)
+            base_of(path)
         answer(method.load(load_model(model), path))
 
     names = {"glmtune.json": mutate_json}

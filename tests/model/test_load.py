@@ -304,6 +304,9 @@ def test_the_error_for_a_folder_without_weights_names_what_is_expected(folder: P
         ("/no/such/folder", "there is no such folder. Give the folder of a model"),
         ("./not-here", "there is no such folder. Give the folder of a model"),
         ("a/b/c", "there is no such folder. Give the folder of a model"),
+        ("x" * 300, "cannot be the name of a file or folder: it has 300 characters"),
+        ("a/" * 3000, "cannot be the name of a file or folder: it has 6,000 characters"),
+        ("a\0b", r"'a\\x00b' cannot be the name of a file or folder"),
     ],
 )
 def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(

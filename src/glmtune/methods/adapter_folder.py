@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from glmtune.errors import CheckpointError, TemplateError
 from glmtune.methods import adapter_config, digest
 from glmtune.model import card, fingerprint
-from glmtune.model.files import read_bin
+from glmtune.model.files import check_path, read_bin
 from glmtune.model.fingerprint import Fingerprint
 from glmtune.template.base import Template
 
@@ -167,6 +167,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         CheckpointError: names what is missing or damaged.
     """
+    check_path(folder)
     if not folder.is_dir():
         raise CheckpointError(
             f"{folder}: there is no such adapter folder. `glmtune train` writes one to output.dir."
@@ -214,7 +215,12 @@ def _step(checkpoint: Path) -> int:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no complete model."""
+    """Whether a folder holds an adapter and no complete model.
+
+    Raises:
+        CheckpointError: no folder can have this name.
+    """
+    check_path(folder)
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 

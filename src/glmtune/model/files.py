@@ -16,15 +16,38 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095  # of Linux; others allow no more
 MAX_CHARACTERS = 1000  # of a library's message, which may quote a file
 NANO = "nano"  # the model that comes with the package
 
 
 def locate(name: str | Path) -> str:
-    """Resolve `nano` to its folder, unless a model of that name is here; expand any other name."""
+    """Resolve `nano` to its folder, unless a model of that name is here; expand any other name.
+
+    Raises:
+        CheckpointError: no file can have this name.
+    """
+    check_path(name)
     if os.fspath(name) == NANO and not (Path(name) / "config.json").exists():
         return str(Path(__file__).with_name(NANO))
     return os.path.expanduser(name)
+
+
+def check_path(path: str | Path) -> None:
+    """Refuse a path that no file system accepts, of which asking whether it exists is an error.
+
+    Raises:
+        CheckpointError: it is too long, or has a null character.
+    """
+    text = os.fspath(path)
+    longest = max(len(os.fsencode(part)) for part in re.split(r"[\\/]", text))
+    if "\0" in text or longest > MAX_NAME_BYTES or len(os.fsencode(text)) > MAX_PATH_BYTES:
+        raise CheckpointError(
+            f"{text[:80]!r} cannot be the name of a file or folder: it has {len(text):,} "
+            f"characters, at most {MAX_NAME_BYTES} bytes between two slashes are possible, and no "
+            "null character. Give the folder of a model, or a hub id such as "
+            "zai-org/chatglm3-6b."
+        )
 
 
 def checked_name(name: str | Path) -> str:
