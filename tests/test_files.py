@@ -1,13 +1,21 @@
-"""Files and folders are written completely or not at all."""
+"""Files and folders are written completely or not at all, and read within bounds."""
 
 import errno
 import os
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from glmtune.errors import OutputError
-from glmtune.files import sha256_of_file, sha256_of_text, write_atomically, written_folder
+from glmtune.errors import CheckpointError, OutputError
+from glmtune.files import (
+    MAX_JSON_BYTES,
+    read_json_as,
+    sha256_of_file,
+    sha256_of_text,
+    write_atomically,
+    written_folder,
+)
 
 # What a full disk looks like through each library that writes a checkpoint's files.
 FULL_DISKS = [
@@ -68,3 +76,45 @@ def test_a_file_and_its_text_have_the_same_checksum(tmp_path: Path) -> None:
     expected = "4e0826721642ed8e"
     assert sha256_of_file(tmp_path / "x") == sha256_of_text("你好\n")
     assert sha256_of_text("你好\n").startswith(expected)
+
+
+class Shape(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    sides: list[PositiveInt] | PositiveInt
+    name: str = ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"sides": [4, 0]}', r"sides.1 is 0, expected a number greater than 0. Restore the file"),
+        ('{"sides": "4"}', "sides is '4', expected a valid"),
+        ('{"sides": true}', "sides is True, expected a valid"),
+        ('{"name": "x"}', "expected the key sides, which is not there"),
+        ('{"sides": 4, "name": 5}', "name is 5, expected a valid string"),
+        ("[]", "expected a JSON object, got a list"),
+        ("", r"expected a JSON object, but it cannot be read as JSON \("),
+        ('{"a":' * 10_000, "expected a JSON object, but it is nested too deeply"),
+        ('{"a":' * 100 + "1" + "}" * 100, "nested more than 64 levels deep"),
+        ('{"sides": 4, "\\ud800": 1}', r"'\\ud800' has half a surrogate pair"),
+        (f'{{"sides": {"9" * 5000}}}', "cannot be read as JSON"),
+        (" " * MAX_JSON_BYTES + "{}", "it has 16,777,218 bytes, and at most 16,777,216 are read"),
+    ],
+)
+def test_json_from_outside_is_typed_and_bounded_where_it_is_read(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "shape.json").write_text(content)
+
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_json_as(tmp_path / "shape.json", Shape)
+    assert "shape.json: " in str(caught.value)
+
+
+def test_what_a_file_holds_besides_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "shape.json").write_text('{"sides": 4, "color": "\\u84dd"}')
+
+    shape, content = read_json_as(tmp_path / "shape.json", Shape)
+
+    assert (shape.sides, content["color"]) == (4, "蓝")

@@ -1,4 +1,4 @@
-"""Write files and folders atomically, and compute their checksums.
+"""Write files and folders atomically, read JSON within bounds, and compute checksums.
 
 A file is written under a temporary name and renamed when it is complete, so that a crash, a kill
 or a full disk never leaves a partial file under its final name.
@@ -12,10 +12,19 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from glmtune.errors import CheckpointError, GlmtuneError, OutputError
 from glmtune.units import readable
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+Checked = TypeVar("Checked")
+
+MAX_JSON_BYTES = 16 * 2**20  # of a file that holds one object; a large index has 1 MB
+MAX_JSON_DEPTH = 64  # levels of objects and lists; deeper ones exhaust the stack of libraries
+SHOWN_CHARACTERS = 60  # of a value in a message
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -102,25 +111,140 @@ def nearest_folder(path: Path) -> Path:
     return next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
 
 
-def read_json_object(path: Path, error: type[GlmtuneError] = CheckpointError) -> dict[str, Any]:
-    """Read a file that holds one JSON object.
+def read_json_object(
+    path: Path,
+    error: type[GlmtuneError] = CheckpointError,
+    *,
+    remedy: str = "Restore the file.",
+    max_bytes: int = MAX_JSON_BYTES,
+) -> dict[str, Any]:
+    """Read a file that holds one JSON object, of bounded size and depth.
 
     Args:
         path: the file.
         error: raised if it holds something else.
+        remedy: what to do then, as a sentence.
+        max_bytes: the largest size that is read.
 
     Raises:
         GlmtuneError: `error`, if the file cannot be read or is not a JSON object.
     """
+
+    def refuse(found: object) -> NoReturn:
+        raise error(f"{path}: expected a JSON object, {found}. {remedy}") from None
+
     try:
+        if (size := path.stat().st_size) > max_bytes:
+            refuse(f"but it has {size:,} bytes, and at most {max_bytes:,} are read")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as why:
-        raise error(f"{path}: expected a JSON object, but {why}. Restore the file.") from None
+    except (OSError, ValueError) as why:
+        refuse(f"but it cannot be read as JSON ({why})")
+    except RecursionError:
+        refuse("but it is nested too deeply")
     if not isinstance(content, dict):
-        raise error(
-            f"{path}: expected a JSON object, got a {type(content).__name__}. Restore the file."
-        )
+        refuse(f"got a {type(content).__name__}")
+    if (problem := _find_unusable(content)) is not None:
+        refuse(f"but {problem}")
     return content
+
+
+def _find_unusable(content: Any) -> str | None:
+    """Explain why a parsed JSON value cannot be used: its depth, or a text that is not Unicode."""
+    level = [content]
+    for _ in range(MAX_JSON_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += (*value, *value.values())
+            elif isinstance(value, list):
+                inner += value
+            elif isinstance(value, str) and not value.isascii():
+                try:
+                    value.encode("utf-8")
+                except UnicodeEncodeError:
+                    return f"{value[:40]!r} has half a surrogate pair, which is not valid Unicode"
+        if not inner:
+            return None
+        level = inner
+    return f"it is nested more than {MAX_JSON_DEPTH} levels deep"
+
+
+def read_json_as(
+    path: Path,
+    kind: type[Checked],
+    error: type[GlmtuneError] = CheckpointError,
+    *,
+    remedy: str = "Restore the file.",
+) -> tuple[Checked, dict[str, Any]]:
+    """Read a JSON object whose values have the types and bounds of a model.
+
+    Args:
+        path: the file.
+        kind: a pydantic model, or a dataclass; what it does not name is kept if it allows that.
+        error: raised if a value does not fit.
+        remedy: what to do then, as a sentence.
+
+    Returns:
+        The model, and the content of the file.
+
+    Raises:
+        GlmtuneError: `error`, which names the key, its value and what was expected.
+    """
+    content = read_json_object(path, error, remedy=remedy)
+    return checked_as(content, kind, f"{path}", error, remedy=remedy), content
+
+
+def checked_as(
+    content: Any,
+    kind: type[Checked],
+    place: str,
+    error: type[GlmtuneError] = CheckpointError,
+    *,
+    remedy: str = "Restore the file.",
+) -> Checked:
+    """Check parsed JSON against a pydantic model; `place` starts the message.
+
+    Raises:
+        GlmtuneError: `error`, which names the key, its value and what was expected.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as why:
+        raise error(f"{place}: {_explain(why, content)}. {remedy}") from None
+
+
+def _explain(why: "ValidationError", content: Any) -> str:
+    """Name a key that does not fit, its value and what was expected."""
+    # Of a union pydantic lists what each member says; the deepest says most.
+    problem = max(why.errors(), key=lambda each: (len(each["loc"]), each["type"] == "value_error"))
+    expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    if problem["type"].startswith(("greater_than", "less_than")):
+        expected = f"a number {expected}"
+    if not problem["loc"] and problem["type"] == "value_error":
+        return expected  # a check of several keys, which names them
+    names: list[str] = []
+    value = content
+    for part in problem["loc"]:
+        is_index = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if is_index or (isinstance(value, dict) and part in value):
+            value = value[part]
+            names.append(str(part))
+    where = ".".join(names) or "the content"
+    if problem["type"] == "missing":
+        missing = ".".join([*names, str(problem["loc"][-1])])
+        return f"expected the key {missing}, which is not there"
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{where} is not a key of this file"
+    if problem["loc"][-1:] == ("[key]",):
+        return f"a key is {_shown(names[-1])}, expected {expected}"
+    return f"{where} is {_shown(value)}, expected {expected}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def sha256_of_file(path: Path) -> str:

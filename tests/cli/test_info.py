@@ -1,6 +1,7 @@
 """`glmtune info` shows what a folder is made of, and names what is damaged."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -139,6 +140,28 @@ def test_a_chatglm_is_described_without_libraries_for_tensors(tiny_model_dir: Pa
     assert done.stdout.strip() == "[]"
 
 
+def test_a_model_without_a_tokenizer_is_described_without_libraries_for_tensors(
+    config_of_6b: Path,
+) -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from glmtune.cli.main import app\n"
+        "result = CliRunner().invoke(app, ['info', sys.argv[1]])\n"
+        "assert 'has no tokenizer.model, which ChatGLM needs' in result.output, result.output\n"
+        "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    )
+    environment = {**os.environ, "COLUMNS": "300"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(config_of_6b)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+
+    assert done.stdout.strip() == "[]"
+
+
 def test_tensors_that_the_files_lack_or_have_too_many_are_shown(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
@@ -212,11 +235,11 @@ def test_damaged_weights_are_named(tiny_model_dir: Path, tmp_path: Path) -> None
     whole = (tiny_model_dir / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
 
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged or half written"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors \(\d+ bytes\) cannot be rea"):
         run_info(tmp_path)
 
     (tmp_path / "model.safetensors").unlink()
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors: the index"):
+    with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors is missing"):
         run_info(tmp_path)

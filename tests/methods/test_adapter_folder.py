@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from glmtune.errors import CheckpointError, TemplateError
-from glmtune.methods import adapter_folder, lora
+from glmtune.methods import adapter_folder, lora, method
 from glmtune.model.load import load_model, load_tokenizer
 from glmtune.recipe.methods import LoraSection
 from glmtune.template.base import Template
@@ -37,6 +37,9 @@ def test_what_is_no_adapter_is_refused_with_what_it_is(
 ) -> None:
     with pytest.raises(CheckpointError, match="no such adapter folder"):
         adapter_folder.check_folder(tmp_path / "none")
+    for use in (adapter_folder.check_folder, method.is_adapter, method.check_folder):
+        with pytest.raises(CheckpointError, match="cannot be the name of a file or folder"):
+            use(tmp_path / ("x" * 300))
     with pytest.raises(CheckpointError, match="holds a complete model"):
         adapter_folder.check_folder(tiny_model_dir)
     (tmp_path / "checkpoint-7").mkdir()

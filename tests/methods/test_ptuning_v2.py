@@ -259,5 +259,5 @@ def test_a_half_written_prefix_is_refused(tiny_model_dir: Path, tmp_path: Path) 
     file = tmp_path / "pytorch_model.bin"
     file.write_bytes(file.read_bytes()[:200])
 
-    with pytest.raises(CheckpointError, match="damaged, half written"):
+    with pytest.raises(CheckpointError, match="cannot be read"):
         method.restore(tmp_path, model)

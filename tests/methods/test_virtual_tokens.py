@@ -233,16 +233,28 @@ def test_a_file_that_does_not_fit_is_refused(
     tiny_model_dir: Path, tiny_llama_dir: Path, tmp_path: Path
 ) -> None:
     tuned(tiny_model_dir, section_of("prefix_tuning"), tmp_path)
+    (tmp_path / "glmtune.json").unlink()  # as if it came from another tool
     file = tmp_path / "adapter_model.safetensors"
     tensor = load_file(file)["prompt_embeddings"]
 
     with pytest.raises(CheckpointError, match=r"loaded by `glmtune.methods.method.load`"):
         lora.load(base(tiny_model_dir), tmp_path)
     save_file({"prompt_embeddings": tensor[:, 1:].contiguous()}, file)
-    with pytest.raises(CheckpointError, match=r"do not fit this model.*size mismatch"):
+    with pytest.raises(CheckpointError, match=r"num_layers is 2, but prompt_embeddings has the"):
         method.load(base(tiny_model_dir), tmp_path)
     save_file({"other": tensor}, file)
     with pytest.raises(CheckpointError, match="expected the virtual tokens as prompt_emb"):
+        method.load(base(tiny_model_dir), tmp_path)
+
+
+def test_keys_and_values_of_other_heads_are_refused(tiny_model_dir: Path, tmp_path: Path) -> None:
+    tuned(tiny_model_dir, section_of("prefix_tuning"), tmp_path)
+    (tmp_path / "glmtune.json").unlink()  # or its checksums would tell
+    path = tmp_path / "adapter_config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"num_attention_heads": 1}))
+
+    with pytest.raises(CheckpointError, match="num_attention_heads is 1, and this base needs 2"):
         method.load(base(tiny_model_dir), tmp_path)
 
 
@@ -251,6 +263,7 @@ def test_a_saved_number_that_differs_is_caught(tiny_llama_dir: Path, tmp_path: P
     file = tmp_path / "adapter_model.safetensors"
     tensor = load_file(file)["prompt_embeddings"]
     tensor[0, 0] += 0.5
+    (tmp_path / "glmtune.json").unlink()  # as if it came from another tool
     save_file({"prompt_embeddings": tensor}, file)
 
     with pytest.raises(TrainingError, match="logits of the saved virtual tokens differ"):

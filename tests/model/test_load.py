@@ -130,6 +130,146 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder: Path) -> No
         load_model(folder)
 
 
+def edit_json(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | changes), encoding="utf-8")
+
+
+def map_all_to(name: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        index = folder / "model.safetensors.index.json"
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        edit_json(index, weight_map=dict.fromkeys(weight_map, name))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (map_all_to(5), r"index\.json: transformer.* is in '5', expected the name of a"),
+        (
+            map_all_to(["a", "b"]),
+            r"index\.json: .*expected the name of a \.safetensors file in the",
+        ),
+        (
+            map_all_to("../model.safetensors"),
+            "expected the name of a .safetensors file in the same",
+        ),
+        (map_all_to("/etc/passwd"), "expected the name of a .safetensors file in the same"),
+        (map_all_to("weights.bin"), "expected the name of a .safetensors file in the same"),
+        (map_all_to("none.safetensors"), "none.safetensors is missing, and the index lists it"),
+        (
+            lambda folder: edit_json(folder / "model.safetensors.index.json", weight_map=[1]),
+            r"weight_map is \[1\], expected the file of every tensor",
+        ),
+        (
+            lambda folder: edit_json(folder / "config.json", num_layers=1),
+            "config.json has num_layers 1, but the weights have 2 layers.*Set num_layers to 2",
+        ),
+        (
+            lambda folder: edit_json(folder / "config.json", num_layers=900),
+            "the checkpoint lacks transformer.encoder.layers.10",
+        ),
+        (
+            lambda folder: edit_json(folder / "config.json", ffn_hidden_size=2**24),
+            r"has the shape .*16777216",
+        ),
+        (
+            lambda folder: edit_json(folder / "config.json", padded_vocab_size=2**24),
+            r"has the shape \(512, 64\).*16777216",
+        ),
+        (lambda folder: (folder / "generation_config.json").write_text("[]"), "generation_config"),
+    ],
+)
+def test_a_folder_that_contradicts_itself_is_refused_before_anything_is_allocated(
+    folder: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(folder)
+
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder)
+
+
+def test_another_family_that_is_far_larger_than_its_files_is_refused(
+    tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_llama_dir, tmp_path / "llama")
+    edit_json(tmp_path / "llama" / "config.json", vocab_size=2**24)
+
+    with pytest.raises(
+        CheckpointError, match=r"at least 1,073,7\d\d,\d\d\d numbers, and the weight"
+    ):
+        load_model(tmp_path / "llama")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", [TENSOR, "transformer.encoder.final_layernorm.weight"])
+def test_a_number_that_is_not_finite_is_refused_by_the_name_of_its_tensor(
+    folder: Path, name: str, value: float
+) -> None:
+    path = shard_with(folder, name)
+    tensors = load_file(path)
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, path, {"format": "pt"})
+
+    for compute in (None, "int8"):
+        with pytest.raises(CheckpointError, match=rf"{name} holds 1 of .* not finite"):
+            load_frozen_model(folder, device=torch.device("cpu"), compute=compute)
+
+
+def test_large_finite_numbers_are_not_taken_for_infinity(folder: Path) -> None:
+    path = shard_with(folder, TENSOR)
+    tensors = load_file(path)
+    tensors[TENSOR].fill_(3e38)  # their sum overflows float32
+    save_file(tensors, path, {"format": "pt"})
+
+    assert load_model(folder).get_parameter(TENSOR).max() > 2e38
+
+
+def test_weights_of_integers_are_refused_by_name(folder: Path) -> None:
+    path = shard_with(folder, TENSOR)
+    tensors = load_file(path)
+    save_file({**tensors, TENSOR: tensors[TENSOR].to(torch.int8)}, path, {"format": "pt"})
+
+    with pytest.raises(CheckpointError, match=rf"{TENSOR} is stored as int8, expected float64"):
+        load_model(folder)
+
+
+def test_a_bin_file_that_holds_a_list_is_refused(folder: Path) -> None:
+    as_bin(folder)
+    torch.save([1, 2], shards(folder)[0])
+
+    with pytest.raises(CheckpointError, match=r"\.bin: expected tensors by name, got a list"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer_config.json", "[]", "tokenizer_config.json: expected a JSON object, got a li"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": 5}', "added_tokens_decoder is 5"),
+        ("tokenizer_config.json", '{"eos_token": 7}', "eos_token is 7, expected a valid string"),
+        ("special_tokens_map.json", '{"pad_token": [1]}', r"pad_token is \[1\], expected"),
+        ("added_tokens.json", '{"<x>": "500"}', "<x> is '500', expected an id"),
+        ("tokenizer.model", "", r"\(0 bytes\) is not a SentencePiece model"),
+        ("tokenizer.model", "version https://git-lfs", "run `git lfs pull`"),
+        (
+            "config.json",
+            '{"model_type": "chatglm", "quantization_bit": 4}',
+            "quantization_bit is 4",
+        ),
+    ],
+)
+def test_the_error_for_an_unusable_tokenizer_gives_the_reason(
+    folder: Path, name: str, content: str, message: str
+) -> None:
+    (folder / name).write_text(content)
+
+    with pytest.raises(CheckpointError, match=message):
+        load_tokenizer(folder)
+
+
 class Trap:
     """Runs a command when it is unpickled."""
 
@@ -164,6 +304,9 @@ def test_the_error_for_a_folder_without_weights_names_what_is_expected(folder: P
         ("/no/such/folder", "there is no such folder. Give the folder of a model"),
         ("./not-here", "there is no such folder. Give the folder of a model"),
         ("a/b/c", "there is no such folder. Give the folder of a model"),
+        ("x" * 300, "cannot be the name of a file or folder: it has 300 characters"),
+        ("a/" * 3000, "cannot be the name of a file or folder: it has 6,000 characters"),
+        ("a\0b", r"'a\\x00b' cannot be the name of a file or folder"),
     ],
 )
 def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(
@@ -198,13 +341,41 @@ def test_the_error_for_a_folder_without_config_lists_its_content(tmp_path: Path)
     ("content", "message"),
     [
         ('{"model_type": "chat', r"cannot be read as JSON .*half written"),
-        ("[]", "holds a list, expected a JSON object"),
+        ("[]", "expected a JSON object, got a list"),
         ('{"model_type": "nonsense"}', "model type `nonsense`"),
         ('{"model_type": "chatglm", "num_layers": "28"}', "'num_layers' expected int, got str"),
         ('{"model_type": "chatglm", "inner_hidden_size": 16384}', r"ChatGLM-6B \(v1\)"),
         ('{"model_type": "chatglm", "quantization_bit": 4}', "quantization_bit is 4"),
         ('{"model_type": "chatglm", "padded_vocab_size": 151552}', "is that of GLM-4"),
         ('{"model_type": "chatglm", "rmsnorm": false}', "rmsnorm is False.*expected True"),
+        ('{"model_type": "chatglm", "num_layers": 1000000000}', "num_layers is 1000000000, expect"),
+        ('{"model_type": "chatglm", "num_layers": true}', "'num_layers'|num_layers"),
+        ('{"model_type": "chatglm", "num_layers": 2.0}', "'num_layers' expected int, got float"),
+        ('{"model_type": "chatglm", "layernorm_epsilon": -1e-5}', "layernorm_epsilon is -1e-05"),
+        ('{"model_type": "chatglm", "layernorm_epsilon": NaN}', "layernorm_epsilon is nan"),
+        ('{"model_type": "chatglm", "rope_ratio": -50}', "rope_ratio is -50, expected a number"),
+        ('{"model_type": "chatglm", "rope_ratio": true}', "'rope_ratio'"),
+        ('{"model_type": "chatglm", "kv_channels": 6}', "kv_channels is 6, expected a multiple"),
+        (
+            '{"model_type": "chatglm", "multi_query_group_num": 0}',
+            "multi_query_group_num is 0, exp",
+        ),
+        (
+            '{"model_type": "chatglm", "hidden_dropout": 1.5}',
+            "hidden_dropout is 1.5, expected a sh",
+        ),
+        ('{"model_type": "chatglm", "torch_dtype": "int8"}', "torch_dtype is 'int8', expected one"),
+        ('{"model_type": "chatglm", "num_labels": 1000000000}', "num_labels is 1000000000"),
+        ('{"model_type": ["chatglm"]}', r"model_type is \['chatglm'\], expected a valid string"),
+        ('{"model_type": "\\ud800"}', "half a surrogate pair"),
+        ('{"model_type": "llama", "hidden_size": -4}', "hidden_size is -4, expected 0 to"),
+        (
+            '{"model_type": "llama", "num_hidden_layers": 1e12}',
+            "num_hidden_layers is 1000000000000",
+        ),
+        ('{"model_type": "llama", "num_attention_heads": "x"}', "'num_attention_heads'"),
+        ('{"x": ' * 100 + "1" + "}" * 100, "nested more than 64 levels"),
+        ('{"x": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
         (
             '{"model_type": "nonsense", "auto_map": {"AutoConfig": "configuration.Nonsense"}}',
             "comes with its own code, which is never run here",

@@ -1,12 +1,19 @@
 """A checkpoint belongs to a run: by what decides the weights, item by item."""
 
+import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from glmtune.errors import CheckpointError
+from glmtune.model.fingerprint import fingerprint_of
+from glmtune.recipe.reading import build_recipe
+from glmtune.recipe.recipe import PretrainRecipe, Recipe
 from glmtune.train.checkpoint import TrainerState
-from glmtune.train.identity import check_identity, recorded
+from glmtune.train.identity import NOT_RECORDED, check_identity, identify, recorded
 
 IDENTITY = {"recipe": ("a",), "training data": ("now", "as an earlier release hashed it")}
 FOLDER = Path("checkpoint-4")
@@ -30,3 +37,34 @@ def test_everything_that_changed_is_named_with_both_values() -> None:
     assert "recipe (was nothing, now a); training data (was other rows, now now)" in str(
         caught.value
     )
+
+
+def test_a_checkpoint_without_its_base_resumes_and_one_of_another_base_does_not() -> None:
+    identity = {**IDENTITY, "base": ("one", NOT_RECORDED)}
+    earlier = {"recipe": "a", "training data": "now"}
+
+    check_identity(TrainerState(identity=earlier), identity, FOLDER)
+    check_identity(TrainerState(identity={**earlier, "base": "one"}), identity, FOLDER)
+    with pytest.raises(CheckpointError, match=r"base \(was other, now one\)"):
+        check_identity(TrainerState(identity={**earlier, "base": "other"}), identity, FOLDER)
+    assert recorded(identity)["base"] == "one"
+
+
+def test_the_base_is_identified_by_its_weights_and_not_for_a_new_model(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model_dir, tmp_path / "copy")
+    rows: Any = SimpleNamespace(fingerprint="f" * 64, earlier_key="e" * 64)
+    template: Any = SimpleNamespace(fingerprint="t" * 64)
+
+    def base_of(model: dict[str, Any], kind: type[Any] = Recipe) -> tuple[str, ...] | None:
+        tree = {"model": model, "data": {"train": "rows.json"}, "output": {"dir": "out"}}
+        return identify(build_recipe(tree, kind=kind), template, rows, rows, 1).get("base")
+
+    same = (fingerprint_of(tiny_model_dir), NOT_RECORDED)
+    assert base_of({"name_or_path": str(tmp_path / "copy")}) == same
+    path = tmp_path / "copy" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_ratio": 8}))
+    assert base_of({"name_or_path": str(tmp_path / "copy")}) not in (same, None)
+    new = {"name_or_path": str(tmp_path / "copy"), "config": {"num_layers": 2}}
+    assert base_of(new, PretrainRecipe) is None

@@ -69,6 +69,7 @@ def test_an_adapter_of_another_model_is_refused(
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(adapter_dir, other)
+    (other / "glmtune.json").unlink()  # as if it came from another tool
     file = other / "adapter_model.safetensors"
     narrower = {name: tensor[:, :-1].clone() for name, tensor in load_file(file).items()}
     save_file(narrower, file)

@@ -7,6 +7,7 @@ import typer
 
 from glmtune.cli.options import AsJson, ModelArgument
 from glmtune.cli.printing import Lines, print_json, print_lines, print_wide
+from glmtune.errors import CheckpointError
 from glmtune.gc_pause import loading
 from glmtune.units import readable
 
@@ -28,6 +29,10 @@ def info(
         str | None,
         typer.Option(help="Layers that it adapts, separated by commas; default: peft's choice."),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Read every file, and compare it with its checksum."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Describe a model or an adapter; no weights are loaded.
@@ -39,6 +44,9 @@ def info(
     with loading():
         from glmtune.inspect.adapter import describe_adapter, is_adapter
 
+    if verify:
+        compare_files(model)
+        return
     facts: AdapterFacts | ModelFacts
     if is_adapter(Path(model)):
         facts = describe_adapter(Path(model))
@@ -54,6 +62,25 @@ def info(
         return
     print_wide(table)
     print_lines(lines, label_width=12)
+
+
+def compare_files(model: str) -> None:
+    """Read every byte of a folder's files, and compare them with their checksums.
+
+    Raises:
+        CheckpointError: the folder records no checksums, or a file is not what was written.
+    """
+    with loading():
+        from glmtune.model import card
+        from glmtune.model.files import locate
+
+    folder = Path(locate(model))
+    if not (number := card.verify(folder, whole=True)):
+        raise CheckpointError(
+            f"{folder}: there is nothing to compare: it has no {card.CARD} that lists checksums. "
+            "Folders made by other tools, or by earlier releases, have none."
+        )
+    typer.echo(f"{folder}: {number} files are what was written, to the last byte")
 
 
 def _split(names: str | None) -> tuple[str, ...] | None:

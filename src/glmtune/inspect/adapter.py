@@ -14,24 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glmtune.methods import adapter_folder
+from glmtune.model.stored import DTYPES
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-DTYPES = {  # the dtype names in the header of a safetensors file
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,27 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from glmtune.errors import CheckpointError, GlmtuneError, TemplateError
-from glmtune.inspect.adapter import DTYPES
+from glmtune.errors import GlmtuneError, TemplateError
 from glmtune.inspect.network import LoraFacts, count_numbers, describe_network, read_outline
 from glmtune.model.chatglm import piece_tokenizer
 from glmtune.model.chatglm.outline import Shape
-from glmtune.model.files import locate, weight_files
+from glmtune.model.config_file import why_no_tokenizer
+from glmtune.model.files import locate
 from glmtune.model.load import load_tokenizer
+from glmtune.model.stored import StoredTensor, stored_tensors
 from glmtune.template.base import Template
 from glmtune.template.select import chatglm_template, template_for
 
 if TYPE_CHECKING:
     from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """What the header of a file says of a tensor; the dtype has torch's name."""
-
-    shape: Shape
-    dtype: str
-    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,77 +217,16 @@ def _range(numbers: list[int]) -> str:
     return f"{{{','.join(map(str, numbers))}}}"
 
 
-# ---- the files ---------------------------------------------------------------------------
-
-
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Read names, shapes and dtypes of the weights in a folder.
-
-    safetensors take precedence over `.bin`, as in loading. Return {} for a folder without weights.
-
-    Raises:
-        CheckpointError: an index names a missing file, or a file is damaged.
-    """
-    tensors: dict[str, StoredTensor] = {}
-    for file in weight_files(folder):
-        if not file.is_file():
-            raise CheckpointError(
-                f"{file}: the index names this file, but it is not there. Copy it again."
-            )
-        read = _safetensors_header if file.suffix == ".safetensors" else _bin_header
-        tensors |= read(file)
-    return tensors
-
-
-def _safetensors_header(file: Path) -> dict[str, StoredTensor]:
-    from safetensors import SafetensorError, safe_open
-
-    tensors = {}
-    try:
-        with safe_open(str(file), framework="np") as content:
-            for name in content.keys():  # noqa: SIM118  # not a mapping
-                part = content.get_slice(name)
-                shape, dtype = tuple(part.get_shape()), part.get_dtype()
-                nbytes = math.prod(shape) * _item_bytes(dtype)
-                tensors[name] = StoredTensor(shape, DTYPES[dtype], nbytes)
-    except (SafetensorError, KeyError) as error:
-        raise CheckpointError(
-            f"{file}: damaged or half written ({error}). Copy it again."
-        ) from None
-    return tensors
-
-
-def _item_bytes(dtype: str) -> int:
-    """Return the bytes of one number, which the name of a dtype gives in bits: `BF16` has 2."""
-    bits = re.search(r"\d+", dtype)
-    return 1 if bits is None else int(bits[0]) // 8
-
-
-def _bin_header(file: Path) -> dict[str, StoredTensor]:
-    import torch
-
-    try:
-        content = torch.load(file, map_location="meta", mmap=True, weights_only=True)
-    except Exception as error:  # torch names no common base of what a damaged file raises
-        raise CheckpointError(
-            f"{file}: damaged, half written, or not plain weights ({error}). Copy it again."
-        ) from None
-    return {
-        name: StoredTensor(
-            tuple(value.shape), str(value.dtype).removeprefix("torch."), value.nbytes
-        )
-        for name, value in content.items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
 # ---- the tokenizer -----------------------------------------------------------------------
 
 
 def _describe_tokenizer(name: str) -> tuple[TokenizerFacts | None, str]:
     template: Template | None = None
     problem = ""
-    light = _light_tokenizer(Path(locate(name)))
+    folder = Path(locate(name))
+    if (why := why_no_tokenizer(folder)) is not None:
+        return None, why
+    light = _light_tokenizer(folder)
     if light is not None:
         try:
             template = chatglm_template(cast("ChatGLMTokenizer", light))

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from glmtune.kernels.finite import check_finite
+
 
 def replace_linear(model: Any, make: Callable[[nn.Linear], nn.Module], dtype: torch.dtype) -> None:
     """Freeze a model and replace its linear layers, except for the output layer.
@@ -25,6 +27,9 @@ def replace_linear(model: Any, make: Callable[[nn.Linear], nn.Module], dtype: to
         model: a model of transformers; changed in place. Adapters are attached afterwards.
         make: makes the replacement of a layer, which keeps no view of the layer's weight.
         dtype: of activations, and of all floating-point tensors of the checkpoint that remain.
+
+    Raises:
+        CheckpointError: a weight is not finite; names it.
     """
     model.requires_grad_(False)
     head = model.get_output_embeddings()
@@ -32,6 +37,10 @@ def replace_linear(model: Any, make: Callable[[nn.Linear], nn.Module], dtype: to
 
     def is_replaced(module: nn.Module) -> bool:
         return type(module) is nn.Linear and module is not head
+
+    def check(module: nn.Module, prefix: str) -> None:
+        own = dict(module.named_parameters(recurse=False))
+        check_finite(model.name_or_path, {prefix + name: each for name, each in own.items()})
 
     def copy_tensors(module: nn.Module, prefix: str) -> None:
         for parameter in module.parameters(recurse=False):
@@ -46,7 +55,9 @@ def replace_linear(model: Any, make: Callable[[nn.Linear], nn.Module], dtype: to
         prefix = f"{path}." if path else ""
         for name, child in list(parent.named_children()):
             if is_replaced(child):
+                check(child, f"{prefix}{name}.")
                 made = make(child)
                 copy_tensors(made, f"{prefix}{name}.")
                 setattr(parent, name, made)
+        check(parent, prefix)
         copy_tensors(parent, prefix)

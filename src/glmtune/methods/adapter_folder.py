@@ -2,24 +2,23 @@
 
 adapter_config.json          peft's own description: method, rank, target modules, base model
 adapter_model.safetensors    the weights; `.bin` in folders of old releases of peft
-glmtune.json                 the template that the prompts were built with; only in our folders
+glmtune.json                 the template that the prompts were built with, checksums, and the
+                             fingerprint of the base (`model.card`); only in our folders
 """
 
 import dataclasses
-import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import glmtune
 from glmtune.errors import CheckpointError, TemplateError
-from glmtune.files import read_json_object, write_atomically
-from glmtune.methods import digest
-from glmtune.model.files import read_bin
+from glmtune.methods import adapter_config, digest
+from glmtune.model import card, fingerprint
+from glmtune.model.files import check_path, read_bin
+from glmtune.model.fingerprint import Fingerprint
 from glmtune.template.base import Template
 
 if TYPE_CHECKING:
@@ -27,52 +26,65 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CARD = "glmtune.json"
-CONFIG = "adapter_config.json"
+CARD = card.CARD
+CONFIG = adapter_config.CONFIG
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
-    """What `glmtune.json` records about the run that made a folder.
+def write_card(folder: Path, template: Template, model: Any = None) -> None:
+    """Write `glmtune.json` beside the weights: how their prompts were built, and checksums.
 
-    Attributes:
-        template: the description of the template that built the prompts.
-        fingerprint: of that template.
-        version: of glmtune.
+    Args:
+        folder: with all files but those of the tokenizer.
+        template: of the prompts.
+        model: an adapted model, whose base is recorded if it was loaded from a folder.
     """
-
-    template: dict[str, Any]
-    fingerprint: str
-    version: str = glmtune.__version__
-
-
-def write_card(folder: Path, template: Template) -> None:
-    """Write `glmtune.json` beside the weights: how their prompts were built."""
-    card = {
-        "glmtune_version": glmtune.__version__,
-        "template": dict(template.description),
-        "template_fingerprint": template.fingerprint,
-    }
-    write_atomically(folder / CARD, json.dumps(card, ensure_ascii=False, indent=2) + "\n")
+    base = None
+    if model is not None and (found := fingerprint.of_model(model)) is not None:
+        base = (str(model.name_or_path), found)
+    card.write_card(folder, dict(template.description), template.fingerprint, base)
 
 
-def load_card(folder: Path) -> Card | None:
+def load_card(folder: Path) -> card.Card | None:
     """Read how an adapter's prompts were built; None for an adapter made elsewhere.
 
     Raises:
         CheckpointError: the file is damaged.
     """
-    path = folder / CARD
-    if not path.is_file():
-        return None
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        return Card(fields["template"], fields["template_fingerprint"], fields["glmtune_version"])
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: expected the JSON that glmtune wrote, but {error!r}. "
-            "Restore the file, or delete it to use the adapter without the template check."
-        ) from None
+    return card.read_card(folder)
+
+
+def check_base(folder: Path, found: Fingerprint | None) -> None:
+    """Refuse a base that is not the one that an adapter was trained over.
+
+    A copy in another dtype is used with a warning.
+
+    Args:
+        folder: of the adapter.
+        found: the fingerprint of the base; None if it is not known.
+
+    Raises:
+        CheckpointError: names both, the difference and what to do.
+    """
+    own = load_card(folder)
+    if own is None or own.base is None or found is None:
+        return
+    difference = fingerprint.compare(own.base.fingerprint, found)
+    if difference is None:
+        return
+    if difference.is_rounding:
+        logger.warning(
+            "%s: its base %s is used in another dtype than in training: %s. Answers may differ a "
+            "little.",
+            folder,
+            own.base.name,
+            difference.what,
+        )
+        return
+    raise CheckpointError(
+        f"{folder} was trained over {own.base.name}, and this base differs: {difference.what}. "
+        "Use the base that it was trained over. If the difference is intended, delete "
+        f'"base" from {CARD} in a copy of the folder.'
+    )
 
 
 def check_template(folder: Path, template: Template) -> None:
@@ -81,11 +93,11 @@ def check_template(folder: Path, template: Template) -> None:
     Raises:
         TemplateError: names both templates and what to do.
     """
-    card = load_card(folder)
-    if card is not None and card.fingerprint != template.fingerprint:
+    own = load_card(folder)
+    if own is not None and own.fingerprint != template.fingerprint:
         raise TemplateError(
-            f"{folder} was trained with the template {_describe(card.template)} "
-            f"({card.fingerprint[:12]}), but this would use {_describe(template.description)} "
+            f"{folder} was trained with the template {_describe(own.template)} "
+            f"({own.fingerprint[:12]}), but this would use {_describe(template.description)} "
             f"({template.fingerprint[:12]}). Use the same layout and tokenizer, or, "
             "if the difference is intended, pass --any-template to answer with it, or delete the "
             f"{CARD} of a copy to train it further."
@@ -129,7 +141,7 @@ def read_peft_config(folder: Path) -> Any:
         )
     try:
         return kind(**{key: value for key, value in stored.items() if key in known})
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # each method checks its own keys
         raise CheckpointError(
             f"{folder / CONFIG}: peft {version('peft')} rejects it: {error}"
         ) from None
@@ -155,8 +167,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         CheckpointError: names what is missing or damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
+    check_path(folder)
     if not folder.is_dir():
         raise CheckpointError(
             f"{folder}: there is no such adapter folder. `glmtune train` writes one to output.dir."
@@ -170,19 +181,32 @@ def check_folder(folder: Path) -> None:
         elif checkpoints := sorted(folder.glob("checkpoint-*"), key=_step):
             hint = f" The run did not finish; try {checkpoints[-1]}."
         raise CheckpointError(f"{folder}: has no {CONFIG}.{hint}")
-    weights = folder / "adapter_model.safetensors"
-    if weights.is_file():
-        try:
-            with safe_open(str(weights), framework="np") as file:
-                file.keys()
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{weights}: damaged or half written ({error}). Use an earlier checkpoint."
-            ) from None
-    elif not (folder / "adapter_model.bin").is_file():
+    if not any(file.suffix in (".safetensors", ".bin") for file in weight_files(folder)):
         raise CheckpointError(
             f"{folder}: has no adapter_model.safetensors. Copy the adapter again, with its weights."
         )
+    adapter_config.check_sizes(folder, read_config(folder), _shapes(folder))
+    card.verify(folder)
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of an adapter's tensors."""
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        tensors = read_bin(folder / "adapter_model.bin", map_location="meta")
+        return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="np") as content:
+            return {
+                name: tuple(content.get_slice(name).get_shape())
+                for name in content.keys()  # noqa: SIM118  # not a mapping
+            }
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file}: damaged or half written ({error}). Use an earlier checkpoint."
+        ) from None
 
 
 def _step(checkpoint: Path) -> int:
@@ -191,17 +215,22 @@ def _step(checkpoint: Path) -> int:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no complete model."""
+    """Whether a folder holds an adapter and no complete model.
+
+    Raises:
+        CheckpointError: no folder can have this name.
+    """
+    check_path(folder)
     return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read peft's own description of an adapter.
+    """Read peft's own description of an adapter, with types and bounds checked.
 
     Raises:
         CheckpointError: it is not the JSON that peft writes.
     """
-    return read_json_object(folder / CONFIG)
+    return adapter_config.read_config(folder)
 
 
 def read_tensors(folder: Path) -> "tuple[Path, dict[str, Tensor]]":
@@ -211,15 +240,35 @@ def read_tensors(folder: Path) -> "tuple[Path, dict[str, Tensor]]":
         The file and its tensors by name.
 
     Raises:
-        CheckpointError: the file is damaged.
+        CheckpointError: the file is damaged, or a number in it is not finite.
     """
-    from safetensors.torch import load_file
+    from glmtune.kernels.finite import check_finite
 
     file = folder / "adapter_model.safetensors"
     if file.is_file():
-        return file, load_file(str(file))
-    file = folder / "adapter_model.bin"
-    return file, read_bin(file)
+        tensors = read_safetensors(file)
+    else:
+        file = folder / "adapter_model.bin"
+        tensors = read_bin(file)
+    check_finite(str(file), tensors)
+    return file, tensors
+
+
+def read_safetensors(file: Path) -> "dict[str, Tensor]":
+    """Read a file of tensors.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(file))
+    except (SafetensorError, OSError, KeyError) as error:
+        raise CheckpointError(
+            f"{file}: damaged or half written ({error}). Use an earlier checkpoint."
+        ) from None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -32,6 +32,8 @@ from glmtune.methods.pissa import (
     restore_base_weights,
     trained_half,
 )
+from glmtune.model import fingerprint
+from glmtune.model.files import first_lines
 from glmtune.recipe.methods import AdapterSection, LoraSection, PeftSection
 from glmtune.template.base import Template
 
@@ -116,6 +118,7 @@ class PeftAdapter:
             CheckpointError: the folder holds no adapter, or one of another model.
         """
         check_folder(folder)
+        adapter_folder.check_base(folder, fingerprint.of_model(model))
         stored, ours = read_peft_config(folder), model.peft_config["default"]
         if stored.peft_type != ours.peft_type:
             raise RecipeError(
@@ -158,7 +161,7 @@ class PeftAdapter:
         model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
         if initial is not None:
             doubled_config(model.peft_config["default"]).save_pretrained(str(folder))
-        write_card(folder, template)
+        write_card(folder, template, model)
 
     def load(self, model: nn.Module, folder: str | Path, config: Any = None) -> Any:
         """Add a saved adapter to its base model, to use it.
@@ -189,9 +192,9 @@ class PeftAdapter:
                 named = by_peft_names(stored)
                 if named.keys() != stored.keys():  # peft has ignored names that are not its own
                     set_peft_model_state_dict(loaded, named)
-            except (RuntimeError, ValueError, TypeError, OSError) as error:
+            except Exception as error:  # peft has no common class, and wraps little
                 raise CheckpointError(
-                    f"{folder}: the adapter does not fit this model: {error} "
+                    f"{folder}: the adapter does not fit this model: {first_lines(error)} "
                     "Check that it was trained on the same base."
                 ) from error
         expected = get_peft_model_state_dict(loaded, save_embedding_layers=False)

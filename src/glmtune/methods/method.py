@@ -23,6 +23,8 @@ from glmtune.methods.full import FULL_MODEL
 from glmtune.methods.lora import PEFT_ADAPTER
 from glmtune.methods.ptuning_v2 import PTUNING_V2
 from glmtune.methods.virtual_tokens import VIRTUAL_TOKENS
+from glmtune.model import fingerprint
+from glmtune.model.files import check_path
 from glmtune.recipe.methods import AdapterSection
 from glmtune.template.base import Template
 
@@ -105,7 +107,12 @@ def method_of(model: Any) -> Method:
 
 
 def method_in(folder: Path) -> Method:
-    """Return the method that wrote a folder; unknown folders are taken for adapters of peft."""
+    """Return the method that wrote a folder; unknown folders are taken for adapters of peft.
+
+    Raises:
+        CheckpointError: no folder can have this name.
+    """
+    check_path(folder)
     return next((method for method in METHODS if method.is_folder(folder)), PEFT_ADAPTER)
 
 
@@ -182,7 +189,12 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no complete model."""
+    """Whether a folder holds an adapter and no complete model.
+
+    Raises:
+        CheckpointError: no folder can have this name.
+    """
+    check_path(folder)
     return PTUNING_V2.is_folder(folder) or adapter_folder.is_adapter(folder)
 
 
@@ -204,9 +216,12 @@ def load(model: nn.Module, folder: Path) -> Any:
     """Add a saved adapter to its base model, to use it.
 
     Raises:
-        CheckpointError: the folder is not an adapter, is damaged, or belongs to another model.
+        CheckpointError: the folder is not an adapter, is damaged, was edited, or belongs to another
+            model.
     """
-    return _adapter_method_in(folder).load(model, folder)
+    adapter = _adapter_method_in(folder)
+    adapter_folder.check_base(folder, fingerprint.of_model(model))
+    return adapter.load(model, folder)
 
 
 def digest(folder: Path) -> str:

@@ -20,14 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError, RecipeError
-from glmtune.files import read_json_object, write_atomically
+from glmtune.files import write_atomically
+from glmtune.kernels.finite import check_finite
 from glmtune.methods import digest
 from glmtune.methods.adapter_folder import write_card
+from glmtune.model import card
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.modeling_chatglm import (
     ChatGLMForConditionalGeneration,
     ChatGLMPrefixEncoder,
 )
+from glmtune.model.config_file import read_config
 from glmtune.model.files import read_bin
 from glmtune.model.load import load_config
 from glmtune.recipe.methods import AdapterSection, PtuningV2Section
@@ -98,7 +101,7 @@ class PTuningV2:
         torch.save({name: tensor.cpu() for name, tensor in tensors.items()}, folder / WEIGHTS)
         config = json.loads(model.config.to_json_string()) | {"_name_or_path": model.name_or_path}
         write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
-        write_card(folder, template)
+        write_card(folder, template, model)
 
     def restore(self, folder: Path, model: Any) -> None:
         """Restore the weights of the prefix in memory from a saved one.
@@ -114,13 +117,12 @@ class PTuningV2:
         Raises:
             CheckpointError: the folder is damaged, or the prefix is of another model.
         """
-        config = read_json_object(folder / CONFIG)
+        length, projection = _read_shape(folder)
         if not isinstance(model, ChatGLMForConditionalGeneration):
             raise CheckpointError(
                 f"{folder}: a P-Tuning v2 prefix of ChatGLM does not fit {type(model).__name__}. "
                 "Use the base that it was trained on."
             )
-        length, projection = int(config["pre_seq_len"]), bool(config.get("prefix_projection"))
         model.transformer.add_prefix_encoder(length, projection)
         self.restore(folder, model)
         return model.requires_grad_(False)
@@ -146,11 +148,17 @@ class PTuningV2:
         return is_folder(folder)
 
     def check_folder(self, folder: Path) -> None:
-        """Accept the folder: `is_folder` has opened its files."""
+        """Refuse a prefix that is not what its configuration says, or that was edited.
+
+        Raises:
+            CheckpointError: names the file.
+        """
+        _read_shape(folder)
+        card.verify(folder)
 
     def base_name(self, folder: Path) -> str:
         """Return the base that a prefix was trained on; "" if the folder does not name it."""
-        return str(read_json_object(folder / CONFIG).get("_name_or_path") or "")
+        return str(read_config(folder).get("_name_or_path") or "")
 
     def weight_files(self, folder: Path) -> list[Path]:
         """List the files that hold the weights."""
@@ -179,7 +187,7 @@ def is_folder(folder: Path) -> bool:
     """Whether a folder holds a prefix, and not the model that it is for."""
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         return False
-    if not read_json_object(folder / CONFIG).get("pre_seq_len"):
+    if not read_config(folder).get("pre_seq_len"):
         return False
     try:
         names = read_bin(folder / WEIGHTS, map_location="meta", mmap=True)
@@ -201,7 +209,31 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             f"{file}: expected nothing but {PREFIX}*, and it holds {others[0]}. "
             "If it is a complete model, give it as MODEL."
         )
+    check_finite(str(file), stored)
     return {name.removeprefix(PREFIX): tensor.float() for name, tensor in stored.items()}
+
+
+def _read_shape(folder: Path) -> tuple[int, bool]:
+    """Read how long a prefix is, and whether it has an MLP, as configuration and weights say.
+
+    Raises:
+        CheckpointError: they contradict each other.
+    """
+    config, tensors = read_config(folder), read_tensors(folder)
+    length, projection = config.get("pre_seq_len"), config.get("prefix_projection", False)
+    rows = tuple(tensors["embedding.weight"].shape[:1]) if "embedding.weight" in tensors else ()
+    has_mlp = any(name.startswith("trans.") for name in tensors)
+    if type(length) is not int or (rows and rows != (length,)):
+        raise CheckpointError(
+            f"{folder / CONFIG}: pre_seq_len is {length!r}, but {WEIGHTS} holds a prefix of "
+            f"{rows[0] if rows else 'unknown'} vectors. Copy both files again."
+        )
+    if type(projection) is not bool or projection != has_mlp:
+        raise CheckpointError(
+            f"{folder / CONFIG}: prefix_projection is {projection!r}, but {WEIGHTS} "
+            f"{'has' if has_mlp else 'has no'} MLP. Copy both files again."
+        )
+    return length, projection
 
 
 def _fill(encoder: ChatGLMPrefixEncoder, folder: Path) -> None:

@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError, RecipeError
+from glmtune.kernels.finite import check_finite
 from glmtune.kernels.row_cache import config_supports_row_cache, supports_row_cache
 from glmtune.methods import adapter_folder
 from glmtune.methods.lora import PEFT_ADAPTER
+from glmtune.model.card import seal
 from glmtune.model.load import load_config
 from glmtune.recipe.methods import (
     AdapterSection,
@@ -103,6 +105,7 @@ class VirtualTokens:
         if len(encoder := _encoder(model).state_dict()) > 1:
             tensors = {name: tensor.contiguous() for name, tensor in encoder.items()}
             save_file(tensors, folder / ENCODER)
+            seal(folder)
 
     def restore(self, folder: Path, model: Any) -> None:
         """Restore the virtual tokens in memory, and their MLP, from what `save` wrote.
@@ -110,10 +113,10 @@ class VirtualTokens:
         Raises:
             CheckpointError: a tensor is missing or unexpected, or has another shape.
         """
-        from safetensors.torch import load_file
-
         if (folder / ENCODER).is_file():
-            _fill(model, load_file(folder / ENCODER), folder)
+            encoder = adapter_folder.read_safetensors(folder / ENCODER)
+            check_finite(str(folder / ENCODER), encoder)
+            _fill(model, encoder, folder)
         else:
             _fill(model, _embedding(folder), folder)
 
@@ -133,6 +136,8 @@ class VirtualTokens:
                 f"{folder}: {type(model).__name__} does not support virtual tokens, since it does "
                 "not take our attention function. Use the base that they were trained on."
             )
+        if config.peft_type == "PREFIX_TUNING":
+            _check_kv_shape(folder, config, model.config)
         loaded = PromptModel(model, config)
         _fill(loaded, _embedding(folder), folder)
         return loaded.requires_grad_(False).eval()
@@ -211,14 +216,38 @@ def _config_of(section: PromptSection, model: Any) -> Any:
     given["encoder_hidden_size"] = section.encoder_hidden_size or config.hidden_size
     if isinstance(section, PTuningSection):
         return peft.PromptEncoderConfig(**given)
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or 0
-    head_dim = getattr(config, "kv_channels", None) or getattr(config, "head_dim", None)
+    kv_heads, width = _kv_shape(config)
     return peft.PrefixTuningConfig(
         **given,
         prefix_projection=section.prefix_projection,
-        num_attention_heads=kv_heads or heads,  # peft does not know ChatGLM's number of KV heads
-        token_dim=(kv_heads or heads) * (head_dim or config.hidden_size // heads),
+        num_attention_heads=kv_heads,  # peft does not know ChatGLM's number of KV heads
+        token_dim=width,
     )
+
+
+def _kv_shape(config: Any) -> tuple[int, int]:
+    """Return the number of key and value heads of a model, and their total width."""
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "kv_channels", None) or getattr(config, "head_dim", None)
+    return kv_heads, kv_heads * (head_dim or config.hidden_size // heads)
+
+
+def _check_kv_shape(folder: Path, saved: Any, config: Any) -> None:
+    """Refuse keys and values of other heads, or for other layers, than the model has.
+
+    Raises:
+        CheckpointError: names the key of the adapter's configuration.
+    """
+    heads, width = _kv_shape(config)
+    wanted = {"num_layers": config.num_hidden_layers, "num_attention_heads": heads}
+    for key, expected in (wanted | {"token_dim": width}).items():
+        if (found := getattr(saved, key)) != expected:
+            raise CheckpointError(
+                f"{folder / adapter_folder.CONFIG}: {key} is {found}, and this base needs "
+                f"{expected}, so the virtual tokens do not fit this model. Use the base that they "
+                "were trained on."
+            )
 
 
 def _encoder(model: Any) -> Any:

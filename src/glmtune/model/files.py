@@ -2,11 +2,13 @@
 
 import os
 import re
-from json import JSONDecodeError, loads
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import CheckpointError
+from glmtune.files import read_json_object
+from glmtune.model.config_file import REMEDY, read_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,15 +16,38 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-SHOWN_NAMES = 3  # the most tensors that a message names
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095  # of Linux; others allow no more
+MAX_CHARACTERS = 1000  # of a library's message, which may quote a file
 NANO = "nano"  # the model that comes with the package
 
 
 def locate(name: str | Path) -> str:
-    """Resolve `nano` to its folder, unless a model of that name is here; expand any other name."""
+    """Resolve `nano` to its folder, unless a model of that name is here; expand any other name.
+
+    Raises:
+        CheckpointError: no file can have this name.
+    """
+    check_path(name)
     if os.fspath(name) == NANO and not (Path(name) / "config.json").exists():
         return str(Path(__file__).with_name(NANO))
     return os.path.expanduser(name)
+
+
+def check_path(path: str | Path) -> None:
+    """Refuse a path that no file system accepts, of which asking whether it exists is an error.
+
+    Raises:
+        CheckpointError: it is too long, or has a null character.
+    """
+    text = os.fspath(path)
+    longest = max(len(os.fsencode(part)) for part in re.split(r"[\\/]", text))
+    if "\0" in text or longest > MAX_NAME_BYTES or len(os.fsencode(text)) > MAX_PATH_BYTES:
+        raise CheckpointError(
+            f"{text[:80]!r} cannot be the name of a file or folder: it has {len(text):,} "
+            f"characters, at most {MAX_NAME_BYTES} bytes between two slashes are possible, and no "
+            "null character. Give the folder of a model, or a hub id such as "
+            "zai-org/chatglm3-6b."
+        )
 
 
 def checked_name(name: str | Path) -> str:
@@ -42,7 +67,7 @@ def checked_name(name: str | Path) -> str:
             "or a hub id such as zai-org/chatglm3-6b."
         )
     if (folder / "config.json").is_file():
-        _read_json(folder / "config.json")  # refuses a damaged one
+        read_config(folder)  # refuses a damaged one
     elif (folder / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{name} holds an adapter, not a model: it has adapter_config.json and no config.json. "
@@ -72,125 +97,97 @@ def explain_config_error(name: str, error: Exception) -> str:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a checkpoint, which a download may have left half written."""
-    try:
-        content = loads(path.read_text(encoding="utf-8"))
-    except (JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as JSON ({error}). It may be half written; copy it again."
-        ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a JSON object.")
-    return content
-
-
-def check_all_loaded(name: str, loading_info: dict[str, Any]) -> None:
-    """Raise an error if a tensor of the model did not come from the checkpoint.
-
-    Args:
-        name: of the model, for the message.
-        loading_info: as transformers returns it.
-
-    Raises:
-        CheckpointError: a tensor is missing or has another shape; names it.
-    """
-    if mismatched := sorted(loading_info["mismatched_keys"]):
-        tensor, stored, expected = mismatched[0]
-        raise CheckpointError(
-            f"{name}: {tensor} has the shape {tuple(stored)}, and config.json requires "
-            f"{tuple(expected)} ({len(mismatched)} such in all). "
-            "The weights and config.json belong to different models."
-        )
-    if missing := sorted(loading_info["missing_keys"]):
-        shown = ", ".join(missing[:SHOWN_NAMES])
-        raise CheckpointError(
-            f"{name}: the checkpoint lacks {shown} ({len(missing)} missing in all); expected every "
-            "tensor that config.json requires. Copy the checkpoint again, and check that its "
-            "index lists all its files."
-        )
-
-
 def weight_files(folder: Path) -> list[Path]:
     """List the weight files that loading reads, whether they exist or not.
 
     safetensors come before `.bin`, a single file before shards. A folder without weights gives [].
 
     Raises:
-        CheckpointError: an index cannot be read.
+        CheckpointError: an index cannot be read, or names a file outside the folder.
     """
     for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
         if (folder / single).is_file():
             return [folder / single]
         if (folder / index).is_file():
-            weight_map = _read_json(folder / index).get("weight_map", {})
-            return [folder / name for name in sorted(set(weight_map.values()))]
+            suffix = Path(single).suffix
+            return [folder / name for name in _files_of_index(folder / index, suffix)]
     return []
 
 
-def find_damaged_file(folder: Path) -> str | None:
-    """Explain which weight file is missing or unreadable, if any."""
-    if not folder.is_dir():
-        return None
-    files = weight_files(folder)
-    if not files:
-        return f"there are no weights: expected one of {', '.join(SINGLE_FILES + INDEX_FILES)}."
-    for file in files:
-        if not file.is_file():
-            return f"{file.name} is missing, and the index lists it. Copy it into the folder."
-        if problem := _why_unreadable(file):
-            return f"{file.name} ({file.stat().st_size} bytes) cannot be read: {problem}"
-    return None
-
-
-def _why_unreadable(path: Path) -> str | None:
-    """Open a weight file and explain what went wrong, if anything."""
-    from pickle import UnpicklingError
-
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt"):
-                return None
-        torch.load(path, map_location="meta", weights_only=True)
-    except UnpicklingError:
-        return "it is damaged, or holds something other than tensors, which is never loaded."
-    except (OSError, EOFError, RuntimeError, SafetensorError) as error:
-        return f"{first_lines(error)} It is damaged or incomplete; copy it again."
-    return None
+def _files_of_index(index: Path, suffix: str) -> list[str]:
+    """Return the files that an index names; each is a plain file name beside it."""
+    weight_map = read_json_object(index, remedy=REMEDY).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{index}: weight_map is {str(weight_map)[:60]}, expected the file of every tensor. "
+            f"{REMEDY}"
+        )
+    for tensor, name in weight_map.items():
+        is_plain = isinstance(name, str) and re.fullmatch(r"[^/\\\0]+", name)
+        if not is_plain or Path(name).suffix != suffix:
+            raise CheckpointError(
+                f"{index}: {tensor[:80]} is in {str(name)[:80]!r}, expected the name of a {suffix} "
+                f"file in the same folder. {REMEDY}"
+            )
+    return sorted(set(weight_map.values()))
 
 
 def first_lines(error: BaseException) -> str:
     """Return the first paragraph of a message, which in transformers holds the cause."""
     first = " ".join(str(error).strip().split("\n\n")[0].split())
+    if len(first) > MAX_CHARACTERS:
+        first = f"{first[:MAX_CHARACTERS]} ..."
     return (first or type(error).__name__).rstrip(".") + "."
 
 
-def read_bin(file: Path, *, map_location: str = "cpu", mmap: bool = False) -> dict[str, "Tensor"]:
-    """Read a `.bin` file of weights; torch refuses to run code that it may hold.
+def read_saved(file: Path, *, map_location: str = "cpu", mmap: bool = False) -> Any:
+    """Read what `torch.save` wrote; torch refuses to run code that it may hold.
 
     Args:
-        file: what `torch.save` wrote.
+        file: the file.
         map_location: "meta" reads names, shapes and dtypes alone.
         mmap: read only what is used.
 
     Raises:
-        CheckpointError: the file is damaged, or holds something other than tensors by name.
+        CheckpointError: the file is damaged, or holds something other than plain values.
     """
+    from pickle import UnpicklingError
+
     import torch
 
     try:
-        content = torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+        mmap = mmap and zipfile.is_zipfile(file)  # not so before torch 1.6
+        return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
     except Exception as error:  # torch has no common base class for the errors of a damaged file
+        held = f" ({file.stat().st_size} bytes)" if file.is_file() else ""
+        why = "it holds something other than tensors, which is never loaded."
+        if not isinstance(error, UnpicklingError):
+            why = first_lines(error)
         raise CheckpointError(
-            f"{file}: damaged, half written, or not plain weights ({error}). Use an earlier "
-            "checkpoint, or copy the file again."
+            f"{file}{held} cannot be read: {why} It is damaged or incomplete; copy it again, or "
+            "use an earlier checkpoint."
         ) from None
+
+
+def read_bin(file: Path, *, map_location: str = "cpu", mmap: bool = False) -> dict[str, "Tensor"]:
+    """Read a `.bin` file of weights.
+
+    Args:
+        file, map_location, mmap: as for `read_saved`.
+
+    Raises:
+        CheckpointError: as `read_saved`, or the file holds something other than tensors by name.
+    """
+    import torch
+
+    content = read_saved(file, map_location=map_location, mmap=mmap)
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{file}: expected tensors by name, got a {type(content).__name__}. Use the file that "
             "holds the weights."
         )
-    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    return {
+        name: value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }

@@ -16,15 +16,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune import machine
+from glmtune.model.card import verify
+from glmtune.model.config_file import (
+    CONFIG,
+    TOKENIZER_CONFIG,
+    check_generation_file,
+    check_tokenizer_files,
+    why_no_tokenizer,
+)
 from glmtune.model.files import (
     NANO,
-    check_all_loaded,
     checked_name,
     explain_config_error,
-    find_damaged_file,
     first_lines,
     locate,
 )
+from glmtune.model.fingerprint import folder_of, remember
 from glmtune.model.quantization import (
     Quantization,
     copy_mapped_weights,
@@ -32,6 +39,7 @@ from glmtune.model.quantization import (
     quantization_config,
     quantize_to_nf4,
 )
+from glmtune.model.stored import check_all_loaded, check_stored
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +64,7 @@ def load_config(name: str | Path) -> "PreTrainedConfig":
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except StrictDataclassError as error:  # which wraps the error of the configuration's own check
         raise CheckpointError(f"{name}: {first_lines(error.__cause__ or error)}") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # each family reads its own keys, and any of them may be wrong
         raise CheckpointError(f"{name}: {explain_config_error(name, error)}") from error
     return config
 
@@ -74,16 +82,20 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
 
     import glmtune.auto  # noqa: F401  # registers ChatGLM
 
-    if (Path(locate(name)) / "tokenizer_config.json").is_file():
+    folder = Path(locate(name))
+    if (folder / TOKENIZER_CONFIG).is_file() and not (folder / CONFIG).is_file():
         name, config = locate(name), None  # an adapter folder has no config.json
     else:
         config = load_config(name)
         name = checked_name(name)
+    check_tokenizer_files(folder)
+    if (why := why_no_tokenizer(folder)) is not None:
+        raise CheckpointError(f"there is no tokenizer: {why}")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, config=config, trust_remote_code=False
         )
-    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
+    except Exception as error:  # of files that transformers, tokenizers and SentencePiece read
         raise CheckpointError(
             f"{name}: the tokenizer cannot be read: {first_lines(error)} "
             "ChatGLM needs tokenizer.model in the folder of the model."
@@ -116,10 +128,10 @@ def load_shapes(
             built: PreTrainedModel = build(
                 config, dtype=dtype, attn_implementation=attn_implementation
             )
-        except ValueError as error:
+        except Exception as error:  # whatever the network makes of numbers that do not fit
             raise CheckpointError(
                 f"{name}: model_type {config.model_type!r} is not a causal language model "
-                f"that transformers knows: {error}"
+                f"that transformers knows: {first_lines(error)}"
             ) from error
     built.eval()  # type: ignore[no-untyped-call]
     return built
@@ -132,6 +144,7 @@ def load_model(
     device_map: Any = None,
     attn_implementation: str = "sdpa",
     quantization: Any = None,
+    is_read_later: bool = False,
 ) -> "PreTrainedModel":
     """Read a causal language model, in evaluation mode.
 
@@ -142,21 +155,26 @@ def load_model(
             only the configuration is read, and nothing is quantized.
         attn_implementation: a name that transformers knows.
         quantization: a configuration of transformers that quantizes each weight as it is read.
+        is_read_later: leave mapped weights unread; whoever reads them checks that they are finite.
 
     Raises:
         CheckpointError: as for `load_config`; or a file is missing or damaged, the checkpoint
-            lacks a tensor or has one of another shape; or the attention cannot be used here.
+            lacks a tensor, has one of another shape or one that is not finite; or the attention
+            cannot be used here.
     """
-    from pickle import UnpicklingError
-
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+
+    from glmtune.kernels.finite import check_finite
 
     if device_map == "meta":
         return load_shapes(name, dtype=dtype, attn_implementation=attn_implementation)
     config = load_config(name)
     _check_attention(name, config, attn_implementation)
     asked, name = os.fspath(name), checked_name(name)
+    if (folder := Path(name)).is_dir():
+        check_generation_file(folder)
+        check_stored(folder, config)
+        verify(folder)
     read: Any = AutoModelForCausalLM.from_pretrained
     try:
         model, loading_info = read(
@@ -176,10 +194,13 @@ def load_model(
             "In a recipe use model.attn_implementation=packed, which needs nothing more. Use sdpa "
             "in Python."
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
-        reason = find_damaged_file(Path(name)) or first_lines(error)
-        raise CheckpointError(f"{name}: {reason}") from error
+    except Exception as error:  # the headers fit, so this is the machine or another family
+        raise CheckpointError(f"{name}: {first_lines(error)}") from error
     check_all_loaded(name, loading_info)
+    if not is_read_later:
+        check_finite(name, dict(model.named_parameters()))
+    if (source := folder_of(name)) is not None:
+        remember(model, source)
     loaded: PreTrainedModel = model
     if asked == NANO:  # so that an adapter records this name, not a local path
         loaded.name_or_path = loaded.config._name_or_path = asked
@@ -237,6 +258,7 @@ def load_frozen_model(
             dtype="auto" if compute else stored,  # in the stored dtype weights stay memory-mapped
             device_map=device_map,
             attn_implementation=attn_implementation,
+            is_read_later=compute is not None,
         )
     if compute == "int8":
         quantize(model, stored)
@@ -304,6 +326,7 @@ def _load_quantized(
         device_map=device_map,
         attn_implementation=attn_implementation,
         quantization=None if is_mapped_nf4 else packing,
+        is_read_later=is_mapped_nf4,
     )
     if is_mapped_nf4:
         quantize_to_nf4(model, packing, dtype)

@@ -9,6 +9,7 @@ value that is not finite is written as null, since JSON has no such number.
 """
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -18,7 +19,12 @@ from typing import Any
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, write_atomically
 
+logger = logging.getLogger(__name__)
+
 METRICS = "metrics.jsonl"  # in the output folder
+MAX_LINE_BYTES = 2**20
+MAX_STEP = 2**53
+MAX_NUMBER = 1e100  # far beyond float32, and near enough for the arithmetic of a chart
 
 
 class MetricsFile:
@@ -53,13 +59,47 @@ def _line(values: Mapping[str, Any]) -> str:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a metrics file, up to one that an interrupt left incomplete."""
+    """Read the lines of a metrics file.
+
+    The last line may be incomplete after an interrupt, and is left out. Any other line that is not
+    an object of numbers is left out with a warning: it was edited, or the disk is damaged.
+
+    Raises:
+        OutputError: the file cannot be read.
+    """
     if not path.is_file():
         return []
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+    lines: list[dict[str, Any]] = []
+    waiting = ""  # a complaint, which is dropped if nothing follows
+    try:
+        with path.open("rb") as file:
+            for number, stored in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), 1):
+                if waiting:
+                    logger.warning("%s", waiting)
+                line, waiting = _parse(stored), ""
+                if line is not None:
+                    lines.append(line)
+                elif stored.strip():
+                    waiting = f"{path}:{number}: this is not a line of metrics; it is left out"
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be read: {error.strerror or error}.") from None
     return lines
+
+
+def _parse(stored: bytes) -> dict[str, Any] | None:
+    """Parse a line: an object of numbers that float64 can hold, or null, by name, with a step."""
+    try:
+        line = json.loads(stored.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict):
+        return None
+    step = line.get("step")
+    if type(step) is not int or not 0 <= step <= MAX_STEP:
+        return None
+    for name, value in line.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            line[name] = None
+        elif value is not None and (type(value) not in (int, float) or abs(value) > MAX_NUMBER):
+            return None
+    return line

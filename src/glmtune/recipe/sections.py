@@ -24,7 +24,7 @@ from glmtune.recipe.numbers import (
     Whole,
     Words,
 )
-from glmtune.recipe.sources import SourceSection, Sources, SourcesOrNone
+from glmtune.recipe.sources import Sources, SourceSection, SourcesOrNone
 
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4_000  # of a name and of a path, for a file system
 

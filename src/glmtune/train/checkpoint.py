@@ -20,13 +20,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from glmtune.errors import CheckpointError
-from glmtune.files import sha256_of_file, written_folder
+from glmtune.errors import CheckpointError, GlmtuneError
+from glmtune.files import read_json_as, read_json_object, sha256_of_file, written_folder
 from glmtune.methods import method
+from glmtune.model.files import first_lines, read_saved
 from glmtune.template.base import Template
 from glmtune.train.engines.engine import Collected, Engine
 from glmtune.train.engines.plain import OPTIMIZER
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
 STATE = "trainer_state.json"
+EARLIER = "Delete this checkpoint, so that the run resumes from the one before it."
 
 
 @dataclass(slots=True)
@@ -48,6 +50,8 @@ class TrainerState:
         replayed_rows: general rows that were mixed in so far.
         skipped_steps: that changed nothing, since a gradient did not fit float16.
     """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     step: int = 0
     identity: dict[str, str] = field(default_factory=dict)
@@ -127,8 +131,8 @@ def _checksums(folder: Path) -> dict[str, str]:
 def damage(folder: Path) -> str | None:
     """Describe what is wrong with a checkpoint; None when it is intact."""
     try:
-        expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        expected = read_json_object(folder / CHECKSUMS)
+    except CheckpointError as error:
         return f"its {CHECKSUMS} cannot be read ({error})"
     found = _checksums(folder)
     for name, digest in expected.items():
@@ -163,21 +167,37 @@ def newest_intact_checkpoint(output: Path) -> Path | None:
 
 
 def load_state(folder: Path) -> TrainerState:
-    """Read the state of the loop from a checkpoint."""
-    return TrainerState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+    """Read the state of the loop from a checkpoint.
+
+    Raises:
+        CheckpointError: the file is damaged, or a value has another type.
+    """
+    return read_json_as(folder / STATE, TrainerState, remedy=EARLIER)[0]
 
 
 def restore_checkpoint(folder: Path, engine: Engine) -> None:
     """Restore optimizer, learning rate, loss scale and this process's random generators.
 
     The weights are restored before, by `method.restore`, since the engine may shard them.
+
+    Raises:
+        CheckpointError: a file is damaged, or is of another run.
     """
-    engine.restore(folder)
-    engine.scheduler.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
-    if engine.scaler.is_enabled():
-        engine.scaler.load_state_dict(torch.load(folder / "scaler.pt", weights_only=True))
-    states = torch.load(folder / "rng_state.pth", weights_only=True)
-    restore_random_state(states[engine.processes.process_index])
+    scaler = read_saved(folder / "scaler.pt") if engine.scaler.is_enabled() else None
+    try:
+        engine.restore(folder)
+        engine.scheduler.load_state_dict(read_saved(folder / "scheduler.pt"))
+        if scaler is not None:
+            engine.scaler.load_state_dict(scaler)
+        states = read_saved(folder / "rng_state.pth")
+        restore_random_state(states[engine.processes.process_index])
+    except GlmtuneError:
+        raise
+    except Exception as error:  # torch takes these states apart without checking them
+        raise CheckpointError(
+            f"{folder}: optimizer, learning rate or random generators cannot be restored "
+            f"({type(error).__name__}: {first_lines(error)}) {EARLIER}"
+        ) from error
 
 
 def prune_checkpoints(output: Path, limit: int | None, keep: int | None) -> None:

@@ -7,12 +7,15 @@ from pathlib import Path
 from glmtune.data.store import EncodedData
 from glmtune.errors import CheckpointError
 from glmtune.files import sha256_of_text
-from glmtune.recipe.recipe import RunRecipe
+from glmtune.model.fingerprint import fingerprint_of, folder_of
+from glmtune.recipe.recipe import PretrainRecipe, RunRecipe
 from glmtune.template.base import Template
 from glmtune.train.checkpoint import TrainerState
 
 Identity = dict[str, tuple[str, ...]]
 """By name: the value to record, then those that earlier releases recorded for the same thing."""
+
+NOT_RECORDED = ""  # stands for the value of an item that a checkpoint does not have
 
 # These change what is written, not what is learned.
 NOT_DECISIVE = ("logging_steps", "save_strategy", "save_steps", "save_total_limit", "use_cpu")
@@ -37,7 +40,16 @@ def identify(
     identity["training data"] = _identify_data(examples)
     identity["held-out data"] = _identify_data(eval_examples)
     identity["processes"] = (str(num_processes),)
+    identity |= _identify_base(recipe)
     return identity
+
+
+def _identify_base(recipe: RunRecipe) -> Identity:
+    """Identify the weights that a run starts from, of which earlier releases recorded nothing."""
+    if isinstance(recipe, PretrainRecipe) and recipe.model.config:
+        return {}  # a new model, by the seed
+    folder = folder_of(recipe.model.name_or_path)
+    return {} if folder is None else {"base": (fingerprint_of(folder), NOT_RECORDED)}
 
 
 def _identify_data(examples: EncodedData) -> tuple[str, ...]:
@@ -64,7 +76,7 @@ def check_identity(
     changed = [
         f"{name} (was {state.identity.get(name, 'nothing')}, now {values[0]})"
         for name, values in identity.items()
-        if state.identity.get(name) not in values
+        if state.identity.get(name, NOT_RECORDED) not in values
     ]
     if changed:
         raise CheckpointError(

@@ -21,6 +21,7 @@ from typing import Any
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, write_atomically, written_folder
 from glmtune.methods import method
+from glmtune.model.card import seal
 from glmtune.prove.card import render_card
 from glmtune.prove.folder_card import README, run_facts
 from glmtune.prove.metrics import METRICS, MetricsFile, cut_metrics, read_metrics
@@ -107,6 +108,7 @@ def publish(
     with written_folder(output / "adapter") as partial:
         method.save(model, partial, template)
         tokenizer.save_pretrained(str(partial))
+        seal(partial)
         (partial / README).write_text(render_card(facts), encoding="utf-8")
     finished = output / "adapter"
     names = sorted(path.name for path in finished.iterdir())

@@ -8,6 +8,7 @@ An adapter folder alone is enough: it names its base, and `glmtune.json` names i
 """
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from glmtune.conversation import Message
 from glmtune.errors import CheckpointError
 from glmtune.methods import method
 from glmtune.methods.adapter_folder import CARD, check_template, load_card
+from glmtune.model.files import check_path
 from glmtune.model.load import load_frozen_model, load_tokenizer
 from glmtune.recipe.choices import LAYOUTS, Layout
 from glmtune.template.base import Template
@@ -135,7 +137,8 @@ def base_of(folder: Path, *, advice: str = "") -> str:
     advice = advice or f"Name it: glmtune chat MODEL --adapter {folder}."
     if not base:
         raise CheckpointError(f"{folder}: the adapter does not name its base model. {advice}")
-    if Path(base).expanduser().is_dir():
+    check_path(base)
+    if Path(os.path.expanduser(base)).is_dir():
         return base
     *parents, name = re.split(r"[\\/]+", base.rstrip("\\/"))
     is_hub_id = len(parents) == 1 and "\\" not in base and not base.startswith((".", "/", "~"))

@@ -17,6 +17,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 GLM4_PADDED_VOCAB_SIZE = 151552  # every GLM-4 9B has it, and no ChatGLM
+MAX_LAYERS = 1000
+MAX_SIZE = 2**24  # of a dimension or the vocabulary; larger ones are damage, and exhaust memory
+MAX_CONTEXT = 2**31
 
 
 @strict
@@ -159,6 +162,7 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
                 "(an -int4 checkpoint), which cannot be loaded or trained. "
                 "Use the checkpoint in half precision, such as chatglm3-6b."
             )
+        self._check_bounds()
         for name, published in _PUBLISHED_VALUES.items():
             if (found := getattr(self, name)) != published:
                 raise ValueError(
@@ -171,6 +175,35 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
                 f"num_attention_heads is {self.num_attention_heads}, which is not a multiple of "
                 f"multi_query_group_num {self.num_key_value_heads}: every key and value head "
                 "must serve as many query heads."
+            )
+
+    def _check_bounds(self) -> None:
+        """Refuse numbers of which no network can be made, before anything is allocated."""
+        sizes = dict.fromkeys(_SIZES, (1, MAX_SIZE))
+        sizes |= {"num_layers": (1, MAX_LAYERS), "seq_length": (1, MAX_CONTEXT)}
+        if self.pre_seq_len is not None:
+            sizes["pre_seq_len"] = (0, MAX_SIZE)
+        for name, (least, most) in sizes.items():
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, expected {least} to {most:,}. Check that "
+                    "config.json belongs to these weights."
+                )
+        for name, limit in (("layernorm_epsilon", 1), ("rope_ratio", MAX_ROPE_RATIO)):
+            if not 0 < getattr(self, name) <= limit:  # also false for NaN
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, expected a number above 0 and up to "
+                    f"{limit:,}. Published are layernorm_epsilon 1e-5 and rope_ratio 1 to 500."
+                )
+        for name in ("hidden_dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, expected a share of 0 or more and below 1."
+                )
+        if self.kv_channels % 4:
+            raise ValueError(
+                f"kv_channels is {self.kv_channels}, expected a multiple of 4: half of a head is "
+                "rotated, in pairs."
             )
 
     @property
@@ -186,6 +219,11 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             self.multi_query_attention, self.multi_query_group_num = True, value
 
 
+MAX_ROPE_RATIO = 1_000_000
+_SIZES = (
+    *("padded_vocab_size", "hidden_size", "ffn_hidden_size", "kv_channels"),
+    *("num_attention_heads", "multi_query_group_num"),
+)
 _PUBLISHED_VALUES = {
     "rmsnorm": True,
     "post_layer_norm": True,

@@ -126,6 +126,7 @@ def _linear(name: str, inputs: int, outputs: int, bias: bool) -> Iterator[tuple[
 
 # ---- the keys of config.json -------------------------------------------------------------
 
+MAX_LAYERS, MAX_SIZE, MAX_CONTEXT, MAX_ROPE_RATIO = 1000, 2**24, 2**31, 1_000_000
 GLM4_PADDED_VOCAB_SIZE = 151552  # every GLM-4 9B has it, and no ChatGLM
 PUBLISHED_VALUES = {  # others are not implemented
     "rmsnorm": True,
@@ -157,7 +158,11 @@ _Check = Callable[[Any], bool]
 
 
 def _is_size(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value <= MAX_SIZE
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1
 
 
 def _is(expected: bool) -> _Check:
@@ -185,16 +190,17 @@ def _is_dtype(value: Any) -> bool:
 
 
 _IS_VALID: Mapping[str, _Check] = {
-    **dict.fromkeys(
-        ("num_layers", "padded_vocab_size", "hidden_size", "ffn_hidden_size", "kv_channels"),
-        _is_size,
-    ),
-    **dict.fromkeys(("num_attention_heads", "seq_length", "multi_query_group_num"), _is_size),
+    **dict.fromkeys(("padded_vocab_size", "hidden_size", "ffn_hidden_size"), _is_size),
+    **dict.fromkeys(("num_attention_heads", "multi_query_group_num"), _is_size),
+    "num_layers": lambda value: _is_size(value) and value <= MAX_LAYERS,
+    "kv_channels": lambda value: _is_size(value) and value % 4 == 0,
+    "seq_length": lambda value: type(value) is int and 0 < value <= MAX_CONTEXT,
     **dict.fromkeys(("add_bias_linear", "add_qkv_bias", "multi_query_attention"), _is_switch),
     **dict.fromkeys(("bias_dropout_fusion", "prefix_projection", "original_rope"), _is_switch),
     **dict.fromkeys(("apply_query_key_layer_scaling", "attention_softmax_in_fp32"), _is_switch),
     **dict.fromkeys(("use_cache", "interleaved_qkv"), _is_switch),
-    **dict.fromkeys(("hidden_dropout", "attention_dropout", "layernorm_epsilon"), _is_number),
+    **dict.fromkeys(("hidden_dropout", "attention_dropout"), _is_share),
+    "layernorm_epsilon": lambda value: _is_number(value) and 0 < value <= 1,
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), _is_id),
     **dict.fromkeys(("dtype", "torch_dtype"), _is_dtype),
     **dict.fromkeys(("model_type", "transformers_version", "_name_or_path"), _is_text),
@@ -206,5 +212,5 @@ _IS_VALID: Mapping[str, _Check] = {
     "pre_seq_len": lambda value: value is None or _is_size(value),
     "quantization_bit": lambda value: type(value) is int and value == 0,
     "rope_interpolation": lambda value: value is None or _is_switch(value),
-    "rope_ratio": lambda value: _is_number(value) and value > 0,
+    "rope_ratio": lambda value: _is_number(value) and 0 < value <= MAX_ROPE_RATIO,
 }

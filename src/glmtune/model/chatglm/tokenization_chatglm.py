@@ -66,6 +66,13 @@ _HAVE_NO_EFFECT = ("split_special_tokens", "sanitize_control_tokens")
 _CUT_A_SINGLE_TEXT = (TruncationStrategy.LONGEST_FIRST, TruncationStrategy.ONLY_FIRST)
 
 
+def _as_token(token: Any) -> Any:
+    """Make a token of an object of special_tokens_map.json, which transformers leaves a dict."""
+    if not isinstance(token, dict):
+        return token
+    return AddedToken(**{**token, "special": True})
+
+
 # Not derived from transformers' SentencePieceBackend, of which only a method of one line would fit:
 # it matches special tokens in text, joins bytes without decoding them, copies the vocabulary from a
 # path instead of memory, and adds keys to tokenizer_config.json.
@@ -99,6 +106,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         kwargs["added_tokens_decoder"] = self._check_added(kwargs.get("added_tokens_decoder", {}))
         for name in ("chat_template", "auto_map"):
             kwargs.pop(name, None)
+        for name in ("additional_special_tokens", "extra_special_tokens"):
+            if isinstance(tokens := kwargs.get(name), list):
+                kwargs[name] = [_as_token(token) for token in tokens]
         kwargs.setdefault("eos_token", self.sp_model.id_to_piece(self.sp_model.eos_id()))
         kwargs.setdefault("unk_token", self.sp_model.id_to_piece(self.sp_model.unk_id()))
         kwargs.setdefault("pad_token", kwargs["unk_token"])

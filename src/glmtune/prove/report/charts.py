@@ -20,6 +20,8 @@ from glmtune.units import number
 SIZE = 1000  # of the square that the paths are in
 MAX_LINES = 3000  # of metrics that are drawn; a screen has no more columns
 TEXT_WIDTH, TEXT_HEIGHT = 60, 8  # of a curve in a terminal, in characters
+TINY = 1e-9  # relative difference of two values that are drawn as one
+SMALLEST_STEP = 1e-290  # of an axis; below it powers of ten lose their digits
 SMALLEST = 1e-6  # value that a logarithmic curve can show
 
 Line = Mapping[str, Any]
@@ -223,7 +225,7 @@ def _round_axis(low: float, high: float) -> tuple[float, float, list[float]]:
     """Choose round numbers that enclose the values; from 0 where the values come near it."""
     if 0 <= low < high / 2:
         low = 0.0
-    if high <= low:
+    if high - low <= TINY * max(abs(low), abs(high)):  # no ticks fit between them
         low, high = low - (abs(low) / 2 or 1), high + (abs(high) / 2 or 1)
     step = _round_step((high - low) / 4)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -232,7 +234,7 @@ def _round_axis(low: float, high: float) -> tuple[float, float, list[float]]:
 
 
 def _round_step(rough: float) -> float:
-    scale: float = 10.0 ** math.floor(math.log10(rough))
+    scale: float = 10.0 ** math.floor(math.log10(max(rough, SMALLEST_STEP)))
     return next(factor * scale for factor in (1, 2, 2.5, 5, 10) if factor * scale >= rough * 0.999)
 
 

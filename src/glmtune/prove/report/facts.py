@@ -7,7 +7,7 @@ back loads neither torch nor transformers.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +21,9 @@ from glmtune.prove.proof import PROOFS, Proof
 from glmtune.units import GIB
 
 FACTS = "report.json"
+MAX_BYTES = 256 * 2**20  # of the file; lint may have many findings
+Count = Annotated[int, Field(ge=0, le=2**63)]
+Seconds = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 
 
 def library_versions() -> dict[str, str]:
@@ -72,10 +75,10 @@ class ReportFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     is_finished: bool | None = None
-    num_steps: int | None = None
-    seconds: float | None = None
-    num_trainable: int | None = None
-    num_parameters: int | None = None
+    num_steps: Count | None = None
+    seconds: Seconds | None = None
+    num_trainable: Count | None = None
+    num_parameters: Count | None = None
     template: Mapping[str, str] | None = None
     template_fingerprint: str | None = None
     data_fingerprint: str | None = None
@@ -83,9 +86,9 @@ class ReportFacts(BaseModel):
     data: EncodeReport | None = None
     held_out: EncodeReport | None = None
     replay: EncodeReport | None = None
-    num_train_rows: int | None = None
-    num_replayed_rows: int | None = None
-    num_held_out_rows: int | None = None
+    num_train_rows: Count | None = None
+    num_replayed_rows: Count | None = None
+    num_held_out_rows: Count | None = None
     lint: tuple[Mapping[str, Any], ...] | None = None
     example: ShownRow | None = None
     proofs: tuple[Proof, ...] = ()
@@ -135,9 +138,11 @@ def read_facts(output: Path, recipe_text: str) -> tuple[ReportFacts, str]:
     if not path.is_file():
         return NO_FACTS, f"The folder has no {FACTS}, where a run records facts for its report."
     try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ValueError(f"it has {size:,} bytes")
         content = _FactsFile.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError) as error:  # a ValidationError is a ValueError
+        reason = _first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise OutputError(
             f"{path}: expected the JSON that `glmtune train` wrote, but: {reason}. "
             "Restore the file, or delete it to make a report from the other files."
@@ -145,3 +150,9 @@ def read_facts(output: Path, recipe_text: str) -> tuple[ReportFacts, str]:
     if content.recipe_sha256 != sha256_of_text(recipe_text):
         return NO_FACTS, f"The {FACTS} in the folder belongs to a run with another recipe."
     return content.facts, ""
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else problem["msg"]

@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from glmtune.model.files import read_saved
 from glmtune.recipe.sections import TrainingSection
 from glmtune.train.engines.engine import Collected, NonFiniteGradientError, StepOutcome
 from glmtune.train.optimizer import make_optimizer, make_scheduler
@@ -110,7 +110,7 @@ class PlainEngine:
 
     def restore(self, checkpoint: Path) -> None:
         """Load the optimizer's state."""
-        self._load_optimizer(torch.load(checkpoint / OPTIMIZER, weights_only=True))
+        self._load_optimizer(read_saved(checkpoint / OPTIMIZER))
 
     def _load_optimizer(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state)

@@ -20,10 +20,10 @@ import torch
 from glmtune import machine
 from glmtune.data.batches import MicroBatch
 from glmtune.errors import CheckpointError, DataError, RecipeError
-from glmtune.inspect.checkpoint import stored_tensors
 from glmtune.model.files import locate, weight_files
 from glmtune.model.layers import decoder_layers
 from glmtune.model.load import load_config
+from glmtune.model.stored import stored_tensors
 from glmtune.objective.next_token import next_token_loss
 from glmtune.recipe.methods import (
     FreezeSection,
