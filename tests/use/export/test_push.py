@@ -16,6 +16,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from glmtune.errors import OutputError
+from glmtune.model.card import read_card, verify, write_card
+from glmtune.model.fingerprint import Fingerprint
 from glmtune.prove.card import find_paths, without_paths
 from glmtune.recipe.reading import build_recipe
 from glmtune.use.export.push import Package, check_repo, pack
@@ -79,6 +81,26 @@ def test_the_base_is_named_by_its_hub_id_and_the_file_at_home_stays(run_folder: 
     assert json.loads(changed["adapter_config.json"])["base_model_name_or_path"] == BASE
     assert f"name_or_path: {BASE}" in changed["recipe.yaml"]
     assert (run_folder / "adapter_config.json").read_text() == before
+
+
+def test_a_published_folder_agrees_with_the_checksums_in_its_card(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    write_card(
+        run_folder, {"family": "chatglm3"}, "0" * 64, ("/home/me/m", Fingerprint({}, "", {}))
+    )
+    published = tmp_path / "published"
+    published.mkdir()
+
+    for each in packed(run_folder).uploads:
+        content = each.path.read_bytes() if each.text is None else each.text.encode()
+        (published / each.name).write_bytes(content)
+
+    assert verify(published, whole=True) == 3
+    card = read_card(published)
+    assert card is not None
+    assert card.base is not None
+    assert card.base.name == BASE
 
 
 def test_no_published_text_names_a_path_of_this_machine(run_folder: Path) -> None:

@@ -23,6 +23,8 @@ from typing import Any, Literal
 import yaml
 
 from glmtune.errors import OutputError
+from glmtune.files import sha256_of_text
+from glmtune.model.card import CARD
 
 Hub = Literal["hf", "modelscope"]
 ShortenPaths = Callable[[Any], Any]
@@ -44,7 +46,7 @@ PUBLISHED = (
     "chat_template.jinja",
     "vocab.json",
     "merges.txt",
-    "glmtune.json",
+    CARD,
     "export.json",
     "Modelfile",
     "LICENSE*",
@@ -123,6 +125,7 @@ def pack(
     for name in published:
         if name != CARD_FILE:
             uploads.append(_upload(folder / name, base, shorten))
+    _seal(uploads)
     _refuse_paths(uploads, find_paths)
     folders = (f"{path.name}/" for path in sorted(folder.iterdir()) if path.is_dir())
     left_out = [*(name for name in names if not _is_published(name)), *folders]
@@ -160,7 +163,24 @@ def _with_base(name: str, tree: Any, base: str | None) -> Any:
         return {**tree, "base_model_name_or_path": base}
     if name == "recipe.yaml" and isinstance(tree.get("model"), Mapping):
         return {**tree, "model": {**tree["model"], "name_or_path": base}}
+    if name == CARD and isinstance(tree.get("base"), Mapping):
+        return {**tree, "base": {**tree["base"], "name": base}}
     return tree
+
+
+def _seal(uploads: list[Upload]) -> None:
+    """Put the checksums of changed texts into the card that records them."""
+    texts = {each.name: each.text for each in uploads if each.text is not None}
+    for index, upload in enumerate(uploads):
+        if upload.name != CARD:
+            continue
+        content = json.loads(_read(upload.path) if upload.text is None else upload.text)
+        recorded = content.get("files") if isinstance(content, dict) else None
+        changed = [name for name in recorded or () if name in texts]
+        if changed:
+            files = {**content["files"], **{name: sha256_of_text(texts[name]) for name in changed}}
+            text = json.dumps({**content, "files": files}, ensure_ascii=False, indent=2) + "\n"
+            uploads[index] = Upload(upload.name, upload.path, text)
 
 
 def _read(path: Path) -> str:
