@@ -101,7 +101,7 @@ def find_nothing_learned(conversation: Conversation) -> Fault | None:
     """Find a row whose answers are all marked as not learned; training leaves it out."""
     if any(map(is_learned, conversation)):
         return None
-    why = "every answer is marked as not learned"
+    why = "every answer is marked as not learned, by loss flags or by a label that is false"
     return Fault("warning", why, _question(conversation))
 
 
