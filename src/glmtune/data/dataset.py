@@ -105,6 +105,7 @@ class Dataset:
             DataError: a file cannot be used at all, or has no known format.
         """
         columns, roles = self._options.columns, self._options.roles
+        masks_history = self._options.mask_history
         for file, rows in groupby(rows_in_place(self._sources), key=lambda row: row.file):
             while isinstance(first := next(rows, None), BadRow):
                 yield first
@@ -124,12 +125,10 @@ class Dataset:
                     yield error.bad
                 else:
                     scan.note(row, self.notes)
-                    yield Entry(row, format, self._learned(value))
+                    yield Entry(row, format, self._masked(value) if masks_history else value)
 
-    def _learned(self, value: T) -> T:
-        """Leave only the last answer of each conversation to be learned, if that is asked for."""
-        if not self._options.mask_history:
-            return value
+    def _masked(self, value: T) -> T:
+        """Leave only the last answer of each conversation to be learned."""
         if isinstance(value, Conversation):
             return cast("T", without_history(value))
         if isinstance(value, tuple) and all(isinstance(side, Conversation) for side in value):

@@ -9,7 +9,7 @@ the layout of the official preprocessor (spec section 9.2). `tools` on a system 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, cast
 
 from glmtune.conversation import (
@@ -40,6 +40,8 @@ from glmtune.data.formats.values import (
 from glmtune.data.rows import Row
 from glmtune.errors import TemplateError
 
+NATIVE = frozenset(("metadata", "tools"))
+"""ChatGLM3's own fields of a message."""
 Items = Iterable[tuple[str, Mapping[str, Any]]]
 """Messages of a row, each with its place, as in `messages[3]`."""
 
@@ -51,7 +53,8 @@ def read_sharegpt(row: Row, roles: Roles) -> Sequence[Message]:
         role = read_role(row, f"{where}.from", item.get("from"), roles, SHAREGPT_ROLES)
         value, where = item.get("value"), f"{where}.value"  # noqa: PLW2901
         message = {"role": role, "content": value, "loss": _loss(row, where, item)}
-        message |= _native(row, where, role, item)
+        if not NATIVE.isdisjoint(item):
+            message |= _native(row, where, role, item)
         if role == "function_call":
             message |= _calls_in(row, where, value)
         elif role != "tool":
@@ -90,8 +93,9 @@ def read_turns(row: Row, turns: Items, roles: Roles, tools: Any = None) -> Seque
             "content": content,
             "tool_call_id": item.get("tool_call_id"),
             "loss": _loss(row, where, item),
-            **_native(row, where, role, item),
         }
+        if not NATIVE.isdisjoint(item):
+            message |= _native(row, where, role, item)
         if role == "function_call":
             message |= _calls_in(row, f"{where}.content", content)
             messages.append(message)
@@ -126,7 +130,7 @@ def announced(row: Row, messages: list[dict[str, Any]], tools: Any) -> list[Mess
         reason = "there are tools beside the messages and others in a system message. Keep one."
         raise bad(row, "tools", reason)
     try:
-        result = read_messages(messages, tools or None)
+        result = list(read_messages(messages, tools or None))
     except TemplateError as error:
         raise bad(row, "", str(error)) from None
     # Results of tools may have moved between calls, but answers keep their order.
@@ -136,10 +140,10 @@ def announced(row: Row, messages: list[dict[str, Any]], tools: Any) -> list[Mess
         if message["role"] == "assistant"
         for flag in [message.get("loss")] * _num_turns(message)
     )
-    return [
-        replace(message, is_learned=next(flags)) if message.role == "assistant" else message
-        for message in result
-    ]
+    for index, message in enumerate(result):
+        if message.role == "assistant" and (flag := next(flags)) is not None:
+            result[index] = replace(message, is_learned=flag)
+    return result
 
 
 def _num_turns(message: Mapping[str, Any]) -> int:
@@ -153,7 +157,7 @@ def _joined_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Each result then comes after its call, which is the only order that ChatGLM3 has.
     """
-    if not any("is_call" in message for message in messages):
+    if not any("is_call" in a and "is_call" in b for a, b in pairwise(messages)):
         return messages
     runs = [list(run) for _, run in groupby(messages, key=_kind_of_turn)]
     result: list[dict[str, Any]] = []

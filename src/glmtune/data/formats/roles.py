@@ -96,7 +96,7 @@ def role_of(role: Any, mine: Roles, known: Mapping[str, str]) -> str | None:
     """Return our role for one of a message; None if it is not known."""
     if not isinstance(role, str):
         return None
-    if role not in mine:
+    if not mine or role not in mine:
         return known.get(role)
     target = mine[role]
     return known.get(target) or _ANY_ROLES.get(target)

@@ -104,6 +104,7 @@ class KeyScan:
         self._known = frozenset(known)
         names = ("conversation",) if format.name == "conversation" else format.messages
         self._messages = [(name, self._column_of[name]) for name in names]
+        self._is_pair = format.is_pair
         self._is_native = format.name == "chatglm3"
         known_keys = _MESSAGE_KEYS[format.style]
         self._message_keys = CHATGLM3_MESSAGE if self._is_native else known_keys
@@ -115,11 +116,14 @@ class KeyScan:
             row: that was read without an error.
             notes: to add to.
         """
-        if self._format.is_pair:
+        if self._is_pair:
             self._note_pair(row, notes)
             return
+        is_plain = row.keys() <= self._known
+        if is_plain and not self._messages:
+            return
         keys: list[str] = []
-        if not row.keys() <= self._known:
+        if not is_plain:
             keys += self._of_row(row)
             if not LABELS.isdisjoint(self._column_of) and self._is_marked_bad(row):
                 notes.num_marked_bad += 1
