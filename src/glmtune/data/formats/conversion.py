@@ -80,11 +80,26 @@ def convert_pair(
 def _convert_side(side: Row, row: Row, name: str, roles: Roles | None) -> tuple[Message, ...]:
     """Read one side of a pair; an error names a column that the row itself has."""
     try:
-        return convert(side, detect([side]), None, roles).messages
+        return convert(side, _side_format(side, row, name), None, roles).messages
     except RowError as error:
         if error.bad.field in row:
             raise
         raise bad(row, name, error.bad.reason, error.bad.check) from error
+
+
+def _side_format(side: Row, row: Row, name: str) -> Format:
+    """Find the format of one side of a pair; a side without one makes the row a bad one."""
+    try:
+        return detect([side])
+    except RowError:
+        raise
+    except DataError:
+        columns = ", ".join(map(repr, side))
+        reason = (
+            f"with this answer the columns are {columns}, which are of no format or of several. "
+            "Expected one question: instruction, prompt, query, question, or messages."
+        )
+        raise bad(row, name, reason) from None
 
 
 def convert_sides(
@@ -149,8 +164,8 @@ def _read_row(
     if columns:
         row = rename(row, columns)
     if format.is_pair:
-        row = sides(row, format.required)[0]
-        format = detect([row])
+        better = sides(row, format.required)[0]
+        row, format = better, _side_format(better, row, format.required[0])
     check_keys(row, format)
     assert format.read is not None
     messages = tuple(format.read(row, roles or {}))

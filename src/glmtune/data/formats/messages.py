@@ -40,6 +40,8 @@ from glmtune.data.formats.values import (
 from glmtune.data.rows import Row
 from glmtune.errors import TemplateError
 
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""Types of a part of a content that has text."""
 NATIVE = frozenset(("metadata", "tools"))
 """ChatGLM3's own fields of a message."""
 Items = Iterable[tuple[str, Mapping[str, Any]]]
@@ -337,7 +339,7 @@ def _joined_parts(row: Row, where: str, parts: list[Any]) -> str:
     texts = []
     for part in parts:
         what = part.get("type", "text") if isinstance(part, dict) else kind(part)
-        if what != "text":
+        if what not in TEXT_PARTS:
             raise bad(row, where, f"a part of type {what!r}; ChatGLM3 reads text alone.")
         texts.append(checked_text(row, f"{where}.text", part.get("text")))
     return "".join(texts)
