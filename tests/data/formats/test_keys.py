@@ -67,6 +67,11 @@ def test_keys_of_messages_are_named_with_the_column_of_the_messages() -> None:
     assert unread(conversations=text) == ["conversations[].x"]
 
 
+def test_a_prompt_that_looks_like_json_is_a_text() -> None:
+    assert unread(prompt='["a"]', completion='[{"b": 1}]') == []
+    assert read(prompt='["a"]', completion='[{"b": 1}]')[0].content == '["a"]'
+
+
 def test_what_a_tool_needs_is_read_and_what_others_have_is_named() -> None:
     call = {"function": {"name": "f", "arguments": "{}"}, "id": "1", "type": "function"}
     result = {"role": "tool", "name": "f", "content": "3", "tool_call_id": "1"}

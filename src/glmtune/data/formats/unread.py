@@ -129,7 +129,7 @@ class KeyScan:
                 notes.num_marked_bad += 1
         for name, column in self._messages:
             value = row.get(column)
-            if isinstance(value, str):
+            if isinstance(value, str) and len(self._messages) == 1:  # as in a CSV file
                 value = _parsed(value)
             if isinstance(value, list):
                 keys += self._of_messages(name, value)
@@ -206,9 +206,7 @@ class KeyScan:
 
 
 def _parsed(value: str) -> Any:
-    """Parse messages that are JSON text; other text, such as a prompt, has no keys."""
-    if not value.lstrip().startswith("["):
-        return None
+    """Parse messages that are JSON text."""
     try:
         return parse_json(value)
     except ValueError:
