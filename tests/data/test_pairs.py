@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TEXTS = {"prompt": "北京", "chosen": "3 度。", "rejected": "不知道。"}
 TURNED = {"messages": MESSAGES, "rejected_response": "不知道。"}
-VALUES = (
+VALUES: tuple[Any, ...] = (
     None, "", "x", 3, False, [], {}, ["x"], [None], {"role": "assistant", "content": "y"},
     [{"role": "assistant", "content": "y", "loss": False}], [{"role": "user"}], MESSAGES,
     [{"from": "gpt", "value": "y"}], "长" * 200,

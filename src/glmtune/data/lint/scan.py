@@ -164,7 +164,7 @@ class Scan:
         why = (
             f"of {num_rows:,} rows none is left to learn from" if num_rows else "there are no rows"
         )
-        place = _Place(", ".join(paths), 1, 0)  # of no row: it is about all of them
+        place = _Place(", ".join(map(str, paths)), 1, 0)  # of no row: it is about all of them
         self._add("nothing-left", place, Fault("error", why, ""), is_usable=False)
 
     def _usable_rows(self, dataset: Dataset, section: DataSection) -> Iterator[_NumberedRow]:
