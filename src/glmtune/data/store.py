@@ -96,7 +96,8 @@ class EncodeReport:
             if count:
                 parts.append(f"{count:,} {'row' if count == 1 else 'rows'} {what}")
         for key, found in self.unread.items():
-            parts.append(f"{key!r} is not read (in {found['rows']:,} rows, first {found['first']})")
+            rows = "1 row" if found["rows"] == 1 else f"{found['rows']:,} rows"
+            parts.append(f"{key!r} is not read (in {rows}, first {found['first']})")
         return "; ".join(parts) + "."
 
     @property
