@@ -26,8 +26,8 @@ FLOOR |= {room: floor for floor, rooms in enumerate(ROOMS, start=1) for room in 
 FLOOR |= {"auto": FLOOR["model"], "__main__": len(ROOMS) + 1}
 # `auto` is the public name of the model's registration, so each may import the other.
 LIMIT_LINES = 600
-# One decoder from top to bottom, and all row formats: one thought each.
-LONG_FILES = {"modeling_chatglm.py", "formats.py"}
+# One decoder from top to bottom: one thought.
+LONG_FILES = {"modeling_chatglm.py"}
 
 
 def imported(path: Path) -> set[str]:

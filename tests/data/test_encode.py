@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tracemalloc
 from itertools import groupby
@@ -15,10 +16,13 @@ from hypothesis import strategies as st
 from tests.data.encoding import ALPACA, LONG, TALK, CountingTemplate, expected, write
 
 from glmtune.data import dataset, json_rows
+from glmtune.data.dataset import Dataset, Entry
 from glmtune.data.encode import EncodeOptions, encode_data, split_data
+from glmtune.data.formats import convert
 from glmtune.data.rows import RowError
 from glmtune.data.store import EncodedData
 from glmtune.errors import DataError
+from glmtune.recipe.sections import DataSection
 from glmtune.template.base import IGNORE, Example
 from glmtune.template.chatglm import ChatGLMTemplate
 
@@ -316,3 +320,33 @@ def test_a_split_by_number_and_other_seeds() -> None:
     assert (len(train), len(held_out)) == (900, 100)
     assert list(held_out) != list(split_data(range(1000), 100, 2)[1])
     assert len(split_data(range(10), 0.001, 0)[1]) == 1
+
+
+def test_with_masked_history_only_the_last_answer_is_learned(
+    tmp_path: Path, template: CountingTemplate
+) -> None:
+    path = write(tmp_path / "rows.json", [TALK])
+    whole = encode_data(path, template, LONG)
+    masked = encode_data(path, template, dataclasses.replace(LONG, mask_history=True))
+
+    [example], [last] = whole, masked
+    assert last.input_ids == example.input_ids
+    learned = [index for index, label in enumerate(last.labels) if label != IGNORE]
+    assert learned == list(range(learned[0], learned[-1] + 1))  # one answer
+    assert 0 < len(learned) < sum(label != IGNORE for label in example.labels)
+    assert last.labels[learned[0] :] == example.labels[learned[0] :]
+    assert masked.key != whole.key
+    # Checkpoints of earlier versions have keys without this option.
+    assert whole.earlier_key == encode_data(path, template, LONG).earlier_key != masked.earlier_key
+
+
+def test_lint_reads_rows_with_masked_history_as_training_does(tmp_path: Path) -> None:
+    turns = [*TALK["conversations"][:4], {"role": "assistant", "content": "完", "loss": False}]
+    path = write(tmp_path / "rows.json", [{"conversations": turns}])
+
+    section = DataSection.model_validate({"train": str(path), "mask_history": True})
+
+    [masked] = Dataset.of(section).read(convert)
+    assert isinstance(masked, Entry)
+    # A remark and what follows it are one answer.
+    assert [message.is_learned for message in masked.value] == [False, False, False, None, False]

@@ -13,7 +13,7 @@ from glmtune.model.fingerprint import fingerprint_of
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import PretrainRecipe, Recipe
 from glmtune.train.checkpoint import TrainerState
-from glmtune.train.identity import NOT_RECORDED, check_identity, identify, recorded
+from glmtune.train.identity import NOT_RECORDED, check_identity, deciding_values, identify, recorded
 
 IDENTITY = {"recipe": ("a",), "training data": ("now", "as an earlier release hashed it")}
 FOLDER = Path("checkpoint-4")
@@ -68,3 +68,20 @@ def test_the_base_is_identified_by_its_weights_and_not_for_a_new_model(
     assert base_of({"name_or_path": str(tmp_path / "copy")}) not in (same, None)
     new = {"name_or_path": str(tmp_path / "copy"), "config": {"num_layers": 2}}
     assert base_of(new, PretrainRecipe) is None
+
+
+def recipe_with(*overrides: str) -> Recipe:
+    tree = {"model": {"name_or_path": "m"}, "data": {"train": "a"}, "output": {"dir": "o"}}
+    return build_recipe(tree, overrides)
+
+
+def test_a_key_that_is_newer_than_a_checkpoint_counts_only_where_it_is_used() -> None:
+    newer = {"training.warmup_steps", "adapter.rank_pattern", "adapter.not_of_this_method"}
+    before = deciding_values(recipe_with(), newer_keys=())
+    del before["training"]["warmup_steps"]
+    del before["adapter"]["rank_pattern"]  # as a release without these keys would have it
+
+    assert deciding_values(recipe_with(), newer) == before
+    used = deciding_values(recipe_with("training.warmup_steps=10"), newer)
+    assert used["training"].pop("warmup_steps") == 10
+    assert used == before

@@ -37,6 +37,7 @@ from glmtune.recipe.choices import BadRows
 
 logger = logging.getLogger(__name__)
 
+NEWER = {"newer": True}  # metadata of an option that keys of earlier versions do not have
 Progress = Callable[[int], None]  # called with the number of rows read so far
 
 
@@ -95,7 +96,7 @@ def encode_sources(
         if source.left_out:
             logger.info("%s", source.left_out)
     before = _stamps(found)
-    decides = [_contents(found), fingerprint, dataclasses.asdict(options)]
+    decides = [_contents(found), fingerprint, _decisive(options)]
     key = _hash_json([*decides, [sha256_of_file(Path(str(module.__file__))) for module in code]])
     folder = _data_cache(cache_dir) / key
     data = _open_cache(folder, opened_as)
@@ -122,6 +123,15 @@ def _data_cache(cache_dir: str | Path | None) -> Path:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         cache_dir = os.environ.get("GLMTUNE_CACHE") or Path(home) / "glmtune"
     return Path(cache_dir).expanduser() / "data"
+
+
+def _decisive(options: StoreOptions) -> dict[str, Any]:
+    """Return the options; newer ones only where they are used, so that earlier keys stay."""
+    values = dataclasses.asdict(options)
+    for each in dataclasses.fields(options):
+        if each.metadata == NEWER and values[each.name] == each.default:
+            del values[each.name]
+    return values
 
 
 def _hash_json(value: Any) -> str:

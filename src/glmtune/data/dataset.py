@@ -13,10 +13,10 @@ position in the stream is the number of a row: bad rows count.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby, islice
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar, cast
 
 from glmtune.conversation import Conversation
-from glmtune.data.formats import Format, check_roles, detect
+from glmtune.data.formats import Format, KeyScan, Notes, check_roles, detect, without_history
 from glmtune.data.rows import BadRow, Row, RowError
 from glmtune.data.sources import Source, find_sources
 from glmtune.recipe.sections import DataSection
@@ -46,6 +46,10 @@ class RowOptions(Protocol):
     def roles(self) -> Mapping[str, str]:
         """Their role -> ours."""
 
+    @property
+    def mask_history(self) -> bool:
+        """Whether only the last answer of a row is learned."""
+
 
 class Entry(NamedTuple, Generic[T]):
     """A row, the format of its file, and what the row was converted to."""
@@ -66,6 +70,7 @@ class Dataset:
     Attributes:
         formats: file -> the name of its format, for the files read so far.
         left_out: what is not read of the sources, a sentence for each that has more.
+        notes: what is to be said of the rows read so far, such as keys that nothing reads.
 
     Raises:
         DataError: `options.roles` maps to a role that does not exist.
@@ -79,6 +84,7 @@ class Dataset:
         check_roles(options.roles)
         self.formats: dict[str, str] = {}
         self.left_out = tuple(source.left_out for source in sources if source.left_out)
+        self.notes = Notes()
         self._sources = sources
         self._options = options
         self._needs_answer = needs_answer
@@ -129,6 +135,8 @@ class Dataset:
         )
         self.formats.setdefault(file, format.name)
         columns, roles = options.columns, options.roles
+        masks_history = self._options.mask_history
+        scan = KeyScan(format, columns, roles)
         for row in chain(head, rows):
             if isinstance(row, BadRow):
                 yield row
@@ -138,7 +146,16 @@ class Dataset:
             except RowError as error:
                 yield error.bad
             else:
-                yield Entry(row, format, value)
+                scan.note(row, self.notes)
+                yield Entry(row, format, self._masked(value) if masks_history else value)
+
+    def _masked(self, value: T) -> T:
+        """Leave only the last answer of each conversation to be learned."""
+        if isinstance(value, Conversation):
+            return cast("T", without_history(value))
+        if isinstance(value, tuple) and all(isinstance(side, Conversation) for side in value):
+            return cast("T", tuple(without_history(side) for side in value))
+        return value  # the prompt and the answer of a prediction
 
 
 class SourceOptions(NamedTuple):

@@ -20,6 +20,17 @@ import glmtune.data.dataset_info
 import glmtune.data.fit
 import glmtune.data.folders
 import glmtune.data.formats
+import glmtune.data.formats.conversion
+import glmtune.data.formats.detection
+import glmtune.data.formats.format
+import glmtune.data.formats.keys
+import glmtune.data.formats.messages
+import glmtune.data.formats.pairs
+import glmtune.data.formats.question_answer
+import glmtune.data.formats.roles
+import glmtune.data.formats.table
+import glmtune.data.formats.unread
+import glmtune.data.formats.values
 import glmtune.data.hubs
 import glmtune.data.json_rows
 import glmtune.data.rows
@@ -33,7 +44,7 @@ import glmtune.template.base
 import glmtune.template.chat_template
 import glmtune.template.chatglm
 from glmtune.conversation import Conversation
-from glmtune.data.cache import Progress, encode_sources
+from glmtune.data.cache import NEWER, Progress, encode_sources
 from glmtune.data.dataset import Dataset, Entry, T, batched, conversation_chars
 from glmtune.data.earlier_keys import CONVERSATIONS_CODE
 from glmtune.data.fit import encode_each, example_of, fit
@@ -67,6 +78,17 @@ CODE = (
     glmtune.data.dataset,
     glmtune.data.fit,
     glmtune.data.formats,
+    glmtune.data.formats.conversion,
+    glmtune.data.formats.detection,
+    glmtune.data.formats.format,
+    glmtune.data.formats.keys,
+    glmtune.data.formats.messages,
+    glmtune.data.formats.pairs,
+    glmtune.data.formats.question_answer,
+    glmtune.data.formats.roles,
+    glmtune.data.formats.table,
+    glmtune.data.formats.unread,
+    glmtune.data.formats.values,
     glmtune.template.base,
     glmtune.template.chatglm,
     glmtune.template.chat_template,
@@ -90,6 +112,7 @@ class EncodeOptions:
         columns: our field -> their column.
         roles: their role -> ours.
         split: of sources that have splits.
+        mask_history: whether only the last answer of a row is learned.
     """
 
     max_length: int
@@ -99,6 +122,7 @@ class EncodeOptions:
     columns: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
     split: str | None = None
+    mask_history: bool = field(default=False, metadata=NEWER)
 
 
 def encode_data(
@@ -214,7 +238,7 @@ def _write_examples(
 ) -> None:
     """Encode all rows of some sources."""
     dataset = Dataset(sources, options)
-    writer.tally.formats = dataset.formats
+    writer.tally.formats, writer.tally.notes = dataset.formats, dataset.notes
     entries = usable_entries(dataset.read(convert), writer)
     for batch in batched(entries, lambda entry: conversation_chars([entry.value])):
         _write_batch(batch, template, options, writer)

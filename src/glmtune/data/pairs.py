@@ -115,7 +115,7 @@ def _write_pairs(
 ) -> None:
     """Encode the pairs of some sources."""
     dataset = Dataset(sources, options)
-    writer.tally.formats = dataset.formats
+    writer.tally.formats, writer.tally.notes = dataset.formats, dataset.notes
     entries = usable_entries(dataset.read(convert_pair), writer)
     for batch in batched(entries, lambda entry: conversation_chars(entry.value)):
         _write_batch(batch, template, options.max_length, writer)

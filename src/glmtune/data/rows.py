@@ -9,6 +9,8 @@ from glmtune.errors import DataError
 from glmtune.recipe.choices import BadRows
 
 EXCERPT_CHARS = 120
+# Of a file of JSON: half of a surrogate pair is written as JSON writes it, \ud83d.
+ESCAPED = "backslashreplace"
 
 # Ids of the lint checks that the readers of rows apply themselves.
 RowCheck = Literal[
@@ -55,6 +57,11 @@ class BadRow:
     check: RowCheck = "unreadable"
     ends_file: bool = False
 
+    def __post_init__(self) -> None:
+        """Escape halves of surrogate pairs, which no file and no terminal accepts."""
+        for name in ("field", "reason", "excerpt"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.message}"
 
@@ -91,9 +98,14 @@ def raise_bad_row(bad: BadRow) -> NoReturn:
     raise RowError(bad)
 
 
+def printable(text: str) -> str:
+    """Escape halves of surrogate pairs, which JSON can contain and UTF-8 cannot."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def excerpt(text: str) -> str:
     """Return the beginning of a text, safe to print and to write to a UTF-8 file."""
-    start = text[: EXCERPT_CHARS + 1].strip().encode(errors="backslashreplace").decode()
+    start = printable(text[: EXCERPT_CHARS + 1].strip())
     return start if len(text) <= EXCERPT_CHARS else start[:EXCERPT_CHARS] + "..."
 
 

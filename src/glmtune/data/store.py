@@ -57,6 +57,8 @@ class EncodeReport:
         max_length: the option.
         formats: the format of each file.
         quarantine: the file that lists the bad rows, if there are any.
+        unread: keys of rows that nothing reads -> how many rows have them, and the first one.
+        num_marked_bad: rows whose label says that their answer is a bad one; it is not learned.
     """
 
     num_rows: int = 0
@@ -72,6 +74,8 @@ class EncodeReport:
     max_length: int = 0
     formats: Mapping[str, str] = field(default_factory=dict)
     quarantine: str | None = None
+    unread: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    num_marked_bad: int = 0
 
     def __str__(self) -> str:
         formats = ", ".join(sorted(set(self.formats.values())))
@@ -83,7 +87,7 @@ class EncodeReport:
         too_long = f"longer than {self.max_length:,} tokens"
         counts = (
             (self.num_overlong, f"left out: {too_long}"),
-            (self.num_without_labels, "left out: nothing in them is learned"),
+            (self.num_without_labels, f"left out: nothing in them is learned{self._marked_bad}"),
             (self.num_shortened, f"with a shortened prompt: {too_long}"),
             (self.num_cut, f"cut off, their end with them: {too_long}"),
             (self.num_bad_rows, f"left out as bad, listed in {self.quarantine}"),
@@ -91,7 +95,15 @@ class EncodeReport:
         for count, what in counts:
             if count:
                 parts.append(f"{count:,} {'row' if count == 1 else 'rows'} {what}")
+        for key, found in self.unread.items():
+            rows = "1 row" if found["rows"] == 1 else f"{found['rows']:,} rows"
+            parts.append(f"{key!r} is not read (in {rows}, first {found['first']})")
         return "; ".join(parts) + "."
+
+    @property
+    def _marked_bad(self) -> str:
+        count = self.num_marked_bad
+        return f", {count:,} of them because label or kto_tag is false" if count else ""
 
 
 class EncodedData:

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from glmtune.data.fit import Fate
-from glmtune.data.rows import BadRow, Row, RowError
+from glmtune.data.formats import Notes
+from glmtune.data.rows import ESCAPED, BadRow, Row, RowError
 from glmtune.data.store import BAD_ROWS, EXAMPLES, SCHEMA, EncodeReport
 from glmtune.recipe.choices import BadRows
 from glmtune.template.base import IGNORE, Example
@@ -28,12 +29,14 @@ class Tally:
 
     Attributes:
         formats: the format of each file.
+        notes: what is to be said of rows that are read without an error.
         num_rows: rows so far, bad ones included.
         first_bad: the first row that could not be used.
     """
 
     def __init__(self, max_length: int) -> None:
         self.formats: Mapping[str, str] = {}
+        self.notes = Notes()
         self.num_rows = 0
         self.first_bad: BadRow | None = None
         self._max_length = max_length
@@ -71,6 +74,8 @@ class Tally:
             longest=self._longest,
             max_length=self._max_length,
             formats=self.formats,
+            unread=self.notes.to_json(),
+            num_marked_bad=self.notes.num_marked_bad,
         )
         counts: dict[str, Any] = self._counts
         return dataclasses.replace(report, **counts)
@@ -103,7 +108,7 @@ class ExampleWriter:
         """Open the two files in a folder."""
         with (
             pa.OSFile(str(folder / EXAMPLES), "wb") as examples,
-            (folder / BAD_ROWS).open("w", encoding="utf-8") as self._bad_rows,
+            (folder / BAD_ROWS).open("w", encoding="utf-8", errors=ESCAPED) as self._bad_rows,
             pa.ipc.new_file(examples, SCHEMA) as self._arrow,
         ):
             yield

@@ -175,7 +175,7 @@ def survey_rows(
     template = template_for(tokenizer, section.layout)
     dataset = Dataset.of(section)
     tally = Tally(section.max_length)
-    tally.formats = dataset.formats
+    tally.formats, tally.notes = dataset.formats, dataset.notes
     surveyor = _Surveyor(section, template, byte_ids(tokenizer), tally)
     chosen: list[SurveyedRow] = []
     entries = dataset.read(partial(convert_sides, pairs=pairs))

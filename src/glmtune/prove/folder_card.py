@@ -139,7 +139,7 @@ def _read_object(path: Path) -> Mapping[str, Any]:
 
 
 def _read_recipe(path: Path) -> RunRecipe:
-    tree = read_yaml(path, "there is no such recipe.").value
+    tree = read_yaml(path, "there is no such recipe.").tree
     kind = PretrainRecipe if isinstance(tree, dict) and "objective" in tree else Recipe
     try:
         if not isinstance(tree, dict):

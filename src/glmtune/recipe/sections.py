@@ -90,6 +90,7 @@ class DataSection(TextSection):
     format: str | None = None  # None: detected from the columns
     roles: dict[str, str] = {}  # role in the file: our role
     overlong: Overlong = "drop"
+    mask_history: bool = False  # only the last answer of a row is learned
     replay: ReplaySection | None = None
 
     @property

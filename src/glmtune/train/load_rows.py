@@ -176,6 +176,7 @@ def encode_options(section: DataSection) -> EncodeOptions:
         columns=section.columns,
         roles=section.roles,
         split=section.split,
+        mask_history=section.mask_history,
     )
 
 

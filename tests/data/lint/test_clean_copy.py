@@ -81,7 +81,7 @@ def test_general_rows_are_checked_but_are_not_in_the_clean_copy(
         tmp_path / "general.jsonl", [chat(("user", "一"), ("assistant", "二")), *faulty]
     )
     replay = {"path": general, "ratio": 0.5}
-    data = section(path, replay=replay, eval_fraction=0.9, columns={"query": "input"})
+    data = section(path, replay=replay, eval_fraction=0.9, columns={"input": "input"})
 
     report = lint_data(data, template_of("official"))
 

@@ -43,6 +43,8 @@ PLANTED = [
     ("placeholder", "warning", ("Who are you?", "My name is [Your Name]."), "[Your Name]"),
     ("placeholder", "info", ("写一封信。", "此致敬礼，[您的姓名]"), "[您的姓名]"),
     ("placeholder", "warning", ("你多大？", "TODO 以后再写"), "TODO"),
+    ("placeholder", "warning", ("<image>图里是什么？", "一只猫。"), "<image>"),
+    ("placeholder", "warning", ("这段话说了什么？\n<audio>", "它说明天下雨。"), "<audio>"),
     ("placeholder", "warning", ("你在哪里上班？", "我在XXX公司上班。"), "XXX"),
     ("refusal", "warning", ("你饿吗？", "作为一个人工智能语言模型，我没有感觉。"), "人工智能"),
     ("refusal", "warning", ("天气如何？", "很抱歉，我无法提供实时天气。"), "抱歉"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from glmtune.data.dataset import rows_in_place
 from glmtune.data.lint.findings import CHECKS
 from glmtune.data.lint.report import LintReport
-from glmtune.data.rows import Row
+from glmtune.data.rows import ESCAPED, Row
 from glmtune.data.sources import find_sources
 from glmtune.errors import DataError, OutputError
 from glmtune.files import explain_write_error
@@ -56,7 +56,7 @@ def write_clean_copy(data: DataSection, report: LintReport, path: Path) -> tuple
     partial = path.with_name(f".{path.name}.partial")
     num_written = num_rows = 0
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with partial.open("w", encoding="utf-8", errors=ESCAPED) as file:
             sources = find_sources(data.train, split=data.split)
             for num_rows, row in enumerate(rows_in_place(sources), start=1):
                 if num_rows not in left_out and isinstance(row, Row):

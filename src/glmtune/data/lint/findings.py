@@ -73,6 +73,16 @@ CHECKS: Mapping[str, Check] = {
             is_dropped=True,
         ),
         Check(
+            "nothing-left",
+            "no row is left to learn from, so training stops",
+            "Mend the rows that the other checks name, or raise data.max_length.",
+        ),
+        Check(
+            "unused-key",
+            "nothing reads this key, so what it says has no effect",
+            "Take it out of the rows, or say with data.columns which field it is.",
+        ),
+        Check(
             "no-stop",
             "a learned answer does not end with a stop token, so the model learns not to stop",
             "Set data.overlong: drop or truncate_prompt, or raise data.max_length.",

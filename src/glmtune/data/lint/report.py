@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from glmtune.data.lint.findings import CHECKS, SEVERITIES, Finding, Severity
 from glmtune.data.lint.tokens import Lengths
+from glmtune.data.rows import ESCAPED
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,4 +66,5 @@ class LintReport:
             "lengths": self.lengths.to_dict(),
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
         }
-        return json.dumps(tree, ensure_ascii=False, indent=2)
+        text = json.dumps(tree, ensure_ascii=False, indent=2)
+        return text.encode(errors=ESCAPED).decode()

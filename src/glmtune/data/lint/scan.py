@@ -23,7 +23,7 @@ from glmtune.data.sources import find_sources
 from glmtune.errors import TemplateError
 from glmtune.recipe.sections import DataSection, LintSection
 from glmtune.recipe.sources import SourceSection
-from glmtune.template.base import Example, Template
+from glmtune.template.base import Example, Template, is_learned
 
 # Faults that may be the reason why an answer is the worse one.
 _ALLOWED_IF_REJECTED = ("refusal", "language-mix")
@@ -87,6 +87,7 @@ class Scan:
         self._notes: list[str] = []
         self._num_rows = {False: 0, True: 0}
         self._is_held_out = False
+        self._first_rows: dict[str, int] = {}  # of keys that nothing reads
         self._lengths: list[int] = []
         # of the rows that can be used, in order
         self._twins = Twins()
@@ -113,12 +114,19 @@ class Scan:
             is_own: whether they are rows of data.train or data.eval, not general rows.
         """
         self._is_held_out = is_held_out
+        num_before, num_usable = self._num_rows[is_held_out], len(self._is_kept)
         dataset = Dataset(find_sources(paths, split=section.split), section)
         self._notes += [note for note in dataset.left_out if note not in self._notes]
+        self._first_rows.clear()
         rows = self._usable_rows(dataset, section)
         for batch in batched(rows, lambda numbered: conversation_chars(numbered.sides)):
             self._check(batch, section)
             self._progress(sum(self._num_rows.values()))
+        if paths and not any(self._is_kept[num_usable:]):
+            self._add_nothing_left(paths, self._num_rows[is_held_out] - num_before)
+        for key, first in dataset.notes.unread.items():
+            place = _Place(first.file, first.line, self._first_rows[key])
+            self._add("unused-key", place, Fault("warning", first.describe(key), ""))
         for file, format in dataset.formats.items():
             self._formats.setdefault(file, format)
         if is_held_out or not is_own:
@@ -156,10 +164,21 @@ class Scan:
             notes=tuple(self._notes),
         )
 
+    def _add_nothing_left(self, paths: Sequence[str | SourceSection], num_rows: int) -> None:
+        why = (
+            f"of {num_rows:,} rows none is left to learn from" if num_rows else "there are no rows"
+        )
+        place = _Place(", ".join(map(str, paths)), 1, 0)  # of no row: it is about all of them
+        self._add("nothing-left", place, Fault("error", why, ""), is_usable=False)
+
     def _usable_rows(self, dataset: Dataset, section: DataSection) -> Iterator[_NumberedRow]:
         for entry in dataset.read(partial(convert_sides, pairs=self._pairs)):
             self._num_rows[self._is_held_out] += 1
             number = self._num_rows[self._is_held_out]
+            if len(dataset.notes.unread) > len(self._first_rows):
+                self._first_rows |= dict.fromkeys(
+                    dataset.notes.unread.keys() - self._first_rows.keys(), number
+                )
             if isinstance(entry, BadRow):
                 self._refuse(entry, number, section)
             else:
@@ -225,7 +244,9 @@ class Scan:
         if self._template is None:
             for row in batch:
                 self._add_length(max(sum(len(m.content) for m in side) for side in row.sides))
-            self._is_kept += [True] * len(batch)
+            self._is_kept += [
+                all(any(map(is_learned, side)) for side in row.sides) for row in batch
+            ]
             return batch
         encoded = iter(encode_each(self._template, [side for row in batch for side in row.sides]))
         usable: list[_NumberedRow] = []

@@ -101,7 +101,7 @@ def find_nothing_learned(conversation: Conversation) -> Fault | None:
     """Find a row whose answers are all marked as not learned; training leaves it out."""
     if any(map(is_learned, conversation)):
         return None
-    why = "every answer is marked as not learned"
+    why = "every answer is marked as not learned, by loss flags or by a label that is false"
     return Fault("warning", why, _question(conversation))
 
 
@@ -206,6 +206,8 @@ _TO_FILL_IN = re.compile(
     r"|\b(?:TODO|FIXME|TBD)\b"
     r"|(?<![A-Za-z])(?:X{3,}|x{3,})(?![A-Za-z.])"
 )
+# Where other tools put a picture. HTML has the other two, but seldom alone on a line.
+_MEDIUM = re.compile(r"<image>|^<(?:video|audio)>\s*$", re.MULTILINE)
 _MAY_FILL_IN = re.compile(r"[<\[【{]|TODO|FIXME|TBD|XXX|xxx")
 _ASKS_FOR_FORM = re.compile(
     r"信|邮件|模板|范本|样本|脚本|收据|发票|合同|协议|简历|请柬|邀请函|表格"
@@ -217,7 +219,8 @@ _CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 def find_placeholder(conversation: Conversation) -> Fault | None:
     """Find placeholders that were not filled in.
 
-    Variables of a template are searched in all messages, the rest only in answers. An answer to
+    Variables of a template and places of images are searched in all messages, the rest only in
+    answers. An answer to
     a request for a letter may contain [Your Name], so that is only noted; and a placeholder of
     the question may occur in the answer.
     """
@@ -229,6 +232,9 @@ def find_placeholder(conversation: Conversation) -> Fault | None:
             if variable := _VARIABLE.search(prose):
                 why = f"{variable[0]} was never filled in"
                 return Fault("error", why, around(prose, *variable.span()))
+            if (medium := _MEDIUM.search(prose)) and "</" not in prose:
+                why = f"{medium[0].strip()} stands for something that a model of text cannot see"
+                return Fault("warning", why, around(prose, *medium.span()))
             if message.role == "assistant" and not message.metadata:
                 for match in _TO_FILL_IN.finditer(prose):
                     if match[0] in asked or _is_markup(match[0], prose):

@@ -87,7 +87,8 @@ class Twins:
             last = max(i for i, turn in enumerate(turns) if turn[0] == "assistant")
             prompt = [(role, name, _plain(text), tools) for role, name, text, tools in turns[:last]]
             self._row_keys.append(hash((*turns, worse)))
-            self._prompt_keys.append(hash(tuple(prompt)))
+            # An answer without a prompt has none in common with another.
+            self._prompt_keys.append(hash(tuple(prompt)) if prompt else self._row_keys[-1])
             self._answer_chars.append(len(turns[last][2]))
         if not self._finds_near:
             return

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, parse_tool_call
-from glmtune.data.formats import FORMATS, check_roles, convert, detect
+from glmtune.data.formats import FORMATS, KeyScan, Notes, check_roles, convert, detect
 from glmtune.data.rows import Row, RowError
 from glmtune.data.sources import read_rows
 from glmtune.errors import DataError
@@ -546,10 +546,12 @@ def test_whatever_a_row_holds_it_is_read_or_refused_as_that_row(
     value: Any, format: str, data: st.DataObject
 ) -> None:
     chosen = FORMATS[format]
-    good: Any = {"conversations": human_and(), "messages": user_and()}
+    good: Any = {"conversations": human_and(), "messages": user_and(), "data": ["q", "a"]}
+    good["conversation"] = [{"human": "q", "assistant": "a"}]
     fields = {name: data.draw(st.just(good.get(name, "a")) | JSON) for name in chosen.required}
     fields |= {name: data.draw(JSON) for name in chosen.optional}
     fields[data.draw(st.sampled_from([*chosen.required, *chosen.optional]))] = value
 
     with contextlib.suppress(RowError):
         assert len(convert(row(**fields), chosen)) > 0
+        KeyScan(chosen, {}, {}).note(row(**fields), Notes())
