@@ -42,6 +42,7 @@ class PeftSection(Section):
         return value
 
 
+NESTED_REPETITION = re.compile(r"[*+}]\??\)[^()]*\)+[*+{]|[*+}]\??\)[*+{]")
 INITIALIZATIONS = r"^(gaussian|olora|pissa|pissa_niter_[0-9]{1,4})$"
 
 
@@ -75,6 +76,8 @@ class LoraSection(PeftSection):
     def _are_expressions(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             try:
+                if NESTED_REPETITION.search(name):
+                    raise re.error("a repetition in a repetition may take forever")
                 re.compile(name)  # peft reads them so
             except (re.error, RecursionError, OverflowError) as error:
                 raise PydanticCustomError(
