@@ -19,7 +19,7 @@ import keyword
 import math
 import unicodedata
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -120,7 +120,7 @@ def _is_keyword(name: str) -> bool:
         name.isidentifier()
         and not keyword.iskeyword(name)
         and name != "__debug__"
-        and unicodedata.is_normalized("NFKC", name)
+        and (name.isascii() or unicodedata.is_normalized("NFKC", name))
     )
 
 
@@ -134,11 +134,12 @@ def _literal_of(value: Any, path: tuple[Any, ...]) -> str:
     if value is None or isinstance(value, bool):
         return repr(value)
     if isinstance(value, str):
-        _check_unicode(value, _where(path))
+        if not _is_unicode(value):
+            raise TemplateError(_half_a_pair(value, _where(path)))
         return str.__repr__(value)
-    if isinstance(value, int | float):
+    if isinstance(value, (int, float)):
         return _number_literal(value, path)
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return f"[{', '.join(_literal_of(v, (*path, i)) for i, v in enumerate(value))}]"
     if isinstance(value, Mapping):
         pairs = (
@@ -152,13 +153,14 @@ def _literal_of(value: Any, path: tuple[Any, ...]) -> str:
 
 
 def _name_literal(name: Any, path: tuple[Any, ...]) -> str:
+    if isinstance(name, str) and _is_unicode(name):
+        return str.__repr__(name)
     inside = f" in {_where(path)}" if path else ""
-    if not isinstance(name, str):
-        raise TemplateError(
-            f"a name{inside} is {_shown(name)}, expected text: JSON has no other names. Convert it."
-        )
-    _check_unicode(name, f"a name{inside}")
-    return str.__repr__(name)
+    if isinstance(name, str):
+        raise TemplateError(_half_a_pair(name, f"a name{inside}"))
+    raise TemplateError(
+        f"a name{inside} is {_shown(name)}, expected text: JSON has no other names. Convert it."
+    )
 
 
 def _number_literal(value: float, path: tuple[Any, ...]) -> str:
@@ -202,11 +204,7 @@ def parse_tool_call(text: str) -> dict[str, Any]:
             call = ast.parse(source, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"not a {TOOL_FUNCTION}(...) between two fence lines: {error}") from error
-    if (
-        not isinstance(call, ast.Call)
-        or not isinstance(call.func, ast.Name)
-        or call.func.id != TOOL_FUNCTION
-    ):
+    if not isinstance(call, ast.Call) or getattr(call.func, "id", "") != TOOL_FUNCTION:
         raise ValueError(f"expected a call of {TOOL_FUNCTION}, got {source[:80]!r}")
     if call.args:
         raise ValueError(f"{TOOL_FUNCTION} takes named arguments only")
@@ -255,12 +253,11 @@ def check_tool_name(name: Any) -> None:
         problem = f"is {_shown(name)}, expected text"
     elif not name.strip():
         problem = "is empty"
-    elif "\n" in name:
-        problem = "has a line break"
-    elif name != name.strip():
-        problem = "begins or ends with white space"
+    elif "\n" in name or name != name.strip():
+        problem = "has a line break, or white space around it"
+    elif not _is_unicode(name):
+        raise TemplateError(_half_a_pair(name, "the name of a tool"))
     else:
-        _check_unicode(name, "the name of a tool")
         return
     shown = f" {name[:60]!r}" if isinstance(name, str) else ""
     raise TemplateError(
@@ -269,19 +266,24 @@ def check_tool_name(name: Any) -> None:
     )
 
 
-def _check_unicode(text: str, what: str) -> None:
-    """Refuse half of a surrogate pair, which no tokenizer encodes.
-
-    Raises:
-        TemplateError: names its position.
-    """
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which no tokenizer encodes."""
+    if text.isascii():
+        return True
     try:
         text.encode()
-    except UnicodeEncodeError as error:
-        raise TemplateError(
-            f"{what} has half of a surrogate pair, {text[error.start]!r}, as its character "
-            f"{error.start + 1}, which is not a character. Decode the text again as UTF-8."
-        ) from None
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _half_a_pair(text: str, what: str) -> str:
+    """Return the error message about a text that is not Unicode."""
+    place = next(i for i, char in enumerate(text) if "\ud800" <= char <= "\udfff")
+    return (
+        f"{what} has half of a surrogate pair, {text[place]!r}, as its character {place + 1}, "
+        "which is not a character. Decode the text again as UTF-8."
+    )
 
 
 def _shown(value: Any) -> str:
@@ -379,14 +381,16 @@ def checked_messages(messages: Any, what: str = "messages") -> list[Mapping[str,
     Raises:
         TemplateError: they are something else; names the first.
     """
-    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
+    if not isinstance(messages, list) and (
+        isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable)
+    ):
         raise TemplateError(
             f"the {what} are {_shown(messages)}, expected a list such as "
             '[{"role": "user", "content": "..."}].'
         )
     checked = list(messages)
     for index, message in enumerate(checked):
-        if not isinstance(message, Mapping):
+        if not isinstance(message, (dict, Mapping)):  # the first is much faster to check
             raise TemplateError(
                 f"message {index} is {_shown(message)}, expected an object such as "
                 '{"role": "user", "content": "..."}.'
@@ -394,17 +398,16 @@ def checked_messages(messages: Any, what: str = "messages") -> list[Mapping[str,
     return checked
 
 
-def _tool_calls(index: int, message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def _tool_calls(index: int, message: Mapping[str, Any]) -> Sequence[Any]:
     """Return the calls of a message, which only an assistant makes."""
     field, calls = "tool_calls", message.get("tool_calls")
     if not calls and message.get("function_call"):
         field, calls = "function_call", [message["function_call"]]
-    if calls is None or (isinstance(calls, str | Sequence | Mapping) and not calls):
+    if calls is None or (isinstance(calls, (list, tuple, str, dict)) and not calls):
         return ()
-    if not isinstance(calls, list | tuple) or not all(isinstance(c, Mapping) for c in calls):
-        wrong = calls
-        if isinstance(calls, list | tuple):
-            wrong = next(call for call in calls if not isinstance(call, Mapping))
+    is_list = isinstance(calls, (list, tuple))
+    if not is_list or not all(isinstance(call, (dict, Mapping)) for call in calls):
+        wrong = next(c for c in calls if not isinstance(c, Mapping)) if is_list else calls
         raise TemplateError(
             f"message {index} has {_shown(wrong)} in its {field}, expected a list of objects such "
             'as {"function": {"name": text, "arguments": object or its JSON text}}.'
@@ -414,7 +417,7 @@ def _tool_calls(index: int, message: Mapping[str, Any]) -> Sequence[Mapping[str,
             f"message {index} is from {message.get('role')!r} and has {field}, which only an "
             "assistant makes. Change its role, or remove the field."
         )
-    return calls
+    return tuple(calls)
 
 
 def _role_of(index: int, message: Mapping[str, Any]) -> Role:
@@ -434,21 +437,22 @@ def _read_message(index: int, message: Mapping[str, Any]) -> Message:
     tools = message.get("tools") if role == "system" else None
     if tools is not None:
         _check_json(tools, f"the tools of message {index}")
-    metadata = message.get("metadata")
-    if metadata is None:
-        metadata = ""
+    metadata = "" if message.get("metadata") is None else message["metadata"]
     if not isinstance(metadata, str):
         raise TemplateError(
             f"message {index} ({role}): its metadata is {_shown(metadata)}, expected text: the "
             "name of the tool that the message calls, or nothing."
         )
-    _check_unicode(metadata, f"the metadata of message {index}")
+    if metadata and not _is_unicode(metadata):
+        raise TemplateError(_half_a_pair(metadata, f"the metadata of message {index}"))
     return Message(role, content, metadata=metadata, tools=tools)
 
 
 def _read_content(index: int, role: Role, content: Any) -> str:
     """Return the text of a content; parts are joined, and the result of a tool may be any JSON."""
-    if isinstance(content, list | tuple) and all(_is_text_part(part) for part in content):
+    if isinstance(content, str) and _is_unicode(content):
+        return content
+    if isinstance(content, (list, tuple)) and all(_is_text_part(part) for part in content):
         content = "".join(part["text"] for part in content)
     if role == "observation" and not isinstance(content, str):
         try:  # as the official data format does
@@ -463,14 +467,14 @@ def _read_content(index: int, role: Role, content: Any) -> str:
             f"message {index} ({role}) has a content of type {type(content).__name__}, "
             'expected text, or a list of {"type": "text", "text": "..."}. ChatGLM3 reads text only.'
         )
-    if not content.isascii():
-        _check_unicode(content, f"the content of message {index} ({role})")
+    if not _is_unicode(content):
+        raise TemplateError(_half_a_pair(content, f"the content of message {index} ({role})"))
     return content
 
 
 def _is_text_part(part: Any) -> bool:
     return (
-        isinstance(part, Mapping)
+        isinstance(part, (dict, Mapping))
         and isinstance(part.get("text"), str)
         and part.get("type") in _TEXT_PARTS
     )
@@ -479,17 +483,14 @@ def _is_text_part(part: Any) -> bool:
 def _read_tool_call(index: int, call: Mapping[str, Any]) -> Message:
     """Read one of OpenAI's `tool_calls`, whose arguments are an object or JSON text."""
     function = call.get("function", call)
-    if not isinstance(function, Mapping):
+    is_object = isinstance(function, (dict, Mapping))
+    if not is_object or not isinstance(function.get("name"), str):
+        field, got = ("name", function.get("name")) if is_object else ("function", function)
         raise TemplateError(
-            f"message {index} has a tool call whose function is {_shown(function)}, expected "
-            '{"name": text, "arguments": object or its JSON text}.'
+            f"message {index} has a tool call whose {field} is {_shown(got)}, "
+            'expected {"function": {"name": text, "arguments": object or its JSON text}}.'
         )
-    name, arguments = function.get("name"), function.get("arguments", {})
-    if not isinstance(name, str):
-        raise TemplateError(
-            f"message {index} has a tool call whose name is {_shown(name)}, expected "
-            '{"function": {"name": text, "arguments": object or its JSON text}}.'
-        )
+    name, arguments = function["name"], function.get("arguments", {})
     try:
         check_tool_name(name)
         return Message("assistant", render_tool_call(_arguments(arguments)), metadata=name)
@@ -501,16 +502,12 @@ def _arguments(arguments: Any) -> Mapping[str, Any]:
     """Return the arguments of a call, which may be JSON text."""
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(
-                arguments if arguments.strip() else "{}",
-                object_pairs_hook=_object,
-                parse_constant=_refuse_constant,
-            )
+            arguments = _JSON_READER.decode(arguments) if arguments.strip() else {}
         except (ValueError, RecursionError) as error:
             raise TemplateError(
                 f"it has arguments that are not JSON: {error}. Pass an object, or its JSON text."
             ) from None
-    if not isinstance(arguments, Mapping):
+    if not isinstance(arguments, (dict, Mapping)):
         raise TemplateError(
             f"its arguments are {_shown(arguments)}, expected an object, or its JSON text."
         )
@@ -521,14 +518,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object of its pairs; a name given twice would lose a value without a word."""
     result = dict(pairs)
     if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the name {twice[:60]!r} is given twice")
     return result
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+_JSON_READER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
+_JSON_WRITER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 def _check_json(value: Any, what: str) -> None:
@@ -538,24 +538,28 @@ def _check_json(value: Any, what: str) -> None:
         TemplateError: says what is wrong.
     """
     try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        text = _JSON_WRITER.encode(value)
+        text.encode()
+        if text.count("[") + text.count("{") <= MAX_DEPTH or not _is_deep(value):
+            return
+        problem = f"are nested more than {MAX_DEPTH} deep"
     except UnicodeEncodeError:
         problem = "have half of a surrogate pair in a text, which is not a character"
     except (TypeError, ValueError, RecursionError) as error:
         problem = f"are not JSON: {error}"
-    else:
-        level, depth = [value], 0
-        while level and depth <= MAX_DEPTH:
-            inner = [v.values() if isinstance(v, dict) else v for v in level if _has_items(v)]
-            level, depth = [item for items in inner for item in items], depth + 1
-        if depth <= MAX_DEPTH:
-            return
-        problem = f"are nested more than {MAX_DEPTH} deep"
     raise TemplateError(f"{what} {problem}. Give a list of tool definitions as JSON.")
 
 
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        inner = (v.values() if isinstance(v, dict) else v for v in level if _has_items(v))
+        level = [item for items in inner for item in items]
+    return bool(level)
+
+
 def _has_items(value: Any) -> bool:
-    return isinstance(value, dict | list | tuple)
+    return isinstance(value, (dict, list, tuple))
 
 
 def _take_answer(
@@ -574,13 +578,13 @@ def _take_answer(
 
 def _announce(messages: list[Message], tools: Any) -> tuple[Message, ...]:
     """Add the tools to the first system message, or insert one that announces them."""
-    if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
+    if not isinstance(tools, (list, tuple)):
         raise TemplateError(
             f"the tools are {_shown(tools)}, expected a list such as "
             '[{"name": "get_weather", "description": "...", "parameters": {...}}].'
         )
     plain = [
-        tool["function"] if isinstance(tool, Mapping) and "function" in tool else tool
+        tool["function"] if isinstance(tool, (dict, Mapping)) and "function" in tool else tool
         for tool in tools
     ]
     _check_json(plain, "the tools")
