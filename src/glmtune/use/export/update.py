@@ -61,7 +61,7 @@ class Survival:
         """Count one tensor: of the base, merged in float32, and as written."""
         lost = whole = 0.0
         num_changed = 0
-        parts = (base.split(ROWS), merged.split(ROWS), written.split(ROWS))
+        parts = (torch.split(each, ROWS) for each in (base, merged, written))
         for before, exact, after in zip(*parts, strict=True):
             whole += (exact - before.float()).square_().sum().item()
             lost += (after.float() - exact).square_().sum().item()
