@@ -21,6 +21,10 @@ class TemplateError(GlmtuneError):
     """A conversation cannot be rendered for this model, or two templates disagree."""
 
 
+class NotUnicodeError(TemplateError):
+    """A text holds half of a surrogate pair, which no tokenizer encodes."""
+
+
 class CheckpointError(GlmtuneError):
     """A model folder, an adapter folder or a training checkpoint cannot be used."""
 

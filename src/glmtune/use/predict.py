@@ -95,6 +95,8 @@ def read_questions(
             bad.append(question)
         else:
             raise RowError(question)
+    for key, note in dataset.notes.unread.items():
+        logger.warning("%s", note.describe(key))
     for row in bad[:SHOWN]:
         logger.warning("left out: %s", row)
     if len(bad) > SHOWN:

@@ -10,7 +10,7 @@ from glmtune.data.formats.format import Format
 from glmtune.data.formats.keys import LABELS, check_keys, is_marked_bad
 from glmtune.data.formats.pairs import sides
 from glmtune.data.formats.roles import Roles
-from glmtune.data.formats.values import bad
+from glmtune.data.formats.values import bad, cannot_render
 from glmtune.data.rows import Row, RowError
 from glmtune.errors import DataError, TemplateError
 
@@ -192,7 +192,7 @@ def _check_tool_names(row: Row, format: Format, messages: Sequence[Message]) -> 
             try:
                 check_tool_name(message.metadata)
             except TemplateError as error:
-                raise bad(row, format.required[-1], str(error)) from None
+                raise cannot_render(row, format.required[-1], error) from None
 
 
 def _check_encodable(messages: Sequence[Message]) -> None:

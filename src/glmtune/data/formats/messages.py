@@ -31,6 +31,7 @@ from glmtune.data.formats.roles import (
 from glmtune.data.formats.values import (
     EMPTY,
     bad,
+    cannot_render,
     checked_text,
     empty_answer,
     kind,
@@ -134,7 +135,7 @@ def announced(row: Row, messages: list[dict[str, Any]], tools: Any) -> list[Mess
     try:
         result = list(read_messages(messages, tools or None))
     except TemplateError as error:
-        raise bad(row, "", str(error)) from None
+        raise cannot_render(row, "", error) from None
     # Results of tools may have moved between calls, but answers keep their order.
     flags = iter(
         flag
@@ -224,7 +225,7 @@ def _tool_turns(row: Row, where: str, item: Mapping[str, Any], loss: bool | None
     try:
         content = render_tool_call(function["arguments"])
     except TemplateError as error:
-        raise bad(row, where, str(error)) from None
+        raise cannot_render(row, where, error) from None
     return [
         Message("assistant", content, metadata=function["name"], is_learned=loss),
         Message("observation", observation),

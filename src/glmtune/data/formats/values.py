@@ -4,6 +4,7 @@ from typing import Any
 
 from glmtune.data.json_rows import parse_json
 from glmtune.data.rows import BadRow, Row, RowCheck, RowError, excerpt, row_excerpt
+from glmtune.errors import NotUnicodeError, TemplateError
 
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 """Values that say nothing, as a CSV file or Parquet has them in the columns of other rows."""
@@ -12,6 +13,12 @@ EMPTY: tuple[Any, ...] = (None, "", [], {})
 def bad(row: Row, field: str, reason: str, check: RowCheck = "unreadable") -> RowError:
     """Return the error of a row that cannot be used."""
     return RowError(BadRow(row.file, row.line, field, reason, row_excerpt(row), check))
+
+
+def cannot_render(row: Row, field: str, error: TemplateError) -> RowError:
+    """Name a row whose messages no template renders."""
+    check: RowCheck = "encoding" if isinstance(error, NotUnicodeError) else "unreadable"
+    return bad(row, field, str(error), check)
 
 
 def empty_answer(row: Row, where: str) -> RowError:
