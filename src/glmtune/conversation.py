@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from glmtune.errors import TemplateError
+from glmtune.errors import NotUnicodeError, TemplateError
 
 Role = Literal["system", "user", "assistant", "observation"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -135,7 +135,7 @@ def _literal_of(value: Any, path: tuple[Any, ...]) -> str:
         return repr(value)
     if isinstance(value, str):
         if not _is_unicode(value):
-            raise TemplateError(_half_a_pair(value, _where(path)))
+            raise NotUnicodeError(_half_a_pair(value, _where(path)))
         return str.__repr__(value)
     if isinstance(value, (int, float)):
         return _number_literal(value, path)
@@ -157,7 +157,7 @@ def _name_literal(name: Any, path: tuple[Any, ...]) -> str:
         return str.__repr__(name)
     inside = f" in {_where(path)}" if path else ""
     if isinstance(name, str):
-        raise TemplateError(_half_a_pair(name, f"a name{inside}"))
+        raise NotUnicodeError(_half_a_pair(name, f"a name{inside}"))
     raise TemplateError(
         f"a name{inside} is {_shown(name)}, expected text: JSON has no other names. Convert it."
     )
@@ -256,7 +256,7 @@ def check_tool_name(name: Any) -> None:
     elif "\n" in name or name != name.strip():
         problem = "has a line break, or white space around it"
     elif not _is_unicode(name):
-        raise TemplateError(_half_a_pair(name, "the name of a tool"))
+        raise NotUnicodeError(_half_a_pair(name, "the name of a tool"))
     else:
         return
     shown = f" {name[:60]!r}" if isinstance(name, str) else ""
@@ -444,7 +444,7 @@ def _read_message(index: int, message: Mapping[str, Any]) -> Message:
             "name of the tool that the message calls, or nothing."
         )
     if metadata and not _is_unicode(metadata):
-        raise TemplateError(_half_a_pair(metadata, f"the metadata of message {index}"))
+        raise NotUnicodeError(_half_a_pair(metadata, f"the metadata of message {index}"))
     return Message(role, content, metadata=metadata, tools=tools)
 
 
@@ -468,7 +468,7 @@ def _read_content(index: int, role: Role, content: Any) -> str:
             'expected text, or a list of {"type": "text", "text": "..."}. ChatGLM3 reads text only.'
         )
     if not _is_unicode(content):
-        raise TemplateError(_half_a_pair(content, f"the content of message {index} ({role})"))
+        raise NotUnicodeError(_half_a_pair(content, f"the content of message {index} ({role})"))
     return content
 
 
@@ -495,7 +495,7 @@ def _read_tool_call(index: int, call: Mapping[str, Any]) -> Message:
         check_tool_name(name)
         return Message("assistant", render_tool_call(_arguments(arguments)), metadata=name)
     except TemplateError as error:
-        raise TemplateError(f"message {index} calls {name[:60]!r}: {error}") from None
+        raise type(error)(f"message {index} calls {name[:60]!r}: {error}") from None
 
 
 def _arguments(arguments: Any) -> Mapping[str, Any]:

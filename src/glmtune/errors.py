@@ -21,6 +21,10 @@ class TemplateError(GlmtuneError):
     """A conversation cannot be rendered for this model, or two templates disagree."""
 
 
+class NotUnicodeError(TemplateError):
+    """A text has half of a surrogate pair, which is not a character."""
+
+
 class CheckpointError(GlmtuneError):
     """A model folder, an adapter folder or a training checkpoint cannot be used."""
 

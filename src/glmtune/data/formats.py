@@ -37,7 +37,7 @@ from glmtune.conversation import (
 )
 from glmtune.data.json_rows import parse_json
 from glmtune.data.rows import BadRow, Row, RowCheck, RowError, excerpt, row_excerpt
-from glmtune.errors import DataError, TemplateError
+from glmtune.errors import DataError, NotUnicodeError, TemplateError
 
 Roles = Mapping[str, str]
 
@@ -389,6 +389,8 @@ def _read(row: Row, messages: list[dict[str, Any]], tools: Any) -> list[Message]
     """Read checked messages as at inference, then mark which answers are learned."""
     try:
         result = read_messages(messages, tools or None)
+    except NotUnicodeError as error:
+        raise _bad(row, "", str(error), "encoding") from None
     except TemplateError as error:
         raise _bad(row, "", str(error)) from None
     # Results of tools may have moved between calls, but answers keep their order.
