@@ -495,7 +495,7 @@ def _read_tool_call(index: int, call: Mapping[str, Any]) -> Message:
         check_tool_name(name)
         return Message("assistant", render_tool_call(_arguments(arguments)), metadata=name)
     except TemplateError as error:
-        raise TemplateError(f"message {index} calls {name[:60]!r}: {error}") from None
+        raise type(error)(f"message {index} calls {name[:60]!r}: {error}") from None
 
 
 def _arguments(arguments: Any) -> Mapping[str, Any]:

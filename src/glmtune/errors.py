@@ -22,7 +22,7 @@ class TemplateError(GlmtuneError):
 
 
 class NotUnicodeError(TemplateError):
-    """A text holds half of a surrogate pair, which no tokenizer encodes."""
+    """A text has half of a surrogate pair, which is not a character."""
 
 
 class CheckpointError(GlmtuneError):
