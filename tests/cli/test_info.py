@@ -207,6 +207,7 @@ def test_an_adapter_layer_without_effect_is_found(adapter_dir: Path) -> None:
     shown = run_info(adapter_dir)
 
     assert "no: 1 of 2 layers change nothing" in shown
+    assert "adapter_model.safetensors is not what was written" in shown
     assert "(dead)" in shown
 
 

@@ -150,14 +150,15 @@ def map_all_to(name: Any) -> Callable[[Path], None]:
         (map_all_to(5), r"index\.json: transformer.* is in '5', expected the name of a"),
         (
             map_all_to(["a", "b"]),
-            r"index\.json: .*expected the name of a \.safetensors file in the",
+            r"index\.json: .*expected the name of a file in the",
         ),
         (
             map_all_to("../model.safetensors"),
-            "expected the name of a .safetensors file in the same",
+            "expected the name of a file in the same folder",
         ),
-        (map_all_to("/etc/passwd"), "expected the name of a .safetensors file in the same"),
-        (map_all_to("weights.bin"), "expected the name of a .safetensors file in the same"),
+        (map_all_to("/etc/passwd"), "expected the name of a file in the same folder"),
+        (map_all_to("weights.txt"), "weights.txt is missing, and the index lists it"),
+        (map_all_to("config.json"), "config.json: the index lists this file, expected one that"),
         (map_all_to("none.safetensors"), "none.safetensors is missing, and the index lists it"),
         (
             lambda folder: edit_json(folder / "model.safetensors.index.json", weight_map=[1]),

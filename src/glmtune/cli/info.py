@@ -75,6 +75,10 @@ def compare_files(model: str) -> None:
         from glmtune.model.files import locate
 
     folder = Path(locate(model))
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: there is no such folder here. --verify reads a folder that glmtune wrote."
+        )
     if not (number := card.verify(folder, whole=True)):
         raise CheckpointError(
             f"{folder}: there is nothing to compare: it has no {card.CARD} that lists checksums. "
@@ -182,6 +186,8 @@ def adapter_lines(facts: "AdapterFacts") -> Lines:
         described = ", ".join(f"{key} {value}" for key, value in facts.template.items())
         yield "template", f"{described}, fingerprint {facts.fingerprint[:12]}"
         yield "made by", f"glmtune {facts.glmtune_version}"
+    if facts.change:
+        yield "edited", facts.change
     if facts.dead:
         yield "alive", f"no: {len(facts.dead)} of {len(facts.norms)} layers change nothing"
     elif facts.norms:

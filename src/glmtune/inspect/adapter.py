@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from glmtune.methods import adapter_folder
+from glmtune.model.card import find_change
 from glmtune.model.stored import DTYPES
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class AdapterFacts:
         file_bytes: of its weights file.
         norms: of B by layer; a layer with norm 0 leaves the output as it is.
         dead: the layers whose B is zero or not finite.
+        change: which file is not what was written, "" if none is.
     """
 
     folder: str
@@ -55,6 +57,7 @@ class AdapterFacts:
     file_bytes: int
     norms: Mapping[str, float]
     dead: tuple[str, ...]
+    change: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +118,12 @@ def describe_adapter(folder: Path) -> AdapterFacts:
         file_bytes=contents.file.stat().st_size,
         norms=norms,
         dead=tuple(name for name, norm in norms.items() if not 0 < norm < math.inf),
+        change=find_change(folder)[1],
     )
 
 
 def _read_peft(folder: Path) -> _Contents:
-    adapter_folder.check_folder(folder)
+    adapter_folder.check_contents(folder)
     config = adapter_folder.read_config(folder)
     base = str(config.get("base_model_name_or_path") or "")
     file = folder / "adapter_model.safetensors"
@@ -132,7 +136,7 @@ def _read_peft(folder: Path) -> _Contents:
 def _read_prefix(folder: Path) -> _Contents:
     from glmtune.methods import method, ptuning_v2  # loads torch
 
-    method.check_folder(folder)
+    ptuning_v2.read_shape(folder)
     tensors = _of_torch(ptuning_v2.read_tensors(folder))
     config = {"peft_type": "P-Tuning v2"}
     return _Contents(config, method.base_name(folder), folder / ptuning_v2.WEIGHTS, tensors)

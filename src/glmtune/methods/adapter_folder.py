@@ -162,6 +162,16 @@ def by_peft_names(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
 
 
 def check_folder(folder: Path) -> None:
+    """Refuse a folder that is not an adapter, or that was half written or edited.
+
+    Raises:
+        CheckpointError: names what is missing, damaged or not what was written.
+    """
+    check_contents(folder)
+    card.verify(folder)
+
+
+def check_contents(folder: Path) -> None:
     """Refuse a folder that is not an adapter, or that was half written.
 
     Raises:
@@ -186,7 +196,6 @@ def check_folder(folder: Path) -> None:
             f"{folder}: has no adapter_model.safetensors. Copy the adapter again, with its weights."
         )
     adapter_config.check_sizes(folder, read_config(folder), _shapes(folder))
-    card.verify(folder)
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:

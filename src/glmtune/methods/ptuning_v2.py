@@ -117,7 +117,7 @@ class PTuningV2:
         Raises:
             CheckpointError: the folder is damaged, or the prefix is of another model.
         """
-        length, projection = _read_shape(folder)
+        length, projection = read_shape(folder)
         if not isinstance(model, ChatGLMForConditionalGeneration):
             raise CheckpointError(
                 f"{folder}: a P-Tuning v2 prefix of ChatGLM does not fit {type(model).__name__}. "
@@ -153,7 +153,7 @@ class PTuningV2:
         Raises:
             CheckpointError: names the file.
         """
-        _read_shape(folder)
+        read_shape(folder)
         card.verify(folder)
 
     def base_name(self, folder: Path) -> str:
@@ -213,7 +213,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return {name.removeprefix(PREFIX): tensor.float() for name, tensor in stored.items()}
 
 
-def _read_shape(folder: Path) -> tuple[int, bool]:
+def read_shape(folder: Path) -> tuple[int, bool]:
     """Read how long a prefix is, and whether it has an MLP, as configuration and weights say.
 
     Raises:

@@ -147,7 +147,7 @@ def _is_large(file: Path) -> bool:
 
 
 def verify(folder: Path, *, whole: bool = False) -> int:
-    """Compare the files of a folder with the checksums in its card.
+    """Refuse a folder of which a file is not what was written.
 
     Args:
         folder: of a model or an adapter.
@@ -159,9 +159,27 @@ def verify(folder: Path, *, whole: bool = False) -> int:
     Raises:
         CheckpointError: a file is not what was written; names it.
     """
+    compared, change = find_change(folder, whole=whole)
+    if change:
+        raise CheckpointError(change)
+    return compared
+
+
+def find_change(folder: Path, *, whole: bool = False) -> tuple[int, str]:
+    """Compare the files of a folder with the checksums in its card.
+
+    Args:
+        folder, whole: as for `verify`.
+
+    Returns:
+        The number of files that were compared, and which is not what was written; "" for none.
+
+    Raises:
+        CheckpointError: the card cannot be read.
+    """
     card = read_card(folder)
     if card is None:
-        return 0
+        return 0, ""
     compared, has_large = 0, False
     for name, expected in card.files.items():
         file = folder / name
@@ -171,14 +189,14 @@ def verify(folder: Path, *, whole: bool = False) -> int:
         if _is_large(file) and not whole:
             has_large = True
         elif sha256_of_file(file) != expected:
-            raise CheckpointError(_changed(folder, name, f'its line under "files" in {CARD}'))
+            return compared, _changed(folder, name, f'its line under "files" in {CARD}')
     if has_large and card.weights:
         found = fingerprint(folder).weights
         for layer, sampled in card.weights.items():
             if layer in found and found[layer] != sampled:
                 entries = f'"files" and "weights" from {CARD}'
-                raise CheckpointError(_changed(folder, f"the weights of {layer}", entries))
-    return compared
+                return compared, _changed(folder, f"the weights of {layer}", entries)
+    return compared, ""
 
 
 def _changed(folder: Path, what: str, entry: str) -> str:

@@ -109,12 +109,11 @@ def weight_files(folder: Path) -> list[Path]:
         if (folder / single).is_file():
             return [folder / single]
         if (folder / index).is_file():
-            suffix = Path(single).suffix
-            return [folder / name for name in _files_of_index(folder / index, suffix)]
+            return [folder / name for name in _files_of_index(folder / index)]
     return []
 
 
-def _files_of_index(index: Path, suffix: str) -> list[str]:
+def _files_of_index(index: Path) -> list[str]:
     """Return the files that an index names; each is a plain file name beside it."""
     weight_map = read_json_object(index, remedy=REMEDY).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -123,11 +122,11 @@ def _files_of_index(index: Path, suffix: str) -> list[str]:
             f"{REMEDY}"
         )
     for tensor, name in weight_map.items():
-        is_plain = isinstance(name, str) and re.fullmatch(r"[^/\\\0]+", name)
-        if not is_plain or Path(name).suffix != suffix:
+        is_plain = isinstance(name, str) and re.fullmatch(r"[^/\\\0]{1,255}", name)
+        if not is_plain or name in (".", ".."):
             raise CheckpointError(
-                f"{index}: {tensor[:80]} is in {str(name)[:80]!r}, expected the name of a {suffix} "
-                f"file in the same folder. {REMEDY}"
+                f"{index}: {tensor[:80]} is in {str(name)[:80]!r}, expected the name of a file in "
+                f"the same folder. {REMEDY}"
             )
     return sorted(set(weight_map.values()))
 

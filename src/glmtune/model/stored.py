@@ -16,7 +16,7 @@ from typing import Any
 
 from glmtune.errors import CheckpointError, some
 from glmtune.model.chatglm.outline import DEFAULTS, Shape, outline
-from glmtune.model.config_file import FLOAT_DTYPES, NUMBERS_PER_BYTE, least_numbers
+from glmtune.model.config_file import FLOAT_DTYPES, NUMBERS_PER_BYTE, REMEDY, least_numbers
 from glmtune.model.files import INDEX_FILES, SINGLE_FILES, first_lines, read_bin, weight_files
 
 DTYPES = {  # the dtype names in the header of a safetensors file
@@ -58,6 +58,11 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         if not file.is_file():
             raise CheckpointError(
                 f"{file} is missing, and the index lists it. Copy it into the folder."
+            )
+        if file.suffix not in (".safetensors", ".bin"):
+            raise CheckpointError(
+                f"{file}: the index lists this file, expected one that ends in .safetensors or "
+                f".bin. {REMEDY}"
             )
         read = _safetensors_header if file.suffix == ".safetensors" else _bin_header
         tensors |= read(file)
