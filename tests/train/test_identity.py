@@ -6,7 +6,9 @@ import pytest
 
 from glmtune.errors import CheckpointError
 from glmtune.train.checkpoint import TrainerState
-from glmtune.train.identity import check_identity, recorded
+from glmtune.recipe.reading import build_recipe
+from glmtune.recipe.recipe import Recipe
+from glmtune.train.identity import check_identity, deciding_values, recorded
 
 IDENTITY = {"recipe": ("a",), "training data": ("now", "as an earlier release hashed it")}
 FOLDER = Path("checkpoint-4")
@@ -30,3 +32,20 @@ def test_everything_that_changed_is_named_with_both_values() -> None:
     assert "recipe (was nothing, now a); training data (was other rows, now now)" in str(
         caught.value
     )
+
+
+def recipe_with(*overrides: str) -> Recipe:
+    tree = {"model": {"name_or_path": "m"}, "data": {"train": "a"}, "output": {"dir": "o"}}
+    return build_recipe(tree, overrides)
+
+
+def test_a_key_that_is_newer_than_a_checkpoint_counts_only_where_it_is_used() -> None:
+    newer = {"training.warmup_steps", "adapter.rank_pattern", "adapter.not_of_this_method"}
+    before = deciding_values(recipe_with(), newer_keys=())
+    del before["training"]["warmup_steps"]
+    del before["adapter"]["rank_pattern"]  # as a release without these keys would have it
+
+    assert deciding_values(recipe_with(), newer) == before
+    used = deciding_values(recipe_with("training.warmup_steps=10"), newer)
+    assert used["training"].pop("warmup_steps") == 10
+    assert used == before

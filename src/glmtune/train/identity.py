@@ -1,13 +1,15 @@
 """What must not change between a run and its resumption."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from glmtune.data.store import EncodedData
 from glmtune.errors import CheckpointError
 from glmtune.files import sha256_of_text
 from glmtune.recipe.recipe import RunRecipe
+from glmtune.recipe.sections import Section
 from glmtune.template.base import Template
 from glmtune.train.checkpoint import TrainerState
 
@@ -16,6 +18,10 @@ Identity = dict[str, tuple[str, ...]]
 
 # These change what is written, not what is learned.
 NOT_DECISIVE = ("logging_steps", "save_strategy", "save_steps", "save_total_limit", "use_cpu")
+
+# "section.key" of keys that came after checkpoints were first identified. While such a key has its
+# default it is left out of the hash, so that the identity of recipes that do not use it stays.
+NEWER_KEYS: frozenset[str] = frozenset()
 
 
 def identify(
@@ -26,9 +32,7 @@ def identify(
     num_processes: int,
 ) -> Identity:
     """Hash what decides the weights of a run, item by item."""
-    decides = recipe.model_dump(mode="json", exclude={"output", "checks", "lint"})
-    for key in NOT_DECISIVE:
-        decides["training"].pop(key)
+    decides = deciding_values(recipe)
     identity: Identity = {"recipe": (_digest(json.dumps(decides, sort_keys=True)),)}
     if recipe.training.deepspeed:
         text = Path(recipe.training.deepspeed).read_text(encoding="utf-8")
@@ -38,6 +42,31 @@ def identify(
     identity["held-out data"] = _identify_data(eval_examples)
     identity["processes"] = (str(num_processes),)
     return identity
+
+
+def deciding_values(recipe: RunRecipe, newer_keys: Iterable[str] = NEWER_KEYS) -> dict[str, Any]:
+    """Return the values of a recipe that decide the weights, by section and key.
+
+    Args:
+        recipe: of the run.
+        newer_keys: are left out while they have their default.
+    """
+    decides = recipe.model_dump(mode="json", exclude={"output", "checks", "lint"})
+    for key in NOT_DECISIVE:
+        decides["training"].pop(key)
+    for name in newer_keys:
+        section, _, key = name.partition(".")
+        if _has_default(getattr(recipe, section, None), key):
+            decides[section].pop(key)
+    return decides
+
+
+def _has_default(section: Any, key: str) -> bool:
+    """Whether a section has a key, with its default."""
+    field = type(section).model_fields.get(key) if isinstance(section, Section) else None
+    if field is None:
+        return False
+    return bool(getattr(section, key) == field.get_default(call_default_factory=True))
 
 
 def _identify_data(examples: EncodedData) -> tuple[str, ...]:
