@@ -155,6 +155,7 @@ def plan_batches(
         num_processes=rank.num_processes,
         replay=replay,
         num_replayed=num_replayed,
+        rows_per_micro_batch=batch_size if section.average == "micro_batches" else None,
     )
 
 
