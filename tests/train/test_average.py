@@ -1,4 +1,4 @@
-"""What the loss of a step is a mean over: its tokens, or its micro-batches, as padded trainers do."""
+"""What a step's loss is a mean over: its tokens, or its micro-batches, as in padded trainers."""
 
 import json
 from pathlib import Path

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from glmtune.errors import CheckpointError
-from glmtune.train.checkpoint import TrainerState
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
+from glmtune.train.checkpoint import TrainerState
 from glmtune.train.identity import check_identity, deciding_values, recorded
 
 IDENTITY = {"recipe": ("a",), "training data": ("now", "as an earlier release hashed it")}
