@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ from typing import Any
 from glmtune.errors import CheckpointError, GlmtuneError, OutputError
 from glmtune.units import readable
 
+PARTIAL, OLD = ".partial", ".old"  # endings of temporary names
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file under a temporary name, then rename it.
@@ -24,7 +27,7 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         OutputError: the disk is full, or the folder cannot be written; the old file is kept.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _temporary(path, PARTIAL)
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -44,8 +47,7 @@ def written_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: something could not be written; an existing `folder` is unchanged.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+    partial = _temporary(folder, PARTIAL)
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -74,14 +76,42 @@ def _write_error(error: BaseException) -> OSError | None:
     return None
 
 
+def _temporary(path: Path, ending: str) -> Path:
+    """Return a name next to `path` that no other process uses, and no listing shows."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{ending}")
+
+
 def _swap(new: Path, folder: Path) -> None:
     """Rename a complete folder; the one that had the name before is deleted only after that."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = _temporary(folder, OLD)
     if folder.exists():
         folder.replace(old)
-    new.replace(folder)
+    try:
+        new.replace(folder)
+    except OSError:
+        if old.exists():
+            old.replace(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a process that was killed left half written in a folder.
+
+    A folder that it was about to replace gets its name back. Call this only where no other process
+    can be writing.
+    """
+    for path in folder.glob(f".*{OLD}"):
+        replaced = path.with_name(path.name[1:].removesuffix(OLD).rpartition(".")[0])
+        if replaced.name and not replaced.exists():
+            path.replace(replaced)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f".*{PARTIAL}"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def explain_write_error(path: Path, error: OSError) -> str:

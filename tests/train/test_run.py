@@ -394,10 +394,42 @@ def test_a_run_stops_when_the_held_out_rows_get_no_better(
         sign = -1 if torch.is_grad_enabled() else 1
         return sign * cross_entropy_sum(logits, targets)
 
-    result = fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "out", *overrides), loss=unlearn)
+    output = tmp_path / "out"
+    for more in ((), ("load_best_model_at_end=false",)):
+        recipe = recipe_for(tiny_model_dir, rows, output, *overrides, *more, "save_strategy=epoch")
+        result = fine_tune(recipe, loss=unlearn)
+
+        assert result.is_finished
+        assert result.num_steps == 3  # the best was the first, and two were worse
+        held, steps = weights(output), [line["step"] for line in all_metrics(output)]
+        for _ in range(2):  # and it stays so, resumed or not
+            resumed = fine_tune(recipe, resume=True, loss=unlearn)
+            assert resumed.num_steps == 3
+            assert weights(output) == held
+            assert [line["step"] for line in all_metrics(output)] == steps
+        clear_run(output)
+
+
+def test_a_folder_that_a_run_writes_into_is_closed_to_others(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    refused: list[str] = []
+
+    def start_another(logits: Tensor, targets: Tensor) -> Tensor:
+        for resume in (False, True) if not refused else ():
+            with pytest.raises(OutputError) as caught:
+                fine_tune(recipe_for(tiny_model_dir, rows, output), resume=resume)
+            refused.append(str(caught.value))
+        return cross_entropy_sum(logits, targets)
+
+    result = fine_tune(recipe_for(tiny_model_dir, rows, output), loss=start_another)
 
     assert result.is_finished
-    assert result.num_steps == 3  # the best was the first, and two were worse
+    assert len(refused) == 2
+    assert f"another run is writing into this folder (process {os.getpid()} on " in refused[1]
+    assert [line["step"] for line in metrics(output)] == [1, 2, 3, 4, 5, 6]
+    assert fine_tune(recipe_for(tiny_model_dir, rows, output), resume=True).is_finished
 
 
 def test_the_report_of_a_run_has_its_proofs(

@@ -35,6 +35,7 @@ from glmtune.train.load_model import (
 )
 from glmtune.train.load_rows import RunData, load_rows
 from glmtune.train.loop import train
+from glmtune.train.output import sole_run
 from glmtune.train.prepare import prepare_run, prepare_training
 from glmtune.train.processes import Processes
 from glmtune.train.training import EvalView, Task, Training
@@ -84,10 +85,11 @@ def fine_tune(
     check_earlier_adapter(recipe)
     task = choose_task(recipe, loss)
     processes = prepare_run(recipe, resume=resume)
-    data = load_data(recipe, processes, resume=resume)
-    model = load_base(recipe, processes.device)
-    before = look_at_base(recipe, model, data, processes)
-    return train_and_prove(recipe, processes, model, data, task, before, resume=resume)
+    with sole_run(recipe, is_main=processes.is_main, resume=resume):
+        data = load_data(recipe, processes, resume=resume)
+        model = load_base(recipe, processes.device)
+        before = look_at_base(recipe, model, data, processes)
+        return train_and_prove(recipe, processes, model, data, task, before, resume=resume)
 
 
 def choose_task(recipe: Recipe, loss: LossFunction) -> Task:
