@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -13,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glmtune.errors import CheckpointError, DataError, OutputError, RecipeError, TrainingError
+from glmtune.files import sha256_of_file
 from glmtune.kernels.chunked_loss import cross_entropy_sum
 from glmtune.model.chatglm.train_tokenizer import train_tokenizer
 from glmtune.prove.proof import FORGETS, PROOFS, STOPS
+from glmtune.recipe.methods import Ia3Section
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
 from glmtune.train.output import clear_run
@@ -246,8 +249,20 @@ def test_resuming_with_another_recipe_is_refused_with_what_changed(
     output = tmp_path / "out"
     fine_tune(recipe_for(tiny_model_dir, rows, output), loss=interrupting(7))
 
-    with pytest.raises(CheckpointError, match="something changed: recipe"):
-        fine_tune(recipe_for(tiny_model_dir, rows, output, "learning_rate=1e-3"), resume=True)
+    changes = ("learning_rate=1e-3", "data.max_length=100")
+    with pytest.raises(CheckpointError) as caught:
+        fine_tune(recipe_for(tiny_model_dir, rows, output, *changes), resume=True)
+    message = str(caught.value)
+    assert (
+        "something changed: data.max_length (was 90, now 100); training.learning_rate "
+        "(was 0.005, now 0.001). Undo the change, or train on from its adapter"
+    ) in message
+    [advice] = re.findall(r"adapter.name_or_path=\S+", message)  # is followed
+    on = fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "on", *changes, advice))
+    assert on.is_finished
+    other = recipe_for(tiny_model_dir, rows, output).model_copy(update={"adapter": Ia3Section()})
+    with pytest.raises(CheckpointError, match=r"changed: adapter\.method \(was lora, now ia3\)\."):
+        fine_tune(other, resume=True)
     rows.write_text(json.dumps(ROWS[:9], ensure_ascii=False), encoding="utf-8")
     with pytest.raises(CheckpointError, match="something changed: training data"):
         fine_tune(recipe_for(tiny_model_dir, rows, output), resume=True)
@@ -260,13 +275,63 @@ def test_resuming_with_another_tokenizer_or_layout_is_refused_with_what_changed(
     shutil.copytree(tiny_model_dir, model)
     fine_tune(recipe_for(model, rows, output), loss=interrupting(7))
 
-    with pytest.raises(CheckpointError, match=r"changed: recipe \(.*; template or tokenizer \("):
+    with pytest.raises(
+        CheckpointError,
+        match=r"changed: data\.layout \(was official, now tutorial\); template or tokenizer \(",
+    ):
         fine_tune(recipe_for(model, rows, output, "data.layout=tutorial"), resume=True)
     train_tokenizer(
         ["another text, of which " + chr(97 + n % 26) * 2 for n in range(200)], 300, model
     )
     with pytest.raises(CheckpointError, match=r"changed: template or tokenizer \("):
         fine_tune(recipe_for(model, rows, output), resume=True)
+
+
+def test_another_spelling_of_a_path_is_no_change(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    fine_tune(recipe_for(tiny_model_dir, rows, whole))
+    model, link = tmp_path / "model", tmp_path / "link"
+    model.symlink_to(tiny_model_dir)
+    link.symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    spellings = [("model", "rows.json"), ("./model/", "./rows.json"), (f"{link}/model", f"{rows}")]
+
+    for calls, (base, data) in zip((5, 4), spellings, strict=False):
+        recipe = recipe_for(Path(base), rows, output, f"data.train={data}")
+        recipe = recipe.model_copy(
+            update={"model": recipe.model.model_copy(update={"name_or_path": base})}
+        )
+        fine_tune(recipe, resume=calls == 4, loss=interrupting(calls))
+    monkeypatch.chdir(model)
+    base, data = spellings[-1]
+    assert fine_tune(recipe_for(Path(base), Path(data), output), resume=True).is_finished
+
+    assert weights(output) == weights(whole)
+
+
+def test_an_earlier_checkpoint_without_its_recipe_is_compared_with_that_of_the_folder(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    fine_tune(recipe_for(tiny_model_dir, rows, output), loss=interrupting(7))
+    [checkpoint] = output.glob("checkpoint-*")
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    del state["recipe"], state["working_directory"]
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    sums = json.loads((checkpoint / "checksums.json").read_text(encoding="utf-8"))
+    sums["trainer_state.json"] = sha256_of_file(checkpoint / "trainer_state.json")
+    (checkpoint / "checksums.json").write_text(json.dumps(sums), encoding="utf-8")
+
+    other = recipe_for(tiny_model_dir, rows, output, "adapter.r=8")
+    with pytest.raises(CheckpointError, match=r"changed: adapter\.r \(was 4, now 8\)\. Undo"):
+        fine_tune(other, resume=True)
+    text = (output / "recipe.yaml").read_text(encoding="utf-8")
+    (output / "recipe.yaml").write_text(text.replace("r: 4", "r: 5"), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"changed: recipe \(was \w{16}, now \w{16}\)"):
+        fine_tune(other, resume=True)
+    assert fine_tune(recipe_for(tiny_model_dir, rows, output), resume=True).is_finished
 
 
 def test_an_output_folder_that_holds_a_run_is_not_touched_unless_asked(

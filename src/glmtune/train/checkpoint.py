@@ -44,6 +44,8 @@ class TrainerState:
 
     Attributes:
         identity: what must not change between a run and its resumption, by name (identity.py).
+        recipe: the values behind one of these, by section and key; empty in earlier checkpoints.
+        working_directory: that paths among them are relative to.
         loss_sum, learned_tokens: since the last line of metrics.
         replayed_rows: general rows that were mixed in so far.
         skipped_steps: that changed nothing, since a gradient did not fit float16.
@@ -51,6 +53,8 @@ class TrainerState:
 
     step: int = 0
     identity: dict[str, str] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    working_directory: str = ""
     loss_sum: float = 0.0
     learned_tokens: int = 0
     best_eval_loss: float | None = None

@@ -18,7 +18,7 @@ from glmtune.train.checkpoint import (
 from glmtune.train.engines.choose import make_engine
 from glmtune.train.engines.deepspeed import check_deepspeed
 from glmtune.train.engines.fsdp import check_sharding
-from glmtune.train.identity import check_identity, identify, recorded
+from glmtune.train.identity import check_identity, deciding_values, identify, recorded
 from glmtune.train.load_rows import RunData
 from glmtune.train.optimizer import optimizer_class
 from glmtune.train.output import RunFolder, prepare_output
@@ -116,8 +116,9 @@ def _restore_state(
     state = TrainerState()
     if checkpoint is not None:
         state = load_state(checkpoint)
-        check_identity(state, identity, checkpoint)
+        check_identity(state, identity, checkpoint, recipe)
     state.identity = recorded(identity)
+    state.recipe, state.working_directory = deciding_values(recipe), str(Path.cwd())
     return state
 
 
