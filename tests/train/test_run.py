@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from glmtune.cli.printing import training_line
 from glmtune.errors import CheckpointError, DataError, OutputError, RecipeError, TrainingError
 from glmtune.files import sha256_of_file
 from glmtune.kernels.chunked_loss import cross_entropy_sum
@@ -386,8 +387,8 @@ def test_a_weight_that_is_not_finite_stops_the_run_and_is_named(
     assert "rows.json:" in message
 
 
-def test_the_best_checkpoint_becomes_the_adapter(
-    tiny_model_dir: Path, rows: Path, tmp_path: Path
+def test_the_best_checkpoint_becomes_the_adapter_and_is_told_of(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "out"
     calls = 0
@@ -398,22 +399,46 @@ def test_the_best_checkpoint_becomes_the_adapter(
         sign = 1 if calls <= 6 else -1  # from step 4 on it unlearns
         return sign * cross_entropy_sum(logits, targets)
 
-    fine_tune(
-        recipe_for(
-            tiny_model_dir, rows, output, "data.eval_fraction=0.2", "eval_strategy=steps",
-            "eval_steps=1", "num_train_epochs=4",
-        ),
-        loss=lambda logits, targets: (
-            spoiled(logits, targets)
-            if torch.is_grad_enabled()
-            else cross_entropy_sum(logits, targets)
-        ),
-    )  # fmt: skip
+    def learn_then_unlearn(logits: Tensor, targets: Tensor) -> Tensor:
+        loss = spoiled if torch.is_grad_enabled() else cross_entropy_sum
+        return loss(logits, targets)
 
-    held_out = {line["step"]: line["eval_loss"] for line in metrics(output) if "eval_loss" in line}
+    recipe = recipe_for(
+        tiny_model_dir, rows, output, "data.eval_fraction=0.2", "eval_strategy=steps",
+        "eval_steps=1", "num_train_epochs=4",
+    )  # fmt: skip
+    result = fine_tune(recipe, loss=learn_then_unlearn)
+
+    lines = metrics(output)
+    held_out = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     best = min(held_out, key=lambda step: held_out[step])
-    assert best < max(held_out)  # or the last checkpoint would do
+    last = max(held_out)
+    assert best < last  # or the last checkpoint would do
     assert weights(output) == weights(output / f"checkpoint-{best}")
+    # All that is told of the run is told of the weights that were saved.
+    loss = next(line["loss"] for line in lines if line["step"] == best and "loss" in line)
+    assert (result.saved_step, result.num_steps) == (best, last)
+    assert (result.loss, result.eval_loss) == (loss, held_out[best])
+    assert (
+        f"Adapter of step {best}, the best of {last}, loss {loss:.4f}, "
+        f"held-out loss {held_out[best]:.4f}: {output}"
+    ) == training_line("Adapter", result)
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert f"{loss:.4f} at the end" in card
+    assert f"Held-out loss: {held_out[best]:.4f}, best {held_out[best]:.4f}." in card
+    facts = json.loads((output / "report.json").read_text(encoding="utf-8"))["facts"]
+    assert facts["saved_step"] == best
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert f"the weights are those of step {best}" in page
+
+    # A damaged one is not restored.
+    name = f"checkpoint-{best}"
+    (output / name / "checksums.json").write_text("{}")
+    with caplog.at_level("WARNING"):
+        again = fine_tune(recipe, resume=True)
+    assert f"{name} is damaged: " in caplog.text
+    assert again.saved_step == last
+    assert weights(output) == weights(output / f"checkpoint-{last}")
 
 
 def test_gradient_checkpointing_leaves_the_result_unchanged(

@@ -11,7 +11,7 @@ value that is not finite is written as null, since JSON has no such number.
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +63,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def until(lines: Sequence[Mapping[str, Any]], step: int | None) -> list[dict[str, Any]]:
+    """Return the lines up to a step, to tell what its weights scored; None returns all."""
+    return [dict(line) for line in lines if step is None or line["step"] <= step]

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
 STATE = "trainer_state.json"
+NEEDED = ("scheduler.pt", "rng_state.pth")
+OF_A_CHECKPOINT = (".safetensors", ".bin", ".pt", ".pth", ".json")  # only we write such files there
 
 
 @dataclass(slots=True)
@@ -129,17 +131,25 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def damage(folder: Path) -> str | None:
-    """Describe what is wrong with a checkpoint; None when it is intact."""
+    """Describe what is wrong with a checkpoint; None when it is intact.
+
+    Files that somebody added, such as notes, do no harm.
+    """
     try:
         expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return f"its {CHECKSUMS} cannot be read ({error})"
+    if not isinstance(expected, dict):
+        return f"its {CHECKSUMS} is a {type(expected).__name__}, expected file names and checksums"
     found = _checksums(folder)
     for name, digest in expected.items():
         if name not in found:
             return f"{name} is missing"
         if found[name] != digest:
             return f"{name} is not what was written (its checksum differs)"
+    needed = {STATE, *NEEDED, *(name for name in found if Path(name).suffix in OF_A_CHECKPOINT)}
+    if unlisted := sorted(needed - expected.keys()):
+        return f"{unlisted[0]} is not in its {CHECKSUMS}"
     return None
 
 
@@ -184,11 +194,23 @@ def restore_checkpoint(folder: Path, engine: Engine) -> None:
     restore_random_state(states[engine.processes.process_index])
 
 
-def prune_checkpoints(output: Path, limit: int | None, keep: int | None) -> None:
-    """Delete the oldest checkpoints beyond `limit`, but never the one of step `keep`."""
+def prune_checkpoints(output: Path, limit: int | None, newest: int, best: int | None) -> None:
+    """Delete the oldest checkpoints beyond a limit, and what a damaged end of the run left.
+
+    Args:
+        output: the folder of the run.
+        limit: how many stay; None keeps all. The newest stays, and so does the best.
+        newest: the step of the checkpoint just saved. Those of later steps were damaged, or the run
+            would have been resumed there.
+        best: the step whose weights are needed at the end, if any.
+    """
     if limit is None:
         return
-    kept = [path for path in checkpoints(output) if path.name != f"checkpoint-{keep}"]
-    room = max(1, limit - (len(checkpoints(output)) - len(kept)))
-    for path in kept[:-room]:
-        shutil.rmtree(path)
+    steps = [int(path.name.rpartition("-")[2]) for path in checkpoints(output)]
+    needed = {newest, best} & set(steps)
+    others = [step for step in steps if step not in needed and step < newest]
+    room = max(0, limit - len(needed))
+    kept = needed | set(others[len(others) - room :])
+    for step in steps:
+        if step not in kept:
+            shutil.rmtree(output / f"checkpoint-{step}")

@@ -15,13 +15,14 @@ from typing import Any
 
 from glmtune.data.batches import MicroBatch, pack_examples
 from glmtune.data.encode import training_conversations
-from glmtune.errors import CheckpointError, TemplateError, TrainingError
+from glmtune.errors import TemplateError, TrainingError
 from glmtune.inspect.shown_row import show_row
 from glmtune.methods import method
 from glmtune.prove import liveness
 from glmtune.prove.answers import Answer, Sample, answer_all, answer_limit
 from glmtune.prove.forgetting import METRIC, check_forgetting, general_loss
 from glmtune.prove.merged import check_merged
+from glmtune.prove.metrics import until
 from glmtune.prove.prompts import check_template_agrees
 from glmtune.prove.proof import (
     ALIVE,
@@ -43,6 +44,7 @@ from glmtune.recipe.recipe import Recipe
 from glmtune.template.base import Template
 from glmtune.train import process_memory
 from glmtune.train.before import SAMPLED_PROMPTS, Before, pair_answers
+from glmtune.train.checkpoint import damage
 from glmtune.train.output import publish
 from glmtune.train.training import Training
 
@@ -56,10 +58,17 @@ ONLY_REPORTED = (STOPS, FORGETS, MERGED)
 
 @dataclass(frozen=True, slots=True)
 class ProofResults:
-    """The proofs of a finished run, and sample answers; none after an interrupt."""
+    """The proofs of a finished run, and sample answers; none after an interrupt.
+
+    Attributes:
+        proofs: with their verdicts.
+        samples: answers of base and tuned model.
+        saved_step: of the weights that were published, the best ones or the last.
+    """
 
     proofs: tuple[Proof, ...] = ()
     samples: tuple[Sample, ...] = ()
+    saved_step: int | None = None
 
     @property
     def failed(self) -> list[Proof]:
@@ -78,13 +87,12 @@ def finish(training: Training, before: Before, model: Any) -> ProofResults:
         model: with all trained weights, without the wrapper of its engine.
 
     Raises:
-        CheckpointError: the best checkpoint is gone.
         OutputError: something could not be written.
     """
     model.zero_grad(set_to_none=True)
     process_memory.release_freed_pages()
     step = take_best(training, model)
-    proofs, probes = _publish_and_prove(training, before, model)
+    proofs, probes = _publish_and_prove(training, before, model, step)
     checks, template = training.checks, training.data.template
     asked = before.prompts[: max(checks.stop_prompts, len(before.answers))]
     limit = answer_limit(before.prompts, checks.max_new_tokens)
@@ -101,11 +109,11 @@ def finish(training: Training, before: Before, model: Any) -> ProofResults:
         proofs.append(prove(MERGED, lambda: check_merged(model, probes, checks.merged_tolerance)))
     proofs.sort(key=lambda proof: PROOFS.index(proof.name))
     _log_proofs(proofs)
-    return ProofResults(tuple(proofs), tuple(samples))
+    return ProofResults(tuple(proofs), tuple(samples), step)
 
 
 def _publish_and_prove(
-    training: Training, before: Before, model: Any
+    training: Training, before: Before, model: Any, step: int
 ) -> tuple[list[Proof], list[Probe]]:
     """Publish what has learned, and compare the files with the model.
 
@@ -119,7 +127,7 @@ def _publish_and_prove(
     if alive.verdict != "passed":
         return [alive], []
     data, output = training.data, training.folder.path
-    lines = training.folder.read_metrics()
+    lines = until(training.folder.read_metrics(), step)
     publish(model, output, data.template, data.tokenizer, training.recipe, lines)
     rows = pack_examples(data.examples, training.plan.rows[:1]).to(model.device)
     saved = prove(SAVED, lambda: _check_saved(model, output, rows))
@@ -153,23 +161,25 @@ def take_best(training: Training, model: Any) -> int:
 
     Returns:
         The step of the weights.
-
-    Raises:
-        CheckpointError: their checkpoint is gone.
     """
     state, section = training.state, training.section
     if not section.load_best_model_at_end or state.best_step in (None, state.step):
         return state.step
+    best = training.folder.path / f"checkpoint-{state.best_step}"
     if section.save_strategy == "no":
+        problem: str | None = "training.save_strategy=no kept no checkpoint of it"
+    elif not best.is_dir():
+        problem = f"{best} is gone"
+    else:
+        problem = damage(best)
+        problem = problem and f"{best} is damaged: {problem}"
+    if problem is not None:
         logger.warning(
-            "the best held-out loss was at step %d, but training.save_strategy=no kept no "
-            "checkpoint of it; the weights are those of the last step",
+            "the best held-out loss was at step %d, but %s; the weights are those of the last step",
             state.best_step,
+            problem,
         )
         return state.step
-    best = training.folder.path / f"checkpoint-{state.best_step}"
-    if not best.is_dir():
-        raise CheckpointError(f"{best}: the best checkpoint is gone; the last weights stay.")
     method.restore(best, model)
     logger.info("the weights are those of step %d, the best held-out loss", state.best_step)
     return state.best_step
@@ -226,6 +236,7 @@ def write_run_report(training: Training, model: Any, results: ProofResults, seco
     facts = ReportFacts(
         is_finished=bool(results.proofs),
         num_steps=training.num_steps,
+        saved_step=results.saved_step,
         seconds=seconds,
         num_trainable=trainable,
         num_parameters=total,

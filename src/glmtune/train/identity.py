@@ -1,6 +1,7 @@
 """What must not change between a run and its resumption."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from glmtune.errors import CheckpointError, GlmtuneError
 from glmtune.files import sha256_of_text
 from glmtune.recipe.methods import PeftSection
 from glmtune.recipe.reading import load_recipe
-from glmtune.recipe.recipe import RECIPE, RunRecipe
+from glmtune.recipe.recipe import RECIPE, Recipe, RunRecipe
 from glmtune.recipe.sections import Section
 from glmtune.template.base import Template
 from glmtune.train.checkpoint import TrainerState
@@ -48,6 +49,26 @@ def identify(
     identity["held-out data"] = _identify_data(eval_examples)
     identity["processes"] = (str(num_processes),)
     return identity
+
+
+def rounded_shares(recipe: RunRecipe, num_rows: int, num_steps: int) -> Identity:
+    """Identify the shares that earlier releases rounded to the nearest number, and this one up.
+
+    Where both are the same nothing is identified, so that earlier checkpoints fit.
+
+    Args:
+        recipe: of the run.
+        num_rows: to learn and held out.
+        num_steps: of the whole run.
+    """
+    shares = {"warm-up steps": (recipe.training.warmup_steps, num_steps)}
+    if isinstance(recipe, Recipe) and not recipe.data.eval:
+        shares["held-out rows"] = (recipe.data.eval_fraction, num_rows)
+    return {
+        name: (str(math.ceil(share * number)),)
+        for name, (share, number) in shares.items()
+        if 0 < share < 1 and max(1, round(share * number)) != math.ceil(share * number)
+    }
 
 
 def deciding_values(recipe: RunRecipe, newer_keys: Iterable[str] = NEWER_KEYS) -> dict[str, Any]:

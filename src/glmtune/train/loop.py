@@ -194,7 +194,9 @@ def _save(training: Training, rng: dict[str, Any]) -> None:
         template=training.data.template,
     )
     logger.info("saved %s", folder)
-    prune_checkpoints(output, training.section.save_total_limit, training.state.best_step)
+    section, state = training.section, training.state
+    best = state.best_step if section.load_best_model_at_end else None
+    prune_checkpoints(output, section.save_total_limit, state.step, best)
 
 
 @contextmanager

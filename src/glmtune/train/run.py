@@ -18,6 +18,7 @@ from glmtune.objective.next_token import NextToken
 from glmtune.objective.preference import Preference
 from glmtune.prove import liveness
 from glmtune.prove.forgetting import METRIC
+from glmtune.prove.metrics import until
 from glmtune.prove.proof import Proof
 from glmtune.recipe.recipe import Recipe, RunRecipe
 from glmtune.recipe.sections import TrainingSection
@@ -52,9 +53,10 @@ class Result:
             folder with a checkpoint after an interrupt.
         num_steps: optimizer steps done.
         is_finished: False after an interrupt.
-        loss, eval_loss: the last measured, in nats per learned token.
+        loss, eval_loss: the last measured of the saved weights, in nats per learned token.
         general_loss, base_general_loss: on general rows, after and before.
         proofs: with their verdicts; none after an interrupt.
+        saved_step: of the saved weights, the last or the best ones; None after an interrupt.
     """
 
     adapter_dir: Path
@@ -65,6 +67,7 @@ class Result:
     general_loss: float | None = None
     base_general_loss: float | None = None
     proofs: tuple[Proof, ...] = ()
+    saved_step: int | None = None
 
 
 def fine_tune(
@@ -201,7 +204,7 @@ def summarize(
     training: Training, before: Before, results: ProofResults, *, is_finished: bool
 ) -> Result:
     """Return the result of a run."""
-    lines = training.folder.read_metrics()
+    lines = until(training.folder.read_metrics(), results.saved_step)
     return Result(
         adapter_dir=training.folder.path,
         num_steps=training.state.step,
@@ -211,6 +214,7 @@ def summarize(
         general_loss=_last(lines, METRIC),
         base_general_loss=before.general_loss,
         proofs=results.proofs,
+        saved_step=results.saved_step,
     )
 
 
