@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glmtune.cli.printing import training_line
+from glmtune.data import batches
+from glmtune.data.batches import MicroBatch
 from glmtune.errors import CheckpointError, DataError, OutputError, RecipeError, TrainingError
 from glmtune.files import sha256_of_file
 from glmtune.kernels.chunked_loss import cross_entropy_sum
 from glmtune.model.chatglm.train_tokenizer import train_tokenizer
-from glmtune.prove.proof import FORGETS, PROOFS, STOPS
+from glmtune.prove.proof import ALIVE, FORGETS, PROOFS, STOPS, TEMPLATE
 from glmtune.recipe.methods import Ia3Section
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
+from glmtune.train import run
+from glmtune.train.load_model import attach
 from glmtune.train.output import clear_run
 from glmtune.train.run import Result, fine_tune
 
@@ -534,6 +539,76 @@ def test_the_report_of_a_run_has_its_proofs(
     assert verdicts_shown.pop(STOPS) in ("passed", "failed")  # it is barely trained
     assert set(verdicts_shown.values()) == {"passed"}
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_a_run_in_which_next_to_nothing_moves_fails_and_says_why(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = recipe_for(tiny_model_dir, rows, tmp_path / "out", "max_grad_norm=1e-12")
+
+    with pytest.raises(TrainingError, match=r"next to nothing was learned\. A max_grad_norm or"):
+        fine_tune(recipe)
+
+    assert "max_grad_norm 1e-12 makes every gradient so small" in caplog.text  # before it started
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    shown = {proof["name"]: proof["verdict"] for proof in report["facts"]["proofs"]}
+    assert shown[ALIVE] == "failed"
+
+
+def test_packs_that_are_scored_otherwise_than_their_rows_end_the_run_before_it_starts(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = batches.micro_batch_of
+
+    def mixed(*args: Any) -> MicroBatch:
+        part = make(*args)
+        whole = torch.tensor([0, part.input_ids.size(1)], dtype=torch.int32)
+        return replace(part, cu_seq_lens=whole)
+
+    monkeypatch.setattr(batches, "micro_batch_of", mixed)
+
+    with pytest.raises(TrainingError, match="The rows of a pack see each other"):
+        fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "out"))
+
+    assert not list(tmp_path.glob("out/checkpoint-*"))
+
+
+@pytest.mark.parametrize("change", ["deleted", "replaced"])
+def test_rows_that_change_or_vanish_during_a_run_do_it_no_harm_and_are_named(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, change: str
+) -> None:
+    output = tmp_path / "out"
+    whole = fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "whole"))
+
+    def meddle(logits: Tensor, targets: Tensor) -> Tensor:
+        if change == "deleted":
+            rows.unlink(missing_ok=True)
+        else:
+            rows.write_text(json.dumps([{"instruction": "别的", "output": "另外的"}] * 3))
+        return cross_entropy_sum(logits, targets)
+
+    result = fine_tune(recipe_for(tiny_model_dir, rows, output), loss=meddle)
+
+    assert weights(output) == weights(tmp_path / "whole")
+    assert verdicts(result) == verdicts(whole)
+    [detail] = [proof.detail for proof in result.proofs if proof.name == TEMPLATE]
+    assert detail == (
+        f"the ids before 10 answers are those of their prompts; {rows} changed or went away while "
+        "the run learned the rows as they were before"
+    )
+    assert (output / "report.html").is_file()
+
+
+def test_a_frozen_adapter_is_named_before_the_first_step(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def frozen(recipe: Recipe, base: Any) -> Any:
+        return attach(recipe, base).requires_grad_(False)
+
+    monkeypatch.setattr(run, "attach", frozen)
+
+    with pytest.raises(TrainingError, match=r"adapter.method=lora should train .*query_key_value"):
+        fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "out"))
 
 
 def test_prompts_are_answered_in_the_middle_of_a_run(

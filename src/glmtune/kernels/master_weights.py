@@ -36,11 +36,12 @@ def keep_masters(model: nn.Module) -> None:
         for name in names:
             parameter = module.get_parameter(name)
             parameter.data = parameter.data.float()
-        module.__class__ = _rounding(type(module), names, dtype)  # as torch's fully_shard does
+        kind: Any = type(module)
+        module.__class__ = _rounding(kind, names, dtype)  # as torch's fully_shard does
 
 
 @cache
-def _rounding(kind: type[nn.Module], names: tuple[str, ...], dtype: torch.dtype) -> Any:
+def _rounding(kind: Any, names: tuple[str, ...], dtype: torch.dtype) -> Any:
     """Make a class of modules that compute with some of their parameters rounded."""
 
     def rounded(name: str) -> property:

@@ -139,6 +139,7 @@ def _columns(model: Any) -> Iterator[Columns]:
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    layer: Any
     for name, layer in model.named_modules():
         if not isinstance(layer, BaseTunerLayer):
             continue

@@ -168,13 +168,13 @@ def check_streamed(model: Any, probes: Sequence[Probe], tolerance: float) -> str
 def rounding_noise(model: Any, probes: Sequence[Probe]) -> float:
     """Measure how far scores move when the embedded input is rounded once more."""
     plain = [score_answer(model, each.prompt, each.answer) for each in probes]
-    with _rounded_input(model):
+    with rounded_input(model):
         rounded = [score_answer(model, each.prompt, each.answer) for each in probes]
     return compare(list(zip(rounded, plain, strict=True))).largest
 
 
 @contextlib.contextmanager
-def _rounded_input(model: Any) -> Iterator[None]:
+def rounded_input(model: Any) -> Iterator[None]:
     """Temporarily move each number of the embedded input up or down by one rounding.
 
     The rounding is that of the weights' dtype. On a CPU without bfloat16 arithmetic, activations

@@ -13,7 +13,7 @@ wrong; the run continues, since the user may know better.
 import logging
 import statistics
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from glmtune.recipe.methods import FreezeSection, FullSection, LoraSection
 from glmtune.recipe.recipe import Recipe, RunRecipe
@@ -29,7 +29,7 @@ NEGLIGIBLE_RISE = 1e-4  # of a held-out loss, as a share of it
 FULL_TUNING_LR_FACTOR = 0.1  # of an adapter's learning rate, where the model's weights are trained
 # The fewer numbers a method trains, the larger their steps: the highest sane learning rate, in
 # multiples of LoRA's, and a good start (docs/methods.md).
-RATES_OF_METHODS = {
+RATES_OF_METHODS: Mapping[str, tuple[float, str]] = {
     "oft": (5, "1e-3"),
     "vera": (50, "1e-2"),
     "ia3": (50, "1e-2"),

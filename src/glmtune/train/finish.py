@@ -7,15 +7,13 @@ after everything has been written.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from glmtune.data.batches import MicroBatch, pack_examples
-from glmtune.data.encode import training_conversations
-from glmtune.errors import TemplateError, TrainingError
+from glmtune.errors import some
 from glmtune.inspect.shown_row import show_row
 from glmtune.methods import method
 from glmtune.prove import liveness
@@ -23,7 +21,6 @@ from glmtune.prove.answers import Answer, Sample, answer_all, answer_limit
 from glmtune.prove.forgetting import METRIC, check_forgetting, general_loss
 from glmtune.prove.merged import check_merged
 from glmtune.prove.metrics import until
-from glmtune.prove.prompts import check_template_agrees
 from glmtune.prove.proof import (
     ALIVE,
     FORGETS,
@@ -32,25 +29,25 @@ from glmtune.prove.proof import (
     SAVED,
     STOPS,
     STREAMED,
-    TEMPLATE,
     Proof,
+    prove,
 )
 from glmtune.prove.report.facts import ReportFacts
 from glmtune.prove.report.page import write_report
 from glmtune.prove.saved import check_saved
 from glmtune.prove.stops import count_ended
 from glmtune.prove.streamed import Probe, check_streamed, probe
+from glmtune.prove.wanted import check_trained
 from glmtune.recipe.recipe import Recipe
-from glmtune.template.base import Template
 from glmtune.train import process_memory
 from glmtune.train.before import SAMPLED_PROMPTS, Before, pair_answers
+from glmtune.train.changed_files import changed_since
 from glmtune.train.checkpoint import damage
 from glmtune.train.output import publish
 from glmtune.train.training import Training
 
 logger = logging.getLogger(__name__)
 
-PROBED_ROWS = 20  # whose prompts are compared with what was trained
 # A failure of these is only reported; any other failed proof fails the run, since the files cannot
 # be trusted.
 ONLY_REPORTED = (STOPS, FORGETS, MERGED)
@@ -97,9 +94,9 @@ def finish(training: Training, before: Before, model: Any) -> ProofResults:
     asked = before.prompts[: max(checks.stop_prompts, len(before.answers))]
     limit = answer_limit(before.prompts, checks.max_new_tokens)
     tuned = answer_all(model, template, asked, limit)
-    recipe = training.recipe
-    if isinstance(recipe, Recipe):  # pre-training has no prompts
-        proofs.append(prove(TEMPLATE, lambda: _compare_prompts(recipe, template)))
+    if before.asked is not None:
+        proofs.append(_note_changes(before.asked, changed_since(training.data.stamps)))
+    if isinstance(training.recipe, Recipe):  # pre-training has no prompts
         proofs.append(_check_stops(training, tuned, limit))
     loss = before.general_loss
     if loss is not None and checks.forgetting is not None:
@@ -107,6 +104,8 @@ def finish(training: Training, before: Before, model: Any) -> ProofResults:
     samples = pair_answers(before, tuned)
     if probes:
         proofs.append(prove(MERGED, lambda: check_merged(model, probes, checks.merged_tolerance)))
+    if before.packed is not None:
+        proofs.append(before.packed)
     proofs.sort(key=lambda proof: PROOFS.index(proof.name))
     _log_proofs(proofs)
     return ProofResults(tuple(proofs), tuple(samples), step)
@@ -123,7 +122,7 @@ def _publish_and_prove(
     """
     if not before.start:  # nothing was trained
         return [], []
-    alive = prove(ALIVE, lambda: liveness.check_changed(model, before.start))
+    alive = prove(ALIVE, lambda: _check_alive(training, before, model, step))
     if alive.verdict != "passed":
         return [alive], []
     data, output = training.data, training.folder.path
@@ -140,20 +139,17 @@ def _publish_and_prove(
     return [alive, saved, streamed], probes
 
 
+def _check_alive(training: Training, before: Before, model: Any, step: int) -> None:
+    check_trained(model, training.recipe.adapter)
+    taken = max(1, step - training.state.skipped_steps)
+    liveness.check_changed(model, before.start, taken, training.section.learning_rate)
+
+
 def _log_proofs(proofs: Sequence[Proof]) -> None:
     for proof in proofs:
         log = logger.warning if proof.verdict == "failed" else logger.info
         detail = f" ({proof.detail})" if proof.detail else ""
         log("proof: %s: %s%s", proof.name, proof.verdict, detail)
-
-
-def prove(name: str, check: Callable[[], Any]) -> Proof:
-    """Run a check; what it returns, or the error that it raises, is the detail."""
-    try:
-        shown = check()
-    except (TrainingError, TemplateError) as error:
-        return Proof(name, "failed", str(error))
-    return shown if isinstance(shown, Proof) else Proof(name, "passed", str(shown or ""))
 
 
 def take_best(training: Training, model: Any) -> int:
@@ -192,12 +188,15 @@ def _check_saved(model: Any, folder: Path, rows: MicroBatch) -> str:
     )
 
 
-def _compare_prompts(recipe: Recipe, template: Template) -> Proof | str:
-    conversations = training_conversations(recipe.data, template)
-    number = check_template_agrees(template, islice(conversations, PROBED_ROWS))
-    if not number:
-        return Proof(TEMPLATE, "not run", "no row with an answer was found again")
-    return f"the ids before {number} answers are those of their prompts"
+def _note_changes(proof: Proof, changed: list[str]) -> Proof:
+    """Say which files no longer hold the rows that were learned."""
+    if not changed:
+        return proof
+    note = (
+        f"{some(changed)} changed or went away while the run learned the rows as they were before"
+    )
+    logger.warning("%s", note)
+    return replace(proof, detail=f"{proof.detail}; {note}")
 
 
 def _check_stops(training: Training, answers: Sequence[Answer], limit: int) -> Proof:

@@ -20,10 +20,11 @@ from glmtune.prove import liveness
 from glmtune.prove.forgetting import METRIC
 from glmtune.prove.metrics import until
 from glmtune.prove.proof import Proof
+from glmtune.prove.wanted import check_trained
 from glmtune.recipe.recipe import Recipe, RunRecipe
 from glmtune.recipe.sections import TrainingSection
 from glmtune.template.select import template_for
-from glmtune.train.before import Before, log_samples, look_at_base
+from glmtune.train.before import Before, log_samples, look_at_base, prove_packing, prove_prompts
 from glmtune.train.dry_run import dry_run
 from glmtune.train.engines.engine import Engine
 from glmtune.train.finish import ProofResults, finish, write_run_report
@@ -92,6 +93,8 @@ def fine_tune(
         data = load_data(recipe, processes, resume=resume)
         model = load_base(recipe, processes.device)
         before = look_at_base(recipe, model, data, processes)
+        if processes.is_main:
+            before = replace(before, asked=prove_prompts(recipe, data))
         return train_and_prove(recipe, processes, model, data, task, before, resume=resume)
 
 
@@ -160,9 +163,12 @@ def train_and_prove(
         GlmtuneError: as `fine_tune`.
     """
     model = attach(recipe, model)
+    if recipe.trains:
+        check_trained(model, recipe.adapter)
     before = replace(before, start=liveness.remember(model))
     training = prepare_training(recipe, processes, model, data, task, resume=resume)
     del model  # the engine has it, and gives it back
+    before = replace(before, packed=prove_packing(training))
     dry_run(training)
     began = time.monotonic()
     samples = processes.is_main and training.engine.can_run_alone
