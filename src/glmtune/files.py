@@ -10,15 +10,22 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from glmtune.errors import CheckpointError, GlmtuneError, OutputError
 from glmtune.units import readable
 
 PARTIAL, OLD = ".partial", ".old"  # endings of temporary names
+
+# Called with an operation ("open", "sync", "rename", ...) and its path before each one that changes
+# the disk. A test gives one that raises an OSError, as a disk does that is full or broken.
+before_writing: ContextVar[Callable[[str, Path], None]] = ContextVar(
+    "before_writing", default=lambda operation, path: None
+)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -29,15 +36,43 @@ def write_atomically(path: Path, text: str) -> None:
     """
     partial = _temporary(path, PARTIAL)
     try:
+        before_writing.get()("open", path)
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+            _sync(file, path)
+        rename(partial, path)
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
         raise OutputError(explain_write_error(path, error)) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file and flush it to disk, so that a crash cannot lose it.
+
+    Raises:
+        OutputError: the disk is full, or the file cannot be written.
+    """
+    try:
+        before_writing.get()("open", path)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            _sync(file, path)
+    except OSError as error:
+        raise OutputError(explain_write_error(path, error)) from error
+
+
+def _sync(file: IO[Any], path: Path) -> None:
+    before_writing.get()("sync", path)
+    if file.writable():
+        file.flush()
+    os.fsync(file.fileno())
+
+
+def rename(path: Path, target: Path) -> None:
+    """Rename a file or folder; a file of that name is replaced."""
+    before_writing.get()("rename", target)
+    path.replace(target)
 
 
 @contextmanager
@@ -49,12 +84,13 @@ def written_folder(folder: Path) -> Iterator[Path]:
     """
     partial = _temporary(folder, PARTIAL)
     try:
+        before_writing.get()("mkdir", folder)
         partial.mkdir(parents=True)
         yield partial
         for path in sorted(partial.rglob("*")):
             if path.is_file():
                 with path.open("rb") as file:
-                    os.fsync(file.fileno())
+                    _sync(file, path)
         _swap(partial, folder)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -85,9 +121,9 @@ def _swap(new: Path, folder: Path) -> None:
     """Rename a complete folder; the one that had the name before is deleted only after that."""
     old = _temporary(folder, OLD)
     if folder.exists():
-        folder.replace(old)
+        rename(folder, old)
     try:
-        new.replace(folder)
+        rename(new, folder)
     except OSError:
         if old.exists():
             old.replace(folder)

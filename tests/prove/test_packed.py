@@ -66,7 +66,8 @@ def test_faults_of_a_pack_are_caught_and_healthy_ones_pass(
     part = pack_examples(examples, range(3))
     model.train()
 
-    assert " tokens of 3 rows cost " in check_packed(model, part, examples)
+    healthy = check_packed(model, part, examples)
+    assert (healthy.verdict, "3 rows cost" in healthy.detail) == ("passed", True)
     assert model.training
 
     for fault in FAULTS:

@@ -10,13 +10,11 @@ value that is not finite is written as null, since JSON has no such number.
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glmtune.errors import OutputError
-from glmtune.files import explain_write_error, write_atomically
+from glmtune.files import append_line, write_atomically
 
 METRICS = "metrics.jsonl"  # in the output folder
 
@@ -29,13 +27,7 @@ class MetricsFile:
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line and flush it to disk, so that a crash cannot lose it."""
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_line(values))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OutputError(explain_write_error(self.path, error)) from error
+        append_line(self.path, _line(values))
 
 
 def cut_metrics(path: Path, step: int) -> None:

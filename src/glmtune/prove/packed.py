@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from glmtune.data.batches import MicroBatch
 from glmtune.errors import TrainingError
 from glmtune.objective.next_token import NextToken
+from glmtune.prove.proof import PACKED, Proof
 from glmtune.prove.streamed import percent, rounded_input
 from glmtune.template.base import IGNORE, Example
 
@@ -27,7 +28,7 @@ ALLOWED_ROUNDINGS = 4  # largest difference, in multiples of what rounding the i
 
 
 @torch.no_grad()
-def check_packed(model: Any, packed: MicroBatch, examples: Sequence[Example]) -> str:
+def check_packed(model: Any, packed: MicroBatch, examples: Sequence[Example]) -> Proof:
     """Compare the loss of each token in a pack with that in its row alone, dropout off.
 
     Args:
@@ -36,7 +37,8 @@ def check_packed(model: Any, packed: MicroBatch, examples: Sequence[Example]) ->
         examples: the same rows in the same order, encoded.
 
     Returns:
-        What was measured.
+        The proof; it is not run where the base itself gives no finite loss, since the first step
+        names the module at fault.
 
     Raises:
         TrainingError: the losses differ by more than rounding.
@@ -52,13 +54,15 @@ def check_packed(model: Any, packed: MicroBatch, examples: Sequence[Example]) ->
                 allowed = max(allowed, ALLOWED_ROUNDINGS * _share(_alone(model, examples), alone))
     finally:
         model.train(was_training)
+    if not alone.isfinite().all():
+        return Proof(PACKED, "not run", "the loss of the base is not finite")
     measured = (
         f"{len(alone)} tokens of {len(examples)} rows cost {together.sum():.5g} nats in a pack of "
         f"{len(together)} and {alone.sum():.5g} one by one; token by token they differ by "
         f"{percent(apart)}"
     )
     if apart <= allowed:
-        return measured
+        return Proof(PACKED, "passed", measured)
     raise TrainingError(
         f"{measured}, of which rounding explains {percent(allowed)}. The rows of a pack see each "
         "other, or their positions or labels are wrong, so the model would learn what it is never "

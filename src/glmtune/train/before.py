@@ -114,7 +114,7 @@ def prove_packing(training: Training) -> Proof | None:
             sides.append(data.examples.worse(row))
     with engine.autocast():
         on_device = packed.to(engine.processes.device)
-        return Proof(PACKED, "passed", check_packed(engine.unwrapped(), on_device, sides))
+        return check_packed(engine.unwrapped(), on_device, sides)
 
 
 def choose_prompts(data: RunData, checks: ChecksSection) -> list[Prompt]:

@@ -21,7 +21,13 @@ from typing import Any
 
 import glmtune
 from glmtune.errors import OutputError
-from glmtune.files import explain_write_error, remove_leftovers, write_atomically, written_folder
+from glmtune.files import (
+    explain_write_error,
+    remove_leftovers,
+    rename,
+    write_atomically,
+    written_folder,
+)
 from glmtune.methods import method
 from glmtune.prove.metrics import METRICS, MetricsFile, cut_metrics, read_metrics
 from glmtune.recipe.recipe import RECIPE, RunRecipe
@@ -130,7 +136,10 @@ def publish(
     names = sorted(path.name for path in finished.iterdir())
     last = "config.json" if "config.json" in names else "adapter_config.json"
     for name in sorted(names, key=lambda name: name == last):
-        (finished / name).replace(output / name)
+        try:
+            rename(finished / name, output / name)
+        except OSError as error:
+            raise OutputError(explain_write_error(output / name, error)) from error
     finished.rmdir()
 
 
