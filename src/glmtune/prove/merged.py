@@ -13,9 +13,9 @@ the part of an update that is below its rounding: of a small update, most. Then 
 right, and the merged model still answers otherwise, so nothing is proved, and the reason is given.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -139,10 +139,9 @@ def _columns(model: Any) -> Iterator[Columns]:
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layer: Any
-    for name, layer in model.named_modules():
-        if not isinstance(layer, BaseTunerLayer):
-            continue
+    modules: Iterable[tuple[str, Any]] = model.named_modules()
+    layers = [(name, module) for name, module in modules if isinstance(module, BaseTunerLayer)]
+    for name, layer in cast("list[tuple[str, Any]]", layers):
         base = layer.get_base_layer()
         if not isinstance(base, nn.Linear):
             continue
