@@ -8,7 +8,12 @@ from glmtune.errors import CheckpointError
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
 from glmtune.train.checkpoint import TrainerState
-from glmtune.train.identity import check_identity, deciding_values, recorded
+from glmtune.train.identity import (
+    check_identity,
+    deciding_values,
+    recorded,
+    rounded_shares,
+)
 
 IDENTITY = {"recipe": ("a",), "training data": ("now", "as an earlier release hashed it")}
 FOLDER = Path("checkpoint-4")
@@ -49,3 +54,16 @@ def test_a_key_that_is_newer_than_a_checkpoint_counts_only_where_it_is_used() ->
     used = deciding_values(recipe_with("training.warmup_steps=10"), newer)
     assert used["training"].pop("warmup_steps") == 10
     assert used == before
+
+
+def test_a_share_that_was_rounded_otherwise_before_is_named_and_any_other_is_not() -> None:
+    recipe = recipe_with("training.warmup_steps=0.1", "data.eval_fraction=0.1")
+
+    assert rounded_shares(recipe, num_rows=30, num_steps=20) == {}
+    assert rounded_shares(recipe, num_rows=27, num_steps=16) == {}  # 2.7 and 1.6
+    assert rounded_shares(recipe, num_rows=3, num_steps=3) == {"warm-up steps": ("1",)}
+    assert rounded_shares(recipe, num_rows=32, num_steps=11) == {
+        "warm-up steps": ("2",),
+        "held-out rows": ("4",),
+    }
+    assert rounded_shares(recipe_with("training.warmup_steps=10"), 32, 11) == {}

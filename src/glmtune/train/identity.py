@@ -61,13 +61,14 @@ def rounded_shares(recipe: RunRecipe, num_rows: int, num_steps: int) -> Identity
         num_rows: to learn and held out.
         num_steps: of the whole run.
     """
-    shares = {"warm-up steps": (recipe.training.warmup_steps, num_steps)}
+    section = recipe.training
+    shares = {"warm-up steps": (section.warmup_steps, num_steps, 0)}
     if isinstance(recipe, Recipe) and not recipe.data.eval:
-        shares["held-out rows"] = (recipe.data.eval_fraction, num_rows)
+        shares["held-out rows"] = (recipe.data.eval_fraction, num_rows, 1)
     return {
         name: (str(math.ceil(share * number)),)
-        for name, (share, number) in shares.items()
-        if 0 < share < 1 and max(1, round(share * number)) != math.ceil(share * number)
+        for name, (share, number, least) in shares.items()
+        if 0 < share < 1 and max(least, round(share * number)) != math.ceil(share * number)
     }
 
 
