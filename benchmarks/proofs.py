@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from benchmarks.slices import (
     show_layers,
     whole,
 )
+from glmtune.data.batches import pack_examples
 from glmtune.methods import lora
 from glmtune.methods.layers import adapted_layers
 from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
@@ -44,16 +46,17 @@ from glmtune.prove import liveness
 from glmtune.prove.answers import Prompt, answer_all, answer_limit
 from glmtune.prove.forgetting import general_conversations, general_loss
 from glmtune.prove.merged import check_merged
+from glmtune.prove.packed import check_packed
 from glmtune.prove.prompts import check_template_agrees
 from glmtune.prove.saved import check_saved
 from glmtune.prove.streamed import probe
+from glmtune.prove.wanted import check_trained
 from glmtune.recipe.methods import LoraSection
 from glmtune.recipe.sections import ChecksSection
 from glmtune.template.base import IGNORE, Example, Template
 from glmtune.template.select import template_for
 from glmtune.train.alarms import Alarms
-from glmtune.train.before import SAMPLED_PROMPTS, sample_limit
-from glmtune.train.finish import PROBED_ROWS
+from glmtune.train.before import PACKED_ROWS, PROBED_ROWS, SAMPLED_PROMPTS, sample_limit
 
 ROWS, TIMED_ROWS = 1000, 12
 CHECKS = ChecksSection()
@@ -123,8 +126,9 @@ def time_checks(model: Any, template: Template, folder: Path) -> Mapping[str, fl
 
     def look_alive() -> None:
         start.update(liveness.remember(model))
-        for tensor in start:
-            start[tensor] = liveness.Start("", is_zero=False)
+        for tensor, at_start in start.items():
+            start[tensor] = replace(at_start, digest="", is_zero=False)
+        check_trained(model, LoraSection(r=8))
         liveness.check_changed(model, start)
 
     def merge() -> None:
@@ -134,7 +138,10 @@ def time_checks(model: Any, template: Template, folder: Path) -> Mapping[str, fl
             taken["merged"] = time.perf_counter() - began
         assert shown.verdict != "not run", shown  # or it would have been timed half
 
+    packed_rows = rows_of(PACKED_ROWS)
+    pack = pack_examples(packed_rows, range(PACKED_ROWS))
     work: dict[str, Callable[[], object]] = {
+        "a pack and its rows": lambda: check_packed(model, pack, packed_rows),
         SAMPLES: lambda: answer_all(model, template, few, sample_limit(prompts, CHECKS)),
         "answers end": lambda: answer_all(model, template, prompts, limit),
         "general rows, twice": lambda: [

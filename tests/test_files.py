@@ -11,6 +11,7 @@ from glmtune.errors import CheckpointError, OutputError
 from glmtune.files import (
     MAX_JSON_BYTES,
     read_json_as,
+    remove_leftovers,
     sha256_of_file,
     sha256_of_text,
     write_atomically,
@@ -118,3 +119,32 @@ def test_what_a_file_holds_besides_is_kept(tmp_path: Path) -> None:
     shape, content = read_json_as(tmp_path / "shape.json", Shape)
 
     assert (shape.sides, content["color"]) == (4, "蓝")
+
+
+def test_what_a_killed_process_left_is_removed_and_a_replaced_folder_comes_back(
+    tmp_path: Path,
+) -> None:
+    for name in (".checkpoint-4.ab12.partial", ".checkpoint-2.cd34.old", ".checkpoint-6.ef56.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+    (tmp_path / ".recipe.yaml.ab12.partial").write_text("half")
+    (tmp_path / "checkpoint-2").mkdir()  # the new one was renamed, and the old one not yet deleted
+    (tmp_path / ".hidden").write_text("mine")
+
+    remove_leftovers(tmp_path)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".hidden",
+        "checkpoint-2",
+        "checkpoint-6",
+    ]
+    assert (tmp_path / "checkpoint-6" / "a.txt").read_text() == ".checkpoint-6.ef56.old"
+
+
+def test_two_writers_of_one_folder_do_not_touch_each_others_files(tmp_path: Path) -> None:
+    with written_folder(tmp_path / "x") as one, written_folder(tmp_path / "x") as other:
+        (one / "a.txt").write_text("one")
+        (other / "b.txt").write_text("other")
+
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["a.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

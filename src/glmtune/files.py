@@ -8,11 +8,13 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from glmtune.errors import CheckpointError, GlmtuneError, OutputError
 from glmtune.units import readable
@@ -26,6 +28,14 @@ MAX_JSON_BYTES = 16 * 2**20  # of a file that holds one object; a large index ha
 MAX_JSON_DEPTH = 64  # levels of objects and lists; deeper ones exhaust the stack of libraries
 SHOWN_CHARACTERS = 60  # of a value in a message
 
+PARTIAL, OLD = ".partial", ".old"  # endings of temporary names
+
+# Called with an operation ("open", "sync", "rename", ...) and its path before each one that changes
+# the disk. A test gives one that raises an OSError, as a disk does that is full or broken.
+before_writing: ContextVar[Callable[[str, Path], None]] = ContextVar(
+    "before_writing", default=lambda operation, path: None
+)
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file under a temporary name, then rename it.
@@ -33,17 +43,45 @@ def write_atomically(path: Path, text: str) -> None:
     Raises:
         OutputError: the disk is full, or the folder cannot be written; the old file is kept.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _temporary(path, PARTIAL)
     try:
+        before_writing.get()("open", path)
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+            _sync(file, path)
+        rename(partial, path)
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
         raise OutputError(explain_write_error(path, error)) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file and flush it to disk, so that a crash cannot lose it.
+
+    Raises:
+        OutputError: the disk is full, or the file cannot be written.
+    """
+    try:
+        before_writing.get()("open", path)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            _sync(file, path)
+    except OSError as error:
+        raise OutputError(explain_write_error(path, error)) from error
+
+
+def _sync(file: IO[Any], path: Path) -> None:
+    before_writing.get()("sync", path)
+    if file.writable():
+        file.flush()
+    os.fsync(file.fileno())
+
+
+def rename(path: Path, target: Path) -> None:
+    """Rename a file or folder; a file of that name is replaced."""
+    before_writing.get()("rename", target)
+    path.replace(target)
 
 
 @contextmanager
@@ -53,15 +91,15 @@ def written_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: something could not be written; an existing `folder` is unchanged.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+    partial = _temporary(folder, PARTIAL)
     try:
+        before_writing.get()("mkdir", folder)
         partial.mkdir(parents=True)
         yield partial
         for path in sorted(partial.rglob("*")):
             if path.is_file():
                 with path.open("rb") as file:
-                    os.fsync(file.fileno())
+                    _sync(file, path)
         _swap(partial, folder)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -83,14 +121,42 @@ def _write_error(error: BaseException) -> OSError | None:
     return None
 
 
+def _temporary(path: Path, ending: str) -> Path:
+    """Return a name next to `path` that no other process uses, and no listing shows."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{ending}")
+
+
 def _swap(new: Path, folder: Path) -> None:
     """Rename a complete folder; the one that had the name before is deleted only after that."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = _temporary(folder, OLD)
     if folder.exists():
-        folder.replace(old)
-    new.replace(folder)
+        rename(folder, old)
+    try:
+        rename(new, folder)
+    except OSError:
+        if old.exists():
+            old.replace(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a process that was killed left half written in a folder.
+
+    A folder that it was about to replace gets its name back. Call this only where no other process
+    can be writing.
+    """
+    for path in folder.glob(f".*{OLD}"):
+        replaced = path.with_name(path.name[1:].removesuffix(OLD).rpartition(".")[0])
+        if replaced.name and not replaced.exists():
+            path.replace(replaced)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f".*{PARTIAL}"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def explain_write_error(path: Path, error: OSError) -> str:

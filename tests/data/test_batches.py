@@ -102,6 +102,20 @@ def test_how_rows_are_packed_does_not_change_which_rows_a_step_learns() -> None:
     assert len(small.micro_batch_rows(0, lengths)) > len(large.micro_batch_rows(0, lengths))
 
 
+def test_micro_batches_of_a_number_of_rows_are_those_of_a_trainer_that_pads() -> None:
+    plan = BatchPlan(range(10), 8, max_tokens=100, seed=0, rows_per_micro_batch=3)
+    first, second = (
+        BatchPlan(range(10), 8, 100, 0, rank, 2, rows_per_micro_batch=3) for rank in (0, 1)
+    )
+    order, lengths = plan.step_rows(0), [1] * 10
+
+    groups = [order[:3], order[3:6], order[6:]]
+
+    assert plan.micro_batch_rows(0, lengths) == groups
+    assert first.micro_batch_rows(0, lengths) == [groups[0], groups[2]]
+    assert second.micro_batch_rows(0, lengths) == [groups[1], []]
+
+
 def test_batches_start_where_a_run_stopped() -> None:
     examples = [A, B] * 6
     plan = BatchPlan(range(12), 4, 100, seed=3)

@@ -8,6 +8,7 @@ from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
 from glmtune.recipe.sections import ChecksSection
 from glmtune.train.alarms import Alarms, find_disproportions
+from glmtune.train.optimizer import count_warmup_steps
 
 
 def recipe(*overrides: str) -> Recipe:
@@ -89,6 +90,10 @@ def test_a_held_out_loss_that_turned_up_is_warned_of(caplog: pytest.LogCaptureFi
             (100, 15),
             "asks for 128 rows, but there are only 100",
         ),
+        (["warmup_steps=313"], (10_000, 313), "never reaches 0.0001"),
+        (["max_grad_norm=1e-12"], (10_000, 313), "max_grad_norm 1e-12 makes every gradient so"),
+        (["adam_epsilon=1e30"], (10_000, 313), "adam_epsilon 1e+30 outweighs usual gradients"),
+        (["lora_alpha=1e-5"], (10_000, 313), "multiplies the update by 1.3e-06"),
         ([], (64, 2), "2 optimizer steps"),
         ([], (100, 400), "learned about 128 times"),
     ],
@@ -136,3 +141,34 @@ def test_advice_about_the_size_of_a_step_is_no_contradiction_and_ends(
         else:
             return
     raise AssertionError(f"the advice goes round in a circle: {sorted(seen)}")
+
+
+@pytest.mark.parametrize(
+    ("method", "rate"),  # of docs/methods.md
+    [("vera", 0.02), ("oft", 0.003), ("ia3", 0.02), ("prompt_tuning", 0.03), ("p_tuning", 0.01),
+     ("prefix_tuning", 0.1), ("ptuning_v2", 0.1), ("ptuning_v2", 0.02), ("qlora", 0.001)],
+)  # fmt: skip
+def test_the_learning_rates_that_the_docs_recommend_are_usual(method: str, rate: float) -> None:
+    usual = recipe(f"adapter.method={method}", f"learning_rate={rate}")
+    tenfold = recipe(f"adapter.method={method}", f"learning_rate={20 * rate}")
+
+    assert find_disproportions(usual, 10_000, 313) == []
+    assert "is unusual" in find_disproportions(tenfold, 10_000, 313)[0]
+
+
+def test_an_equal_held_out_loss_has_not_turned_up(caplog: pytest.LogCaptureFixture) -> None:
+    alarms = Alarms(ChecksSection(worse_evaluations=2))
+    for step, loss in enumerate([2.0, 2.0, 2.00001, 2.0, 2.0]):
+        alarms.evaluation(100 * step, loss)
+
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.1, 2), (0.07, 8), (3, 3), (0, 0)])
+def test_a_share_of_the_steps_is_rounded_up_as_by_transformers(warmup: float, steps: int) -> None:
+    from transformers import TrainingArguments
+
+    expected = TrainingArguments(warmup_steps=warmup).get_warmup_steps(100 if warmup < 0.1 else 15)
+    section = recipe(f"warmup_steps={warmup}").training
+
+    assert count_warmup_steps(section, 100 if warmup < 0.1 else 15) == steps == expected

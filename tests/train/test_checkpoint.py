@@ -1,106 +1,75 @@
-"""A checkpoint with a file of another kind is refused by name, not with a traceback."""
+"""Which checkpoints are intact, and which stay."""
 
-import shutil
-from collections.abc import Callable
+import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from torch.optim.lr_scheduler import LambdaLR
 
-from glmtune.errors import CheckpointError
-from glmtune.train.checkpoint import (
-    damage,
-    load_state,
-    random_state,
-    restore_checkpoint,
-)
+from glmtune.files import sha256_of_file
+from glmtune.train.checkpoint import CHECKSUMS, damage, prune_checkpoints
+
+FILES = (
+    "adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "rng_state.pth",
+    "scheduler.pt", "trainer_state.json",
+)  # fmt: skip
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The files of a checkpoint that are restored besides the weights."""
-    engine = engine_of()
-    torch.save(engine.optimizer.state_dict(), tmp_path / "optimizer.pt")
-    torch.save(engine.scheduler.state_dict(), tmp_path / "scheduler.pt")
-    torch.save([random_state()], tmp_path / "rng_state.pth")
+def checkpoint(tmp_path: Path) -> Path:
+    for name in FILES:
+        (tmp_path / name).write_text(name)
+    listed = {name: sha256_of_file(tmp_path / name) for name in FILES}
+    (tmp_path / CHECKSUMS).write_text(json.dumps(listed))
     return tmp_path
 
 
-def engine_of() -> Any:
-    """What `restore_checkpoint` uses of an engine."""
-    from glmtune.train.engines.plain import PlainEngine
+def test_a_checkpoint_with_notes_beside_it_is_intact(checkpoint: Path) -> None:
+    (checkpoint / "notes.txt").write_text("mine")
 
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3))])
-    engine: Any = SimpleNamespace(
-        optimizer=optimizer,
-        scheduler=LambdaLR(optimizer, lambda step: 1.0),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        processes=SimpleNamespace(process_index=0),
-    )
-    engine._load_optimizer = optimizer.load_state_dict
-    engine.restore = lambda path: PlainEngine.restore(engine, path)
-    return engine
+    assert damage(checkpoint) is None
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_the_checksums_do_not_list_is_damage(checkpoint: Path, name: str) -> None:
+    listed = json.loads((checkpoint / CHECKSUMS).read_text())
+    del listed[name]
+    (checkpoint / CHECKSUMS).write_text(json.dumps(listed))
 
-
-def holding(content: Any) -> Callable[[Path], None]:
-    return lambda path: torch.save(content, path)
-
-
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-@pytest.mark.parametrize(
-    "harm",
-    [
-        cut,
-        Path.unlink,
-        holding([]),
-        holding({}),
-        holding(7),
-        holding([{"python": 1}]),
-        holding("x"),
-    ],
-)
-def test_a_state_of_another_kind_is_refused(
-    folder: Path, name: str, harm: Callable[[Path], None]
-) -> None:
-    restore_checkpoint(folder, engine_of())
-    if name == "scheduler.pt" and harm not in (cut, Path.unlink):
-        torch.save([1], folder / name)  # a scheduler takes whatever is an object
-    else:
-        harm(folder / name)
-
-    with pytest.raises(CheckpointError, match=r"cannot be re(ad|stored)"):
-        restore_checkpoint(folder, engine_of())
+    assert damage(checkpoint) == f"{name} is not in its checksums.json"
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "complaint"),
+    [({}, "adapter_config.json is not in"), ([], "is a list, expected"), (None, "is a NoneType")],
+)
+def test_checksums_of_nothing_make_no_checkpoint_whole(
+    checkpoint: Path, content: Any, complaint: str
+) -> None:
+    (checkpoint / CHECKSUMS).write_text(json.dumps(content))
+
+    assert complaint in str(damage(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "kept"),
     [
-        ("[]", "expected a JSON object, got a list"),
-        ('{"step": 1', "cannot be read as JSON"),
-        ('{"step": [1]}', r"step is \[1\], expected a valid integer"),
-        ('{"step": 1, "identity": 5}', "identity is 5, expected a valid dictionary"),
-        ('{"step": 1, "more": 5}', "more is not a key of this file"),
+        (None, None, [2, 4, 6, 8, 10, 12]),
+        (3, None, [6, 8, 10]),  # 12 was damaged, or the run would have been resumed there
+        (3, 4, [4, 8, 10]),
+        (2, 4, [4, 10]),
+        (1, 4, [4, 10]),  # the newest to resume, the best to publish
+        (1, None, [10]),
+        (1, 10, [10]),
+        (9, 4, [2, 4, 6, 8, 10]),
     ],
 )
-def test_a_state_of_the_loop_of_another_type_is_refused(
-    tmp_path: Path, content: str, message: str
+def test_as_many_checkpoints_stay_as_the_limit_says(
+    tmp_path: Path, limit: int | None, best: int | None, kept: list[int]
 ) -> None:
-    (tmp_path / "trainer_state.json").write_text(content)
+    for step in (2, 4, 6, 8, 10, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
 
-    with pytest.raises(CheckpointError, match=message):
-        load_state(tmp_path)
+    prune_checkpoints(tmp_path, limit, newest=10, best=best)
 
-
-@pytest.mark.parametrize("content", ["[]", "7", "{", '{"a": '])
-def test_checksums_of_another_type_make_a_checkpoint_damaged(tmp_path: Path, content: str) -> None:
-    (tmp_path / "checksums.json").write_text(content)
-
-    assert "checksums.json cannot be read" in str(damage(tmp_path))
-    shutil.rmtree(tmp_path)
+    assert sorted(int(path.name.partition("-")[2]) for path in tmp_path.iterdir()) == kept

@@ -13,7 +13,14 @@ from glmtune.model.fingerprint import fingerprint_of
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import PretrainRecipe, Recipe
 from glmtune.train.checkpoint import TrainerState
-from glmtune.train.identity import NOT_RECORDED, check_identity, deciding_values, identify, recorded
+from glmtune.train.identity import (
+    NOT_RECORDED,
+    check_identity,
+    deciding_values,
+    identify,
+    recorded,
+    rounded_shares,
+)
 
 IDENTITY = {"recipe": ("a",), "training data": ("now", "as an earlier release hashed it")}
 FOLDER = Path("checkpoint-4")
@@ -54,7 +61,9 @@ def test_the_base_is_identified_by_its_weights_and_not_for_a_new_model(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(tiny_model_dir, tmp_path / "copy")
-    rows: Any = SimpleNamespace(fingerprint="f" * 64, earlier_key="e" * 64)
+    rows: Any = SimpleNamespace(
+        content_fingerprint="c" * 64, fingerprint="f" * 64, earlier_key="e" * 64
+    )
     template: Any = SimpleNamespace(fingerprint="t" * 64)
 
     def base_of(model: dict[str, Any], kind: type[Any] = Recipe) -> tuple[str, ...] | None:
@@ -85,3 +94,16 @@ def test_a_key_that_is_newer_than_a_checkpoint_counts_only_where_it_is_used() ->
     used = deciding_values(recipe_with("training.warmup_steps=10"), newer)
     assert used["training"].pop("warmup_steps") == 10
     assert used == before
+
+
+def test_a_share_that_was_rounded_otherwise_before_is_named_and_any_other_is_not() -> None:
+    recipe = recipe_with("training.warmup_steps=0.1", "data.eval_fraction=0.1")
+
+    assert rounded_shares(recipe, num_rows=30, num_steps=20) == {}
+    assert rounded_shares(recipe, num_rows=27, num_steps=16) == {}  # 2.7 and 1.6
+    assert rounded_shares(recipe, num_rows=3, num_steps=3) == {"warm-up steps": ("1",)}
+    assert rounded_shares(recipe, num_rows=32, num_steps=11) == {
+        "warm-up steps": ("2",),
+        "held-out rows": ("4",),
+    }
+    assert rounded_shares(recipe_with("training.warmup_steps=10"), 32, 11) == {}

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from glmtune.cli.printing import training_line
+from glmtune.data import batches
+from glmtune.data.batches import MicroBatch
 from glmtune.errors import (
     CheckpointError,
     DataError,
@@ -20,11 +25,15 @@ from glmtune.errors import (
     RecipeError,
     TrainingError,
 )
+from glmtune.files import sha256_of_file
 from glmtune.kernels.chunked_loss import cross_entropy_sum
 from glmtune.model.chatglm.train_tokenizer import train_tokenizer
-from glmtune.prove.proof import FORGETS, PROOFS, STOPS
+from glmtune.prove.proof import ALIVE, FORGETS, PROOFS, STOPS, TEMPLATE
+from glmtune.recipe.methods import Ia3Section
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
+from glmtune.train import run
+from glmtune.train.load_model import attach
 from glmtune.train.output import clear_run
 from glmtune.train.run import Result, fine_tune
 
@@ -256,8 +265,20 @@ def test_resuming_with_another_recipe_is_refused_with_what_changed(
     output = tmp_path / "out"
     fine_tune(recipe_for(tiny_model_dir, rows, output), loss=interrupting(7))
 
-    with pytest.raises(CheckpointError, match="something changed: recipe"):
-        fine_tune(recipe_for(tiny_model_dir, rows, output, "learning_rate=1e-3"), resume=True)
+    changes = ("learning_rate=1e-3", "data.max_length=100")
+    with pytest.raises(CheckpointError) as caught:
+        fine_tune(recipe_for(tiny_model_dir, rows, output, *changes), resume=True)
+    message = str(caught.value)
+    assert (
+        "something changed: data.max_length (was 90, now 100); training.learning_rate "
+        "(was 0.005, now 0.001). Undo the change, or train on from its adapter"
+    ) in message
+    [advice] = re.findall(r"adapter.name_or_path=\S+", message)  # is followed
+    on = fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "on", *changes, advice))
+    assert on.is_finished
+    other = recipe_for(tiny_model_dir, rows, output).model_copy(update={"adapter": Ia3Section()})
+    with pytest.raises(CheckpointError, match=r"changed: adapter\.method \(was lora, now ia3\)\."):
+        fine_tune(other, resume=True)
     rows.write_text(json.dumps(ROWS[:9], ensure_ascii=False), encoding="utf-8")
     with pytest.raises(CheckpointError, match="something changed: training data"):
         fine_tune(recipe_for(tiny_model_dir, rows, output), resume=True)
@@ -270,13 +291,63 @@ def test_resuming_with_another_tokenizer_or_layout_is_refused_with_what_changed(
     shutil.copytree(tiny_model_dir, model)
     fine_tune(recipe_for(model, rows, output), loss=interrupting(7))
 
-    with pytest.raises(CheckpointError, match=r"changed: recipe \(.*; template or tokenizer \("):
+    with pytest.raises(
+        CheckpointError,
+        match=r"changed: data\.layout \(was official, now tutorial\); template or tokenizer \(",
+    ):
         fine_tune(recipe_for(model, rows, output, "data.layout=tutorial"), resume=True)
     train_tokenizer(
         ["another text, of which " + chr(97 + n % 26) * 2 for n in range(200)], 300, model
     )
     with pytest.raises(CheckpointError, match=r"changed: template or tokenizer \("):
         fine_tune(recipe_for(model, rows, output), resume=True)
+
+
+def test_another_spelling_of_a_path_is_no_change(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    fine_tune(recipe_for(tiny_model_dir, rows, whole))
+    model, link = tmp_path / "model", tmp_path / "link"
+    model.symlink_to(tiny_model_dir)
+    link.symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    spellings = [("model", "rows.json"), ("./model/", "./rows.json"), (f"{link}/model", f"{rows}")]
+
+    for calls, (base, data) in zip((5, 4), spellings, strict=False):
+        recipe = recipe_for(Path(base), rows, output, f"data.train={data}")
+        recipe = recipe.model_copy(
+            update={"model": recipe.model.model_copy(update={"name_or_path": base})}
+        )
+        fine_tune(recipe, resume=calls == 4, loss=interrupting(calls))
+    monkeypatch.chdir(model)
+    base, data = spellings[-1]
+    assert fine_tune(recipe_for(Path(base), Path(data), output), resume=True).is_finished
+
+    assert weights(output) == weights(whole)
+
+
+def test_an_earlier_checkpoint_without_its_recipe_is_compared_with_that_of_the_folder(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    fine_tune(recipe_for(tiny_model_dir, rows, output), loss=interrupting(7))
+    [checkpoint] = output.glob("checkpoint-*")
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    del state["recipe"], state["working_directory"]
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    sums = json.loads((checkpoint / "checksums.json").read_text(encoding="utf-8"))
+    sums["trainer_state.json"] = sha256_of_file(checkpoint / "trainer_state.json")
+    (checkpoint / "checksums.json").write_text(json.dumps(sums), encoding="utf-8")
+
+    other = recipe_for(tiny_model_dir, rows, output, "adapter.r=8")
+    with pytest.raises(CheckpointError, match=r"changed: adapter\.r \(was 4, now 8\)\. Undo"):
+        fine_tune(other, resume=True)
+    text = (output / "recipe.yaml").read_text(encoding="utf-8")
+    (output / "recipe.yaml").write_text(text.replace("r: 4", "r: 5"), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"changed: recipe \(was \w{16}, now \w{16}\)"):
+        fine_tune(other, resume=True)
+    assert fine_tune(recipe_for(tiny_model_dir, rows, output), resume=True).is_finished
 
 
 def test_an_output_folder_that_holds_a_run_is_not_touched_unless_asked(
@@ -338,8 +409,8 @@ def test_a_weight_that_is_not_finite_stops_the_run_and_is_named(
         fine_tune(recipe_for(broken, rows, tmp_path / "out"))
 
 
-def test_the_best_checkpoint_becomes_the_adapter(
-    tiny_model_dir: Path, rows: Path, tmp_path: Path
+def test_the_best_checkpoint_becomes_the_adapter_and_is_told_of(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     output = tmp_path / "out"
     calls = 0
@@ -350,22 +421,46 @@ def test_the_best_checkpoint_becomes_the_adapter(
         sign = 1 if calls <= 6 else -1  # from step 4 on it unlearns
         return sign * cross_entropy_sum(logits, targets)
 
-    fine_tune(
-        recipe_for(
-            tiny_model_dir, rows, output, "data.eval_fraction=0.2", "eval_strategy=steps",
-            "eval_steps=1", "num_train_epochs=4",
-        ),
-        loss=lambda logits, targets: (
-            spoiled(logits, targets)
-            if torch.is_grad_enabled()
-            else cross_entropy_sum(logits, targets)
-        ),
-    )  # fmt: skip
+    def learn_then_unlearn(logits: Tensor, targets: Tensor) -> Tensor:
+        loss = spoiled if torch.is_grad_enabled() else cross_entropy_sum
+        return loss(logits, targets)
 
-    held_out = {line["step"]: line["eval_loss"] for line in metrics(output) if "eval_loss" in line}
+    recipe = recipe_for(
+        tiny_model_dir, rows, output, "data.eval_fraction=0.2", "eval_strategy=steps",
+        "eval_steps=1", "num_train_epochs=4",
+    )  # fmt: skip
+    result = fine_tune(recipe, loss=learn_then_unlearn)
+
+    lines = metrics(output)
+    held_out = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     best = min(held_out, key=lambda step: held_out[step])
-    assert best < max(held_out)  # or the last checkpoint would do
+    last = max(held_out)
+    assert best < last  # or the last checkpoint would do
     assert weights(output) == weights(output / f"checkpoint-{best}")
+    # All that is told of the run is told of the weights that were saved.
+    loss = next(line["loss"] for line in lines if line["step"] == best and "loss" in line)
+    assert (result.saved_step, result.num_steps) == (best, last)
+    assert (result.loss, result.eval_loss) == (loss, held_out[best])
+    assert (
+        f"Adapter of step {best}, the best of {last}, loss {loss:.4f}, "
+        f"held-out loss {held_out[best]:.4f}: {output}"
+    ) == training_line("Adapter", result)
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert f"{loss:.4f} at the end" in card
+    assert f"Held-out loss: {held_out[best]:.4f}, best {held_out[best]:.4f}." in card
+    facts = json.loads((output / "report.json").read_text(encoding="utf-8"))["facts"]
+    assert facts["saved_step"] == best
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert f"the weights are those of step {best}" in page
+
+    # A damaged one is not restored.
+    name = f"checkpoint-{best}"
+    (output / name / "checksums.json").write_text("{}")
+    with caplog.at_level("WARNING"):
+        again = fine_tune(recipe, resume=True)
+    assert f"{name} is damaged: " in caplog.text
+    assert again.saved_step == last
+    assert weights(output) == weights(output / f"checkpoint-{last}")
 
 
 def test_gradient_checkpointing_leaves_the_result_unchanged(
@@ -411,10 +506,42 @@ def test_a_run_stops_when_the_held_out_rows_get_no_better(
         sign = -1 if torch.is_grad_enabled() else 1
         return sign * cross_entropy_sum(logits, targets)
 
-    result = fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "out", *overrides), loss=unlearn)
+    output = tmp_path / "out"
+    for more in ((), ("load_best_model_at_end=false",)):
+        recipe = recipe_for(tiny_model_dir, rows, output, *overrides, *more, "save_strategy=epoch")
+        result = fine_tune(recipe, loss=unlearn)
+
+        assert result.is_finished
+        assert result.num_steps == 3  # the best was the first, and two were worse
+        held, steps = weights(output), [line["step"] for line in all_metrics(output)]
+        for _ in range(2):  # and it stays so, resumed or not
+            resumed = fine_tune(recipe, resume=True, loss=unlearn)
+            assert resumed.num_steps == 3
+            assert weights(output) == held
+            assert [line["step"] for line in all_metrics(output)] == steps
+        clear_run(output)
+
+
+def test_a_folder_that_a_run_writes_into_is_closed_to_others(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    refused: list[str] = []
+
+    def start_another(logits: Tensor, targets: Tensor) -> Tensor:
+        for resume in (False, True) if not refused else ():
+            with pytest.raises(OutputError) as caught:
+                fine_tune(recipe_for(tiny_model_dir, rows, output), resume=resume)
+            refused.append(str(caught.value))
+        return cross_entropy_sum(logits, targets)
+
+    result = fine_tune(recipe_for(tiny_model_dir, rows, output), loss=start_another)
 
     assert result.is_finished
-    assert result.num_steps == 3  # the best was the first, and two were worse
+    assert len(refused) == 2
+    assert f"another run is writing into this folder (process {os.getpid()} on " in refused[1]
+    assert [line["step"] for line in metrics(output)] == [1, 2, 3, 4, 5, 6]
+    assert fine_tune(recipe_for(tiny_model_dir, rows, output), resume=True).is_finished
 
 
 def test_the_report_of_a_run_has_its_proofs(
@@ -429,6 +556,76 @@ def test_the_report_of_a_run_has_its_proofs(
     assert verdicts_shown.pop(STOPS) in ("passed", "failed")  # it is barely trained
     assert set(verdicts_shown.values()) == {"passed"}
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+def test_a_run_in_which_next_to_nothing_moves_fails_and_says_why(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = recipe_for(tiny_model_dir, rows, tmp_path / "out", "max_grad_norm=1e-12")
+
+    with pytest.raises(TrainingError, match=r"next to nothing was learned\. A max_grad_norm or"):
+        fine_tune(recipe)
+
+    assert "max_grad_norm 1e-12 makes every gradient so small" in caplog.text  # before it started
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    shown = {proof["name"]: proof["verdict"] for proof in report["facts"]["proofs"]}
+    assert shown[ALIVE] == "failed"
+
+
+def test_packs_that_are_scored_otherwise_than_their_rows_end_the_run_before_it_starts(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = batches.micro_batch_of
+
+    def mixed(*args: Any) -> MicroBatch:
+        part = make(*args)
+        whole = torch.tensor([0, part.input_ids.size(1)], dtype=torch.int32)
+        return replace(part, cu_seq_lens=whole)
+
+    monkeypatch.setattr(batches, "micro_batch_of", mixed)
+
+    with pytest.raises(TrainingError, match="The rows of a pack see each other"):
+        fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "out"))
+
+    assert not list(tmp_path.glob("out/checkpoint-*"))
+
+
+@pytest.mark.parametrize("change", ["deleted", "replaced"])
+def test_rows_that_change_or_vanish_during_a_run_do_it_no_harm_and_are_named(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, change: str
+) -> None:
+    output = tmp_path / "out"
+    whole = fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "whole"))
+
+    def meddle(logits: Tensor, targets: Tensor) -> Tensor:
+        if change == "deleted":
+            rows.unlink(missing_ok=True)
+        else:
+            rows.write_text(json.dumps([{"instruction": "别的", "output": "另外的"}] * 3))
+        return cross_entropy_sum(logits, targets)
+
+    result = fine_tune(recipe_for(tiny_model_dir, rows, output), loss=meddle)
+
+    assert weights(output) == weights(tmp_path / "whole")
+    assert verdicts(result) == verdicts(whole)
+    [detail] = [proof.detail for proof in result.proofs if proof.name == TEMPLATE]
+    assert detail == (
+        f"the ids before 10 answers are those of their prompts; {rows} changed or went away while "
+        "the run learned the rows as they were before"
+    )
+    assert (output / "report.html").is_file()
+
+
+def test_a_frozen_adapter_is_named_before_the_first_step(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def frozen(recipe: Recipe, base: Any) -> Any:
+        return attach(recipe, base).requires_grad_(False)
+
+    monkeypatch.setattr(run, "attach", frozen)
+
+    with pytest.raises(TrainingError, match=r"adapter.method=lora should train .*query_key_value"):
+        fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "out"))
 
 
 def test_prompts_are_answered_in_the_middle_of_a_run(

@@ -60,7 +60,10 @@ def training_line(what: str, result: "Result") -> str:
     """Return a line with the steps, the losses and the folder of a finished run."""
     losses = "" if result.loss is None else f", loss {result.loss:.4f}"
     losses += "" if result.eval_loss is None else f", held-out loss {result.eval_loss:.4f}"
-    return f"{what} after {result.num_steps} steps{losses}: {result.adapter_dir}"
+    steps = f"after {result.num_steps} steps"
+    if result.saved_step not in (None, result.num_steps):
+        steps = f"of step {result.saved_step}, the best of {result.num_steps}"
+    return f"{what} {steps}{losses}: {result.adapter_dir}"
 
 
 def print_exported(result: "Exported") -> None:

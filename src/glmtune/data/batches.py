@@ -2,7 +2,8 @@
 
 The order of an epoch depends only on the seed and the epoch, so a resumed run continues with
 exactly the rows that it would have seen. The rows of a step are given by that order; how they
-are packed into micro-batches changes only the time they take.
+are packed into micro-batches changes only the time they take, unless a step's loss is to be the
+mean of the micro-batches' means (`training.average`).
 """
 
 import math
@@ -142,6 +143,8 @@ class BatchPlan:
         process_index, num_processes: which share of each step this process takes.
         replay: indices of general rows. Every epoch samples `num_replayed` of them
             again, and shuffles them among the others.
+        rows_per_micro_batch: these many rows of a step, in its order, are a micro-batch, as in
+            trainers that pad; None packs as many as fit, since then only time depends on it.
     """
 
     rows: Sequence[int]
@@ -152,6 +155,7 @@ class BatchPlan:
     num_processes: int = 1
     replay: Sequence[int] = ()
     num_replayed: int = 0
+    rows_per_micro_batch: int | None = None
 
     @property
     def rows_per_epoch(self) -> int:
@@ -188,14 +192,18 @@ class BatchPlan:
             step: optimizer step, counted from 0 over all epochs.
             lengths: tokens of every example, by index.
         """
-        rows = self.step_rows(step)
-        if self.num_processes == 1:
+        rows, size = self.step_rows(step), self.rows_per_micro_batch
+        if size is not None:
+            groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+            shares = [groups[index :: self.num_processes] for index in range(self.num_processes)]
+        elif self.num_processes == 1:
             return group_rows(rows, lengths, self.max_tokens)
-        rows.sort(key=lambda row: lengths[row])
-        shares = [
-            group_rows(rows[index :: self.num_processes], lengths, self.max_tokens)
-            for index in range(self.num_processes)
-        ]
+        else:
+            rows.sort(key=lambda row: lengths[row])
+            shares = [
+                group_rows(rows[index :: self.num_processes], lengths, self.max_tokens)
+                for index in range(self.num_processes)
+            ]
         mine, most = shares[self.process_index], max(len(share) for share in shares)
         return mine + [[]] * (most - len(mine))
 

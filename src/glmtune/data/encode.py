@@ -4,6 +4,7 @@ A row is read, converted, encoded by the template, fitted to `max_length`, and w
 through these steps in batches, since a tokenizer encodes many texts faster than one.
 """
 
+import math
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -200,14 +201,14 @@ def split_data(
 
     Args:
         examples: only their number counts.
-        held_out: a share below 1, or how many; never less than one example.
+        held_out: a share below 1, rounded up as by `datasets`, or how many; at least one example.
         seed: decides which.
 
     Returns:
         The indices to learn and those held out, both in order.
     """
     count = len(examples)
-    num_held_out = min(count, max(1, round(held_out * count if held_out < 1 else held_out)))
+    num_held_out = min(count, max(1, math.ceil(held_out * count if held_out < 1 else held_out)))
     chosen = np.zeros(count, dtype=bool)
     chosen[random.Random(seed).sample(range(count), num_held_out)] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)

@@ -173,12 +173,20 @@ class EncodedData:
         into record batches, so a checkpoint can be resumed after an update of this package that
         encodes the rows as before. Reads all examples.
         """
+        return sha256_of_text(json.dumps([self._files, *self._column_digests]))
+
+    @property
+    def content_fingerprint(self) -> str:
+        """The same without the names of files, which may be spelled in another way."""
+        return sha256_of_text(json.dumps(self._column_digests))
+
+    @property
+    def _column_digests(self) -> list[str]:
         columns = [hashlib.sha256() for _ in range(6)]
         for batch in self._batches:
             for column, values in zip(columns, batch.columns(), strict=True):
                 column.update(np.ascontiguousarray(values).data)
-        facts = [self._files, *(column.hexdigest() for column in columns)]
-        return sha256_of_text(json.dumps(facts))
+        return [column.hexdigest() for column in columns]
 
     @property
     def num_learned_tokens(self) -> int:

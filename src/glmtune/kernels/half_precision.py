@@ -36,11 +36,11 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class _WidenedProduct(torch.autograd.Function):
-    """x @ weight.T for a frozen half-precision weight, in float32."""
+    """x @ weight.T for a half-precision weight, in float32; x is saved if the weight is trained."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(weight)
+        ctx.save_for_backward(weight, x if weight.requires_grad else None)
         y = x.new_empty(*x.shape[:-1], weight.size(0))
         for start in range(0, weight.size(0), BLOCK_ROWS):
             block = weight[start : start + BLOCK_ROWS].float()
@@ -48,18 +48,19 @@ class _WidenedProduct(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (weight,) = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
+        weight, x = ctx.saved_tensors
         (dy,) = grads
         dy = dy.reshape(-1, weight.size(0))
         dx = dy.new_zeros(dy.size(0), weight.size(1))
         for start in range(0, weight.size(0), BLOCK_ROWS):
             dx.addmm_(dy[:, start : start + BLOCK_ROWS], weight[start : start + BLOCK_ROWS].float())
-        return dx.view(*grads[0].shape[:-1], weight.size(1)), None
+        dw = None if x is None else (dy.T @ x.flatten(0, -2)).to(weight.dtype)
+        return dx.view(*grads[0].shape[:-1], weight.size(1)), dw
 
 
 class WideLinear(nn.Linear):
-    """A frozen linear layer with a half-precision weight that computes in float32."""
+    """A linear layer with a half-precision weight that computes in float32."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in) to (..., out), float32."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from glmtune.errors import CheckpointError, RecipeError, TrainingError, some
 from glmtune.kernels.half_precision import HalfInputLinear
+from glmtune.kernels.master_weights import keep_masters
 from glmtune.methods import adapter_folder, peft_config
 from glmtune.methods.adapter_folder import (
     by_peft_names,
@@ -72,7 +73,7 @@ class PeftAdapter:
         """Accept any kind of model; names are checked with the model itself."""
 
     def attach(self, model: nn.Module, section: AdapterSection) -> Any:
-        """Freeze a model and add an adapter to it; the adapter's weights are float32.
+        """Freeze a model and add an adapter to it; whatever is trained is float32.
 
         Args:
             model: the base.
@@ -100,6 +101,7 @@ class PeftAdapter:
                 f"{', '.join(peft_config.linear_layers(model))}; name some of them in "
                 "adapter.target_modules."
             ) from None
+        keep_masters(adapted)  # of `modules_to_save` and `bias`
         if section.name_or_path is not None:
             self._start_from(Path(section.name_or_path), adapted)
         if not isinstance(section, LoraSection):

@@ -52,10 +52,10 @@ def config_of(section: PeftSection, model_type: str) -> Any:
 
 
 def check_names(model: nn.Module, section: PeftSection) -> None:
-    """Refuse names of layers and modules that the model does not have.
+    """Refuse names of layers and modules that the model does not have, or that cannot be trained.
 
     Raises:
-        RecipeError: names them, and those that the model has.
+        RecipeError: names them, and what to do.
     """
     modules = dict(model.named_modules())
     linear = linear_layers(model)
@@ -66,10 +66,17 @@ def check_names(model: nn.Module, section: PeftSection) -> None:
             f"Its linear layers are {', '.join(linear)}."
         )
     for name in section.modules_to_save:
-        if not any(f".{known}".endswith(f".{name}") for known in modules):
+        found = [module for path, module in modules.items() if f".{path}".endswith(f".{name}")]
+        if not found:
             raise RecipeError(
                 f"adapter.modules_to_save names {name}, which this model does not have. "
                 f"Its modules are {', '.join(_last_names(modules))}."
+            )
+        if any(not p.is_floating_point() for module in found for p in module.parameters()):
+            raise RecipeError(
+                f"adapter.modules_to_save names {name}, whose weights are quantized, and whole "
+                "numbers cannot be trained. Adapt it by adapter.target_modules instead, or do not "
+                "quantize the base (adapter.method=lora, no model.compute)."
             )
     config: Any = model.config
     number, chosen = config.num_hidden_layers, getattr(section, "layers_to_transform", None)

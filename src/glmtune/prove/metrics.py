@@ -11,13 +11,12 @@ value that is not finite is written as null, since JSON has no such number.
 import json
 import logging
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from glmtune.errors import OutputError
-from glmtune.files import explain_write_error, write_atomically
+from glmtune.files import append_line, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +34,7 @@ class MetricsFile:
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append one line and flush it to disk, so that a crash cannot lose it."""
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_line(values))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OutputError(explain_write_error(self.path, error)) from error
+        append_line(self.path, _line(values))
 
 
 def cut_metrics(path: Path, step: int) -> None:
@@ -103,3 +96,8 @@ def _parse(stored: bytes) -> dict[str, Any] | None:
         elif value is not None and (type(value) not in (int, float) or abs(value) > MAX_NUMBER):
             return None
     return line
+
+
+def until(lines: Sequence[Mapping[str, Any]], step: int | None) -> list[dict[str, Any]]:
+    """Return the lines up to a step, to tell what its weights scored; None returns all."""
+    return [dict(line) for line in lines if step is None or line["step"] <= step]

@@ -3,9 +3,13 @@
 A proof that was not run is "not run", never "passed".
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from glmtune.errors import TemplateError, TrainingError
+
+PACKED = "training scores a row as answering does"
 ALIVE = "all that is trained has learned"
 SAVED = "reloaded from disk it is the same"
 STREAMED = "streamed from disk it answers the same"
@@ -14,7 +18,7 @@ TEMPLATE = "chat asks as training did"
 STOPS = "answers end by themselves"
 FORGETS = "what the base knew is still there"
 # In this order; a report shows those that are missing as "not run".
-PROOFS = (ALIVE, SAVED, STREAMED, MERGED, TEMPLATE, STOPS, FORGETS)
+PROOFS = (PACKED, ALIVE, SAVED, STREAMED, MERGED, TEMPLATE, STOPS, FORGETS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +34,12 @@ class Proof:
     name: str
     verdict: Literal["passed", "failed", "not run"]
     detail: str = ""
+
+
+def prove(name: str, check: Callable[[], Any]) -> Proof:
+    """Run a check; what it returns, or the error that it raises, is the detail."""
+    try:
+        shown = check()
+    except (TrainingError, TemplateError) as error:
+        return Proof(name, "failed", str(error))
+    return shown if isinstance(shown, Proof) else Proof(name, "passed", str(shown or ""))

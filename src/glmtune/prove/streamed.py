@@ -152,9 +152,7 @@ def check_streamed(model: Any, probes: Sequence[Probe], tolerance: float) -> str
     difference = compare([(each.streamed, each.trained) for each in probes])
     if difference.largest <= tolerance:
         return f"{difference} (tolerance {tolerance:.0%}: a cache sums in another order)"
-    with _rounded_input(model):
-        rounded = [(score_answer(model, each.prompt, each.answer), each.trained) for each in probes]
-    noise = compare(rounded).largest
+    noise = rounding_noise(model, probes)
     measured = (
         f"{difference} (tolerance {tolerance:.0%}, or {ALLOWED_ROUNDINGS} times the "
         f"{percent(noise)} that rounding its input once more does to this model)"
@@ -167,8 +165,16 @@ def check_streamed(model: Any, probes: Sequence[Probe], tolerance: float) -> str
     )
 
 
+def rounding_noise(model: Any, probes: Sequence[Probe]) -> float:
+    """Measure how far scores move when the embedded input is rounded once more."""
+    plain = [score_answer(model, each.prompt, each.answer) for each in probes]
+    with rounded_input(model):
+        rounded = [score_answer(model, each.prompt, each.answer) for each in probes]
+    return compare(list(zip(rounded, plain, strict=True))).largest
+
+
 @contextlib.contextmanager
-def _rounded_input(model: Any) -> Iterator[None]:
+def rounded_input(model: Any) -> Iterator[None]:
     """Temporarily move each number of the embedded input up or down by one rounding.
 
     The rounding is that of the weights' dtype. On a CPU without bfloat16 arithmetic, activations

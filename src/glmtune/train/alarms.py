@@ -4,7 +4,7 @@ A loss that is not finite stops a run (`train/step.py`). What is checked here is
 wrong; the run continues, since the user may know better.
 
     learning rate, batch, steps or epochs out of       before the first step
-    proportion
+    proportion; settings that let nothing be learned
     a gradient far above those before it               at any step
     a loss that rises, and stays up                    at any step
     a held-out loss that has turned up                 at any evaluation
@@ -13,17 +13,33 @@ wrong; the run continues, since the user may know better.
 import logging
 import statistics
 from collections import deque
+from collections.abc import Iterator, Mapping
 
-from glmtune.recipe.methods import FreezeSection, FullSection
+from glmtune.recipe.methods import FreezeSection, FullSection, LoraSection
 from glmtune.recipe.recipe import Recipe, RunRecipe
 from glmtune.recipe.sections import ChecksSection
+from glmtune.train.optimizer import count_warmup_steps
 
 logger = logging.getLogger(__name__)
 
 MEMORY_STEPS = 50  # gradient norms that a new one is compared with
 FEWEST_STEPS = 10  # before a trend is judged
 NEGLIGIBLE_LOSS = 0.05  # nats per token: a loss below it fluctuates by its own size
+NEGLIGIBLE_RISE = 1e-4  # of a held-out loss, as a share of it
 FULL_TUNING_LR_FACTOR = 0.1  # of an adapter's learning rate, where the model's weights are trained
+# The fewer numbers a method trains, the larger their steps: the highest sane learning rate, in
+# multiples of LoRA's, and a good start (docs/methods.md).
+RATES_OF_METHODS: Mapping[str, tuple[float, str]] = {
+    "oft": (5, "1e-3"),
+    "vera": (50, "1e-2"),
+    "ia3": (50, "1e-2"),
+    "prompt_tuning": (50, "3e-2"),
+    "p_tuning": (50, "1e-2"),
+    "prefix_tuning": (100, "2e-2"),
+    "ptuning_v2": (100, "2e-2"),
+}
+# Beyond these, Adam's steps or the update itself are next to nothing.
+SMALLEST_CLIPPING, LARGEST_EPSILON, SMALLEST_SCALE = 1e-4, 1e-3, 1e-2
 
 
 def find_disproportions(recipe: RunRecipe, num_rows: int, num_steps: int) -> list[str]:
@@ -34,18 +50,8 @@ def find_disproportions(recipe: RunRecipe, num_rows: int, num_steps: int) -> lis
         num_rows: that are learned in an epoch.
         num_steps: optimizer steps of the whole run.
     """
-    training, found = recipe.training, []
-    rate, checks = training.learning_rate, recipe.checks
-    tunes_weights = isinstance(recipe.adapter, FullSection | FreezeSection)
-    is_full_tuning = tunes_weights and isinstance(recipe, Recipe)  # pre-training takes larger steps
-    highest = checks.highest_learning_rate * (FULL_TUNING_LR_FACTOR if is_full_tuning else 1)
-    if not checks.lowest_learning_rate <= rate <= highest:
-        what = "diverges or forgets" if rate > highest else "barely learns"
-        good = "1e-5" if is_full_tuning else "1e-4"
-        found.append(
-            f"learning_rate {rate:g} is unusual for adapter.method={recipe.adapter.method}, which "
-            f"then often {what}; {good} is a good start"
-        )
+    training, checks = recipe.training, recipe.checks
+    found = [*_learning_rate(recipe), *_next_to_nothing(recipe, num_steps)]
     found += _about_steps(recipe, num_rows, num_steps)
     rows_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     epochs = num_steps * rows_per_step / max(num_rows, 1)
@@ -85,6 +91,52 @@ def _about_steps(recipe: RunRecipe, num_rows: int, num_steps: int) -> list[str]:
             f"entire epoch; lower {smaller} ({getattr(training, smaller)})"
         )
     return found
+
+
+def _learning_rate(recipe: RunRecipe) -> Iterator[str]:
+    """Yield what is wrong with the learning rate, by what is sane for the method."""
+    rate, checks = recipe.training.learning_rate, recipe.checks
+    tunes_weights = isinstance(recipe.adapter, FullSection | FreezeSection)
+    factor, good = RATES_OF_METHODS.get(recipe.adapter.method, (1, "1e-4"))
+    if tunes_weights and isinstance(recipe, Recipe):  # pre-training takes larger steps
+        factor, good = FULL_TUNING_LR_FACTOR, "1e-5"
+    highest = checks.highest_learning_rate * factor
+    if not checks.lowest_learning_rate <= rate <= highest:
+        what = "diverges or forgets" if rate > highest else "barely learns"
+        yield (
+            f"learning_rate {rate:g} is unusual for adapter.method={recipe.adapter.method}, which "
+            f"then often {what}; {good} is a good start"
+        )
+
+
+def _next_to_nothing(recipe: RunRecipe, num_steps: int) -> Iterator[str]:
+    """Yield the settings under which a run learns next to nothing."""
+    training, adapter = recipe.training, recipe.adapter
+    warmup = count_warmup_steps(training, num_steps)
+    if warmup >= num_steps and training.lr_scheduler_type != "constant":
+        yield (
+            f"the warm-up of {warmup} steps is not shorter than the run of {num_steps}, so the "
+            f"learning rate never reaches {training.learning_rate:g}; warmup_steps=0.05 is 5 % of "
+            "the run"
+        )
+    clipped = training.max_grad_norm
+    if clipped is not None and clipped < SMALLEST_CLIPPING:
+        yield (
+            f"max_grad_norm {clipped:g} makes every gradient so small that adam_epsilon outweighs "
+            "it; 1 is usual, and null clips nothing"
+        )
+    if training.adam_epsilon > LARGEST_EPSILON:
+        yield (
+            f"adam_epsilon {training.adam_epsilon:g} outweighs usual gradients, so steps are next "
+            "to nothing; 1e-8 is usual"
+        )
+    if isinstance(adapter, LoraSection):
+        scale = adapter.lora_alpha / (adapter.r**0.5 if adapter.use_rslora else adapter.r)
+        if scale < SMALLEST_SCALE:
+            yield (
+                f"lora_alpha {adapter.lora_alpha:g} with r {adapter.r} multiplies the update by "
+                f"{scale:.2g}, so the adapter changes next to nothing; twice r is usual"
+            )
 
 
 class Alarms:
@@ -134,7 +186,11 @@ class Alarms:
         self._eval_losses.append(eval_loss)
         worse = self._checks.worse_evaluations
         best = min(self._eval_losses)
-        since_best = len(self._eval_losses) - 1 - self._eval_losses.index(best)
+        since_best = 0  # evaluations that are worse; an equal loss has not turned up
+        for loss in reversed(self._eval_losses):
+            if loss <= best * (1 + NEGLIGIBLE_RISE):
+                break
+            since_best += 1
         if since_best >= worse:
             self._warn_once(
                 "overfitting",

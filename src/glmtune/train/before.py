@@ -2,16 +2,24 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
-from glmtune.errors import CheckpointError, TrainingError
+from glmtune.data.batches import batches
+from glmtune.data.encode import training_conversations
+from glmtune.data.pairs import Pairs
+from glmtune.errors import CheckpointError, TrainingError, some
 from glmtune.prove import liveness
 from glmtune.prove.answers import Answer, Prompt, Sample, answer_all, answer_limit, first_prompt
 from glmtune.prove.forgetting import general_loss
+from glmtune.prove.packed import check_packed
+from glmtune.prove.prompts import check_template_agrees
+from glmtune.prove.proof import PACKED, TEMPLATE, Proof, prove
 from glmtune.recipe.recipe import Recipe
 from glmtune.recipe.sections import ChecksSection
 from glmtune.template.base import IGNORE, Example
+from glmtune.train.changed_files import changed_since
 from glmtune.train.load_rows import RunData
 from glmtune.train.processes import Processes
 from glmtune.train.training import Training
@@ -19,6 +27,8 @@ from glmtune.train.training import Training
 logger = logging.getLogger(__name__)
 
 SAMPLED_PROMPTS = 2
+PROBED_ROWS = 20  # whose prompts are compared with what is trained
+PACKED_ROWS = 4  # the shortest of a step, which are scored in a pack and alone
 SAMPLE_TOKENS = 32  # of an answer of the base, or during a run: it is only shown
 
 
@@ -31,12 +41,16 @@ class Before:
         answers: of the base to the first of them.
         general_loss: of the base on general rows, in nats per token; None if it was not measured.
         start: the trained tensors before the first step, by name.
+        asked: whether chat asks as training did; None where that was not looked at.
+        packed: whether a pack is scored as its rows are alone; None where that was not looked at.
     """
 
     prompts: Sequence[Prompt] = ()
     answers: Sequence[Answer] = ()
     general_loss: float | None = None
     start: Mapping[str, liveness.Start] = field(default_factory=dict)
+    asked: Proof | None = None
+    packed: Proof | None = None
 
 
 def look_at_base(recipe: Recipe, model: Any, data: RunData, processes: Processes) -> Before:
@@ -57,6 +71,50 @@ def look_at_base(recipe: Recipe, model: Any, data: RunData, processes: Processes
         logger.warning("the base cannot answer: %s", error)
         return Before(prompts)
     return Before(prompts, answers, loss)
+
+
+def prove_prompts(recipe: Recipe, data: RunData) -> Proof:
+    """Compare the ids before some answers with the prompts of chat, while the files are there."""
+
+    def compare() -> Proof | str:
+        conversations = training_conversations(recipe.data, data.template)
+        number = check_template_agrees(data.template, islice(conversations, PROBED_ROWS))
+        if changed := changed_since(data.stamps):
+            return Proof(TEMPLATE, "not run", f"{some(changed)} changed while it was read")
+        if not number:
+            return Proof(TEMPLATE, "not run", "no row with an answer was found again")
+        return f"the ids before {number} answers are those of their prompts"
+
+    return prove(TEMPLATE, compare)
+
+
+def prove_packing(training: Training) -> Proof | None:
+    """Compare a few rows, packed as in the next step, with the same rows one by one.
+
+    Raises:
+        TrainingError: the losses differ.
+    """
+    recipe, engine, data = training.recipe, training.engine, training.data
+    if not isinstance(recipe, Recipe) or not recipe.trains or not engine.processes.is_main:
+        return None
+    if not engine.can_run_alone:
+        return Proof(PACKED, "not run", "the weights are sharded, so one process cannot score rows")
+    step = min(training.state.step, training.num_steps - 1)
+    chosen = sorted(training.plan.step_rows(step), key=lambda row: data.lengths[row])[:PACKED_ROWS]
+    plan = replace(
+        training.plan, rows=chosen, rows_per_step=len(chosen), process_index=0, num_processes=1,
+        replay=(), num_replayed=0, rows_per_micro_batch=None,
+    )  # fmt: skip
+    [batch] = batches(data.examples, data.lengths, plan, 0, 1, training.task.make)
+    packed = max(batch.micro_batches, key=lambda part: len(part.rows))
+    sides: list[Example] = []
+    for row in packed.rows:
+        sides.append(data.examples[row])
+        if isinstance(data.examples, Pairs):
+            sides.append(data.examples.worse(row))
+    with engine.autocast():
+        on_device = packed.to(engine.processes.device)
+        return check_packed(engine.unwrapped(), on_device, sides)
 
 
 def choose_prompts(data: RunData, checks: ChecksSection) -> list[Prompt]:

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 CHECKSUMS = "checksums.json"
 STATE = "trainer_state.json"
 EARLIER = "Delete this checkpoint, so that the run resumes from the one before it."
+NEEDED = ("scheduler.pt", "rng_state.pth")
+OF_A_CHECKPOINT = (".safetensors", ".bin", ".pt", ".pth", ".json")  # only we write such files there
 
 
 @dataclass(slots=True)
@@ -46,6 +48,8 @@ class TrainerState:
 
     Attributes:
         identity: what must not change between a run and its resumption, by name (identity.py).
+        recipe: the values behind one of these, by section and key; empty in earlier checkpoints.
+        working_directory: that paths among them are relative to.
         loss_sum, learned_tokens: since the last line of metrics.
         replayed_rows: general rows that were mixed in so far.
         skipped_steps: that changed nothing, since a gradient did not fit float16.
@@ -55,6 +59,8 @@ class TrainerState:
 
     step: int = 0
     identity: dict[str, str] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    working_directory: str = ""
     loss_sum: float = 0.0
     learned_tokens: int = 0
     best_eval_loss: float | None = None
@@ -129,7 +135,10 @@ def _checksums(folder: Path) -> dict[str, str]:
 
 
 def damage(folder: Path) -> str | None:
-    """Describe what is wrong with a checkpoint; None when it is intact."""
+    """Describe what is wrong with a checkpoint; None when it is intact.
+
+    Files that somebody added, such as notes, do no harm.
+    """
     try:
         expected = read_json_object(folder / CHECKSUMS)
     except CheckpointError as error:
@@ -140,6 +149,9 @@ def damage(folder: Path) -> str | None:
             return f"{name} is missing"
         if found[name] != digest:
             return f"{name} is not what was written (its checksum differs)"
+    needed = {STATE, *NEEDED, *(name for name in found if Path(name).suffix in OF_A_CHECKPOINT)}
+    if unlisted := sorted(needed - expected.keys()):
+        return f"{unlisted[0]} is not in its {CHECKSUMS}"
     return None
 
 
@@ -200,11 +212,23 @@ def restore_checkpoint(folder: Path, engine: Engine) -> None:
         ) from error
 
 
-def prune_checkpoints(output: Path, limit: int | None, keep: int | None) -> None:
-    """Delete the oldest checkpoints beyond `limit`, but never the one of step `keep`."""
+def prune_checkpoints(output: Path, limit: int | None, newest: int, best: int | None) -> None:
+    """Delete the oldest checkpoints beyond a limit, and what a damaged end of the run left.
+
+    Args:
+        output: the folder of the run.
+        limit: how many stay; None keeps all. The newest stays, and so does the best.
+        newest: the step of the checkpoint just saved. Those of later steps were damaged, or the run
+            would have been resumed there.
+        best: the step whose weights are needed at the end, if any.
+    """
     if limit is None:
         return
-    kept = [path for path in checkpoints(output) if path.name != f"checkpoint-{keep}"]
-    room = max(1, limit - (len(checkpoints(output)) - len(kept)))
-    for path in kept[:-room]:
-        shutil.rmtree(path)
+    steps = [int(path.name.rpartition("-")[2]) for path in checkpoints(output)]
+    needed = {newest, best} & set(steps)
+    others = [step for step in steps if step not in needed and step < newest]
+    room = max(0, limit - len(needed))
+    kept = needed | set(others[len(others) - room :])
+    for step in steps:
+        if step not in kept:
+            shutil.rmtree(output / f"checkpoint-{step}")

@@ -7,15 +7,13 @@ after everything has been written.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from glmtune.data.batches import MicroBatch, pack_examples
-from glmtune.data.encode import training_conversations
-from glmtune.errors import CheckpointError, TemplateError, TrainingError
+from glmtune.errors import some
 from glmtune.inspect.shown_row import show_row
 from glmtune.methods import method
 from glmtune.prove import liveness
@@ -23,7 +21,7 @@ from glmtune.prove.answers import Answer, Sample, answer_all, answer_limit
 from glmtune.prove.folder_card import rewrite_card
 from glmtune.prove.forgetting import METRIC, check_forgetting, general_loss
 from glmtune.prove.merged import check_merged
-from glmtune.prove.prompts import check_template_agrees
+from glmtune.prove.metrics import until
 from glmtune.prove.proof import (
     ALIVE,
     FORGETS,
@@ -32,24 +30,25 @@ from glmtune.prove.proof import (
     SAVED,
     STOPS,
     STREAMED,
-    TEMPLATE,
     Proof,
+    prove,
 )
 from glmtune.prove.report.facts import ReportFacts
 from glmtune.prove.report.page import write_report
 from glmtune.prove.saved import check_saved
 from glmtune.prove.stops import count_ended
 from glmtune.prove.streamed import Probe, check_streamed, probe
+from glmtune.prove.wanted import check_trained
 from glmtune.recipe.recipe import Recipe
-from glmtune.template.base import Template
 from glmtune.train import process_memory
 from glmtune.train.before import SAMPLED_PROMPTS, Before, pair_answers
+from glmtune.train.changed_files import changed_since
+from glmtune.train.checkpoint import damage
 from glmtune.train.output import publish
 from glmtune.train.training import Training
 
 logger = logging.getLogger(__name__)
 
-PROBED_ROWS = 20  # whose prompts are compared with what was trained
 # A failure of these is only reported; any other failed proof fails the run, since the files cannot
 # be trusted.
 ONLY_REPORTED = (STOPS, FORGETS, MERGED)
@@ -57,10 +56,17 @@ ONLY_REPORTED = (STOPS, FORGETS, MERGED)
 
 @dataclass(frozen=True, slots=True)
 class ProofResults:
-    """The proofs of a finished run, and sample answers; none after an interrupt."""
+    """The proofs of a finished run, and sample answers; none after an interrupt.
+
+    Attributes:
+        proofs: with their verdicts.
+        samples: answers of base and tuned model.
+        saved_step: of the weights that were published, the best ones or the last.
+    """
 
     proofs: tuple[Proof, ...] = ()
     samples: tuple[Sample, ...] = ()
+    saved_step: int | None = None
 
     @property
     def failed(self) -> list[Proof]:
@@ -79,20 +85,19 @@ def finish(training: Training, before: Before, model: Any) -> ProofResults:
         model: with all trained weights, without the wrapper of its engine.
 
     Raises:
-        CheckpointError: the best checkpoint is gone.
         OutputError: something could not be written.
     """
     model.zero_grad(set_to_none=True)
     process_memory.release_freed_pages()
     step = take_best(training, model)
-    proofs, probes = _publish_and_prove(training, before, model)
+    proofs, probes = _publish_and_prove(training, before, model, step)
     checks, template = training.checks, training.data.template
     asked = before.prompts[: max(checks.stop_prompts, len(before.answers))]
     limit = answer_limit(before.prompts, checks.max_new_tokens)
     tuned = answer_all(model, template, asked, limit)
-    recipe = training.recipe
-    if isinstance(recipe, Recipe):  # pre-training has no prompts
-        proofs.append(prove(TEMPLATE, lambda: _compare_prompts(recipe, template)))
+    if before.asked is not None:
+        proofs.append(_note_changes(before.asked, changed_since(training.data.stamps)))
+    if isinstance(training.recipe, Recipe):  # pre-training has no prompts
         proofs.append(_check_stops(training, tuned, limit))
     loss = before.general_loss
     if loss is not None and checks.forgetting is not None:
@@ -100,13 +105,15 @@ def finish(training: Training, before: Before, model: Any) -> ProofResults:
     samples = pair_answers(before, tuned)
     if probes:
         proofs.append(prove(MERGED, lambda: check_merged(model, probes, checks.merged_tolerance)))
+    if before.packed is not None:
+        proofs.append(before.packed)
     proofs.sort(key=lambda proof: PROOFS.index(proof.name))
     _log_proofs(proofs)
-    return ProofResults(tuple(proofs), tuple(samples))
+    return ProofResults(tuple(proofs), tuple(samples), step)
 
 
 def _publish_and_prove(
-    training: Training, before: Before, model: Any
+    training: Training, before: Before, model: Any, step: int
 ) -> tuple[list[Proof], list[Probe]]:
     """Publish what has learned, and compare the files with the model.
 
@@ -116,11 +123,11 @@ def _publish_and_prove(
     """
     if not before.start:  # nothing was trained
         return [], []
-    alive = prove(ALIVE, lambda: liveness.check_changed(model, before.start))
+    alive = prove(ALIVE, lambda: _check_alive(training, before, model, step))
     if alive.verdict != "passed":
         return [alive], []
     data, output = training.data, training.folder.path
-    lines = training.folder.read_metrics()
+    lines = until(training.folder.read_metrics(), step)
     publish(model, output, data.template, data.tokenizer, training.recipe, lines)
     rows = pack_examples(data.examples, training.plan.rows[:1]).to(model.device)
     saved = prove(SAVED, lambda: _check_saved(model, output, rows))
@@ -133,6 +140,12 @@ def _publish_and_prove(
     return [alive, saved, streamed], probes
 
 
+def _check_alive(training: Training, before: Before, model: Any, step: int) -> None:
+    check_trained(model, training.recipe.adapter)
+    taken = max(1, step - training.state.skipped_steps)
+    liveness.check_changed(model, before.start, taken, training.section.learning_rate)
+
+
 def _log_proofs(proofs: Sequence[Proof]) -> None:
     for proof in proofs:
         log = logger.warning if proof.verdict == "failed" else logger.info
@@ -140,37 +153,30 @@ def _log_proofs(proofs: Sequence[Proof]) -> None:
         log("proof: %s: %s%s", proof.name, proof.verdict, detail)
 
 
-def prove(name: str, check: Callable[[], Any]) -> Proof:
-    """Run a check; what it returns, or the error that it raises, is the detail."""
-    try:
-        shown = check()
-    except (TrainingError, TemplateError) as error:
-        return Proof(name, "failed", str(error))
-    return shown if isinstance(shown, Proof) else Proof(name, "passed", str(shown or ""))
-
-
 def take_best(training: Training, model: Any) -> int:
     """Restore the weights with the best held-out loss, if the recipe asks for them.
 
     Returns:
         The step of the weights.
-
-    Raises:
-        CheckpointError: their checkpoint is gone.
     """
     state, section = training.state, training.section
     if not section.load_best_model_at_end or state.best_step in (None, state.step):
         return state.step
+    best = training.folder.path / f"checkpoint-{state.best_step}"
     if section.save_strategy == "no":
+        problem: str | None = "training.save_strategy=no kept no checkpoint of it"
+    elif not best.is_dir():
+        problem = f"{best} is gone"
+    else:
+        problem = damage(best)
+        problem = problem and f"{best} is damaged: {problem}"
+    if problem is not None:
         logger.warning(
-            "the best held-out loss was at step %d, but training.save_strategy=no kept no "
-            "checkpoint of it; the weights are those of the last step",
+            "the best held-out loss was at step %d, but %s; the weights are those of the last step",
             state.best_step,
+            problem,
         )
         return state.step
-    best = training.folder.path / f"checkpoint-{state.best_step}"
-    if not best.is_dir():
-        raise CheckpointError(f"{best}: the best checkpoint is gone; the last weights stay.")
     method.restore(best, model)
     logger.info("the weights are those of step %d, the best held-out loss", state.best_step)
     return state.best_step
@@ -183,12 +189,15 @@ def _check_saved(model: Any, folder: Path, rows: MicroBatch) -> str:
     )
 
 
-def _compare_prompts(recipe: Recipe, template: Template) -> Proof | str:
-    conversations = training_conversations(recipe.data, template)
-    number = check_template_agrees(template, islice(conversations, PROBED_ROWS))
-    if not number:
-        return Proof(TEMPLATE, "not run", "no row with an answer was found again")
-    return f"the ids before {number} answers are those of their prompts"
+def _note_changes(proof: Proof, changed: list[str]) -> Proof:
+    """Say which files no longer hold the rows that were learned."""
+    if not changed:
+        return proof
+    note = (
+        f"{some(changed)} changed or went away while the run learned the rows as they were before"
+    )
+    logger.warning("%s", note)
+    return replace(proof, detail=f"{proof.detail}; {note}")
 
 
 def _check_stops(training: Training, answers: Sequence[Answer], limit: int) -> Proof:
@@ -227,6 +236,7 @@ def write_run_report(training: Training, model: Any, results: ProofResults, seco
     facts = ReportFacts(
         is_finished=bool(results.proofs),
         num_steps=training.num_steps,
+        saved_step=results.saved_step,
         seconds=seconds,
         num_trainable=trainable,
         num_parameters=total,

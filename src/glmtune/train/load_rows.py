@@ -7,7 +7,7 @@ checks.general_rows    ->  encode  ->  rows that show what is forgotten
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from glmtune.prove.forgetting import general_conversations
 from glmtune.recipe.recipe import Recipe, RunRecipe
 from glmtune.recipe.sections import DataSection
 from glmtune.template.base import Example, Template
+from glmtune.train.changed_files import Stamps, stamp
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class RunData:
         replay_report: how those were encoded; None where the recipe asks for none.
         general: rows that show what is forgotten.
         findings: of lint; None when it was not run.
+        stamps: of the files, before they were read.
     """
 
     tokenizer: Any
@@ -55,6 +57,7 @@ class RunData:
     replay_report: EncodeReport | None = None
     general: Sequence[Example] = ()
     findings: tuple[Finding, ...] | None = None
+    stamps: Stamps = field(default_factory=dict)
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -103,11 +106,14 @@ def load_rows(
     Raises:
         DataError: a row, or what lint finds, does not allow the training.
     """
+    replayed = recipe.data.replayed.train if recipe.data.replayed is not None else ()
+    stamps = stamp([*recipe.data.train, *recipe.data.eval, *replayed])
     findings = lint(recipe, template) if run_lint else None
     data = encode_rows(recipe, tokenizer, template, output)
     if recipe.data.replayed is not None:
         data = data.mixed_with(_encode_replay(recipe, recipe.data.replayed, template, output))
-    return replace(data, general=_encode_general(recipe, template, output), findings=findings)
+    general = _encode_general(recipe, template, output)
+    return replace(data, general=general, findings=findings, stamps=stamps)
 
 
 def encode_rows(recipe: Recipe, tokenizer: Any, template: Template, output: Path) -> RunData:

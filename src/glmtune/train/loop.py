@@ -46,8 +46,10 @@ def train(training: Training, show_samples: Callable[[], None] | None = None) ->
     """
     data, state, num_steps = training.data, training.state, training.num_steps
     is_main = training.engine.processes.is_main
+    # A run that has stopped early does nothing more when it is resumed.
+    last = state.step if _has_stopped_improving(training) else num_steps
     steps = batches(
-        data.examples, data.lengths, training.plan, state.step, num_steps, training.task.make
+        data.examples, data.lengths, training.plan, state.step, last, training.task.make
     )
     window = _Window()
     with _stop_on_signal() as should_stop, Progress(num_steps, state.step, is_main) as bar:
@@ -62,11 +64,10 @@ def train(training: Training, show_samples: Callable[[], None] | None = None) ->
             is_best = _evaluation_is_due(training) and evaluate_and_compare(training)
             if show_samples is not None and _samples_are_due(training):
                 show_samples()
-            if is_best or _is_due(
-                training, training.section.save_strategy, training.section.save_steps
-            ):
+            stops = _has_stopped_improving(training)
+            if is_best or _checkpoint_is_due(training, is_last=stops):
                 _save(training, random_state())
-            if _has_stopped_improving(training):
+            if stops:
                 logger.info(
                     "no better held-out loss in %d evaluations; stopping at step %d",
                     state.evaluations_without_gain,
@@ -149,6 +150,13 @@ def _is_due(training: Training, strategy: str, every: int) -> bool:
     return step % (every if strategy == "steps" else training.plan.steps_per_epoch) == 0
 
 
+def _checkpoint_is_due(training: Training, *, is_last: bool) -> bool:
+    section = training.section
+    if is_last and section.save_strategy != "no":
+        return True
+    return _is_due(training, section.save_strategy, section.save_steps)
+
+
 def _evaluation_is_due(training: Training) -> bool:
     section = training.section
     if not training.data.eval_rows:
@@ -186,7 +194,9 @@ def _save(training: Training, rng: dict[str, Any]) -> None:
         template=training.data.template,
     )
     logger.info("saved %s", folder)
-    prune_checkpoints(output, training.section.save_total_limit, training.state.best_step)
+    section, state = training.section, training.state
+    best = state.best_step if section.load_best_model_at_end else None
+    prune_checkpoints(output, section.save_total_limit, state.step, best)
 
 
 @contextmanager

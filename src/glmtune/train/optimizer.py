@@ -1,5 +1,6 @@
 """The optimizer with its parameter groups, and the learning-rate schedule."""
 
+import math
 from typing import Any
 
 import torch
@@ -74,17 +75,18 @@ def optimizer_class(section: TrainingSection) -> type[torch.optim.Optimizer]:
 def make_scheduler(
     optimizer: torch.optim.Optimizer, section: TrainingSection, num_steps: int
 ) -> Any:
-    """Make the learning-rate schedule, by transformers.
-
-    `warmup_steps` below 1 is a fraction of all steps, as in transformers.
-    """
+    """Make the learning-rate schedule, by transformers."""
     from transformers import get_scheduler
 
-    warmup = section.warmup_steps
-    num_warmup_steps = round(warmup * num_steps) if warmup < 1 else int(warmup)
     return get_scheduler(
         section.lr_scheduler_type,
         optimizer,
-        num_warmup_steps=num_warmup_steps,
+        num_warmup_steps=count_warmup_steps(section, num_steps),
         num_training_steps=num_steps,
     )
+
+
+def count_warmup_steps(section: TrainingSection, num_steps: int) -> int:
+    """Count the steps of the warm-up; a fraction of all steps is rounded up, as in transformers."""
+    warmup = section.warmup_steps
+    return math.ceil(warmup * num_steps) if warmup < 1 else int(warmup)

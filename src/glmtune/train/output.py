@@ -13,13 +13,20 @@ bad_rows.jsonl                                   rows that were skipped, if aske
 """
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glmtune.errors import OutputError
-from glmtune.files import explain_write_error, write_atomically, written_folder
+from glmtune.files import (
+    explain_write_error,
+    remove_leftovers,
+    rename,
+    write_atomically,
+    written_folder,
+)
 from glmtune.methods import method
 from glmtune.model.card import seal
 from glmtune.prove.card import render_card
@@ -27,7 +34,7 @@ from glmtune.prove.folder_card import README, run_facts
 from glmtune.prove.metrics import METRICS, MetricsFile, cut_metrics, read_metrics
 from glmtune.recipe.recipe import RECIPE, RunRecipe
 from glmtune.template.base import Template
-from glmtune.train.run_folder import check_folder, checkpoints, run_files
+from glmtune.train.run_folder import check_folder, checkpoints, locked, run_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,7 @@ class RunFolder:
         """
         if clear:
             clear_run(self.path)
+        remove_leftovers(self.path)
         write_atomically(self.path / RECIPE, recipe.to_yaml())
         cut_metrics(self.path / METRICS, step)
 
@@ -74,6 +82,22 @@ def prepare_output(output: Path, *, resume: bool, overwrite: bool) -> None:
         probe.unlink()
     except OSError as error:
         raise OutputError(explain_write_error(output, error)) from error
+
+
+@contextmanager
+def sole_run(recipe: RunRecipe, *, is_main: bool, resume: bool) -> Iterator[None]:
+    """Keep other runs out of the output folder, which is checked again: one may just have ended.
+
+    Raises:
+        OutputError: another run is writing into the folder, or has written into it.
+    """
+    if not is_main:
+        yield
+        return
+    output = Path(recipe.output.dir)
+    with locked(output):
+        check_folder(output, resume=resume, overwrite=recipe.output.overwrite)
+        yield
 
 
 def clear_run(output: Path) -> None:
@@ -114,5 +138,8 @@ def publish(
     names = sorted(path.name for path in finished.iterdir())
     last = "config.json" if "config.json" in names else "adapter_config.json"
     for name in sorted(names, key=lambda name: name == last):
-        (finished / name).replace(output / name)
+        try:
+            rename(finished / name, output / name)
+        except OSError as error:
+            raise OutputError(explain_write_error(output / name, error)) from error
     finished.rmdir()

@@ -18,7 +18,13 @@ from glmtune.train.checkpoint import (
 from glmtune.train.engines.choose import make_engine
 from glmtune.train.engines.deepspeed import check_deepspeed
 from glmtune.train.engines.fsdp import check_sharding
-from glmtune.train.identity import check_identity, identify, recorded
+from glmtune.train.identity import (
+    check_identity,
+    deciding_values,
+    identify,
+    recorded,
+    rounded_shares,
+)
 from glmtune.train.load_rows import RunData
 from glmtune.train.optimizer import optimizer_class
 from glmtune.train.output import RunFolder, prepare_output
@@ -79,7 +85,7 @@ def prepare_training(
         for warning in find_disproportions(recipe, plan.rows_per_epoch, num_steps):
             logger.warning("%s", warning)
     checkpoint = newest_intact_checkpoint(folder.path) if resume else None
-    state = _restore_state(recipe, processes, data, checkpoint)
+    state = _restore_state(recipe, processes, data, checkpoint, num_steps)
     if checkpoint is not None:
         method.restore(checkpoint, model)
     engine = make_engine(recipe, model, processes, num_steps)
@@ -107,17 +113,23 @@ def prepare_training(
 
 
 def _restore_state(
-    recipe: RunRecipe, processes: Processes, data: RunData, checkpoint: Path | None
+    recipe: RunRecipe,
+    processes: Processes,
+    data: RunData,
+    checkpoint: Path | None,
+    num_steps: int,
 ) -> TrainerState:
     """Return the state of the loop in a checkpoint, or that of a new run."""
     identity = identify(
         recipe, data.template, data.examples, data.eval_examples, processes.num_processes
     )
+    identity |= rounded_shares(recipe, len(data.rows) + len(data.eval_rows), num_steps)
     state = TrainerState()
     if checkpoint is not None:
         state = load_state(checkpoint)
-        check_identity(state, identity, checkpoint)
+        check_identity(state, identity, checkpoint, recipe)
     state.identity = recorded(identity)
+    state.recipe, state.working_directory = deciding_values(recipe), str(Path.cwd())
     return state
 
 
@@ -155,6 +167,7 @@ def plan_batches(
         num_processes=rank.num_processes,
         replay=replay,
         num_replayed=num_replayed,
+        rows_per_micro_batch=batch_size if section.average == "micro_batches" else None,
     )
 
 

@@ -22,6 +22,7 @@ from glmtune.template.select import template_for
 from glmtune.train.before import Before
 from glmtune.train.load_model import load_base
 from glmtune.train.load_rows import RunData, split_held_out
+from glmtune.train.output import sole_run
 from glmtune.train.prepare import prepare_run
 from glmtune.train.run import Result, train_and_prove, training_loss
 from glmtune.train.training import EvalView, Task
@@ -40,13 +41,14 @@ def pretrain(recipe: PretrainRecipe, *, resume: bool = False) -> Result:
     """
     processes = prepare_run(recipe, resume=resume)
     tokenizer = load_chatglm_tokenizer(recipe)
-    data = load_texts(recipe, tokenizer, Path(recipe.output.dir))
-    if recipe.model.config:
-        model = make_model(recipe, tokenizer).to(processes.device)
-    else:
-        model = load_base(recipe, processes.device)
-    task = choose_task(recipe, tokenizer)
-    return train_and_prove(recipe, processes, model, data, task, Before(), resume=resume)
+    with sole_run(recipe, is_main=processes.is_main, resume=resume):
+        data = load_texts(recipe, tokenizer, Path(recipe.output.dir))
+        if recipe.model.config:
+            model = make_model(recipe, tokenizer).to(processes.device)
+        else:
+            model = load_base(recipe, processes.device)
+        task = choose_task(recipe, tokenizer)
+        return train_and_prove(recipe, processes, model, data, task, Before(), resume=resume)
 
 
 def load_chatglm_tokenizer(recipe: PretrainRecipe) -> ChatGLMTokenizer:

@@ -18,11 +18,13 @@ from glmtune.objective.next_token import NextToken
 from glmtune.objective.preference import Preference
 from glmtune.prove import liveness
 from glmtune.prove.forgetting import METRIC
+from glmtune.prove.metrics import until
 from glmtune.prove.proof import Proof
+from glmtune.prove.wanted import check_trained
 from glmtune.recipe.recipe import Recipe, RunRecipe
 from glmtune.recipe.sections import TrainingSection
 from glmtune.template.select import template_for
-from glmtune.train.before import Before, log_samples, look_at_base
+from glmtune.train.before import Before, log_samples, look_at_base, prove_packing, prove_prompts
 from glmtune.train.dry_run import dry_run
 from glmtune.train.engines.engine import Engine
 from glmtune.train.finish import ProofResults, finish, write_run_report
@@ -35,6 +37,7 @@ from glmtune.train.load_model import (
 )
 from glmtune.train.load_rows import RunData, load_rows
 from glmtune.train.loop import train
+from glmtune.train.output import sole_run
 from glmtune.train.prepare import prepare_run, prepare_training
 from glmtune.train.processes import Processes
 from glmtune.train.training import EvalView, Task, Training
@@ -51,9 +54,10 @@ class Result:
             folder with a checkpoint after an interrupt.
         num_steps: optimizer steps done.
         is_finished: False after an interrupt.
-        loss, eval_loss: the last measured, in nats per learned token.
+        loss, eval_loss: the last measured of the saved weights, in nats per learned token.
         general_loss, base_general_loss: on general rows, after and before.
         proofs: with their verdicts; none after an interrupt.
+        saved_step: of the saved weights, the last or the best ones; None after an interrupt.
     """
 
     adapter_dir: Path
@@ -64,6 +68,7 @@ class Result:
     general_loss: float | None = None
     base_general_loss: float | None = None
     proofs: tuple[Proof, ...] = ()
+    saved_step: int | None = None
 
 
 def fine_tune(
@@ -84,10 +89,13 @@ def fine_tune(
     check_earlier_adapter(recipe)
     task = choose_task(recipe, loss)
     processes = prepare_run(recipe, resume=resume)
-    data = load_data(recipe, processes, resume=resume)
-    model = load_base(recipe, processes.device)
-    before = look_at_base(recipe, model, data, processes)
-    return train_and_prove(recipe, processes, model, data, task, before, resume=resume)
+    with sole_run(recipe, is_main=processes.is_main, resume=resume):
+        data = load_data(recipe, processes, resume=resume)
+        model = load_base(recipe, processes.device)
+        before = look_at_base(recipe, model, data, processes)
+        if processes.is_main:
+            before = replace(before, asked=prove_prompts(recipe, data))
+        return train_and_prove(recipe, processes, model, data, task, before, resume=resume)
 
 
 def choose_task(recipe: Recipe, loss: LossFunction) -> Task:
@@ -155,9 +163,12 @@ def train_and_prove(
         GlmtuneError: as `fine_tune`.
     """
     model = attach(recipe, model)
+    if recipe.trains:
+        check_trained(model, recipe.adapter)
     before = replace(before, start=liveness.remember(model))
     training = prepare_training(recipe, processes, model, data, task, resume=resume)
     del model  # the engine has it, and gives it back
+    before = replace(before, packed=prove_packing(training))
     dry_run(training)
     began = time.monotonic()
     samples = processes.is_main and training.engine.can_run_alone
@@ -199,7 +210,7 @@ def summarize(
     training: Training, before: Before, results: ProofResults, *, is_finished: bool
 ) -> Result:
     """Return the result of a run."""
-    lines = training.folder.read_metrics()
+    lines = until(training.folder.read_metrics(), results.saved_step)
     return Result(
         adapter_dir=training.folder.path,
         num_steps=training.state.step,
@@ -209,6 +220,7 @@ def summarize(
         general_loss=_last(lines, METRIC),
         base_general_loss=before.general_loss,
         proofs=results.proofs,
+        saved_step=results.saved_step,
     )
 
 

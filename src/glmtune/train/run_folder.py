@@ -3,10 +3,19 @@
 Nothing heavy is imported, so a command refuses a folder that holds a run before PyTorch loads.
 """
 
+import errno
+import os
 import re
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from glmtune.errors import OutputError
+from glmtune.files import explain_write_error
 from glmtune.methods.adapter_folder import CARD
 from glmtune.prove.metrics import METRICS
 from glmtune.recipe.recipe import RECIPE
@@ -26,6 +35,88 @@ RUN_FILES = (
 )
 # Of a complete model. They may be a user's own, unless our card is there too.
 MODEL_FILES = ("config.json", "generation_config.json", "pytorch_model.bin")
+
+
+LOCK = ".lock"  # held by a run while it writes into the folder
+HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)  # by another process; otherwise: no locks here
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Keep other runs out of an existing output folder until the block or this process ends.
+
+    The operating system releases the lock of a process that was killed. On a file system without
+    locks nothing is locked.
+
+    Raises:
+        OutputError: another run is writing into the folder, or it cannot be written.
+    """
+    path = output / LOCK
+    try:
+        file = _take_lock(path)
+    except OSError as error:
+        raise OutputError(explain_write_error(path, error)) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # before the lock is released, or it might be that of another run
+            path.unlink()
+        file.close()
+
+
+def _take_lock(path: Path) -> IO[str]:
+    """Open a lock file and lock it."""
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            _lock(file)
+        except OSError as error:
+            if error.errno not in HELD:
+                return file
+            holder = _read_holder(file)
+            file.close()
+            raise OutputError(
+                f"{path.parent}: another run is writing into this folder{holder}. Wait for its "
+                "end, or choose another output.dir."
+            ) from None
+        if _is_at(file, path):
+            break
+        file.close()  # its owner deleted it between our two calls
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%X')}")
+    file.flush()
+    return file
+
+
+def _read_holder(file: IO[str]) -> str:
+    with suppress(OSError):  # Windows does not let others read what is locked
+        file.seek(0)
+        if holder := file.read(200):
+            return f" ({holder})"
+    return ""
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock an open file against other processes, without waiting.
+
+    Raises:
+        OSError: another process has locked it, or the file system has no locks.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def check_folder(output: Path, *, resume: bool, overwrite: bool) -> None:

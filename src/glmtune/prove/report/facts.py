@@ -53,6 +53,7 @@ class ReportFacts(BaseModel):
     Attributes:
         is_finished: False after an interrupt or an error.
         num_steps: optimizer steps of the complete run, done or not.
+        saved_step: of the weights that were saved, the last or the best ones.
         seconds: from the first step to the last.
         num_trainable, num_parameters: parameters that are trained, and all.
         template: family and layout.
@@ -76,6 +77,7 @@ class ReportFacts(BaseModel):
 
     is_finished: bool | None = None
     num_steps: Count | None = None
+    saved_step: Count | None = None
     seconds: Seconds | None = None
     num_trainable: Count | None = None
     num_parameters: Count | None = None

@@ -21,7 +21,7 @@ import glmtune
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, write_atomically
 from glmtune.inspect.shown_row import harmless
-from glmtune.prove.metrics import METRICS, read_metrics
+from glmtune.prove.metrics import METRICS, read_metrics, until
 from glmtune.prove.report.charts import loss_chart, make_charts, thin
 from glmtune.prove.report.facts import ReportFacts, read_facts, write_facts
 from glmtune.recipe.recipe import RECIPE, Recipe
@@ -143,7 +143,7 @@ def render_run(
         title=f"Run {output.resolve().name}",
         why_missing=why_missing,
         facts=facts,
-        key_figures=key_figures(lines),
+        key_figures=key_figures(lines, facts.saved_step),
         proofs=proofs,
         verdicts={v: sum(p.verdict == v for p in proofs) for v in ("passed", "failed", "not run")},
         charts=make_charts(lines),
@@ -172,13 +172,21 @@ def repeat_command(output: Path) -> str:
     return f"cd {shlex.quote(str(Path.cwd()))} && glmtune train {recipe} {target}"
 
 
-def key_figures(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Summarize the metrics for the top of a report; None for what was not measured."""
+def key_figures(
+    lines: Sequence[Mapping[str, Any]], saved_step: int | None = None
+) -> dict[str, Any]:
+    """Summarize the metrics for the top of a report; None for what was not measured.
 
-    def of(key: str) -> list[tuple[int, Any]]:
-        return [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    Args:
+        lines: of the metrics.
+        saved_step: whose losses are shown; None is the last.
+    """
 
-    losses, held_out = of("loss"), of("eval_loss")
+    def of(key: str, step: int | None = None) -> list[tuple[int, Any]]:
+        shown = until(lines, step)
+        return [(line["step"], line[key]) for line in shown if line.get(key) is not None]
+
+    losses, held_out = of("loss", saved_step), of("eval_loss", saved_step)
     speeds, memory = of("tokens_per_second"), of("peak_memory_bytes")
     return {
         "last_step": max((line["step"] for line in lines), default=None),
