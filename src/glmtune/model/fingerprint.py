@@ -81,9 +81,20 @@ class Fingerprint:
 _of_models: WeakKeyDictionary[Any, Fingerprint] = WeakKeyDictionary()
 
 
-def remember(model: Any, folder: Path) -> None:
-    """Take the fingerprint of the folder that a model was loaded from, for `of_model`."""
-    _of_models[model] = fingerprint(folder)
+def remember(model: Any, found: Fingerprint | None) -> None:
+    """Keep the fingerprint of what a model was loaded from, for `of_model`."""
+    if found is not None:
+        _of_models[model] = found
+
+
+def fingerprint_of_name(name: str | Path) -> Fingerprint | None:
+    """Take the fingerprint of a model by its name; None for a hub id that is not cached.
+
+    Raises:
+        CheckpointError: config.json or a weight file cannot be read.
+    """
+    folder = folder_of(name)
+    return None if folder is None else fingerprint(folder)
 
 
 def of_model(model: Any) -> Fingerprint | None:

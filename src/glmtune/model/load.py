@@ -31,7 +31,7 @@ from glmtune.model.files import (
     first_lines,
     locate,
 )
-from glmtune.model.fingerprint import folder_of, remember
+from glmtune.model.fingerprint import fingerprint_of_name, remember
 from glmtune.model.quantization import (
     Quantization,
     copy_mapped_weights,
@@ -175,6 +175,7 @@ def load_model(
         check_generation_file(folder)
         check_stored(folder, config)
         verify(folder)
+    found = fingerprint_of_name(name)  # before loading, or pages of a file would be mapped twice
     read: Any = AutoModelForCausalLM.from_pretrained
     try:
         model, loading_info = read(
@@ -199,8 +200,7 @@ def load_model(
     check_all_loaded(name, loading_info)
     if not is_read_later:
         check_finite(name, dict(model.named_parameters()))
-    if (source := folder_of(name)) is not None:
-        remember(model, source)
+    remember(model, found or fingerprint_of_name(name))  # a hub id may not have been cached
     loaded: PreTrainedModel = model
     if asked == NANO:  # so that an adapter records this name, not a local path
         loaded.name_or_path = loaded.config._name_or_path = asked
