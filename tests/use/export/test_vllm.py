@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
-from tests.use.export.odd_model import MakeAdapter
+from tests.use.export.odd_model import MakeAdapter, MakeModel
 
 from glmtune.errors import CheckpointError
 from glmtune.use.export.job import open_job
@@ -57,6 +57,16 @@ def test_a_complete_model_keeps_the_names_that_vllm_reads(
     stored = json.loads((tmp_path / "config.json").read_text("utf-8"))
     assert stored["model_type"] == "chatglm"
     assert {"num_layers", "padded_vocab_size", "multi_query_group_num"} <= stored.keys()
+
+
+def test_a_prefix_is_refused_and_a_bias_of_every_layer_is_not(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=r"P-Tuning v2 prefix.*vLLM does not have"):
+        write_vllm(open_job(make_model(pre_seq_len=4)), tmp_path)
+
+    write_vllm(open_job(make_model(add_bias_linear=True)), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text("utf-8"))["add_bias_linear"] is True
 
 
 @pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning")

@@ -148,21 +148,34 @@ def check_relayable(job: Job) -> None:
     Raises:
         CheckpointError: names what it has, and the format to use instead.
     """
+    check_chatglm(job, "transformers' glm")
+    if job.config.add_bias_linear:
+        raise CheckpointError(
+            f"{job.base_name}: add_bias_linear is true, and transformers' glm has no bias there. "
+            "Use --to chatglm."
+        )
+
+
+def check_chatglm(job: Job, reader: str) -> None:
+    """Refuse a model of another family, or with a prefix before every text.
+
+    Args:
+        job: what is exported.
+        reader: what will read the result, for the message.
+
+    Raises:
+        CheckpointError: names what it has, and the format to use instead.
+    """
     kind = job.config.model_type
     if kind != "chatglm":
         raise CheckpointError(
             f"{job.base_name}: model_type is {kind!r}, and only ChatGLM has another layout. Use "
             "`glmtune merge`, which keeps the layout of any model."
         )
-    if job.config.add_bias_linear:
-        raise CheckpointError(
-            f"{job.base_name}: add_bias_linear is true, and transformers' glm has no bias there. "
-            "Use --to chatglm."
-        )
     if job.config.pre_seq_len:
         raise CheckpointError(
             f"{job.base_name}: it has a P-Tuning v2 prefix (pre_seq_len "
-            f"{job.config.pre_seq_len}), which glm does not have. Use --to chatglm."
+            f"{job.config.pre_seq_len}), which {reader} does not have. Use --to chatglm."
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from glmtune.errors import CheckpointError, some
 from glmtune.methods.adapter_folder import CONFIG, by_peft_names, read_config, read_tensors
 from glmtune.use.export.chatglm import write_chatglm
-from glmtune.use.export.glm import check_relayable
+from glmtune.use.export.glm import check_chatglm
 from glmtune.use.export.job import Job
 from glmtune.use.export.lora_glm import required_lora
 from glmtune.use.export.update import Survival
@@ -34,7 +34,7 @@ def write_vllm(job: Job, folder: Path) -> Survival | None:
         CheckpointError: vLLM does not support what the adapter changes.
         OutputError: the disk has too little space.
     """
-    check_relayable(job)
+    check_chatglm(job, "vLLM")
     if job.adapter is None:
         return write_chatglm(job, folder)
     from safetensors.torch import save_file
