@@ -41,7 +41,11 @@ def test_a_file_that_the_checksums_do_not_list_is_damage(checkpoint: Path, name:
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [({}, "adapter_config.json is not in"), ([], "expected a JSON object, got a list"), (None, "got a NoneType")],
+    [
+        ({}, "adapter_config.json is not in"),
+        ([], "expected a JSON object, got a list"),
+        (None, "got a NoneType"),
+    ],
 )
 def test_checksums_of_nothing_make_no_checkpoint_whole(
     checkpoint: Path, content: Any, complaint: str

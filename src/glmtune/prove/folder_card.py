@@ -19,8 +19,8 @@ from glmtune.prove.card import (
     render_card,
     without_paths,
 )
-from glmtune.prove.metrics import METRICS, read_metrics
-from glmtune.prove.report.facts import read_facts
+from glmtune.prove.metrics import METRICS, read_metrics, until
+from glmtune.prove.report.facts import NO_FACTS, read_facts
 from glmtune.recipe.reading import build_recipe, read_yaml
 from glmtune.recipe.recipe import RECIPE, PretrainRecipe, Recipe, RunRecipe
 
@@ -51,7 +51,8 @@ def facts_of(folder: Path, *, base: str | None = None, license_id: str | None = 
     own = _read_object(Path(named).expanduser() / "config.json") if named else config
     base = base or hub_id(named or str(config.get("_name_or_path", "")), own)
     license = License(license_id) if license_id else license_of(base)
-    proofs = read_facts(folder, text)[0].proofs if text else ()
+    run = read_facts(folder, text)[0] if text else NO_FACTS
+    lines = read_metrics(folder / METRICS) if (folder / METRICS).is_file() else []
     is_adapter = bool(adapter) or (recipe is not None and recipe.adapter.method == "ptuning_v2")
     return RunFacts(
         base=base,
@@ -59,8 +60,8 @@ def facts_of(folder: Path, *, base: str | None = None, license_id: str | None = 
         is_adapter=is_adapter,
         license=license,
         recipe=recipe,
-        lines=read_metrics(folder / METRICS) if (folder / METRICS).is_file() else (),
-        proofs=proofs,
+        lines=until(lines, run.saved_step),
+        proofs=run.proofs,
     )
 
 
