@@ -106,7 +106,8 @@ def test_a_run_leaves_an_adapter_that_any_peft_user_can_load(
     written = {path.name for path in output.iterdir()}
     assert written >= {
         "adapter_config.json", "adapter_model.safetensors", "README.md", "glmtune.json",
-        "tokenizer.model", "recipe.yaml", "metrics.jsonl", "loss.svg", "checkpoint-6",
+        "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+        "generation_config.json", "recipe.yaml", "metrics.jsonl", "loss.svg", "checkpoint-6",
     }  # fmt: skip
     assert not [name for name in written if name.endswith(".partial")]
     model = AutoPeftModelForCausalLM.from_pretrained(output)

@@ -71,8 +71,11 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
         CheckpointError: as for `load_config`, or there is no tokenizer that can be read.
     """
     from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     import glmtune.auto  # noqa: F401  # registers ChatGLM
+    from glmtune.model.chatglm.piece_tokenizer import is_ours
+    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
     if (Path(locate(name)) / "tokenizer_config.json").is_file():
         name, config = locate(name), None  # an adapter folder has no config.json
@@ -80,6 +83,9 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
         config = load_config(name)
         name = checked_name(name)
     try:
+        if is_ours(get_tokenizer_config(name)):  # stock tools read another class there
+            ours: PreTrainedTokenizerBase = ChatGLMTokenizer.from_pretrained(name)
+            return ours
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, config=config, trust_remote_code=False
         )

@@ -3,7 +3,8 @@
 adapter_config.json, adapter_model.safetensors   peft's adapter format; or the original's
 config.json, pytorch_model.bin                   for a P-Tuning v2 prefix; or a full model,
 config.json, model*.safetensors                  where the weights themselves were trained
-tokenizer files, glmtune.json                    how prompts are built
+tokenizer files, chat_template.jinja,            how prompts are built, for glmtune and for tools
+generation_config.json, glmtune.json             that know nothing of it
 README.md                                        a model card
 recipe.yaml                                      every value of the run, to repeat it
 metrics.jsonl, loss.svg, runs/                   curves; runs/ is for TensorBoard
@@ -22,6 +23,7 @@ import glmtune
 from glmtune.errors import OutputError
 from glmtune.files import explain_write_error, write_atomically, written_folder
 from glmtune.methods import method
+from glmtune.model.chatglm.stock_files import write_stock_files
 from glmtune.prove.metrics import METRICS, MetricsFile, cut_metrics, read_metrics
 from glmtune.recipe.recipe import RECIPE, RunRecipe
 from glmtune.template.base import Template
@@ -105,7 +107,7 @@ def publish(
     is_adapted = method.is_adapted(model)
     with written_folder(output / "adapter") as partial:
         method.save(model, partial, template)
-        tokenizer.save_pretrained(str(partial))
+        write_stock_files(partial, tokenizer, model.config, layout=recipe.data.layout)
         card = adapter_card(recipe, lines) if is_adapted else model_card(recipe, lines)
         (partial / "README.md").write_text(card, encoding="utf-8")
     finished = output / "adapter"
