@@ -155,7 +155,7 @@ _ROUNDS = r"""
 {{- raise_exception('ChatGLM2 has alternating questions and answers, and neither system messages '
     ~ 'nor tools.') -}}
 {%- elif message.role == 'user' -%}
-{{- '[Round ' ~ (loop.index0 // 2 + 1) ~ ']\n\n问：' ~ content ~ '\n\n答：' -}}
+{{- '[Round ' ~ ((loop.index0 / 2) | int + 1) ~ ']\n\n问：' ~ content ~ '\n\n答：' -}}
 {%- else -%}
 {{- content ~ ('' if loop.last else '\n\n') -}}
 {%- endif -%}
