@@ -70,6 +70,7 @@ def recipe_for(
             "save_steps": 4,
             "use_cpu": True,
         },
+        "checks": {"stock_reader": False},
         "output": {"dir": str(output), "report_to": "none"},
     }
     return build_recipe(tree, overrides, kind=PretrainRecipe)

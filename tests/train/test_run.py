@@ -57,6 +57,7 @@ def recipe_for(model: Path, rows: Path, output: Path, *overrides: str) -> Recipe
             "save_steps": 2,
             "use_cpu": True,
         },
+        "checks": {"stock_reader": False},
         "output": {"dir": str(output), "report_to": "none"},
     }
     return build_recipe(tree, overrides)
@@ -404,7 +405,8 @@ def test_a_run_stops_when_the_held_out_rows_get_no_better(
 def test_the_report_of_a_run_has_its_proofs(
     tiny_model_dir: Path, rows: Path, tmp_path: Path
 ) -> None:
-    result = fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "out"))
+    checked = "checks.stock_reader=true"
+    result = fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "out", checked))
 
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     verdicts_shown = {proof["name"]: proof["verdict"] for proof in report["facts"]["proofs"]}

@@ -29,6 +29,7 @@ from glmtune.prove.proof import (
     MERGED,
     PROOFS,
     SAVED,
+    STOCK_READER,
     STOPS,
     STREAMED,
     TEMPLATE,
@@ -37,6 +38,7 @@ from glmtune.prove.proof import (
 from glmtune.prove.report.facts import ReportFacts
 from glmtune.prove.report.page import write_report
 from glmtune.prove.saved import check_saved
+from glmtune.prove.stock_reader import check_stock_reader
 from glmtune.prove.stops import count_ended
 from glmtune.prove.streamed import Probe, check_streamed, probe
 from glmtune.recipe.recipe import Recipe
@@ -93,6 +95,8 @@ def finish(training: Training, before: Before, model: Any) -> ProofResults:
     if isinstance(recipe, Recipe):  # pre-training has no prompts
         proofs.append(prove(TEMPLATE, lambda: _compare_prompts(recipe, template)))
         proofs.append(_check_stops(training, tuned, limit))
+    if any(proof.name == SAVED for proof in proofs):  # something was published
+        proofs.append(prove(STOCK_READER, lambda: _check_stock_reader(training)))
     loss = before.general_loss
     if loss is not None and checks.forgetting is not None:
         proofs.append(prove(FORGETS, lambda: _check_forgetting(training, loss, model, step)))
@@ -188,6 +192,13 @@ def _compare_prompts(recipe: Recipe, template: Template) -> Proof | str:
     if not number:
         return Proof(TEMPLATE, "not run", "no row with an answer was found again")
     return f"the ids before {number} answers are those of their prompts"
+
+
+def _check_stock_reader(training: Training) -> Proof | str:
+    if not training.checks.stock_reader:
+        return Proof(STOCK_READER, "not run", "checks.stock_reader is false")
+    data = training.data
+    return check_stock_reader(training.folder.path, data.template, data.tokenizer)
 
 
 def _check_stops(training: Training, answers: Sequence[Answer], limit: int) -> Proof:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from glmtune.conversation import Conversation, Message
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
 from glmtune.model.chatglm.stock_files import write_stock_files
+from glmtune.model.load import load_model
 from glmtune.template.chatglm import ChatGLMTemplate
 from glmtune.use.generate import Request, Sampling, generate
 
@@ -125,3 +127,16 @@ def assert_same_answers(server: Client, model: Any, ids: list[int]) -> None:
     assert set(found) == set(expected.topk(10).indices.tolist())
     answer = greedy(model, ids, 20)
     assert server.greedy(ids, 20)[: len(answer)] == answer
+
+
+def save_lora(base: Path, folder: Path, **fields: Any) -> Any:
+    """Save an adapter that has learned something, and return the model with it."""
+    config = LoraConfig(r=4, lora_alpha=16, task_type="CAUSAL_LM", **fields)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        model = get_peft_model(load_model(base), config)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    model.save_pretrained(folder)
+    return model.eval()

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import PeftModel, PromptTuningConfig
 from tests.use.export import llama_server
-from tests.use.export.llama_server import assert_same_answers, greedy, make, prompt_of
+from tests.use.export.llama_server import assert_same_answers, greedy, make, prompt_of, save_lora
 
 from glmtune.errors import CheckpointError, OutputError
 from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
@@ -38,19 +37,6 @@ BASES: dict[str, dict[str, Any]] = {
 }
 
 
-def save(base: Path, folder: Path, **fields: Any) -> Any:
-    """Save an adapter that has learned something, and return the model with it."""
-    config = LoraConfig(r=4, lora_alpha=16, task_type="CAUSAL_LM", **fields)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(1)
-        model = get_peft_model(load_model(base), config)
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    model.save_pretrained(folder)
-    return model.eval()
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: ChatGLMTokenizer) -> Path:
     return make(tmp_path_factory.mktemp("base"), tiny_tokenizer, rope_ratio=7.5)
@@ -65,7 +51,7 @@ def model_gguf(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_adapter_changes_the_answers_of_llama_cpp_as_ours(
     case: str, base: Path, model_gguf: Path, tiny_tokenizer: ChatGLMTokenizer, tmp_path: Path
 ) -> None:
-    model = save(base, tmp_path / "adapter", **CONFIGS[case])
+    model = save_lora(base, tmp_path / "adapter", **CONFIGS[case])
     ids = prompt_of(tiny_tokenizer)
 
     lora = write_lora_gguf(tmp_path / "adapter", base, tmp_path / "lora.gguf")
@@ -81,7 +67,7 @@ def test_an_adapter_follows_the_rows_of_its_base(
     case: str, tiny_tokenizer: ChatGLMTokenizer, tmp_path: Path
 ) -> None:
     folder = make(tmp_path / "base", tiny_tokenizer, **BASES[case])
-    model = save(folder, tmp_path / "adapter", target_modules=ALL)
+    model = save_lora(folder, tmp_path / "adapter", target_modules=ALL)
 
     server = llama_server.start(
         write_gguf(folder, tmp_path / "model.gguf", "f32"),
@@ -92,7 +78,7 @@ def test_an_adapter_follows_the_rows_of_its_base(
 
 
 def test_tensors_are_those_of_the_adapter_to_the_byte(base: Path, tmp_path: Path) -> None:
-    model = save(base, tmp_path / "adapter", target_modules=["query_key_value"])
+    model = save_lora(base, tmp_path / "adapter", target_modules=["query_key_value"])
     stored = {name: value for name, value in model.named_parameters() if "lora_" in name}
 
     reader = gguf.GGUFReader(write_lora_gguf(tmp_path / "adapter", base, tmp_path / "lora.gguf"))
@@ -145,7 +131,7 @@ def _lose_a_half(adapter: Path) -> None:
 def test_what_llama_cpp_cannot_add_is_refused_with_the_way_out(
     spoil: Callable[[Path], None], problem: str, base: Path, tmp_path: Path
 ) -> None:
-    save(base, tmp_path / "adapter", target_modules=["query_key_value"])
+    save_lora(base, tmp_path / "adapter", target_modules=["query_key_value"])
     spoil(tmp_path / "adapter")
 
     with pytest.raises(CheckpointError, match=problem):
@@ -163,7 +149,7 @@ def test_another_kind_of_adapter_is_refused(base: Path, tmp_path: Path) -> None:
 
 
 def test_an_adapted_embedding_is_refused(base: Path, tmp_path: Path) -> None:
-    save(base, tmp_path / "adapter", target_modules=["word_embeddings"])
+    save_lora(base, tmp_path / "adapter", target_modules=["word_embeddings"])
 
     with pytest.raises(CheckpointError, match=r"has no place for .*lora_embedding_A"):
         write_lora_gguf(tmp_path / "adapter", base, tmp_path / "lora.gguf")
@@ -172,14 +158,14 @@ def test_an_adapted_embedding_is_refused(base: Path, tmp_path: Path) -> None:
 def test_another_base_is_refused_with_both_shapes(
     base: Path, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    save(base, tmp_path / "adapter", target_modules=["query_key_value"])
+    save_lora(base, tmp_path / "adapter", target_modules=["query_key_value"])
 
     with pytest.raises(CheckpointError, match=r"of 192 x 96, and .* has 128 x 64\. Give the base"):
         write_lora_gguf(tmp_path / "adapter", tiny_model_dir, tmp_path / "lora.gguf")
 
 
 def test_an_existing_file_is_never_written_over(base: Path, tmp_path: Path) -> None:
-    save(base, tmp_path / "adapter", target_modules=["query_key_value"])
+    save_lora(base, tmp_path / "adapter", target_modules=["query_key_value"])
     (tmp_path / "lora.gguf").write_text("mine")
 
     with pytest.raises(OutputError, match="already exists"):
