@@ -128,7 +128,7 @@ def test_the_reader_imports_neither_glmtune_nor_torch(
         seen.extend(json.loads(ran.stdout.splitlines()[-1])["modules"])
         return ran
 
-    monkeypatch.setattr(stock_reader.subprocess, "run", spy)
+    monkeypatch.setattr(subprocess, "run", spy)
     check(folder, tiny_tokenizer)
 
     assert "transformers" in seen

@@ -146,6 +146,24 @@ def test_llama_cpp_cuts_text_into_our_tokens(
     assert [server.tokens(text) for text in texts] == tiny_tokenizer.encode_texts(texts)
 
 
+def test_real_rows_and_prompts_have_their_ids_in_the_real_vocabulary(
+    shared: Path, tmp_path: Path
+) -> None:
+    tokenizer = ChatGLMTokenizer.from_pretrained(shared / "golden" / "chatglm3-tokenizer")
+    narrow = {"hidden_size": 64, "num_attention_heads": 6, "num_layers": 1}
+    folder = make(tmp_path / "model", tokenizer, padded_vocab_size=65024, **narrow)
+    server = llama_server.start(write_gguf(folder, tmp_path / "model.gguf", "f16"))
+    rows = json.loads((shared / "data" / "alpaca_zh_1000.json").read_text("utf-8"))[:150]
+    texts = [text for row in rows for text in row.values()]
+
+    assert [server.tokens(text) for text in texts] == tokenizer.encode_texts(texts)
+    template = ChatGLMTemplate(tokenizer)
+    for row in rows[:20]:
+        asked = [{"role": "user", "content": row["instruction"]}]
+        prompt = template.prompt_ids(Conversation((Message("user", row["instruction"]),)))
+        assert server.tokens(server.prompt(asked)) == prompt
+
+
 TOOL = {"name": "weather", "description": "天气", "parameters": {"type": "object"}}
 CALL = {"name": "weather", "arguments": json.dumps({"city": "it's 北京", "days": 2})}
 CHATS: dict[str, tuple[list[dict[str, Any]], list[Any] | None]] = {

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 GgufType = Literal["f32", "f16", "bf16", "q8_0"]
 TYPES: tuple[GgufType, ...] = get_args(GgufType)
 ARCHITECTURE = "chatglm"
+_ROWS = 4096  # of a matrix, quantized together
+_TORCH_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 _LARGEST = {"f16": 65504.0, "q8_0": 127 * 65504.0}  # blocks of q8_0 have a scale in float16
 
 
@@ -163,19 +165,20 @@ def encoded(name: str, tensor: Tensor, dtype: GgufType) -> "np.ndarray[Any, Any]
     Raises:
         CheckpointError: a number does not fit into the type.
     """
+    import numpy as np
     from gguf.quants import quantize
 
-    numbers = tensor.detach().float().contiguous()
-    largest = numbers.abs().max().item() if numbers.numel() else 0.0
+    largest = max(map(abs, torch.stack(tensor.detach().aminmax()).tolist()))
     if not largest <= _LARGEST.get(dtype, torch.finfo(torch.float32).max):  # true for NaN too
         raise CheckpointError(
             f"{name}: its largest number is {largest:g}, which {dtype} cannot hold. Write bf16 or "
             "f32, and check the model if it is not a number."
         )
-    if dtype == "f32":
-        return numbers.numpy()
-    result: np.ndarray[Any, Any] = quantize(numbers.numpy(), _raw_type(dtype))
-    return result
+    if dtype == "q8_0":  # some rows at a time, since it computes in float32
+        rows = torch.split(tensor.detach(), _ROWS)
+        return np.concatenate([quantize(each.float().numpy(), _raw_type(dtype)) for each in rows])
+    numbers = tensor.detach().to(_TORCH_TYPES[dtype]).contiguous()
+    return (numbers.view(torch.uint8) if dtype == "bf16" else numbers).numpy()
 
 
 def _check_space(path: Path, num_bytes: int) -> None:

@@ -128,7 +128,7 @@ def _scale(config: Any, layer: str, rank: int) -> float:
     from peft.utils.other import get_pattern_key
 
     patterns: dict[str, float] = config.alpha_pattern or {}
-    key = get_pattern_key(patterns.keys(), layer)
+    key = get_pattern_key(list(patterns), layer)
     alpha = float(patterns.get(key, config.lora_alpha))
     return alpha / (math.sqrt(rank) if config.use_rslora else rank)
 
