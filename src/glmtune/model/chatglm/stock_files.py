@@ -72,12 +72,13 @@ def write_stock_files(
     write_atomically(folder / TOKENIZER_JSON, content)
     special = [token.content for token in tokens.values() if token.special]
     added = [token.content for token in tokens.values() if not token.special]
-    write_atomically(folder / CHAT_TEMPLATE, stock_template(layout, special, added))
-    _adapt_tokenizer_config(folder / TOKENIZER_CONFIG, tokenizer, tokens)
+    template = stock_template(layout, special, added)
+    write_atomically(folder / CHAT_TEMPLATE, template)
+    _adapt_tokenizer_config(folder / TOKENIZER_CONFIG, tokenizer, tokens, template)
 
 
 def _adapt_tokenizer_config(
-    path: Path, tokenizer: ChatGLMTokenizer, tokens: dict[int, Any]
+    path: Path, tokenizer: ChatGLMTokenizer, tokens: dict[int, Any], template: str
 ) -> None:
     """Name the stock class, and only the tokens that `tokenizer.json` cuts out of text."""
     settings = {k: v for k, v in read_json_object(path).items() if k not in _NOT_STOCK}
@@ -91,6 +92,7 @@ def _adapt_tokenizer_config(
             str(index): token.__getstate__() for index, token in tokens.items()
         },
         "model_input_names": ["input_ids", "attention_mask"],
+        "chat_template": template,  # transformers before 4.50 does not read the file
         "clean_up_tokenization_spaces": False,
         "padding_side": tokenizer.padding_side,
         "truncation_side": tokenizer.truncation_side,
