@@ -332,7 +332,12 @@ def full_steps() -> dict[str, Any]:
                 "use_cpu": True,
             },
             "lint": {"before_training": False},
-            "checks": {"stop_prompts": 0, "max_new_tokens": 4, "forgetting": None},
+            "checks": {
+                "stock_reader": False,
+                "stop_prompts": 0,
+                "max_new_tokens": 4,
+                "forgetting": None,
+            },
             "output": {"dir": str(folder / "out"), "report_to": "none"},
         }
         fine_tune(build_recipe(tree))

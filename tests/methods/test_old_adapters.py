@@ -160,7 +160,7 @@ def recipe_tree(tiny_model_dir: Path, tmp_path: Path, **section: Any) -> dict[st
         "data": {"train": str(tmp_path / "rows.json"), "max_length": 90},
         "adapter": section,
         "training": {"max_steps": 1, "gradient_accumulation_steps": 2, "use_cpu": True},
-        "checks": {"stop_prompts": 0, "max_new_tokens": 2},
+        "checks": {"stock_reader": False, "stop_prompts": 0, "max_new_tokens": 2},
         "output": {"dir": str(tmp_path / "more"), "report_to": "none"},
     }
 

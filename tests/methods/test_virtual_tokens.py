@@ -148,7 +148,7 @@ def recipe_for(model: Path, output: Path, method: str, *overrides: str) -> Recip
             "learning_rate": 0.02, "save_strategy": "steps", "save_steps": 1, "logging_steps": 1,
             "load_best_model_at_end": False,
         },
-        "checks": {"max_new_tokens": 4, "stop_prompts": 2},
+        "checks": {"stock_reader": False, "max_new_tokens": 4, "stop_prompts": 2},
         "output": {"dir": str(output), "report_to": []},
     }  # fmt: skip
     return build_recipe(tree, overrides)

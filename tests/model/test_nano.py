@@ -15,12 +15,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from glmtune.cli.demo.fractions import GAUGE, GENERAL, is_held_out
 from glmtune.cli.main import app
+from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.model.files import NANO, locate
-from glmtune.model.load import load_config, load_model
+from glmtune.model.load import load_config, load_model, load_tokenizer
 from glmtune.use.chat import ChatSession
 from glmtune.use.generate import Sampling
 from glmtune.use.open import open_session
@@ -173,3 +175,14 @@ def test_a_manual_page_becomes_its_paragraphs(tmp_path: Path) -> None:
     [lines] = script("prepare_corpus").read_man(page)
 
     assert [line for line in lines if line] == ["名称", "ls - 列出目录内容", "列出指定文件的信息。"]
+
+
+def test_stock_transformers_reads_the_folder_to_our_ids() -> None:
+    ours, stock = load_tokenizer("nano"), PreTrainedTokenizerFast.from_pretrained(SHIPPED)
+    messages = [{"role": "user", "content": "你好 <|user|>"}]
+
+    assert type(ours) is ChatGLMTokenizer
+    assert stock.encode("people, 你好") == ours.encode("people, 你好")
+    assert stock.apply_chat_template(messages, return_dict=False) == ours.apply_chat_template(
+        messages, return_dict=False
+    )

@@ -294,7 +294,7 @@ def tree(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             "load_best_model_at_end": False,
             "use_cpu": True,
         },
-        "checks": {"stop_prompts": 0, "max_new_tokens": 2},
+        "checks": {"stock_reader": False, "stop_prompts": 0, "max_new_tokens": 2},
         "output": {"dir": str(tmp_path / "run"), "report_to": "none"},
     }
 

@@ -38,7 +38,7 @@ def recipe(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "load_best_model_at_end": False,
             "use_cpu": True,
         },
-        "checks": {"stop_prompts": 0, "max_new_tokens": 2},
+        "checks": {"stock_reader": False, "stop_prompts": 0, "max_new_tokens": 2},
         "output": {"dir": str(tmp_path / "two"), "report_to": "none"},
     }
     path = tmp_path / "recipe.yaml"

@@ -41,7 +41,7 @@ def recipe(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             "use_cpu": True,
         },
         "lint": {"before_training": False},
-        "checks": {"stop_prompts": 0, "max_new_tokens": 2},
+        "checks": {"stock_reader": False, "stop_prompts": 0, "max_new_tokens": 2},
         "output": {"dir": str(tmp_path / "out"), "report_to": "none", "overwrite": True},
     }
     return build_recipe(tree)

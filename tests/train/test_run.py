@@ -73,6 +73,7 @@ def recipe_for(model: Path, rows: Path, output: Path, *overrides: str) -> Recipe
             "save_steps": 2,
             "use_cpu": True,
         },
+        "checks": {"stock_reader": False},
         "output": {"dir": str(output), "report_to": "none"},
     }
     return build_recipe(tree, overrides)
@@ -122,7 +123,8 @@ def test_a_run_leaves_an_adapter_that_any_peft_user_can_load(
     written = {path.name for path in output.iterdir()}
     assert written >= {
         "adapter_config.json", "adapter_model.safetensors", "README.md", "glmtune.json",
-        "tokenizer.model", "recipe.yaml", "metrics.jsonl", "loss.svg", "checkpoint-6",
+        "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+        "generation_config.json", "recipe.yaml", "metrics.jsonl", "loss.svg", "checkpoint-6",
     }  # fmt: skip
     assert not [name for name in written if name.endswith(".partial")]
     model = AutoPeftModelForCausalLM.from_pretrained(output)
@@ -547,7 +549,8 @@ def test_a_folder_that_a_run_writes_into_is_closed_to_others(
 def test_the_report_of_a_run_has_its_proofs(
     tiny_model_dir: Path, rows: Path, tmp_path: Path
 ) -> None:
-    result = fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "out"))
+    checked = "checks.stock_reader=true"
+    result = fine_tune(recipe_for(tiny_model_dir, rows, tmp_path / "out", checked))
 
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     verdicts_shown = {proof["name"]: proof["verdict"] for proof in report["facts"]["proofs"]}

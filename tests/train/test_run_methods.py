@@ -57,7 +57,7 @@ def recipe_for(
             **training,
         },
         "lint": {"before_training": False},
-        "checks": {"stop_prompts": 0, "max_new_tokens": 4},
+        "checks": {"stock_reader": False, "stop_prompts": 0, "max_new_tokens": 4},
         "output": {"dir": str(output), "report_to": "none"},
     }
     return build_recipe(tree, overrides)

@@ -67,7 +67,7 @@ def held_out_losses(
                 "use_cpu": True,
             },
             "lint": {"before_training": False},
-            "checks": {"stop_prompts": 0, "max_new_tokens": 2},
+            "checks": {"stock_reader": False, "stop_prompts": 0, "max_new_tokens": 2},
             "output": {"dir": str(output), "report_to": "none"},
         }
     )

@@ -79,8 +79,11 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
         CheckpointError: as for `load_config`, or there is no tokenizer that can be read.
     """
     from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     import glmtune.auto  # noqa: F401  # registers ChatGLM
+    from glmtune.model.chatglm.piece_tokenizer import is_ours
+    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
     folder = Path(locate(name))
     if (folder / TOKENIZER_CONFIG).is_file() and not (folder / CONFIG).is_file():
@@ -92,6 +95,9 @@ def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
     if (why := why_no_tokenizer(folder)) is not None:
         raise CheckpointError(f"there is no tokenizer: {why}")
     try:
+        if is_ours(get_tokenizer_config(name)):  # stock tools read another class there
+            ours: PreTrainedTokenizerBase = ChatGLMTokenizer.from_pretrained(name)
+            return ours
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, config=config, trust_remote_code=False
         )

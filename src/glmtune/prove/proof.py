@@ -15,10 +15,11 @@ SAVED = "reloaded from disk it is the same"
 STREAMED = "streamed from disk it answers the same"
 MERGED = "merged into the base it answers the same"
 TEMPLATE = "chat asks as training did"
+STOCK_READER = "stock transformers asks the same"
 STOPS = "answers end by themselves"
 FORGETS = "what the base knew is still there"
 # In this order; a report shows those that are missing as "not run".
-PROOFS = (PACKED, ALIVE, SAVED, STREAMED, MERGED, TEMPLATE, STOPS, FORGETS)
+PROOFS = (PACKED, ALIVE, SAVED, STREAMED, MERGED, TEMPLATE, STOCK_READER, STOPS, FORGETS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from glmtune.prove.proof import (
     MERGED,
     PROOFS,
     SAVED,
+    STOCK_READER,
     STOPS,
     STREAMED,
     Proof,
@@ -36,6 +37,7 @@ from glmtune.prove.proof import (
 from glmtune.prove.report.facts import ReportFacts
 from glmtune.prove.report.page import write_report
 from glmtune.prove.saved import check_saved
+from glmtune.prove.stock_reader import check_stock_reader
 from glmtune.prove.stops import count_ended
 from glmtune.prove.streamed import Probe, check_streamed, probe
 from glmtune.prove.wanted import check_trained
@@ -99,6 +101,8 @@ def finish(training: Training, before: Before, model: Any) -> ProofResults:
         proofs.append(_note_changes(before.asked, changed_since(training.data.stamps)))
     if isinstance(training.recipe, Recipe):  # pre-training has no prompts
         proofs.append(_check_stops(training, tuned, limit))
+    if any(proof.name == SAVED for proof in proofs):  # something was published
+        proofs.append(prove(STOCK_READER, lambda: _check_stock_reader(training)))
     loss = before.general_loss
     if loss is not None and checks.forgetting is not None:
         proofs.append(prove(FORGETS, lambda: _check_forgetting(training, loss, model, step)))
@@ -198,6 +202,13 @@ def _note_changes(proof: Proof, changed: list[str]) -> Proof:
     )
     logger.warning("%s", note)
     return replace(proof, detail=f"{proof.detail}; {note}")
+
+
+def _check_stock_reader(training: Training) -> Proof | str:
+    if not training.checks.stock_reader:
+        return Proof(STOCK_READER, "not run", "checks.stock_reader is false")
+    data = training.data
+    return check_stock_reader(training.folder.path, data.template, data.tokenizer)
 
 
 def _check_stops(training: Training, answers: Sequence[Answer], limit: int) -> Proof:

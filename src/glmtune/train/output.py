@@ -3,7 +3,8 @@
 adapter_config.json, adapter_model.safetensors   peft's adapter format; or the original's
 config.json, pytorch_model.bin                   for a P-Tuning v2 prefix; or a full model,
 config.json, model*.safetensors                  where the weights themselves were trained
-tokenizer files, glmtune.json                    how prompts are built
+tokenizer files, chat_template.jinja,            how prompts are built, for glmtune and for tools
+generation_config.json, glmtune.json             that know nothing of it
 README.md                                        a model card
 recipe.yaml                                      every value of the run, to repeat it
 metrics.jsonl, loss.svg, runs/                   curves; runs/ is for TensorBoard
@@ -29,6 +30,7 @@ from glmtune.files import (
 )
 from glmtune.methods import method
 from glmtune.model.card import seal
+from glmtune.model.chatglm.stock_files import write_stock_files
 from glmtune.prove.card import render_card
 from glmtune.prove.folder_card import README, run_facts
 from glmtune.prove.metrics import METRICS, MetricsFile, cut_metrics, read_metrics
@@ -131,7 +133,7 @@ def publish(
     facts = run_facts(recipe, lines, is_adapter=method.is_adapted(model))
     with written_folder(output / "adapter") as partial:
         method.save(model, partial, template)
-        tokenizer.save_pretrained(str(partial))
+        write_stock_files(partial, tokenizer, model.config, layout=recipe.data.layout)
         seal(partial)
         (partial / README).write_text(render_card(facts), encoding="utf-8")
     finished = output / "adapter"

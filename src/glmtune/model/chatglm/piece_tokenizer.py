@@ -15,17 +15,20 @@ from glmtune.model.chatglm.chat_format import SPECIAL_TOKENS
 from glmtune.model.chatglm.tokenizer_inputs import Ids, load_pieces
 
 CLASS_NAME = "ChatGLMTokenizer"
+CLASS_KEY = "glmtune_class"  # in tokenizer_config.json, where `tokenizer_class` is for stock tools
 # They may add tokens, or hold another tokenizer.
 _OTHER_FILES = ("tokenizer.json", "added_tokens.json")
 _WITHOUT_EFFECT = {  # on ids
     "auto_map",
     "backend",
+    CLASS_KEY,
     "chat_template",
     "clean_up_tokenization_spaces",
     "do_lower_case",
     "encode_special_tokens",
     "is_local",
     "local_files_only",
+    "model_input_names",
     "model_max_length",
     "name_or_path",
     "remove_space",
@@ -68,15 +71,15 @@ class PieceTokenizer:
 
     def agrees_with(self, settings: Mapping[str, Any]) -> bool:
         """Whether the settings in a folder leave these ids as they are."""
-        return all(self._is_expected(key, value) for key, value in settings.items())
+        kind = settings.get(CLASS_KEY, settings.get("tokenizer_class", CLASS_NAME))
+        others = {key: value for key, value in settings.items() if key != "tokenizer_class"}
+        return bool(kind == CLASS_NAME) and all(map(self._is_expected, others, others.values()))
 
     def _is_expected(self, key: str, value: Any) -> bool:
         if key in _WITHOUT_EFFECT:
             return True
         if key in _SIDES:
             return value in ("left", "right")
-        if key == "tokenizer_class":
-            return bool(value == CLASS_NAME)
         if key in self._named:
             return bool(value == self._named[key])
         if key in ("additional_special_tokens", "extra_special_tokens"):
@@ -89,11 +92,11 @@ class PieceTokenizer:
 
 def open_pieces(folder: Path) -> PieceTokenizer | None:
     """Open the tokenizer in a folder; None where only `ChatGLMTokenizer` can tell what it is."""
-    if any((folder / name).exists() for name in _OTHER_FILES):
-        return None
     try:
-        tokenizer = PieceTokenizer(folder)
         settings = _read_if_there(folder / "tokenizer_config.json")
+        if not is_ours(settings) and any((folder / name).exists() for name in _OTHER_FILES):
+            return None
+        tokenizer = PieceTokenizer(folder)
         if "added_tokens_decoder" not in settings:  # which replaces the older file
             settings |= _read_if_there(folder / "special_tokens_map.json")
     except (OSError, ValueError, IndexError, CheckpointError):
@@ -101,13 +104,18 @@ def open_pieces(folder: Path) -> PieceTokenizer | None:
     return tokenizer if tokenizer.agrees_with(settings) else None
 
 
+def is_ours(settings: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer_config.json is of a folder that glmtune wrote for stock tools, too."""
+    return settings.get(CLASS_KEY) == CLASS_NAME
+
+
 def _read_if_there(path: Path) -> dict[str, Any]:
     return read_json_object(path) if path.is_file() else {}
 
 
 def _is_plain(token: Any, content: str) -> bool:
-    """Whether a token with flags is this string, without the spaces or words around it."""
-    flags = ("lstrip", "rstrip", "single_word")
+    """Whether a token with flags is this string, without the spaces around it."""
+    flags = ("lstrip", "rstrip")  # stock tokenizers cut `sop` out as a single word
     return (
         isinstance(token, Mapping)
         and token.get("content") == content

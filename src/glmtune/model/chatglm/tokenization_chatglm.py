@@ -38,6 +38,7 @@ from glmtune.model.chatglm.chat_format import (
     chat_text,
     message_strings,
 )
+from glmtune.model.chatglm.piece_tokenizer import CLASS_KEY
 from glmtune.model.chatglm.tokenizer_inputs import (
     Ids,
     Row,
@@ -109,6 +110,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         for name in ("additional_special_tokens", "extra_special_tokens"):
             if isinstance(tokens := kwargs.get(name), list):
                 kwargs[name] = [_as_token(token) for token in tokens]
+        if kwargs.pop(CLASS_KEY, None):  # the folder is for stock tools, too, with other inputs
+            kwargs.pop("model_input_names", None)
         kwargs.setdefault("eos_token", self.sp_model.id_to_piece(self.sp_model.eos_id()))
         kwargs.setdefault("unk_token", self.sp_model.id_to_piece(self.sp_model.unk_id()))
         kwargs.setdefault("pad_token", kwargs["unk_token"])
