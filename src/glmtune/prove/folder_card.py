@@ -21,8 +21,9 @@ from glmtune.prove.card import (
 )
 from glmtune.prove.metrics import METRICS, read_metrics, until
 from glmtune.prove.report.facts import NO_FACTS, read_facts
-from glmtune.recipe.reading import build_recipe, read_yaml
+from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import RECIPE, PretrainRecipe, Recipe, RunRecipe
+from glmtune.recipe.yaml_text import read_yaml
 
 README = "README.md"
 
@@ -98,7 +99,8 @@ def card_for(folder: Path, facts: RunFacts, name: str) -> str:
     from huggingface_hub import ModelCard
 
     card = ModelCard(written, ignore_metadata_errors=True)
-    theirs = {key: value for key, value in card.data.to_dict().items() if value}
+    stored: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
+    theirs = {key: value for key, value in stored.items() if value}
     ours = metadata(facts)
     for key in ("base_model", "base_model_relation"):  # theirs may be a path
         theirs.pop(key, None)

@@ -17,7 +17,7 @@ def stamp(sources: Iterable[str]) -> Stamps:
     for source in sources:
         path = Path(source).expanduser()
         if not path.exists():
-            path = Path(source.rpartition("#")[0]).expanduser()  # of `rows.json#500`
+            path = Path(source.partition("#")[0] or source).expanduser()  # of `rows.json#500`
         files += path.rglob("*") if path.is_dir() else [path]
     stats = {str(file): file.stat() for file in files if file.is_file()}
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}

@@ -107,7 +107,7 @@ def load_rows(
         DataError: a row, or what lint finds, does not allow the training.
     """
     replayed = recipe.data.replayed.train if recipe.data.replayed is not None else ()
-    stamps = stamp([*recipe.data.train, *recipe.data.eval, *replayed])
+    stamps = stamp([str(each) for each in (*recipe.data.train, *recipe.data.eval, *replayed)])
     findings = lint(recipe, template) if run_lint else None
     data = encode_rows(recipe, tokenizer, template, output)
     if recipe.data.replayed is not None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from glmtune.errors import CheckpointError
-from glmtune.model.files import find_damaged_file, read_bin, weight_files
+from glmtune.model.files import read_bin, weight_files
 from glmtune.model.load import load_config, load_tokenizer
+from glmtune.model.stored import check_stored
 from glmtune.recipe.choices import Layout
 from glmtune.use.export.gguf_axes import Axes
 from glmtune.use.export.gguf_file import GgufType, check_type, new_gguf, write_tensors
@@ -45,11 +45,11 @@ def write_gguf(
         RecipeError: the package gguf is missing, or does not write the type.
     """
     check_type(dtype)
-    if problem := find_damaged_file(model_folder):
-        raise CheckpointError(f"{model_folder}: {problem}")
+    config = load_config(model_folder)
+    check_stored(model_folder, config)
     return write_gguf_of(
         out,
-        config=load_config(model_folder),
+        config=config,
         tokenizer=load_tokenizer(model_folder),
         shapes=stored_shapes(model_folder),
         tensors=stored_tensors(model_folder),
