@@ -15,7 +15,7 @@ from glmtune.cli.options import (
 )
 from glmtune.cli.printing import print_exported
 
-FORMATS_HELP = "chatglm, glm, lora-glm or vllm."
+FORMATS_HELP = "chatglm, glm, lora-glm, vllm, gguf, lora-gguf or ollama."
 
 
 def export(
@@ -26,6 +26,9 @@ def export(
     layout: PromptLayout = None,
     dtype: DtypeOption = "auto",
     max_shard_size: MaxShardSize = "2GB",
+    quantize: Annotated[
+        str, typer.Option(help="Of gguf and ollama, the type of matrices: f32, f16, bf16 or q8_0.")
+    ] = "",
     proof: Proof = True,
 ) -> None:
     """Write a model or an adapter for another tool, and check that it answers the same.
@@ -43,6 +46,7 @@ def export(
             layout=layout,
             dtype=dtype,
             max_shard_size=max_shard_size,
+            quantize=quantize,
             prove=proof,
         )
     )

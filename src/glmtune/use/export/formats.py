@@ -4,12 +4,16 @@ chatglm    the complete model in its own layout          glmtune, older tools, c
 glm        the complete model as transformers' glm       anything that reads transformers' models
 lora-glm   the adapter for that                          peft
 vllm       a model or an adapter as vLLM reads it        vLLM
+gguf       the complete model as one file                llama.cpp, LM Studio and others
+lora-gguf  the adapter for that                          the same
+ollama     the complete model and a Modelfile            Ollama
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from glmtune.use.export import llama_cpp
 from glmtune.use.export.chatglm import start_chatglm, write_chatglm
 from glmtune.use.export.folder import check_space
 from glmtune.use.export.glm import start_glm, write_glm
@@ -31,12 +35,14 @@ class Format:
         check: opens the folder again and compares it with the source.
         start: returns the command line that uses the result in its tool.
         keeps_adapter: whether an adapter stays one, so that there is no dtype to choose.
+        is_gguf: whether a GGUF type can be chosen for the matrices.
     """
 
     write: Callable[[Job, Path], Survival | None]
     check: Callable[[Job, Path, Reference], list[Check]]
     start: Callable[[Job, Path], str]
     keeps_adapter: bool = False
+    is_gguf: bool = False
 
 
 def _check_lora_glm(job: Job, folder: Path, reference: Reference) -> list[Check]:
@@ -53,4 +59,13 @@ FORMATS = {
     "glm": Format(write_glm, check_stock, start_glm),
     "lora-glm": Format(write_lora_glm, _check_lora_glm, start_lora_glm, keeps_adapter=True),
     "vllm": Format(write_vllm, check_ours, start_vllm, keeps_adapter=True),
+    "gguf": Format(
+        llama_cpp.write_model, llama_cpp.check_model, llama_cpp.start_model, is_gguf=True
+    ),
+    "lora-gguf": Format(
+        llama_cpp.write_lora, llama_cpp.check_lora, llama_cpp.start_lora, keeps_adapter=True
+    ),
+    "ollama": Format(
+        llama_cpp.write_for_ollama, llama_cpp.check_model, llama_cpp.start_in_ollama, is_gguf=True
+    ),
 }

@@ -45,6 +45,7 @@ class Job:
         template: that builds the prompts.
         dtype: by torch's name, or "auto" for that of the base.
         max_shard_bytes: of a file of weights.
+        quantize: the GGUF type of the matrices, such as q8_0; "" for that of `dtype`.
         is_layout_known: whether the folder records how prompts are built, or the user has said so.
     """
 
@@ -55,6 +56,7 @@ class Job:
     dtype: str = "auto"
     max_shard_bytes: int = parse_size(DEFAULT_SHARD)
     is_layout_known: bool = True
+    quantize: str = ""
 
     @property
     def source(self) -> Path:
@@ -133,6 +135,7 @@ def open_job(
     layout: Layout | None = None,
     dtype: str = "auto",
     max_shard_size: str = DEFAULT_SHARD,
+    quantize: str = "",
 ) -> Job:
     """Open what is exported.
 
@@ -142,6 +145,7 @@ def open_job(
         layout: of the prompts; None takes that of the folder, or "official".
         dtype: of the result, "auto" for that of the base.
         max_shard_size: such as "2GB".
+        quantize: a GGUF type, for the formats that have one.
 
     Raises:
         CheckpointError: a folder is missing or damaged, or the adapter is of another model.
@@ -159,12 +163,15 @@ def open_job(
         folder, base_name, source_folder = local_folder(source), str(source), None
     else:
         mergeable_config(adapter)
+        method.check_folder(adapter)
         base_name = base or base_of(adapter, advice="Name it: --base MODEL.")
         folder, source_folder = local_folder(base_name), adapter
     _, _, template = open_template(str(folder), source_folder, layout=layout, any_template=True)
     _refuse_other_prompts(source_folder or folder, base_name, template)
     is_known = layout is not None or ((source_folder or folder) / CARD).is_file()
-    return Job(folder, base_name, source_folder, template, dtype, max_shard_bytes, is_known)
+    return Job(
+        folder, base_name, source_folder, template, dtype, max_shard_bytes, is_known, quantize
+    )
 
 
 def _refuse_other_prompts(tuned: Path, base_name: str, template: Template) -> None:

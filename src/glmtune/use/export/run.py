@@ -52,6 +52,7 @@ def export(
     layout: Layout | None = None,
     dtype: str = "auto",
     max_shard_size: str = DEFAULT_SHARD,
+    quantize: str = "",
     prove: bool = True,
 ) -> Exported:
     """Write a model or an adapter for another tool, and prove that it answers the same.
@@ -64,6 +65,7 @@ def export(
         layout: of the prompts; None takes that of the folder, or "official".
         dtype: of the weights, by torch's name; "auto" is that of the base.
         max_shard_size: of a file of weights, such as "2GB".
+        quantize: a GGUF type, such as q8_0; for gguf and ollama.
         prove: open the result again and compare it with the source.
 
     Raises:
@@ -76,7 +78,11 @@ def export(
         raise RecipeError(f"--to {to}: expected one of {', '.join(FORMATS)}.")
     refuse_existing(target)
     form = FORMATS[to]
-    job = open_job(source, base, layout=layout, dtype=dtype, max_shard_size=max_shard_size)
+    if quantize and not form.is_gguf:
+        raise RecipeError(f"--quantize {quantize}: only --to gguf and --to ollama take it.")
+    job = open_job(
+        source, base, layout=layout, dtype=dtype, max_shard_size=max_shard_size, quantize=quantize
+    )
     if form.keeps_adapter and job.adapter is not None and dtype != "auto":
         raise RecipeError(
             f"--dtype {dtype}: --to {to} keeps the adapter as it is. Leave --dtype out."

@@ -134,11 +134,18 @@ class Merged:
         Raises:
             CheckpointError: peft cannot merge a layer, or a number overflows in the dtype.
         """
+        for path, names in self._modules().items():
+            yield from self._of_module(path, names)
+
+    def names(self) -> list[str]:
+        """List the names of the tensors, in the order in which they are made."""
+        return [name for names in self._modules().values() for name in names]
+
+    def _modules(self) -> dict[str, list[str]]:
         modules: dict[str, list[str]] = {}
         for name in self.weights.stored:
             modules.setdefault(name.rpartition(".")[0], []).append(name)
-        for path, names in modules.items():
-            yield from self._of_module(path, names)
+        return modules
 
     def _of_module(self, path: str, names: list[str]) -> Iterator[tuple[str, Tensor]]:
         base = {name.rpartition(".")[2]: self.weights.read(name) for name in names}
