@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import CheckpointError
 from glmtune.methods import method
-from glmtune.methods.adapter_folder import CARD, load_card, write_card
+from glmtune.methods.adapter_folder import CARD, check_base, load_card, write_card
 from glmtune.model.chatglm.stock_files import write_stock_files
+from glmtune.model.fingerprint import fingerprint
 from glmtune.model.load import load_config, load_tokenizer
 from glmtune.recipe.choices import LAYOUTS, Layout
 from glmtune.template.base import Template
@@ -163,9 +164,9 @@ def open_job(
         folder, base_name, source_folder = local_folder(source), str(source), None
     else:
         mergeable_config(adapter)
-        method.check_folder(adapter)
         base_name = base or base_of(adapter, advice="Name it: --base MODEL.")
         folder, source_folder = local_folder(base_name), adapter
+        check_base(adapter, fingerprint(folder))
     _, _, template = open_template(str(folder), source_folder, layout=layout, any_template=True)
     _refuse_other_prompts(source_folder or folder, base_name, template)
     is_known = layout is not None or ((source_folder or folder) / CARD).is_file()

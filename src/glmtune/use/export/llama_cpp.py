@@ -41,8 +41,14 @@ READER = Path(__file__).with_name("llama_reader.py")
 TENSORS = "tensors are those of the source"
 LLAMA_PROMPTS = "llama.cpp builds the same prompts"
 SERVER_SHARE = 0.7  # of the memory that is available; a larger file is not served for the proof
-# The largest error of one rounding, as a share of the number; of q8_0, of its block's largest.
-ROUNDING: dict[GgufType, float] = {"f32": 0.0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 0.505 / 127}
+# The largest error of one rounding, as a share of the number; of q8_0, whose scale is rounded to
+# float16, of its block's largest.
+ROUNDING: dict[GgufType, float] = {
+    "f32": 0.0,
+    "f16": 2**-11,
+    "bf16": 2**-8,
+    "q8_0": 0.5 / 127 + 2**-11,
+}
 SUBNORMAL = 2.0**-24  # the last bit of float16
 BLOCK = 32  # numbers of q8_0 that share a scale
 
