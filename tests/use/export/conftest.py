@@ -48,7 +48,7 @@ def make_adapter(
     """Make an adapter of peft with random weights: `make_adapter(base, config)`."""
     from peft import get_peft_model
 
-    def make(base: Path, config: Any, scale: float = 0.1) -> Path:
+    def make(base: Path, config: Any, scale: float = 0.1, *, has_card: bool = True) -> Path:
         folder = tmp_path_factory.mktemp("adapter")
         model = get_peft_model(load_model(base), config)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -58,7 +58,8 @@ def make_adapter(
                 if parameter.requires_grad or (biases and name.endswith("bias")):
                     parameter.add_(torch.randn_like(parameter), alpha=scale)
         model.save_pretrained(str(folder), save_embedding_layers=False)
-        write_card(folder, ChatGLMTemplate(tiny_tokenizer))
+        if has_card:
+            write_card(folder, ChatGLMTemplate(tiny_tokenizer))
         return folder
 
     return make
