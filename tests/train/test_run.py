@@ -449,7 +449,8 @@ def test_the_best_checkpoint_becomes_the_adapter_and_is_told_of(
     ) == training_line("Adapter", result)
     card = (output / "README.md").read_text(encoding="utf-8")
     assert f"| loss, last | {loss:.4f} |" in card
-    assert f"Held-out loss: {held_out[best]:.4f}, best {held_out[best]:.4f}." in card
+    assert f"| held-out loss, last | {held_out[best]:.4f} |" in card
+    assert f"| held-out loss, best | {held_out[best]:.4f} |" in card
     facts = json.loads((output / "report.json").read_text(encoding="utf-8"))["facts"]
     assert facts["saved_step"] == best
     page = (output / "report.html").read_text(encoding="utf-8")

@@ -85,7 +85,7 @@ def test_a_proof_that_is_missing_is_shown_as_not_run(run_dir: Path, facts: Repor
     assert verdicts["reloaded from disk it is the same"] == "failed"
     assert verdicts[TEMPLATE] == "not run"
     assert verdicts[STOPS] == "not run"
-    assert "1 of 8 passed" in Page(html).text
+    assert "1 of 9 passed" in Page(html).text
 
 
 def test_a_proof_of_another_kind_is_shown_too(run_dir: Path, facts: ReportFacts) -> None:
