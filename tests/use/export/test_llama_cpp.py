@@ -10,8 +10,6 @@ from tests.use.export import llama_server
 from tests.use.export.odd_model import ALL_LINEAR, MakeAdapter, MakeModel
 
 from glmtune.errors import CheckpointError, RecipeError
-from glmtune.methods import method
-from glmtune.model.load import load_model
 from glmtune.use.export import llama_cpp
 from glmtune.use.export.folder import ProofError
 from glmtune.use.export.run import Exported, export
@@ -158,10 +156,10 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_written(
 
 
 def test_the_openai_client_gets_our_answer_from_the_served_gguf(
-    odd_adapter_dir: Path, odd_model_dir: Path, tiny_tokenizer: Any, tmp_path: Path
+    taught_model_dir: Path, tmp_path: Path
 ) -> None:
     openai = pytest.importorskip("openai", reason="the OpenAI client is not installed")
-    export(odd_adapter_dir, tmp_path / "out", "gguf", prove=False)
+    export(taught_model_dir, tmp_path / "out", "gguf", layout="official", prove=False)
     server = llama_server.start(tmp_path / "out" / llama_cpp.MODEL)
     client = openai.OpenAI(
         base_url=f"{server.server.listening_address}/v1", api_key="none", max_retries=0
@@ -169,15 +167,10 @@ def test_the_openai_client_gets_our_answer_from_the_served_gguf(
 
     reply = client.chat.completions.create(
         model="out",
-        messages=[{"role": "user", "content": "北京的天气"}],
+        messages=[{"role": "user", "content": "你叫什么名字？"}],
         temperature=0,
-        max_tokens=12,
+        max_tokens=40,
     )
 
-    tuned = method.load(load_model(odd_model_dir), odd_adapter_dir).eval()
-    ids = llama_server.greedy(tuned, llama_server.prompt_of(tiny_tokenizer, "北京的天气"), 12)
-    ids = [index for index in ids if index not in llama_server.STOPS]
-    # The server may hold back the bytes of a character that the limit has cut.
-    text = reply.choices[0].message.content.strip().rstrip("\ufffd")
-    assert text == tiny_tokenizer.decode(ids).strip().rstrip("\ufffd")
-    assert text
+    assert reply.choices[0].message.content.strip() == "我是小助手。😀 鑫！"  # as it has learned
+    assert reply.choices[0].finish_reason == "stop"
