@@ -17,6 +17,11 @@ from glmtune.cli.printing import print_exported
 
 FORMATS_HELP = "chatglm, glm, lora-glm, vllm, gguf, lora-gguf or ollama."
 
+QUANTIZE_HELP = (
+    "Of gguf and ollama, the type of matrices: f32, f16, bf16, q8_0; with llama-cpp-python also "
+    "q4_k_m and others."
+)
+
 
 def export(
     source: ModelArgument,
@@ -26,9 +31,7 @@ def export(
     layout: PromptLayout = None,
     dtype: DtypeOption = "auto",
     max_shard_size: MaxShardSize = "2GB",
-    quantize: Annotated[
-        str, typer.Option(help="Of gguf and ollama, the type of matrices: f32, f16, bf16 or q8_0.")
-    ] = "",
+    quantize: Annotated[str, typer.Option(help=QUANTIZE_HELP)] = "",
     proof: Proof = True,
 ) -> None:
     """Write a model or an adapter for another tool, and check that it answers the same.

@@ -1,6 +1,7 @@
 """`glmtune export --to gguf, lora-gguf, ollama`: written, read back, and answered by llama.cpp."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from tests.use.export import llama_server
 from tests.use.export.odd_model import ALL_LINEAR, MakeAdapter, MakeModel
 
 from glmtune.errors import CheckpointError, RecipeError
-from glmtune.use.export import llama_cpp
+from glmtune.use.export import k_quants, llama_cpp
 from glmtune.use.export.folder import ProofError
 from glmtune.use.export.run import Exported, export
 
@@ -91,6 +92,32 @@ def test_a_type_follows_the_dtype_that_was_asked_for_or_the_base(
         }
 
 
+def test_few_bits_are_made_by_llama_cpp_where_its_library_is_installed(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    model = make_model(hidden_size=256, ffn_hidden_size=512)
+
+    done = export(model, tmp_path / "out", "gguf", quantize="q4_k_m")
+
+    assert verdicts(done) == {**ALL_PASSED, llama_cpp.GREEDY: "not run"}
+    types = {each.tensor_type.name for each in gguf.GGUFReader(tmp_path / "out/model.gguf").tensors}
+    assert "Q4_K" in types
+    assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [
+        ".gguf", ".json", ".json",
+    ]  # fmt: skip
+
+
+def test_few_bits_without_the_library_name_both_ways_to_get_them(
+    odd_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    monkeypatch.setattr(k_quants, "find_spec", lambda name: None)
+
+    with pytest.raises(RecipeError, match=r"pip install llama-cpp-python.*llama-quantize"):
+        export(odd_model_dir, tmp_path / "out", "gguf", quantize="Q4_K_M")
+
+
 def _drop_a_bit(folder: Path) -> None:
     path = folder / llama_cpp.MODEL
     tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.1.ffn_up.weight")
@@ -146,8 +173,8 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_written(
         export(odd_model_dir, target, "glm", quantize="q8_0")
     with pytest.raises(RecipeError, match="Keep one of them"):
         export(odd_model_dir, target, "gguf", quantize="q8_0", dtype="float16")
-    with pytest.raises(RecipeError, match="llama-quantize"):
-        export(odd_model_dir, target, "gguf", quantize="q4_k_m")
+    with pytest.raises(RecipeError, match="cannot be written here"):
+        export(odd_model_dir, target, "gguf", quantize="q7")
     with pytest.raises(CheckpointError, match="takes an adapter"):
         export(odd_model_dir, target, "lora-gguf")
     with pytest.raises(CheckpointError, match="takes a plain LoRA"):
