@@ -43,6 +43,7 @@ MODEL, LORA = "model.gguf", "lora.gguf"
 UNQUANTIZED = "unquantized.gguf"  # removed again
 READER = Path(__file__).with_name("llama_reader.py")
 TENSORS = "tensors are those of the source"
+LAYERS = "layers are those of the adapter"
 LLAMA_PROMPTS = "llama.cpp builds the same prompts"
 SERVER_SHARE = 0.7  # of the memory that is available; a larger file is not served for the proof
 # The largest error of one rounding, as a share of the number; of q8_0, whose scale is rounded to
@@ -175,7 +176,7 @@ def check_lora(job: Job, folder: Path, reference: Reference) -> list[Check]:
     written = {name.rpartition(".weight.")[0] for name, _ in _read_back(folder / LORA)}
     is_whole = {module_name(layer) for layer in layers} == written
     layer_check = Check(
-        TENSORS,
+        LAYERS,
         "passed" if is_whole else "failed",
         f"{len(written)} layers, {2 * len(layers)} matrices",
     )
