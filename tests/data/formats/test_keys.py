@@ -283,6 +283,12 @@ def test_a_label_leaves_the_answer_out_unless_it_is_good() -> None:
     assert unread(**ROWS["alpaca"], label=0) == ["label"]  # of a class, perhaps
 
 
+def test_a_single_tool_is_read_in_brackets_as_its_error_says() -> None:
+    with pytest.raises(RowError, match=r"expected a list of tools\. Put a single tool in brackets"):
+        read(**ROWS["alpaca"], tools=WEATHER)
+    assert read(**ROWS["alpaca"], tools=[WEATHER])[0].role == "system"
+
+
 def test_a_kto_tag_may_be_a_number() -> None:
     for value, is_learned in ((0, False), (0.0, False), ("0", False), (1, True), ("1", True)):
         [_, answer] = read(**ROWS["alpaca"], kto_tag=value)
