@@ -38,6 +38,14 @@ def test_an_unknown_problem_is_reported_as_unknown() -> None:
     )
 
 
+def test_the_last_line_of_a_healthy_log_is_not_called_an_error() -> None:
+    result = CliRunner().invoke(app, ["doctor", "-"], input="Adapter after 2 steps: out/x\n")
+
+    assert result.stdout == (
+        "No known problem was found in this log.\nIts last line:  Adapter after 2 steps: out/x\n"
+    )
+
+
 def test_a_missing_log_is_reported() -> None:
     with pytest.raises(DataError, match=r"nowhere\.log: cannot be read: No such file"):
         CliRunner().invoke(app, ["doctor", "nowhere.log"], catch_exceptions=False)

@@ -35,7 +35,7 @@ def doctor(
 def _examine_log(name: str, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from glmtune.inspect.doctor.log import diagnose, last_error_line, read_log
+    from glmtune.inspect.doctor.log import diagnose, is_error_line, last_error_line, read_log
 
     text = read_log(name)
     findings, last = diagnose(text), last_error_line(text)
@@ -44,7 +44,8 @@ def _examine_log(name: str, as_json: bool) -> None:
         return
     if not findings:
         typer.echo("No known problem was found in this log.")
-        typer.echo(f"Its last error:  {last}" if last else "The log is empty.")
+        what = "error" if is_error_line(last) else "line"
+        typer.echo(f"Its last {what}:  {last}" if last else "The log is empty.")
         return
     for finding in findings:
         typer.secho(f"line {finding.line_number}: {finding.line[:200]}", bold=True)

@@ -13,7 +13,15 @@ from glmtune.conversation import Conversation, Message
 from glmtune.data.encode import EncodeOptions, encode_data
 from glmtune.data.formats import FORMATS, KeyScan, Notes, convert, convert_pair, detect
 from glmtune.data.formats.detection import fields_of
-from glmtune.data.formats.keys import HARMLESS, LOSS_KEYS, MEDIA, MESSAGE_HARMLESS, ROW_WEIGHTS
+from glmtune.data.formats.keys import (
+    HARMLESS,
+    LABELS,
+    LOSS_KEYS,
+    MEDIA,
+    MESSAGE_HARMLESS,
+    ROW_WEIGHTS,
+)
+from glmtune.data.formats.unread import UnreadKey
 from glmtune.data.rows import RowError
 from glmtune.errors import DataError
 from glmtune.template.chatglm import ChatGLMTemplate
@@ -273,6 +281,33 @@ def test_a_label_leaves_the_answer_out_unless_it_is_good() -> None:
                 assert [message.is_learned for message in marked] == [False] * len(plain)
     assert unread(**ROWS["alpaca"], label="positive") == ["label"]
     assert unread(**ROWS["alpaca"], label=0) == ["label"]  # of a class, perhaps
+
+
+def test_a_single_tool_is_read_in_brackets_as_its_error_says() -> None:
+    with pytest.raises(RowError, match=r"expected a list of tools\. Put a single tool in brackets"):
+        read(**ROWS["alpaca"], tools=WEATHER)
+    assert read(**ROWS["alpaca"], tools=[WEATHER])[0].role == "system"
+
+
+def test_a_kto_tag_may_be_a_number() -> None:
+    for value, is_learned in ((0, False), (0.0, False), ("0", False), (1, True), ("1", True)):
+        [_, answer] = read(**ROWS["alpaca"], kto_tag=value)
+        assert (answer.is_learned is not False) is is_learned, value
+        assert unread(**ROWS["alpaca"], kto_tag=value) == []
+    assert unread(**ROWS["alpaca"], kto_tag=2) == ["kto_tag"]
+
+
+def test_a_key_that_is_read_elsewhere_is_not_said_to_be_unknown() -> None:
+    columns = tuple(sorted({*LABELS, "instruction", "output"}))
+    label = UnreadKey("a.json", 1, 1, "alpaca", columns)
+    loss = UnreadKey("a.json", 1, 2, "openai", ("content", "loss", "role"))
+
+    assert label.describe("label") == (
+        "'label' is read where it is true or false, and 1 row has another value"
+    )
+    assert loss.describe("messages[].loss") == (
+        "'messages[].loss' is not read of a turn with such a role, and 2 rows have it there"
+    )
 
 
 def test_rows_with_a_bad_label_are_counted_and_not_learned(

@@ -136,10 +136,19 @@ def _check_weight(row: Row) -> None:
         raise bad(row, name, reason)
 
 
-def label_of(value: Any) -> bool | None:
-    """Return what the label of a row says of its answer; None if it is not such a label."""
+def label_of(name: str, value: Any) -> bool | None:
+    """Return what the label of a row says of its answer; None if it is not such a label.
+
+    Numbers are read for `kto_tag` alone: a `label` of 0 may be the first of several classes.
+
+    Args:
+        name: `label` or `kto_tag`.
+        value: of the row.
+    """
     if isinstance(value, str):
-        return {"true": True, "false": False}.get(value.strip().lower())
+        value = {"true": True, "false": False, "1": 1, "0": 0}.get(value.strip().lower())
+    if name == "kto_tag" and value in (0, 1):
+        return bool(value)
     return value if isinstance(value, bool) else None
 
 
@@ -149,4 +158,4 @@ def is_marked_bad(row: Row) -> bool:
     Args:
         row: with our names of columns.
     """
-    return any(label_of(row.get(name)) is False for name in LABELS)
+    return any(label_of(name, row.get(name)) is False for name in LABELS)

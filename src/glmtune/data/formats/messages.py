@@ -262,7 +262,8 @@ def tools_of(row: Row, field: str) -> list[Any] | None:
     """
     tools = _json_of(row, field)
     if tools is not None and not isinstance(tools, list):
-        raise bad(row, field, f"got {kind(tools)}, expected a list of tools.")
+        remedy = " Put a single tool in brackets: [{...}]." if isinstance(tools, dict) else ""
+        raise bad(row, field, f"got {kind(tools)}, expected a list of tools.{remedy}")
     return tools
 
 

@@ -57,6 +57,10 @@ class UnreadKey:
     def describe(self, key: str) -> str:
         """Say that the key is not read, and what is."""
         rows = "1 row has" if self.count == 1 else f"{self.count:,} rows have"
+        if key.rpartition("[].")[2] in self.read:  # but not everywhere
+            if "[]." in key:
+                return f"{key!r} is not read of a turn with such a role, and {rows} it there"
+            return f"{key!r} is read where it is true or false, and {rows} another value"
         what = "of a message" if "[]." in key else "of a row"
         return (
             f"nothing reads {key!r}, which {rows}; {what}, format {self.format} reads "
@@ -99,8 +103,8 @@ class KeyScan:
         self._roles = roles
         read = (*format.required, *format.optional, *format.harmless)
         self._column_of = {name: columns.get(name, name) for name in read}
-        self._labels = [self._column_of[name] for name in sorted(LABELS) if name in read]
-        known = {*self._column_of.values(), *HARMLESS} - set(self._labels)
+        self._labels = {self._column_of[name]: name for name in sorted(LABELS) if name in read}
+        known = {*self._column_of.values(), *HARMLESS} - self._labels.keys()
         self._known = frozenset(known)
         names = ("conversation",) if format.name == "conversation" else format.messages
         self._messages = [(name, self._column_of[name]) for name in names]
@@ -137,14 +141,15 @@ class KeyScan:
             self._add(key, row, notes)
 
     def _is_marked_bad(self, row: Row) -> bool:
-        return any(label_of(row.get(column)) is False for column in self._labels)
+        labels = self._labels.items()
+        return any(label_of(name, row.get(column)) is False for column, name in labels)
 
     def _of_row(self, row: Row) -> Iterator[str]:
         """Yield the columns that nothing reads; weights and images have been checked."""
         for name, value in row.items():
             if name in self._known or value in EMPTY or name in ROW_WEIGHTS:
                 continue
-            if name in self._labels and label_of(value) is not None:
+            if name in self._labels and label_of(self._labels[name], value) is not None:
                 continue
             yield name
 

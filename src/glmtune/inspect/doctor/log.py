@@ -117,10 +117,15 @@ def last_error_line(log: str) -> str:
     last = ""
     for line in reversed(_undecorated(log).splitlines()):
         stripped = line.strip()
-        if _ERROR_LINE.match(stripped):
+        if is_error_line(stripped):
             return stripped
         last = last or stripped
     return last
+
+
+def is_error_line(line: str) -> bool:
+    """Whether a line of a log looks like an error."""
+    return _ERROR_LINE.match(line) is not None
 
 
 def read_log(name: str) -> str:
