@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from glmtune.errors import OutputError
-from glmtune.files import nearest_folder
+from glmtune.files import nearest_folder, share_files
 from glmtune.units import readable
 
 REPORT = "export.json"
@@ -55,6 +55,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         write_report(partial, {"status": "unfinished", "process": _this_process()})
         yield partial
+        share_files(partial)
         partial.replace(target)
     except ProofError as error:
         failed = _free_name(target.with_name(f"{target.name}.failed"))
