@@ -318,7 +318,8 @@ def _explain(why: "ValidationError", content: Any) -> str:
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{where} is not a key of this file"
     if problem["loc"][-1:] == ("[key]",):
-        return f"a key is {_shown(names[-1])}, expected {expected}"
+        of = f" of {'.'.join(names[:-1])}" if names[:-1] else ""
+        return f"a key{of} is {_shown(names[-1])}, expected {expected}"
     return f"{where} is {_shown(value)}, expected {expected}"
 
 

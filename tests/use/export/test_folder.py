@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from glmtune.errors import OutputError
+from glmtune.files import before_writing, write_atomically
 from glmtune.use.export.folder import ProofError, check_space, new_folder, write_report
 
 Usage = namedtuple("Usage", "total used free")
@@ -156,3 +157,20 @@ def test_a_second_export_leaves_a_running_one_alone(tmp_path: Path) -> None:
 
     assert first.returncode == 0
     assert (tmp_path / "out" / "weights").read_text("utf-8") == "whole"
+
+
+def test_a_text_that_finds_the_disk_full_gives_advice_for_an_export(tmp_path: Path) -> None:
+    def fail(operation: str, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError, match="the disk is full") as caught:  # noqa: PT012
+        with new_folder(tmp_path / "out") as folder:
+            token = before_writing.set(fail)
+            try:
+                write_atomically(folder / "chat_template.jinja", "text")
+            finally:
+                before_writing.reset(token)
+
+    assert "--resume" not in str(caught.value)
+    assert "with -o" in str(caught.value)
+    assert names(tmp_path) == []

@@ -137,6 +137,8 @@ def _free_name(path: Path) -> Path:
 
 def _write_error(error: BaseException) -> str | None:
     """Explain a failed write; safetensors and torch raise other types, which only mention it."""
+    if isinstance(error, OutputError) and isinstance(error.__cause__, OSError):
+        error = error.__cause__  # of a file; what it advises is for runs, which can be resumed
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return _DENIED
     is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
