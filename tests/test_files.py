@@ -2,10 +2,13 @@
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
+from safetensors.torch import save_file
 
 from glmtune.errors import CheckpointError, OutputError
 from glmtune.files import (
@@ -47,6 +50,16 @@ def test_a_full_disk_leaves_the_older_folder_as_it_was(tmp_path: Path, error: Ex
 
     assert (tmp_path / "x" / "a.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no permissions of this kind")
+def test_other_users_may_read_the_weights_if_they_may_read_any_new_file(tmp_path: Path) -> None:
+    with written_folder(tmp_path / "x") as partial:
+        save_file({"a": torch.zeros(2)}, partial / "weights.safetensors")
+        (partial / "a.txt").write_text("text")
+
+    modes = {path.stat().st_mode for path in (tmp_path / "x").iterdir()}
+    assert len(modes) == 1
 
 
 def test_ctrl_c_leaves_no_partial_folder(tmp_path: Path) -> None:

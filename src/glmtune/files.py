@@ -96,6 +96,7 @@ def written_folder(folder: Path) -> Iterator[Path]:
         before_writing.get()("mkdir", folder)
         partial.mkdir(parents=True)
         yield partial
+        share_files(partial)
         for path in sorted(partial.rglob("*")):
             if path.is_file():
                 with path.open("rb") as file:
@@ -106,6 +107,19 @@ def written_folder(folder: Path) -> Iterator[Path]:
         if (why := _write_error(error)) is not None:
             raise OutputError(explain_write_error(folder, why)) from error
         raise
+
+
+def share_files(folder: Path) -> None:
+    """Give the files of a new folder the permissions of any other new file.
+
+    safetensors lets only their owner read what it writes, so that a server that another user runs
+    could not open the weights.
+    """
+    allowed = folder.stat().st_mode & 0o666  # of a folder that was just made: what the umask leaves
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with suppress(OSError):  # some file systems have no permissions
+                path.chmod(allowed)
 
 
 def _write_error(error: BaseException) -> OSError | None:
@@ -304,7 +318,8 @@ def _explain(why: "ValidationError", content: Any) -> str:
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{where} is not a key of this file"
     if problem["loc"][-1:] == ("[key]",):
-        return f"a key is {_shown(names[-1])}, expected {expected}"
+        of = f" of {'.'.join(names[:-1])}" if names[:-1] else ""
+        return f"a key{of} is {_shown(names[-1])}, expected {expected}"
     return f"{where} is {_shown(value)}, expected {expected}"
 
 

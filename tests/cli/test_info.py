@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GlmConfig
 from typer.testing import CliRunner
 
 from glmtune.cli.main import app
@@ -244,3 +245,23 @@ def test_damaged_weights_are_named(tiny_model_dir: Path, tmp_path: Path) -> None
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=r"model-00001-of-00002\.safetensors is missing"):
         run_info(tmp_path)
+
+
+def test_a_family_that_peft_does_not_know_is_described(tmp_path: Path) -> None:
+    """Such as glm, in whose layout `glmtune export --to glm` writes."""
+    GlmConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        pad_token_id=0,
+    ).save_pretrained(tmp_path)
+
+    facts = describe_model(str(tmp_path))
+
+    assert facts.kind == "glm (GlmForCausalLM)"
+    assert {"q_proj", "gate_up_proj"} <= set(facts.lora.target_modules)
+    assert "lm_head" not in facts.lora.target_modules

@@ -174,3 +174,16 @@ def test_info_compares_every_file_on_request(folder: Path, tiny_model_dir: Path)
     flip(folder / "lora" / "tokenizer_config.json")
     assert "tokenizer_config.json is not what was written" in str(run(folder / "lora").exception)
     assert "there is nothing to compare" in str(run(tiny_model_dir).exception)
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "lora.gguf", "Modelfile"])
+def test_what_an_export_writes_for_llama_cpp_and_ollama_has_a_checksum(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(b"as it was written")
+    card.write_card(tmp_path, {}, "0" * 64)
+    assert card.verify(tmp_path, whole=True) == 1
+
+    (tmp_path / name).write_bytes(b"as it was wrItten")
+    with pytest.raises(CheckpointError, match=f"{name} is not what was written"):
+        card.verify(tmp_path, whole=True)

@@ -175,3 +175,15 @@ def test_the_fingerprint_of_a_large_model_reads_little_of_it(tmp_path: Path) -> 
 
     assert time.process_time() - began < 0.5
     assert len(found.weights) == layers
+
+
+def test_a_base_that_was_cut_short_is_named_for_what_it_is(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(tiny_model_dir, folder)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
+
+    with pytest.raises(CheckpointError, match=r"ends before its last tensor.*copy it again"):
+        fingerprint(folder)

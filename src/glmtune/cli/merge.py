@@ -1,5 +1,6 @@
 """`glmtune merge`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -36,9 +37,10 @@ def merge(
     folder = adapter.expanduser()
     if not method.is_adapter(folder):
         if (folder / "config.json").is_file():
+            again = ["glmtune", "export", str(adapter), "--to", "chatglm", "-o", str(output)]
             raise CheckpointError(
                 f"{adapter} is a complete model, so there is nothing to merge. Use it as it is, or "
-                f"write it again: glmtune export {adapter} --to chatglm -o {output}."
+                f"write it again: {shlex.join(again)}"
             )
         method.check_folder(folder)  # says what is missing
     print_exported(

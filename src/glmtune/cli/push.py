@@ -57,6 +57,8 @@ def push(
     from glmtune.use.export import push as hub
 
     hub.check_repo(repo)
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: there is no such folder. Give the output.dir of a run.")
     facts = facts_of(folder, base=base_model, license_id=license_id)
     _refuse_unknown(folder, facts)
     failed = [proof.name for proof in facts.proofs if proof.verdict == "failed"]

@@ -1,6 +1,7 @@
 """`glmtune train`: fine-tune a model."""
 
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,5 +67,5 @@ def report_result(recipe: "Recipe", result: "Result") -> None:
     is_model = (result.adapter_dir / "config.json").is_file()
     what = "Model" if is_model else "Adapter"
     typer.echo(training_line(what, result))
-    base = "" if is_model else f"{recipe.model.name_or_path} --adapter "
-    typer.echo(f"Talk to it:  glmtune chat {base}{result.adapter_dir}")
+    base = [] if is_model else [str(recipe.model.name_or_path), "--adapter"]
+    typer.echo(f"Talk to it:  {shlex.join(['glmtune', 'chat', *base, str(result.adapter_dir)])}")

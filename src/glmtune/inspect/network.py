@@ -152,10 +152,27 @@ def _attached_lora(model: "nn.Module", r: int, target_modules: tuple[str, ...] |
     from glmtune.methods import layers, lora
     from glmtune.recipe.methods import LoraSection
 
-    tuned = lora.attach(model, LoraSection(r=r, target_modules=target_modules))
+    targets = _all_linear(model) if target_modules is None else target_modules
+    tuned = lora.attach(model, LoraSection(r=r, target_modules=targets))
     trainable, total = tuned.get_nb_trainable_parameters()
-    targets = {name.rpartition(".")[2] for name, _ in layers.adapted_layers(tuned)}
-    return LoraFacts(r, tuple(sorted(targets)), trainable, total, file_bytes=4 * trainable)
+    found = {name.rpartition(".")[2] for name, _ in layers.adapted_layers(tuned)}
+    return LoraFacts(r, tuple(sorted(found)), trainable, total, file_bytes=4 * trainable)
+
+
+def _all_linear(model: Any) -> tuple[str, ...] | None:
+    """Name all linear layers of a family for which peft has no choice of its own."""
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    from torch import nn
+
+    if model.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+        return None
+    output_layer = model.get_output_embeddings()
+    linear = (
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not output_layer
+    )
+    return tuple(sorted(set(linear)))
 
 
 def cache_bytes_per_token(config: Any) -> int:

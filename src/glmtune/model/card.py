@@ -28,7 +28,7 @@ SMALL_BYTES = 128 * 2**20  # a file up to this size is read whole when its folde
 # What decides answers. Tokenizer files do too; the fingerprint of the template compares those.
 _DECISIVE = re.compile(
     r"(adapter_model|model|pytorch_model|prompt_encoder)[^/\\]*\.(safetensors|bin)"
-    r"|adapter_config\.json|config\.json|[^/\\]*\.index\.json"
+    r"|adapter_config\.json|config\.json|[^/\\]*\.index\.json|[^/\\]*\.gguf|Modelfile"
 )
 _OF_TOKENIZER = re.compile(
     r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|generation_config)\.json"

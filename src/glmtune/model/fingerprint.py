@@ -197,9 +197,15 @@ def _reader(file: Path, offset: int, kind: np.dtype[Any], *, is_bfloat16: bool) 
         try:
             with file.open("rb") as content:
                 content.seek(offset + first * kind.itemsize)
-                stored = np.frombuffer(content.read(number * kind.itemsize), dtype=kind)
+                part = content.read(number * kind.itemsize)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}. Copy it again.") from None
+        if len(part) < number * kind.itemsize:
+            raise CheckpointError(
+                f"{file} ({file.stat().st_size:,} bytes) ends before its last tensor. It is "
+                "incomplete; copy it again."
+            )
+        stored = np.frombuffer(part, dtype=kind)
         if is_bfloat16:  # the upper half of a float32
             return (stored.astype("<u4") << 16).view("<f4")
         with np.errstate(over="ignore"):

@@ -3,12 +3,15 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
 from glmtune.errors import OutputError
+from glmtune.files import before_writing, write_atomically
 from glmtune.use.export.folder import ProofError, check_space, new_folder, write_report
 
 Usage = namedtuple("Usage", "total used free")
@@ -101,3 +104,73 @@ def test_too_little_space_is_said_before_anything_is_written(
     check_space(tmp_path / "out", 2**20)
     with pytest.raises(OutputError, match=r"2\.00 MiB would be written.*1\.00 MiB free"):
         check_space(tmp_path / "out", 2**21)
+
+
+@pytest.mark.parametrize("name", ["rows.json/out", "a" * 300, "rows.json/a/out"])
+def test_a_name_under_which_no_folder_can_be_made_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text("[]", "utf-8")
+
+    with (
+        pytest.raises(OutputError, match=r"no folder can be made there.*another name with -o"),
+        new_folder(tmp_path / name),
+    ):
+        raise AssertionError
+
+    assert names(tmp_path) == ["rows.json"]
+
+
+def test_a_broken_disk_leaves_nothing_and_says_so(tmp_path: Path) -> None:
+    for error in (OSError(errno.EIO, "Input/output error"), RuntimeError("I/O error (os error 5)")):
+        with (
+            pytest.raises(
+                OutputError, match=r"could not be completed.*What was written is removed"
+            ),
+            new_folder(tmp_path / "out"),
+        ):
+            raise error
+        assert names(tmp_path) == []
+
+
+WRITING = """\
+import sys
+from pathlib import Path
+from glmtune.use.export.folder import new_folder
+with new_folder(Path(sys.argv[1])) as folder:
+    print("writing", flush=True)
+    sys.stdin.read()
+    (folder / "weights").write_text("whole", "utf-8")
+"""
+
+
+def test_a_second_export_leaves_a_running_one_alone(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITING, str(tmp_path / "out")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "writing\n"
+        with pytest.raises(OutputError, match="at this moment"), new_folder(tmp_path / "out"):
+            raise AssertionError
+        first.communicate("")
+
+    assert first.returncode == 0
+    assert (tmp_path / "out" / "weights").read_text("utf-8") == "whole"
+
+
+def test_a_text_that_finds_the_disk_full_gives_advice_for_an_export(tmp_path: Path) -> None:
+    def fail(operation: str, path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError, match="the disk is full") as caught:  # noqa: PT012
+        with new_folder(tmp_path / "out") as folder:
+            token = before_writing.set(fail)
+            try:
+                write_atomically(folder / "chat_template.jinja", "text")
+            finally:
+                before_writing.reset(token)
+
+    assert "--resume" not in str(caught.value)
+    assert "with -o" in str(caught.value)
+    assert names(tmp_path) == []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from glmtune.errors import CheckpointError
 from glmtune.model.load import load_model
@@ -64,3 +65,20 @@ def test_a_missing_shard_is_named_before_anything_is_written(
 
     with pytest.raises(CheckpointError, match=f"{lost.name} is missing"):
         Weights(folder)
+
+
+def test_a_number_that_is_not_finite_is_never_written_on(
+    odd_model_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "nan"
+    shutil.copytree(odd_model_dir, folder)
+    model = load_model(odd_model_dir)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    name = "transformer.encoder.layers.0.mlp.dense_4h_to_h.weight"
+    state[name][0, 0] = float("nan")
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(CheckpointError, match=rf"{name} holds 1 of .* not finite"):
+        Weights(folder).read(name)

@@ -10,17 +10,26 @@ the folder behind, and the next one with the same target removes it.
 
 import errno
 import json
+import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from glmtune.errors import OutputError
-from glmtune.files import nearest_folder
+from glmtune.files import nearest_folder, share_files
 from glmtune.units import readable
 
 REPORT = "export.json"
+_DENIED = "{target}: could not be written, permission denied. Give another name with -o."
+_IN_USE = (
+    "{partial}: another export is writing it at this moment. Wait for its end, or give another "
+    "name with -o."
+)
 
 
 class ProofError(OutputError):
@@ -36,11 +45,17 @@ def new_folder(target: Path) -> Iterator[Path]:
         ProofError: raised inside; the folder is kept under another name.
     """
     refuse_existing(target)
-    partial = target.with_name(f"{target.name}.partial")
+    partial = _partial(target)
     try:
         partial.mkdir(parents=True)
-        write_report(partial, {"status": "unfinished"})
+    except FileExistsError:
+        raise OutputError(_IN_USE.format(partial=partial)) from None
+    except OSError as error:
+        raise OutputError(_explain(error).format(target=target)) from error
+    try:
+        write_report(partial, {"status": "unfinished", "process": _this_process()})
         yield partial
+        share_files(partial)
         partial.replace(target)
     except ProofError as error:
         failed = _free_name(target.with_name(f"{target.name}.failed"))
@@ -53,21 +68,31 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise
 
 
+def _partial(target: Path) -> Path:
+    return target.parent / f"{target.name}.partial"
+
+
 def refuse_existing(target: Path) -> None:
     """Refuse a target that exists, and remove what a killed command left behind.
 
     Raises:
         OutputError: names what is in the way.
     """
-    if target.exists() or target.is_symlink():
+    if os.path.lexists(target):
         raise OutputError(
             f"{target}: already exists, and is never written over. Give another name with -o."
         )
-    partial = target.with_name(f"{target.name}.partial")
-    if not partial.exists():
+    partial = _partial(target)
+    if not os.path.lexists(partial):  # False too for a name that is too long
         return
-    if _is_unfinished(partial):
-        shutil.rmtree(partial)
+    report = _unfinished(partial)
+    if report is not None and _is_running(report.get("process")):
+        raise OutputError(_IN_USE.format(partial=partial))
+    if report is not None:
+        try:
+            shutil.rmtree(partial)
+        except OSError as error:
+            raise OutputError(_explain(error).format(target=target)) from error
         return
     raise OutputError(
         f"{partial}: is in the way, and no killed export left it. Move it, or give another name "
@@ -81,12 +106,28 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
     (folder / REPORT).write_text(text, encoding="utf-8")
 
 
-def _is_unfinished(folder: Path) -> bool:
+def _unfinished(folder: Path) -> dict[str, Any] | None:
+    """Return the report of an export that did not end, None if it is something else."""
     try:
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        return None
+    return report if isinstance(report, dict) and report.get("status") == "unfinished" else None
+
+
+def _this_process() -> list[Any]:
+    """Name this process so that no later one of its number is taken for it."""
+    return [socket.gethostname(), os.getpid(), psutil.Process().create_time()]
+
+
+def _is_running(process: Any) -> bool:
+    """Whether the process that was recorded is alive on this machine."""
+    if not isinstance(process, list) or process[:1] != [socket.gethostname()]:
         return False
-    return isinstance(report, dict) and report.get("status") == "unfinished"
+    try:
+        return bool(process[2] == psutil.Process(process[1]).create_time())
+    except (psutil.Error, IndexError, TypeError, ValueError):
+        return False
 
 
 def _free_name(path: Path) -> Path:
@@ -96,15 +137,33 @@ def _free_name(path: Path) -> Path:
 
 def _write_error(error: BaseException) -> str | None:
     """Explain a failed write; safetensors and torch raise other types, which only mention it."""
+    if isinstance(error, OutputError) and isinstance(error.__cause__, OSError):
+        error = error.__cause__  # of a file; what it advises is for runs, which can be resumed
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "{target}: could not be written, permission denied. Give another name with -o."
+        return _DENIED
     is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if is_full or "No space left on device" in str(error):
         return (
             "{target}: the disk is full; what was written of it is removed, and nothing else has "
             "changed. Free some space, or give a folder on another disk with -o."
         )
+    is_broken = isinstance(error, OSError) and error.errno in (errno.EIO, errno.ENOENT)
+    if is_broken or "(os error" in str(error):
+        return (
+            f"{{target}}: could not be completed: {_literal(error)}. What was written is removed."
+        )
     return None
+
+
+def _explain(error: OSError) -> str:
+    """Explain why a folder cannot be made, whatever the system calls it."""
+    if (why := _write_error(error)) is not None and error.errno not in (errno.EIO, errno.ENOENT):
+        return why
+    return f"{{target}}: no folder can be made there: {error.strerror}. Give another name with -o."
+
+
+def _literal(error: BaseException) -> str:
+    return str(error).replace("{", "{{").replace("}", "}}")
 
 
 def free_bytes(folder: Path) -> int:

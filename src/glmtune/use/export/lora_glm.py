@@ -70,8 +70,8 @@ def required_lora(job: Job, to: str) -> Path:
     """
     if job.adapter is None:
         raise CheckpointError(
-            f"{job.base_name} is a complete model, and --to {to} takes an adapter. Use --to glm, "
-            "or give the folder of the adapter."
+            f"{job.base_name} is a complete model, and --to {to} takes an adapter. Use --to "
+            f"{to.removeprefix('lora-')}, or give the folder of the adapter."
         )
     config = mergeable_config(job.adapter)
     init = getattr(config, "init_lora_weights", True)

@@ -73,7 +73,8 @@ def _refuse_unsupported(adapter: Path, config: dict[str, Any], names: list[str])
     if found:
         raise CheckpointError(
             f"{adapter}: vLLM has no place for {', '.join(found)} of an adapter. Merge it first: "
-            f"glmtune merge {adapter} -o MERGED, then glmtune export MERGED --to vllm."
+            f"glmtune merge {shlex.quote(str(adapter))} -o MERGED, then "
+            "glmtune export MERGED --to vllm."
         )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from glmtune.errors import CheckpointError, some
 from glmtune.files import read_json_object
+from glmtune.kernels.finite import check_finite
 from glmtune.model.files import checked_name, first_lines, read_bin, weight_files
 
 NEEDED = ["*.json", "*.safetensors", "*.model", "*.py", "*.jinja"]
@@ -80,12 +81,16 @@ class Weights:
         """Read one tensor.
 
         Raises:
-            CheckpointError: the file cannot be read any more.
+            CheckpointError: the file cannot be read any more, or the tensor holds a
+                number that is not finite.
         """
         file = self.stored[name].file
         if file.suffix == ".safetensors":
-            return _read_safetensors(file, name)
-        return read_bin(file, mmap=zipfile.is_zipfile(file))[name]
+            tensor = _read_safetensors(file, name)
+        else:
+            tensor = read_bin(file, mmap=zipfile.is_zipfile(file))[name]
+        check_finite(str(file), {name: tensor})  # or what is written would be as wrong
+        return tensor
 
 
 def local_folder(name: str | Path) -> Path:
