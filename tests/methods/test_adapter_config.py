@@ -46,7 +46,7 @@ def edit(path: Path, **changes: Any) -> None:
         ({"target_modules": {"a": 1}}, r"target_modules is \{'a': 1\}, expected a valid"),
         ({"target_modules": [7]}, "target_modules.0 is 7, expected a valid string"),
         ({"rank_pattern": {"x": "2"}}, "rank_pattern.x is '2', expected a valid integer"),
-        ({"rank_pattern": {"[": 2}}, r"a key of rank_pattern is '\[', expected a regular expression"),
+        ({"rank_pattern": {"[": 2}}, r"key of rank_pattern is '\[', expected a regular expression"),
         ({"rank_pattern": {"dense": 60_000}}, "rank_pattern is .*different adapters"),
         ({"layers_to_transform": "all"}, "layers_to_transform is 'all', expected a valid integer"),
         ({"megatron_config": {"a": 1}}, "megatron_config is .*, expected None"),

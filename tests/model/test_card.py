@@ -150,7 +150,7 @@ def test_a_card_of_an_earlier_release_is_enough(
         ({"template_fingerprint": None}, "template_fingerprint is None, expected a valid string"),
         ({"files": ["a"]}, r"files is \['a'\], expected a valid dictionary"),
         ({"files": {"a": "b"}}, "files.a is 'b', expected"),
-        ({"files": {"../a": "0" * 64}}, r"a key is '\.\./a', expected"),
+        ({"files": {"../a": "0" * 64}}, r"a key of files is '\.\./a', expected"),
         ({"base": []}, r"base is \[\], expected"),
         ({"base": {"config": 5}}, "base.config is 5, expected a valid dictionary"),
         ({"base": {"weights": {"a": 5}}}, "base.weights.a is 5, expected a valid string"),

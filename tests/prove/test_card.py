@@ -1,5 +1,6 @@
 """A model card says what hubs require, in two languages, and names no path of this machine."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from glmtune.prove.card import (
     render_card,
     without_paths,
 )
+from glmtune.prove.folder_card import facts_of
 from glmtune.prove.proof import ALIVE, STOPS, Proof
 from glmtune.recipe.reading import build_recipe
 
@@ -177,3 +179,48 @@ def test_a_card_that_a_person_changed_is_recognized() -> None:
     assert not is_edited(card)
     assert is_edited(card.replace("Training", "How I trained it"))
     assert is_edited("# My model\n")
+
+
+@pytest.mark.parametrize(
+    ("format", "is_adapter", "line"),
+    [
+        ("glm", False, "pipeline('text-generation', 'support')([{'role': 'user'"),
+        ("gguf", False, "llama-server -m support/model.gguf --port 8080"),
+        ("lora-gguf", True, f"glmtune export {BASE} --to gguf -o base-gguf"),
+        ("lora-glm", True, f"glmtune export {BASE} --to glm -o base-glm"),
+        ("ollama", False, "ollama create support -f support/Modelfile"),
+    ],
+)
+def test_the_card_of_an_export_says_how_its_own_tool_runs_it(
+    format: str, is_adapter: bool, line: str
+) -> None:
+    card = render_card(facts(format=format, is_adapter=is_adapter, recipe=None), "me/support")
+
+    assert line in card
+    assert "glmtune chat" not in card
+    assert "{folder}" not in card
+    assert format in front(card)["tags"]
+    assert ("library_name" in front(card)) == (format in ("glm", "lora-glm"))
+
+
+_PASSED = {"name": "logits are the same", "verdict": "passed", "detail": "0"}
+
+
+def test_the_card_of_an_export_has_its_base_and_its_proofs(tmp_path: Path) -> None:
+    report = {
+        "format": "glm",
+        "base": BASE,
+        "proofs": [
+            {"name": "logits are the same", "verdict": "passed", "detail": "0"},
+            {"x": 1},
+            7,
+        ],
+    }
+    (tmp_path / "export.json").write_text(json.dumps(report))
+    (tmp_path / "config.json").write_text("{}")
+
+    found = facts_of(tmp_path)
+
+    assert (found.base, found.format, found.is_adapter) == (BASE, "glm", False)
+    assert [proof.name for proof in found.proofs] == ["logits are the same"]
+    assert found.license == license_of(BASE)

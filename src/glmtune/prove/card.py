@@ -120,7 +120,8 @@ class RunFacts:
         license: None if it is not known.
         recipe: None for a folder that another tool has made.
         lines: of metrics.jsonl.
-        proofs: as `report.json` records them.
+        proofs: as `report.json` or `export.json` records them.
+        format: of an export, such as "gguf"; "" for what a run has written.
     """
 
     base: str | None
@@ -130,6 +131,7 @@ class RunFacts:
     recipe: RunRecipe | None = None
     lines: Sequence[Mapping[str, Any]] = ()
     proofs: Sequence[Proof] = ()
+    format: str = ""
 
     @property
     def method(self) -> str:
@@ -170,7 +172,8 @@ def metadata(facts: RunFacts) -> dict[str, Any]:
         fields["base_model"] = facts.base
         fields["base_model_relation"] = "adapter" if facts.is_adapter else "finetune"
     by_peft = facts.is_adapter and facts.method != "ptuning_v2"
-    fields["library_name"] = "peft" if by_peft else "transformers"
+    if facts.format not in _WITHOUT_TRANSFORMERS:
+        fields["library_name"] = "peft" if by_peft else "transformers"
     if facts.license is not None:
         fields["license"] = facts.license.id
         if facts.license.name:
@@ -179,7 +182,8 @@ def metadata(facts: RunFacts) -> dict[str, Any]:
     fields |= {"language": ["zh", "en"], "pipeline_tag": "text-generation"}
     if facts.recipe is not None and (ids := hub_data(facts.recipe)):
         fields["datasets"] = ids
-    return {**fields, "tags": [each for each in (facts.method, "chatglm", "glmtune") if each]}
+    tags = (facts.method, facts.format, "chatglm", "glmtune")
+    return {**fields, "tags": [each for each in tags if each]}
 
 
 def hub_data(recipe: RunRecipe) -> list[str]:
@@ -295,12 +299,37 @@ def _use(facts: RunFacts, name: str) -> str:
     chat = (
         f"glmtune chat {base} --adapter {folder}" if facts.is_adapter else f"glmtune chat {folder}"
     )
+    if facts.format in _START:
+        lines = _START[facts.format].format(base=base, folder=folder)
+        return f"```bash\n{download}{lines}\n```"
     code = _MODEL
     if facts.is_adapter:
         code = _PREFIX if facts.method == "ptuning_v2" else _ADAPTER
     code = code.format(base=base, folder=folder)
     return f"```bash\npip install glmtune\n{download}{chat}\n```\n\n```python\n{code}\n```"
 
+
+_WITHOUT_TRANSFORMERS = ("gguf", "lora-gguf", "ollama")
+# By format of an export: the command lines that use it, which need no glmtune.
+_START = {
+    "glm": (
+        'python -c "from transformers import pipeline; '
+        "print(pipeline('text-generation', '{folder}')("
+        "[{{'role': 'user', 'content': '你好'}}])[0]['generated_text'][-1]['content'])\""
+    ),
+    "lora-glm": (
+        "# over the base in the layout of transformers' glm\n"
+        "glmtune export {base} --to glm -o base-glm\n"
+        'python -c "from peft import PeftModel; from transformers import AutoModelForCausalLM; '
+        "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('base-glm'), '{folder}')\""
+    ),
+    "gguf": "llama-server -m {folder}/model.gguf --port 8080",
+    "lora-gguf": (
+        "glmtune export {base} --to gguf -o base-gguf\n"
+        "llama-server -m base-gguf/model.gguf --lora {folder}/lora.gguf --port 8080"
+    ),
+    "ollama": "ollama create {folder} -f {folder}/Modelfile && ollama run {folder}",
+}
 
 _MODEL = """\
 from glmtune.model.load import load_model

@@ -2,8 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from glmtune.errors import OutputError, RecipeError
 from glmtune.files import write_atomically
@@ -20,6 +23,7 @@ from glmtune.prove.card import (
     without_paths,
 )
 from glmtune.prove.metrics import METRICS, read_metrics, until
+from glmtune.prove.proof import Proof
 from glmtune.prove.report.facts import NO_FACTS, read_facts
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import RECIPE, PretrainRecipe, Recipe, RunRecipe
@@ -45,16 +49,20 @@ def facts_of(folder: Path, *, base: str | None = None, license_id: str | None = 
         )
     adapter = _read_object(folder / "adapter_config.json")
     config = _read_object(folder / "config.json")
+    exported = _read_object(folder / "export.json")
     text = _read_text(folder / RECIPE)
     recipe = _read_recipe(folder / RECIPE) if text else None
     named = str(adapter.get("base_model_name_or_path") or "")
     named = named or (recipe.model.name_or_path if recipe is not None else "")
+    named = named or str(exported.get("base") or "")
     own = _read_object(Path(named).expanduser() / "config.json") if named else config
     base = base or hub_id(named or str(config.get("_name_or_path", "")), own)
     license = License(license_id) if license_id else license_of(base)
     run = read_facts(folder, text)[0] if text else NO_FACTS
     lines = read_metrics(folder / METRICS) if (folder / METRICS).is_file() else []
+    form = str(exported.get("format") or "")
     is_adapter = bool(adapter) or (recipe is not None and recipe.adapter.method == "ptuning_v2")
+    is_adapter = is_adapter or form == "lora-gguf"
     return RunFacts(
         base=base,
         base_name=Path(named).name or folder.resolve().name,
@@ -62,8 +70,19 @@ def facts_of(folder: Path, *, base: str | None = None, license_id: str | None = 
         license=license,
         recipe=recipe,
         lines=until(lines, run.saved_step),
-        proofs=run.proofs,
+        proofs=run.proofs or _proofs_of(exported),
+        format=form,
     )
+
+
+def _proofs_of(exported: Mapping[str, Any]) -> tuple[Proof, ...]:
+    """Read the proofs of an export; those that cannot be read are left out."""
+    listed = exported.get("proofs")
+    found = []
+    for each in listed if isinstance(listed, list) else ():
+        with suppress(ValidationError):
+            found.append(TypeAdapter(Proof).validate_python(each))
+    return tuple(found)
 
 
 def run_facts(
