@@ -13,6 +13,8 @@ from tests.use.export.odd_model import ALL_LINEAR, MakeAdapter, MakeModel
 from glmtune.errors import CheckpointError, RecipeError
 from glmtune.use.export import k_quants, llama_cpp
 from glmtune.use.export.folder import ProofError
+from glmtune.use.export.gguf import write_gguf_of
+from glmtune.use.export.proofs import GREEDY
 from glmtune.use.export.run import Exported, export
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
@@ -26,7 +28,7 @@ def verdicts(exported: Exported) -> dict[str, str]:
 ALL_PASSED = {
     llama_cpp.TENSORS: "passed",
     llama_cpp.LLAMA_PROMPTS: "passed",
-    llama_cpp.GREEDY: "passed",
+    GREEDY: "passed",
 }
 
 
@@ -63,7 +65,7 @@ def test_a_lora_stays_one_over_a_gguf_of_its_base(
     assert verdicts(done) == {
         llama_cpp.LAYERS: "passed",
         llama_cpp.LLAMA_PROMPTS: "passed",
-        llama_cpp.GREEDY: "passed",
+        GREEDY: "passed",
     }
     assert f"--lora {tmp_path}/out/lora.gguf" in done.start
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # its base is removed
@@ -104,7 +106,7 @@ def test_few_bits_are_made_by_llama_cpp_where_its_library_is_installed(
 
     done = export(model, tmp_path / "out", "gguf", quantize="q4_k_m")
 
-    assert verdicts(done) == {**ALL_PASSED, llama_cpp.GREEDY: "not run"}
+    assert verdicts(done) == {**ALL_PASSED, GREEDY: "not run"}
     types = {each.tensor_type.name for each in gguf.GGUFReader(tmp_path / "out/model.gguf").tensors}
     assert "Q4_K" in types
     assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [
@@ -133,7 +135,7 @@ def _drop_a_bit(folder: Path) -> None:
 def test_a_file_that_differs_in_one_bit_fails_and_is_not_presented_as_good(
     odd_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = llama_cpp.write_gguf_of
+    write = write_gguf_of
 
     def write_and_damage(out: Path, **fields: Any) -> Path:
         write(out, **fields)
@@ -159,7 +161,7 @@ def test_without_llama_cpp_nothing_is_claimed_of_it(
     assert verdicts(done) == {
         llama_cpp.TENSORS: "passed",
         llama_cpp.LLAMA_PROMPTS: "not run",
-        llama_cpp.GREEDY: "not run",
+        GREEDY: "not run",
     }
 
 
