@@ -58,7 +58,13 @@ def quantize(source: Path, target: Path, kind: str) -> None:
     check_installed(kind)
     import ctypes
 
-    import llama_cpp
+    try:
+        import llama_cpp
+    except (ImportError, OSError, RuntimeError) as error:  # it loads a compiled library
+        raise RecipeError(
+            f"llama-cpp-python is installed but cannot be loaded: {error}. Install it again, or "
+            "write f16."
+        ) from error
 
     library: Any = llama_cpp
     params = library.llama_model_quantize_default_params()
