@@ -29,7 +29,12 @@ def gradient_norm(model: Path, rows: Path, output: Path, *overrides: str) -> flo
         "adapter": {"method": "full"},
         "training": {"max_steps": 1, "save_strategy": "no", "use_cpu": True},
         "lint": {"before_training": False},
-        "checks": {"stop_prompts": 0, "max_new_tokens": 1, "forgetting": None},
+        "checks": {
+            "stock_reader": False,
+            "stop_prompts": 0,
+            "max_new_tokens": 1,
+            "forgetting": None,
+        },
         "output": {"dir": str(output), "report_to": "none"},
     }
     fine_tune(build_recipe(tree, overrides))

@@ -66,7 +66,12 @@ def recipe_for(model: Path, rows: Path, output: Path) -> Recipe:
                 "use_cpu": True,
             },
             "lint": {"before_training": False},
-            "checks": {"stop_prompts": 0, "max_new_tokens": 1, "forgetting": None},
+            "checks": {
+                "stock_reader": False,
+                "stop_prompts": 0,
+                "max_new_tokens": 1,
+                "forgetting": None,
+            },
             "output": {"dir": str(output), "report_to": "none"},
         }
     )

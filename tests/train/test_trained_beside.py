@@ -47,7 +47,12 @@ def recipe_for(model: Path, output: Path, *overrides: str, **adapter: Any) -> Re
             "use_cpu": True,
         },
         "lint": {"before_training": False},
-        "checks": {"stop_prompts": 0, "max_new_tokens": 4, "forgetting": None},
+        "checks": {
+            "stock_reader": False,
+            "stop_prompts": 0,
+            "max_new_tokens": 4,
+            "forgetting": None,
+        },
         "output": {"dir": str(output), "report_to": "none"},
     }
     return build_recipe(tree, overrides)

@@ -161,7 +161,7 @@ def load_model(
             only the configuration is read, and nothing is quantized.
         attn_implementation: a name that transformers knows.
         quantization: a configuration of transformers that quantizes each weight as it is read.
-        is_read_later: leave mapped weights unread; whoever reads them checks that they are finite.
+        is_read_later: leave mapped weights unread; the reader checks that they are finite.
 
     Raises:
         CheckpointError: as for `load_config`; or a file is missing or damaged, the checkpoint

@@ -42,7 +42,7 @@ _CHATS = (
         )
     ),
 )
-# transformers is told that torch is not installed, which saves most of the time of its import.
+# torch is hidden from transformers, which saves most of the time of its import.
 _READER = """
 import json, sys
 sys.modules["torch"] = None

@@ -1,7 +1,7 @@
 """Whether the files that rows were read from are still as they were when the run began.
 
 A run learns the rows that it read at its start, and a file that changes or vanishes meanwhile does
-it no harm. But whoever looks at that file afterwards sees other rows than those that were learned.
+it no harm. But that file then shows other rows than those that were learned.
 """
 
 from collections.abc import Iterable, Mapping

@@ -48,7 +48,7 @@ class TrainerState:
 
     Attributes:
         identity: what must not change between a run and its resumption, by name (identity.py).
-        recipe: the values behind one of these, by section and key; empty in earlier checkpoints.
+        recipe: the values that these hash, by section and key; empty in earlier checkpoints.
         working_directory: that paths among them are relative to.
         loss_sum, learned_tokens: since the last line of metrics.
         replayed_rows: general rows that were mixed in so far.

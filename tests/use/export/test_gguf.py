@@ -21,7 +21,8 @@ from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.model.load import load_model
 from glmtune.recipe.choices import Layout
 from glmtune.template.chatglm import ChatGLMTemplate
-from glmtune.use.export.gguf import stored_shapes, write_gguf
+from glmtune.use.export.gguf import write_gguf
+from glmtune.use.export.weights import Weights
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
@@ -400,7 +401,7 @@ def test_a_checkpoint_in_several_files_is_written_whole(
     for name in ("tokenizer.model", "tokenizer_config.json"):
         shutil.copy(folder / name, tmp_path / "shards")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
-    assert len(stored_shapes(tmp_path / "shards")) == len(model.state_dict())
+    assert len(Weights(tmp_path / "shards").stored) == len(model.state_dict())
 
     path = write_gguf(tmp_path / "shards", tmp_path / "model.gguf", "f32")
 

@@ -11,7 +11,7 @@ from tests.use.export import llama_server
 from tests.use.export.odd_model import ALL_LINEAR, MakeAdapter, MakeModel
 
 from glmtune.errors import CheckpointError, RecipeError
-from glmtune.use.export import k_quants, llama_cpp
+from glmtune.use.export import k_quants, llama_cpp, ollama
 from glmtune.use.export.folder import ProofError
 from glmtune.use.export.gguf import write_gguf_of
 from glmtune.use.export.proofs import GREEDY
@@ -123,7 +123,7 @@ def test_few_bits_without_the_library_name_both_ways_to_get_them(
 
 
 def _drop_a_bit(folder: Path) -> None:
-    path = folder / llama_cpp.MODEL
+    path = folder / ollama.MODEL
     tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "blk.1.ffn_up.weight")
     content = bytearray(path.read_bytes())
     content[tensor.data_offset + 3] ^= 0x40
@@ -191,7 +191,7 @@ def test_the_openai_client_gets_our_answer_from_the_served_gguf(
 ) -> None:
     openai = pytest.importorskip("openai", reason="the OpenAI client is not installed")
     export(taught_model_dir, tmp_path / "out", "gguf", layout="official", prove=False)
-    server = llama_server.start(tmp_path / "out" / llama_cpp.MODEL)
+    server = llama_server.start(tmp_path / "out" / ollama.MODEL)
     client = openai.OpenAI(
         base_url=f"{server.server.listening_address}/v1", api_key="none", max_retries=0
     )

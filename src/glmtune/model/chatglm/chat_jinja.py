@@ -55,7 +55,7 @@ _TEXTS = r"""
 {%- endmacro -%}
 """
 
-# An answer to one of several calls is moved behind its call: ChatGLM3 knows no parallel calls. In
+# An answer to one of several calls is moved after its call: ChatGLM3 knows no parallel calls. In
 # Python, the string of a list has the `repr` of its value, which is how ChatGLM3 writes arguments.
 _ROLES = r"""
 {%- macro turn(role, metadata, content) -%}

@@ -5,7 +5,7 @@
     DIR.failed    complete, but a proof has failed: kept to look into, and named for what it is
 
 `export.json` is the first file and the last: while it says "unfinished", a killed command left
-the folder behind, and the next one with the same target removes it.
+the folder, and the next one with the same target removes it.
 """
 
 import errno
@@ -73,7 +73,7 @@ def _partial(target: Path) -> Path:
 
 
 def refuse_existing(target: Path) -> None:
-    """Refuse a target that exists, and remove what a killed command left behind.
+    """Refuse a target that exists, and remove what a killed command left.
 
     Raises:
         OutputError: names what is in the way.

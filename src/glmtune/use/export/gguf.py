@@ -6,13 +6,12 @@ Checked against llama.cpp's own converter and server; its f16 cache of keys and 
 than anything here (f16 weights: 0.008 of a logit).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from glmtune.model.files import read_bin, weight_files
 from glmtune.model.load import load_config, load_tokenizer
 from glmtune.model.stored import check_stored
 from glmtune.recipe.choices import Layout
@@ -20,6 +19,7 @@ from glmtune.use.export.gguf_axes import Axes
 from glmtune.use.export.gguf_file import GgufType, check_type, new_gguf, write_tensors
 from glmtune.use.export.gguf_names import gguf_name, shape_of
 from glmtune.use.export.gguf_vocabulary import add_vocabulary
+from glmtune.use.export.weights import Weights
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -47,12 +47,13 @@ def write_gguf(
     check_type(dtype)
     config = load_config(model_folder)
     check_stored(model_folder, config)
+    weights = Weights(model_folder)
     return write_gguf_of(
         out,
         config=config,
         tokenizer=load_tokenizer(model_folder),
-        shapes=stored_shapes(model_folder),
-        tensors=stored_tensors(model_folder),
+        shapes={name: each.shape for name, each in weights.stored.items()},
+        tensors=((name, weights.read(name)) for name in weights.stored),
         dtype=dtype,
         layout=layout,
         name=model_folder.resolve().name,
@@ -123,34 +124,3 @@ def _add_shape(writer: "GGUFWriter", axes: Axes, dtype: GgufType, name: str) -> 
     if shape.rope_divisor != 1:
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(shape.rope_divisor)
-
-
-def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Read the names and shapes of a checkpoint, from the headers of its files."""
-    from safetensors import safe_open
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in weight_files(folder):
-        if file.suffix == ".bin":
-            content = read_bin(file, map_location="meta")
-            shapes |= {name: tuple(tensor.shape) for name, tensor in content.items()}
-            continue
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118  # it is no mapping
-                shapes[name] = tuple(opened.get_slice(name).get_shape())
-    return shapes
-
-
-def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Read the tensors of a checkpoint one at a time, in the order of `stored_shapes`."""
-    from safetensors import safe_open
-
-    for file in weight_files(folder):
-        if file.suffix == ".bin":
-            yield from read_bin(file, mmap=True).items()
-            continue
-        with safe_open(file, framework="pt") as opened:
-            names = list(opened.keys())
-        for name in names:  # opened anew each time, so that memory holds one tensor, not the file
-            with safe_open(file, framework="pt") as opened:
-                yield name, opened.get_tensor(name)

@@ -33,13 +33,13 @@ from glmtune.use.export.job import Job
 from glmtune.use.export.k_quants import LARGEST_ERROR, check_installed, is_k_quant, quantize
 from glmtune.use.export.lora_gguf import write_lora_gguf
 from glmtune.use.export.lora_glm import required_lora
-from glmtune.use.export.ollama import MODELFILE, modelfile, start_ollama
+from glmtune.use.export.ollama import ADAPTER as LORA
+from glmtune.use.export.ollama import MODEL, MODELFILE, modelfile, start_gguf, start_ollama
 from glmtune.use.export.probes import Probe, Reference
 from glmtune.use.export.proofs import GREEDY, HALF_TOLERANCE, Check, shared_probes
 from glmtune.use.export.stock import as_dict
 from glmtune.use.export.update import Merged, Survival, merged_weights
 
-MODEL, LORA = "model.gguf", "lora.gguf"
 UNQUANTIZED = "unquantized.gguf"  # removed again
 READER = Path(__file__).with_name("llama_reader.py")
 TENSORS = "tensors are those of the source"
@@ -140,16 +140,14 @@ def write_for_ollama(job: Job, folder: Path) -> Survival:
 
 def start_model(job: Job, target: Path) -> str:
     """Return the command that serves the model with llama.cpp."""
-    return f"llama-server -m {shlex.quote(str(target / MODEL))} --port 8080"
+    return start_gguf(target / MODEL)
 
 
 def start_lora(job: Job, target: Path) -> str:
     """Return the command that serves the base with the adapter; the base is written before."""
-    base = shlex.quote(f"{target.name}-base")
-    return (
-        f"glmtune export {shlex.quote(job.base_name)} --to gguf -o {base} && "
-        f"llama-server -m {base}/{MODEL} --lora {shlex.quote(str(target / LORA))} --port 8080"
-    )
+    base = Path(f"{target.name}-base")
+    written = f"glmtune export {shlex.quote(job.base_name)} --to gguf -o {shlex.quote(str(base))}"
+    return f"{written} && {start_gguf(base / MODEL, target / LORA)}"
 
 
 def start_in_ollama(job: Job, target: Path) -> str:

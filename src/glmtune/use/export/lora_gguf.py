@@ -23,10 +23,10 @@ from glmtune.methods.adapter_folder import (
     read_tensors,
 )
 from glmtune.model.load import load_config
-from glmtune.use.export.gguf import stored_shapes
 from glmtune.use.export.gguf_axes import Axes
 from glmtune.use.export.gguf_file import check_type, new_gguf, write_tensors
 from glmtune.use.export.gguf_names import module_name, shape_of
+from glmtune.use.export.weights import Weights
 
 _PREFIX = "base_model.model."
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # values of init_lora_weights
@@ -139,7 +139,7 @@ def _check_fit(folder: Path, base_folder: Path, pairs: dict[str, tuple[Tensor, T
     Raises:
         CheckpointError: names the layer and both shapes.
     """
-    shapes = stored_shapes(base_folder)
+    shapes = {name: each.shape for name, each in Weights(base_folder).stored.items()}
     for layer, (a, b) in pairs.items():
         expected, found = shapes.get(f"{layer}.weight"), (b.shape[0], a.shape[1])
         if expected == found:

@@ -2,7 +2,7 @@
 
     folder or hub id -> names, shapes and dtypes (headers alone) -> one tensor after another
 
-Each read maps its file anew and drops the mapping with the tensor, so that resident memory holds
+Each read maps its file again and drops the mapping with the tensor, so that resident memory holds
 one tensor and not the file.
 """
 
