@@ -14,7 +14,7 @@ help:
 	@echo "make test-all  with the slow tests"
 	@echo "make lint      ruff and mypy"
 	@echo "make check     lint, then the quick tests"
-	@echo "make coverage  all tests, and the share of src/ that they run; fails below 90 %"
+	@echo "make coverage  the quick tests, and the share of src/ that they run; fails below 90 %"
 	@echo "make fix       let ruff repair what it can"
 	@echo "make docs      write docs/cli.md again"
 
@@ -32,7 +32,7 @@ test-all: test test-slow
 # Child processes and pytest's workers are counted too: see [tool.coverage.run] in pyproject.toml.
 coverage: install
 	$(RUN)/coverage erase
-	$(MAKE) test-all PYTEST="$(RUN)/coverage run -m pytest"
+	$(MAKE) test PYTEST="$(RUN)/coverage run -m pytest"
 	$(RUN)/coverage combine -q
 	$(RUN)/coverage report
 
