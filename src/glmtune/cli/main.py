@@ -24,6 +24,7 @@ from glmtune.cli.demo.command import demo
 from glmtune.cli.doctor import doctor
 from glmtune.cli.export import export
 from glmtune.cli.info import info
+from glmtune.cli.init import init
 from glmtune.cli.inspect import inspect
 from glmtune.cli.lint import lint
 from glmtune.cli.merge import merge
@@ -54,6 +55,7 @@ ANY_KEY = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=ANY_KEY)(train)
 app.command(context_settings=ANY_KEY)(pretrain)
 app.command(context_settings=ANY_KEY)(plan)
+app.command(context_settings=ANY_KEY)(init)
 app.command()(chat)
 app.command()(predict)
 app.command()(merge)
