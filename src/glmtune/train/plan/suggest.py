@@ -71,7 +71,7 @@ def suggest(given: Sequence[str]) -> list[Choice]:
     """
     recipe = load_recipe(DEFAULT, given)
     config = load_config(recipe.model.name_or_path)
-    longest = getattr(config, "seq_length", None) or getattr(config, "max_position_embeddings", 0)
+    longest = int(getattr(config, "seq_length", 0) or getattr(config, "max_position_embeddings", 0))
     lengths = _row_lengths(recipe, [*given, f"data.max_length={LENGTHS[-1]}"])
     chosen = [
         *_of_names(recipe, config.model_type),
