@@ -22,6 +22,7 @@ from glmtune.cli.chat import chat
 from glmtune.cli.convert_recipe import convert_recipe
 from glmtune.cli.demo.command import demo
 from glmtune.cli.doctor import doctor
+from glmtune.cli.download import download
 from glmtune.cli.export import export
 from glmtune.cli.info import info
 from glmtune.cli.init import init
@@ -65,6 +66,7 @@ app.command()(inspect)
 app.command()(lint)
 app.command()(report)
 app.command()(push)
+app.command()(download)
 app.command()(demo)
 app.command()(doctor)
 app.command("convert-recipe")(convert_recipe)
