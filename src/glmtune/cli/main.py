@@ -22,8 +22,10 @@ from glmtune.cli.chat import chat
 from glmtune.cli.convert_recipe import convert_recipe
 from glmtune.cli.demo.command import demo
 from glmtune.cli.doctor import doctor
+from glmtune.cli.download import download
 from glmtune.cli.export import export
 from glmtune.cli.info import info
+from glmtune.cli.init import init
 from glmtune.cli.inspect import inspect
 from glmtune.cli.lint import lint
 from glmtune.cli.merge import merge
@@ -54,6 +56,7 @@ ANY_KEY = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=ANY_KEY)(train)
 app.command(context_settings=ANY_KEY)(pretrain)
 app.command(context_settings=ANY_KEY)(plan)
+app.command(context_settings=ANY_KEY)(init)
 app.command()(chat)
 app.command()(predict)
 app.command()(merge)
@@ -63,6 +66,7 @@ app.command()(inspect)
 app.command()(lint)
 app.command()(report)
 app.command()(push)
+app.command()(download)
 app.command()(demo)
 app.command()(doctor)
 app.command("convert-recipe")(convert_recipe)

@@ -18,13 +18,6 @@ from glmtune.recipe.shipped import FINE_TUNING, PRETRAINING, is_recipe
 if TYPE_CHECKING:
     from glmtune.recipe.recipe import AnyRecipe, Recipe
 
-RecipeArgument = Annotated[
-    Path,
-    typer.Argument(
-        help=f"YAML file, or a recipe of the package: {', '.join(FINE_TUNING)}.",
-        show_default=False,
-    ),
-]
 PretrainRecipeArgument = Annotated[
     Path,
     typer.Argument(

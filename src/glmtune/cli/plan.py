@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from glmtune.cli.options import AsJson, Overrides, RecipeArgument, changes_of
+from glmtune.cli.given_recipe import DataOption, ModelOption, OptionalRecipe, given_recipe
+from glmtune.cli.options import AsJson, Overrides
 from glmtune.cli.printing import Lines, print_json, print_lines, print_wide
 from glmtune.gc_pause import loading
 from glmtune.units import duration, readable
@@ -20,8 +21,10 @@ LABEL_WIDTH = 14
 
 def plan(
     context: typer.Context,
-    recipe: RecipeArgument,
+    recipe: OptionalRecipe = None,
     overrides: Overrides = None,
+    model: ModelOption = None,
+    data: DataOption = None,
     device: Annotated[
         list[str] | None,
         typer.Option(
@@ -37,10 +40,8 @@ def plan(
 
     Example: glmtune plan chatglm3-lora data.max_length=512 --device 24GB
     """
-    from glmtune.recipe.reading import load_recipe
-
-    changes = changes_of("plan", recipe, [*(overrides or []), *context.args])
-    resolved = load_recipe(recipe, changes)
+    words = [*(overrides or []), *context.args]
+    resolved = given_recipe("plan", recipe, words, model=model, data=data).load()
 
     with loading():
         from glmtune.train.plan.forecast import make_plan

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from glmtune.cli.options import Overrides, RecipeArgument, Resume, changes_of, is_first_rank
+from glmtune.cli.given_recipe import (
+    DataOption,
+    ModelOption,
+    OptionalRecipe,
+    OutputOption,
+    given_recipe,
+    show_choices,
+)
+from glmtune.cli.options import Overrides, Resume, is_first_rank
 from glmtune.cli.printing import print_stopped, training_line
 from glmtune.gc_pause import loading
 
@@ -18,8 +26,11 @@ if TYPE_CHECKING:
 
 def train(
     context: typer.Context,
-    recipe: RecipeArgument,
+    recipe: OptionalRecipe = None,
     overrides: Overrides = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    output: OutputOption = None,
     resume: Resume = False,
     nproc: Annotated[
         int,
@@ -28,23 +39,25 @@ def train(
 ) -> None:
     """Fine-tune a model: an adapter over it, or its own weights.
 
-    Example: glmtune train chatglm3-lora model.name_or_path=./chatglm3-6b data.train=rows.json
-    adapter.r=16
+    Example: glmtune train --model ./chatglm3-6b --data rows.json
     """
-    from glmtune.recipe.reading import load_recipe
     from glmtune.train.run_folder import check_folder
 
-    changes = changes_of("train", recipe, [*(overrides or []), *context.args])
-    resolved = load_recipe(recipe, changes)
+    words = [*(overrides or []), *context.args]
+    given = given_recipe("train", recipe, words, model=model, data=data, output=output)
+    resolved = given.load()
     if is_first_rank():  # before torch loads, and before other ranks can see files of this run
-        output = Path(resolved.output.dir)
-        check_folder(output, resume=resume, overwrite=resolved.output.overwrite)
+        folder = Path(resolved.output.dir)
+        check_folder(folder, resume=resume, overwrite=resolved.output.overwrite)
+    show_choices(given)
     if nproc > 1:
         from glmtune.train.launch import launch
 
         quiet = ["--quiet"] if logging.getLogger("glmtune").level > logging.INFO else []
         resuming = ["--resume"] if resume else []
-        raise typer.Exit(launch([*quiet, "train", str(recipe), *changes, *resuming], nproc))
+        raise typer.Exit(
+            launch([*quiet, "train", str(given.file), *given.changes, *resuming], nproc)
+        )
 
     with loading():  # torch too, so that `--help` is fast
         from glmtune.train.run import fine_tune

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from glmtune.errors import CheckpointError
 from glmtune.files import read_json_object
 from glmtune.model.config_file import REMEDY, read_config
+from glmtune.model.hubs import is_hub_id, resolve
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4095  # of Linux; others allow no more
@@ -60,11 +60,11 @@ def checked_name(name: str | Path) -> str:
             f"Give the folder that holds it: {folder.parent}"
         )
     if not folder.is_dir():
-        if HUB_ID.fullmatch(name):
-            return name
+        if is_hub_id(name):
+            return resolve(name)
         raise CheckpointError(
             f"{name}: there is no such folder. Give the folder of a model (it holds config.json) "
-            "or a hub id such as zai-org/chatglm3-6b."
+            "or a hub id such as zai-org/chatglm3-6b or modelscope://ZhipuAI/chatglm3-6b."
         )
     if (folder / "config.json").is_file():
         read_config(folder)  # refuses a damaged one

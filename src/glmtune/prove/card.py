@@ -21,7 +21,8 @@ import yaml
 
 import glmtune
 from glmtune.files import sha256_of_text
-from glmtune.model.files import HUB_ID, NANO
+from glmtune.model.files import NANO
+from glmtune.model.hubs import HUB_ID
 from glmtune.prove.proof import Proof
 from glmtune.recipe.recipe import RunRecipe
 

@@ -6,6 +6,7 @@ from pathlib import Path
 RECIPES = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
 PRETRAINING = tuple(name for name in RECIPES if name.endswith("-pretrain"))
 FINE_TUNING = tuple(name for name in RECIPES if name not in PRETRAINING)
+DEFAULT = "chatglm3-lora"  # where a model and rows are given, and no recipe
 
 
 def find_recipe(name: str | Path) -> Path:

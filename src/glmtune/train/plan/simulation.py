@@ -11,14 +11,14 @@ is what the activations take, for any model, method, loss and checkpointing:
 """
 
 import copy
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -222,13 +222,17 @@ def quantization_savings(model: Any, recipe: Recipe) -> tuple[int, int]:
 
 
 class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Tracks the bytes of live tensors and their peak."""
+    """Tracks the bytes of live tensors and their peak.
+
+    torch keeps one Python object for each storage as long as the storage lives, so a weak reference
+    to it tells when the memory is freed.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._alive = 0
-        self._sizes: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._storages: dict[int, weakref.ref[UntypedStorage]] = {}
 
     def track(self, tensors: Iterable[Tensor]) -> int:
         """Count tensors that exist already, and return their bytes."""
@@ -239,24 +243,21 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def reset_peak(self) -> None:
         """Set the peak to what is alive now."""
-        self._forget_dead()
         self.peak = self._alive
 
     def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage._cdata in self._sizes:  # a weak reference prevents reuse of the address
+        key, size = id(storage), storage.nbytes()
+        if key in self._storages:
             return
-        reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-        self._sizes[storage._cdata] = (reference, storage.nbytes())
-        self._alive += storage.nbytes()
-        if self._alive > self.peak:
-            self._forget_dead()
-            self.peak = max(self.peak, self._alive)
 
-    def _forget_dead(self) -> None:
-        expired: Any = StorageWeakRef.expired
-        for key in [key for key, (reference, _) in self._sizes.items() if expired(reference)]:
-            self._alive -= self._sizes.pop(key)[1]
+        def forget(_: object) -> None:
+            self._alive -= size
+            del self._storages[key]
+
+        self._storages[key] = weakref.ref(storage, forget)
+        self._alive += size
+        self.peak = max(self.peak, self._alive)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
