@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 from glmtune.errors import CheckpointError, OutputError
 from glmtune.files import (
     MAX_JSON_BYTES,
+    before_writing,
     read_json_as,
+    remove_folder,
     remove_leftovers,
     sha256_of_file,
     sha256_of_text,
@@ -161,3 +163,22 @@ def test_two_writers_of_one_folder_do_not_touch_each_others_files(tmp_path: Path
 
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["a.txt"]
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_folder_that_is_deleted_never_lies_half_deleted_under_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    (folder / "a.txt").write_text("whole")
+
+    def refuse(operation: str, path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    token = before_writing.set(refuse)
+    with pytest.raises(OutputError, match=r"checkpoint-2: could not be written, permission denied"):
+        remove_folder(folder)
+    before_writing.reset(token)
+    assert (folder / "a.txt").read_text() == "whole"
+
+    remove_folder(folder)  # renames it, then deletes it
+
+    assert not list(tmp_path.iterdir())

@@ -154,6 +154,20 @@ def _swap(new: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Delete a folder; under its own name it is whole until it is gone.
+
+    Raises:
+        OutputError: it cannot be renamed; it is unchanged.
+    """
+    partial = _temporary(folder, PARTIAL)
+    try:
+        rename(folder, partial)
+    except OSError as error:
+        raise OutputError(explain_write_error(folder, error)) from error
+    shutil.rmtree(partial, ignore_errors=True)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what a process that was killed left half written in a folder.
 

@@ -23,6 +23,7 @@ from typing import Any
 from glmtune.errors import OutputError
 from glmtune.files import (
     explain_write_error,
+    remove_folder,
     remove_leftovers,
     rename,
     write_atomically,
@@ -106,8 +107,9 @@ def clear_run(output: Path) -> None:
     """Delete what an earlier run wrote, and nothing else."""
     for path in run_files(output):
         path.unlink()
-    for folder in [*checkpoints(output), output / "runs"]:
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in checkpoints(output):
+        remove_folder(folder)
+    shutil.rmtree(output / "runs", ignore_errors=True)
 
 
 def publish(
