@@ -214,10 +214,13 @@ def main() -> int:
         os.environ["GLMTUNE_CACHE"] = f"{name}/cache"
         killer = Killer(Path(name), arguments.seed)
         began = time.monotonic()
-        while killer.kills.total() < arguments.kills and not killer.faults:
-            killer.kill()
-        if not killer.faults:
-            killer.finish()
+        try:
+            while killer.kills.total() < arguments.kills and not killer.faults:
+                killer.kill()
+            if not killer.faults:
+                killer.finish()
+        except KeyboardInterrupt:
+            print("interrupted: the last run was not compared")
     seconds = time.monotonic() - began
     print(
         f"{killer.kills.total()} kills, {killer.finished} runs that came to their end, "
