@@ -1,5 +1,6 @@
 """Seeded mutations of files: of the values in JSON, and of bytes."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,10 +31,15 @@ def mutate_value(content: Any, random: Random) -> Any:
     return content
 
 
+def nasty(random: Random) -> Any:
+    """Choose a value; a copy, since lists and objects are mutated again."""
+    return copy.deepcopy(random.choice(NASTY))
+
+
 def _changed(content: Any, random: Random) -> Any:
     places = list(_places(content))
     if not places or random.random() < 0.02:
-        return random.choice(NASTY)
+        return nasty(random)
     parent, key = random.choice(places)
     match random.randrange(6):
         case 0:
@@ -43,7 +49,7 @@ def _changed(content: Any, random: Random) -> Any:
         case 2 if isinstance(parent[key], int | float):
             parent[key] *= random.choice((-1, 2, 0.5, 10**6))
         case _:
-            parent[key] = random.choice(NASTY)
+            parent[key] = nasty(random)
     return content
 
 

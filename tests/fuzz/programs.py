@@ -5,7 +5,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.fuzz.mutations import NASTY, mutate_bytes, mutate_value
+from tests.fuzz.mutations import mutate_bytes, mutate_value, nasty
 from tests.fuzz.rows import GOOD
 from tests.fuzz.surface import Attempt, Healthy, Surface
 
@@ -28,8 +28,8 @@ def of_messages(healthy: Healthy) -> Attempt:
 
     def attempt(random: Random, folder: Path) -> None:
         row = mutate_value(json.loads(json.dumps(random.choice(TALKS))), random)
-        messages = row.get("messages") if isinstance(row, dict) else row
-        tools = row.get("tools") if isinstance(row, dict) else random.choice(NASTY)
+        messages: Any = row.get("messages") if isinstance(row, dict) else row
+        tools = row.get("tools") if isinstance(row, dict) else nasty(random)
         if isinstance(tools, str) and random.random() < 0.7:
             tools = None
         healthy.template.prompt_ids(Conversation(read_messages(messages, tools)))
@@ -63,7 +63,8 @@ def of_replies(healthy: Healthy) -> Attempt:
         if call is not None:  # what is read is written, and read as the same
             assert parse_tool_call(render_tool_call(call)) == call, text
         row = mutate_value(json.loads(json.dumps(random.choice(TALKS))), random)
-        process_response(text, row.get("messages") if isinstance(row, dict) else row)
+        history: Any = row.get("messages") if isinstance(row, dict) else row
+        process_response(text, history)
 
     return attempt
 

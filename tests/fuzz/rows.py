@@ -23,6 +23,7 @@ from glmtune.data.lint.run import lint_data
 from glmtune.data.pairs import encode_pairs
 from glmtune.data.texts import TextOptions, encode_texts
 from glmtune.errors import GlmtuneError
+from glmtune.recipe.choices import BadRows
 from glmtune.recipe.sections import DataSection
 from glmtune.use.predict import read_questions
 
@@ -169,7 +170,7 @@ def use_rows(random: Random, path: Path, folder: Path, healthy: Healthy) -> None
     """Do with a file of rows what three commands do; raises what all of them refuse it with."""
     format = random.choice(list(FORMATS)) if random.random() < 0.1 else None
     columns = {"instruction": "query"} if random.random() < 0.05 else {}
-    policy = random.choice(("fail", "skip"))
+    policy: BadRows = random.choice(("fail", "skip"))
     name = f"{path}#{random.choice((1, 2, 10**12))}" if random.random() < 0.1 else str(path)
     section = DataSection(
         train=(name,),
@@ -220,7 +221,12 @@ def _encode(encode: Any, name: str, template: Any, options: EncodeOptions, cache
 def of_registers(healthy: Healthy) -> Attempt:
     """dataset_info.json next to the rows, as LLaMA-Factory has it."""
     tags = {"role_tag": "from", "content_tag": "value", "user_tag": "human"}
-    entry = {"file_name": "rows.json", "formatting": "sharegpt", "tags": tags, "columns": {}}
+    entry: dict[str, Any] = {
+        "file_name": "rows.json",
+        "formatting": "sharegpt",
+        "tags": tags,
+        "columns": {},
+    }
     entry |= {"columns": {"messages": "conversations"}, "num_samples": 1, "split": "train"}
 
     def attempt(random: Random, folder: Path) -> None:
