@@ -36,7 +36,7 @@ fuzz: install
 
 faults: install
 	GLMTUNE_FAULTS=all $(PYTEST) -m "" tests/train/test_faults.py tests/use/test_faults.py \
-		tests/data/test_faults.py
+		tests/use/export/test_faults.py tests/data/test_faults.py
 
 kills: install
 	$(RUN)/python -m tests.train.kills 1000 --seed $$(date +%Y%m%d)

@@ -21,6 +21,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,39 @@ from typing import Any
 
 from glmtune.files import before_writing
 
-ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
-KILL = 0  # in place of an error: the process ends at once
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens at an operation.
+
+    Attributes:
+        name: of the fault.
+        strike: is called in the fork in place of the operation; where it returns, the operation
+            takes place.
+    """
+
+    name: str
+    strike: Callable[[Path], object]
+
+
+def _refusal(code: int) -> Fault:
+    def strike(path: Path) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    return Fault(os.strerror(code), strike)
+
+
+def _signals(number: signal.Signals, times: int = 1) -> Fault:
+    def strike(path: Path) -> None:
+        for _ in range(times):
+            os.kill(os.getpid(), number)
+
+    return Fault(f"{number.name} x {times}", strike)
+
+
+ERRORS = tuple(map(_refusal, (errno.ENOSPC, errno.EIO, errno.EACCES)))
+KILL = Fault("killed", lambda path: os._exit(0))
+INTERRUPTS = (_signals(signal.SIGINT), _signals(signal.SIGINT, 2), _signals(signal.SIGTERM))
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink", "os.truncate")
 _TOKEN = re.compile(r"\.[0-9a-f]{8}\.|-\d+-[0-9a-f]{8}")  # of a temporary name
@@ -101,20 +133,16 @@ def _watching(root: Path, see: Callable[[str, Path], None]) -> Iterator[None]:
 
 
 def fail_everywhere(
-    root: Path,
-    kept: Path,
-    action: Callable[[], object],
-    errors: Sequence[int] = ERRORS,
-    every: int = 1,
+    root: Path, kept: Path, action: Callable[[], object], *turns: Sequence[Fault | None]
 ) -> list[Left]:
-    """Let an action run once, and fail in a fork at each operation, by each of some errors.
+    """Let an action run once, and let something happen in forks at each operation.
 
     Args:
         root: the folder in which the action writes.
         kept: where what the forks leave is kept.
         action: it comes to its end.
-        errors: numbers of errors, or `KILL`; taken in turn if `every` is 1 and there are several.
-        every: how many of the errors a point gets.
+        turns: each gives a point one fork; of several faults, the points take them in turn, and
+            None is no fork.
 
     Returns:
         What was left, point by point.
@@ -127,29 +155,33 @@ def fail_everywhere(
 
     def fail(operation: str, path: Path) -> None:
         nonlocal num_points
+        if os.getpid() != original:  # once in a fork
+            return
         num_points += 1
-        for turn in range(every):
-            _fork(operation, path, errors[(num_points + turn) % len(errors)])
+        for faults in turns:
+            fault = faults[num_points % len(faults)]
+            if fault is not None:
+                _fork(operation, path, fault)
+            if os.getpid() != original:
+                return
 
-    def _fork(operation: str, path: Path, code: int) -> None:
+    def _fork(operation: str, path: Path, fault: Fault) -> None:
         name = _TOKEN.sub(".TOKEN.", str(path.relative_to(root)))
-        what = os.strerror(code) if code else "killed"
         root.rename(aside)  # open files of the original stay what they are
         shutil.copytree(aside, root, symlinks=True)
         answer.unlink(missing_ok=True)
         if (fork := os.fork()) == 0:
-            if code == KILL:
-                os._exit(0)
             _move_open_files(aside, root)
-            raise OSError(code, os.strerror(code), str(path))
-        os.waitpid(fork, 0)
+            fault.strike(path)
+            return
+        status = os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
         raised, message = json.loads(answer.read_text()) if answer.exists() else ("", "")
-        if code != KILL and not answer.exists():
-            raise AssertionError(f"{operation} {name}: the fork did not end as an action does")
+        if fault in ERRORS and not answer.exists():
+            raise AssertionError(f"{operation} {name}: the fork ended in {status}")
         folder = kept / f"{len(left):04}"
         root.rename(folder)
         aside.rename(root)
-        left.append(Left(f"{operation} {name}: {what}", raised, message, folder))
+        left.append(Left(f"{operation} {name}: {fault.name}", raised, message, folder))
 
     try:
         with _watching(root, fail):
@@ -185,13 +217,25 @@ def _move_open_files(aside: Path, root: Path) -> None:
 
 
 def state_of(folder: Path) -> str:
-    """Digest names and contents of a folder; temporary names count without their random part."""
+    """Digest names and contents of a folder; of temporary ones only that there are some."""
     entries = []
     for path in sorted(folder.rglob("*")):
         name = _TOKEN.sub(".TOKEN.", str(path.relative_to(folder)))
+        if "TOKEN" in name:
+            entries.append((name.partition("TOKEN")[0], ""))
+            continue
         content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         entries.append((name, content))
-    return hashlib.sha256(json.dumps(sorted(entries)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(sorted(set(entries))).encode()).hexdigest()
+
+
+def check_sentence(left: Left, *classes: type[Exception]) -> None:
+    """An action that failed said so in one line, by an error for people."""
+    if not left.raised or (left.raised == "KeyboardInterrupt" and "SIG" in left.point):
+        return
+    assert left.raised in [each.__name__ for each in classes], f"{left.point}: {left.raised}"
+    assert "\n" not in left.message, left.point
+    assert left.message[-1] == ".", left.message
 
 
 @contextmanager

@@ -210,6 +210,7 @@ def main() -> int:
     parser.add_argument("kills", type=int)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # prints the counts so far
     with tempfile.TemporaryDirectory(prefix="glmtune-kills-") as name:
         os.environ["GLMTUNE_CACHE"] = f"{name}/cache"
         killer = Killer(Path(name), arguments.seed)
