@@ -5,7 +5,7 @@ RUN := $(VENV)/bin
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 PYTEST ?= $(RUN)/python -m pytest
 
-.PHONY: help demo test test-slow test-all coverage check lint fix docs install clean
+.PHONY: help demo test test-slow test-all fuzz faults kills coverage check lint fix docs install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make check     lint, then the quick tests"
 	@echo "make coverage  the quick tests, and the share of src/ that they run; fails below 90 %"
 	@echo "make fix       let ruff repair what it can"
+	@echo "make fuzz      100,000 mutated inputs; make faults, make kills: the other long tests"
 	@echo "make docs      write docs/cli.md again"
 
 demo: install
@@ -28,6 +29,17 @@ test-slow: install
 	$(PYTEST) -n 2 -m "slow and not gpu"
 
 test-all: test test-slow
+
+# What takes an hour: inputs that are mutated at random, every write that fails, a thousand kills.
+fuzz: install
+	$(RUN)/python -m tests.fuzz --count 100000 --seed $$(date +%Y%m%d)
+
+faults: install
+	GLMTUNE_FAULTS=all $(PYTEST) -m "" tests/train/test_faults.py tests/use/test_faults.py \
+		tests/use/export/test_faults.py tests/data/test_faults.py
+
+kills: install
+	$(RUN)/python -m tests.train.kills 1000 --seed $$(date +%Y%m%d)
 
 # Child processes and pytest's workers are counted too: see [tool.coverage.run] in pyproject.toml.
 coverage: install

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.tiny_model import make_llama, make_model, make_tokenizer
 
 if TYPE_CHECKING:
     from glmtune.conversation import Role
@@ -21,30 +22,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job 
 settings.register_profile("busy", suppress_health_check=[HealthCheck.too_slow], deadline=None)
 settings.load_profile("busy")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-
-SENTENCES = """
-今天的天气很好，我们去公园散步吧。
-请用一句话介绍一下北京的历史。
-北京是中国的首都，有三千多年的历史。
-请把下面的句子翻译成英文：我喜欢读书。
-I like reading books, and you?
-水在一百度的时候会沸腾，在零度的时候会结冰。
-写一首关于春天的诗。
-春天来了，花儿开了，小鸟在树上唱歌。
-什么是机器学习？
-机器学习是让计算机从数据中学习规律的方法。
-如何保持健康？
-多吃蔬菜和水果，每天运动半小时，早睡早起。
-计算 12 加 30 等于多少？
-12 + 30 = 42。
-你叫什么名字？
-我是一个小助手，可以回答你的问题。
-The quick brown fox jumps over the lazy dog.
-tool_call(city='北京', days=2)
-```python
-print("你好，世界")
-```
-""".strip().split("\n")
 
 TURNS: tuple[tuple[Role, str], ...] = (
     ("user", "你叫什么名字？"),
@@ -75,13 +52,7 @@ def golden(shared: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ChatGLMTokenizer:
     """A tokenizer of 480 pieces and 489 ids, made on the spot; its folder is `name_or_path`."""
-    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
-    from glmtune.model.chatglm.train_tokenizer import train_tokenizer
-
-    folder = tmp_path_factory.mktemp("tiny-tokenizer")
-    train_tokenizer(SENTENCES, 480, folder)
-    tokenizer: ChatGLMTokenizer = ChatGLMTokenizer.from_pretrained(folder)
-    return tokenizer
+    return make_tokenizer(tmp_path_factory.mktemp("tiny-tokenizer"))
 
 
 @pytest.fixture(scope="session")
@@ -89,30 +60,7 @@ def tiny_model_dir(
     tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: ChatGLMTokenizer
 ) -> Path:
     """A checkpoint folder: 2 layers, 64 wide, float32, with reproducible random weights."""
-    import torch
-
-    from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
-    from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
-
-    folder = tmp_path_factory.mktemp("tiny-model")
-    config = ChatGLMConfig(
-        num_layers=2,
-        hidden_size=64,
-        ffn_hidden_size=96,
-        num_attention_heads=4,
-        kv_channels=16,
-        multi_query_attention=True,
-        multi_query_group_num=2,
-        add_qkv_bias=True,
-        padded_vocab_size=512,
-        seq_length=512,
-        initializer_range=0.2,  # the usual 0.02 makes all tokens nearly equally likely
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        ChatGLMForConditionalGeneration(config).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
+    return make_model(tmp_path_factory.mktemp("tiny-model"), tiny_tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -161,46 +109,7 @@ def taught_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: P
     return folder
 
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
 @pytest.fixture(scope="session")
 def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama of 2 layers with a chat template and reproducible random weights."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator(SENTENCES, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", chat_template=CHATML
-    )
-    config = LlamaConfig(
-        vocab_size=448,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return make_llama(tmp_path_factory.mktemp("tiny-llama"))

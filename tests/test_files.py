@@ -13,11 +13,15 @@ from safetensors.torch import save_file
 from glmtune.errors import CheckpointError, OutputError
 from glmtune.files import (
     MAX_JSON_BYTES,
+    before_writing,
+    explain_write_error,
     read_json_as,
+    remove_folder,
     remove_leftovers,
     sha256_of_file,
     sha256_of_text,
     write_atomically,
+    write_error,
     written_folder,
 )
 
@@ -161,3 +165,48 @@ def test_two_writers_of_one_folder_do_not_touch_each_others_files(tmp_path: Path
 
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["a.txt"]
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_folder_that_is_deleted_never_lies_half_deleted_under_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    (folder / "a.txt").write_text("whole")
+
+    def refuse(operation: str, path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    token = before_writing.set(refuse)
+    with pytest.raises(OutputError, match=r"checkpoint-2: could not be written, permission denied"):
+        remove_folder(folder)
+    before_writing.reset(token)
+    assert (folder / "a.txt").read_text() == "whole"
+
+    remove_folder(folder)  # renames it, then deletes it
+
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "Input/output error. Check the disk, then try"),
+        (RuntimeError("I/O error: Input/output error (os error 5)"), "Input/output error. Check"),
+        (RuntimeError("I/O error: File too large (os error 27)"), "File too large. Check the disk"),
+        (RuntimeError("Disk quota exceeded (os error 122)"), "the disk is full"),
+        (OSError(errno.EACCES, "Permission denied"), "permission denied. Choose another --output."),
+    ],
+)
+def test_a_failed_write_is_explained_whichever_library_wrote(
+    error: Exception, expected: str, tmp_path: Path
+) -> None:
+    why = write_error(error)
+    assert why is not None
+
+    message = explain_write_error(tmp_path / "x", why, again="try again", elsewhere="--output")
+
+    assert message.startswith(f"{tmp_path / 'x'}: could not be written")
+    assert expected in message
+
+
+def test_other_errors_are_no_failed_writes() -> None:
+    assert write_error(RuntimeError("size mismatch for layers.0")) is None

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ Checked = TypeVar("Checked")
 MAX_JSON_BYTES = 16 * 2**20  # of a file that holds one object; a large index has 1 MB
 MAX_JSON_DEPTH = 64  # levels of objects and lists; deeper ones exhaust the stack of libraries
 SHOWN_CHARACTERS = 60  # of a value in a message
+
+_OS_ERROR = re.compile(r"\(os error (\d{1,3})\)")  # as Rust ends the message of a system call
 
 PARTIAL, OLD = ".partial", ".old"  # endings of temporary names
 
@@ -48,7 +51,7 @@ def write_atomically(path: Path, text: str) -> None:
         before_writing.get()("open", path)
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
-            _sync(file, path)
+            sync(file, path)
         rename(partial, path)
     except OSError as error:
         with suppress(OSError):
@@ -66,16 +69,25 @@ def append_line(path: Path, line: str) -> None:
         before_writing.get()("open", path)
         with path.open("a", encoding="utf-8") as file:
             file.write(line)
-            _sync(file, path)
+            sync(file, path)
     except OSError as error:
         raise OutputError(explain_write_error(path, error)) from error
 
 
-def _sync(file: IO[Any], path: Path) -> None:
+def sync(file: IO[Any], path: Path) -> None:
+    """Flush an open file of that path to disk."""
     before_writing.get()("sync", path)
     if file.writable():
         file.flush()
     os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush every file of a folder to disk, whoever wrote it."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                sync(file, path)
 
 
 def rename(path: Path, target: Path) -> None:
@@ -97,14 +109,11 @@ def written_folder(folder: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         share_files(partial)
-        for path in sorted(partial.rglob("*")):
-            if path.is_file():
-                with path.open("rb") as file:
-                    _sync(file, path)
+        sync_folder(partial)
         _swap(partial, folder)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if (why := _write_error(error)) is not None:
+        if (why := write_error(error)) is not None:
             raise OutputError(explain_write_error(folder, why)) from error
         raise
 
@@ -122,7 +131,7 @@ def share_files(folder: Path) -> None:
                 path.chmod(allowed)
 
 
-def _write_error(error: BaseException) -> OSError | None:
+def write_error(error: BaseException) -> OSError | None:
     """Return the failed write that caused an exception, if that was the cause.
 
     safetensors and torch raise other types, which only mention it in their text.
@@ -130,6 +139,8 @@ def _write_error(error: BaseException) -> OSError | None:
     if isinstance(error, OSError):
         return error
     text = str(error)
+    if match := _OS_ERROR.search(text):
+        return OSError(int(match[1]), os.strerror(int(match[1])))
     if "No space left on device" in text or "inline_container" in text:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return None
@@ -154,6 +165,20 @@ def _swap(new: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Delete a folder; under its own name it is whole until it is gone.
+
+    Raises:
+        OutputError: it cannot be renamed; it is unchanged.
+    """
+    partial = _temporary(folder, PARTIAL)
+    try:
+        rename(folder, partial)
+    except OSError as error:
+        raise OutputError(explain_write_error(folder, error)) from error
+    shutil.rmtree(partial, ignore_errors=True)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what a process that was killed left half written in a folder.
 
@@ -173,17 +198,33 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def explain_write_error(path: Path, error: OSError) -> str:
-    """Return an error message: why `path` could not be written, and what to do."""
+def explain_write_error(
+    path: Path,
+    error: OSError,
+    *,
+    again: str = "continue with --resume",
+    elsewhere: str = "output.dir",
+) -> str:
+    """Return an error message: why `path` could not be written, and what to do.
+
+    Args:
+        path: of the file or the folder.
+        error: of the system.
+        again: what to do when the cause is gone.
+        elsewhere: the option or the key that names another place.
+    """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(nearest_folder(path)).free
         return (
             f"{path}: could not be written, the disk is full ({readable(free)} free). "
-            "The previous files are unchanged. Free some space, then continue with --resume."
+            f"The previous files are unchanged. Free some space, then {again}."
         )
     if isinstance(error, PermissionError):
-        return f"{path}: could not be written, permission denied. Choose another output.dir."
-    return f"{path}: could not be written: {error.strerror or error}."
+        return f"{path}: could not be written, permission denied. Choose another {elsewhere}."
+    return (
+        f"{path}: could not be written: {error.strerror or error}. Check the disk, then {again}, "
+        f"or choose another {elsewhere}."
+    )
 
 
 def nearest_folder(path: Path) -> Path:

@@ -1,7 +1,7 @@
 """Seeded mutations of files: of the values in JSON, and of bytes."""
 
+import copy
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -15,26 +15,31 @@ NASTY: tuple[Any, ...] = (
 )
 
 
-def number_of_trials(usual: int) -> int:
-    """The number of inputs that a surface is given; GLMTUNE_FUZZ multiplies it."""
-    return usual * int(os.environ.get("GLMTUNE_FUZZ", "1"))
-
-
 def mutate_json(path: Path, random: Random) -> None:
     """Change one to three values, keys or types of a JSON file."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    for _ in range(random.randint(1, 3)):
-        content = _changed(content, random)
+    content = mutate_value(json.loads(path.read_text(encoding="utf-8")), random)
     if random.random() < 0.03:
         path.write_text('{"a":' * random.choice((70, 100_000)), encoding="utf-8")
         return
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
+def mutate_value(content: Any, random: Random) -> Any:
+    """Change one to three values, keys or types of parsed JSON; the original may change too."""
+    for _ in range(random.randint(1, 3)):
+        content = _changed(content, random)
+    return content
+
+
+def nasty(random: Random) -> Any:
+    """Choose a value; a copy, since lists and objects are mutated again."""
+    return copy.deepcopy(random.choice(NASTY))
+
+
 def _changed(content: Any, random: Random) -> Any:
     places = list(_places(content))
     if not places or random.random() < 0.02:
-        return random.choice(NASTY)
+        return nasty(random)
     parent, key = random.choice(places)
     match random.randrange(6):
         case 0:
@@ -44,7 +49,7 @@ def _changed(content: Any, random: Random) -> Any:
         case 2 if isinstance(parent[key], int | float):
             parent[key] *= random.choice((-1, 2, 0.5, 10**6))
         case _:
-            parent[key] = random.choice(NASTY)
+            parent[key] = nasty(random)
     return content
 
 

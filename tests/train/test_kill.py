@@ -1,4 +1,7 @@
-"""A run that is killed, again and again, ends as if nothing had happened."""
+"""A run that is killed, again and again, ends as if nothing had happened.
+
+Two kills of the real command, and twenty of forks that need not import PyTorch (`kills.py`).
+"""
 
 import json
 import os
@@ -15,7 +18,7 @@ ROWS = [
     {"instruction": f"{number} 加一等于几", "input": "", "output": f"等于 {number + 1}。"}
     for number in range(60)
 ]
-KILLS = 6
+KILLS = 2
 
 
 def recipe(model: Path, rows: Path, output: Path) -> Path:
@@ -89,8 +92,20 @@ def test_a_run_that_is_killed_at_random_points_ends_in_the_same_bytes(
     _, errors = process.communicate()
 
     assert process.returncode == 0, errors.decode()
-    assert met >= KILLS // 2, "the run was over before it could be killed"
+    assert met, "the run was over before it could be killed"
     adapter = "adapter_model.safetensors"
     assert (killed / adapter).read_bytes() == (whole / adapter).read_bytes()
     assert lines(killed) == lines(whole)
     assert not [name for name in os.listdir(killed) if name.endswith((".partial", ".old"))]
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_leave_nothing_half_written() -> None:
+    command = [sys.executable, "-m", "tests.train.kills", "20", "--seed", "1"]
+    root = Path(__file__).parents[2]
+
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert done.stdout.startswith("20 kills")
+    assert "while a checkpoint was written" in done.stdout

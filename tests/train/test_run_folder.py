@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.faults import limited_to
 
 from glmtune.errors import OutputError
 from glmtune.methods import adapter_folder, ptuning_v2, virtual_tokens
@@ -83,3 +84,12 @@ def test_a_lock_ends_with_its_block_whatever_happens_there(tmp_path: Path) -> No
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt), locked(tmp_path):
             raise KeyboardInterrupt
+
+
+def test_a_lock_that_does_not_fit_on_the_disk_is_not_held(tmp_path: Path) -> None:
+    with limited_to(0), pytest.raises(OutputError, match="could not be written") as caught:
+        with locked(tmp_path):
+            raise AssertionError
+
+    with locked(tmp_path):  # although the traceback still has the frames of the first try
+        assert caught.tb is not None

@@ -72,19 +72,21 @@ def compare_files(model: str) -> None:
     """
     with loading():
         from glmtune.model import card
-        from glmtune.model.files import locate
+        from glmtune.model.fingerprint import folder_of
 
-    folder = Path(locate(model))
-    if not folder.is_dir():
+    folder = folder_of(model)  # of a hub id the cached one
+    if folder is None:
         raise CheckpointError(
-            f"{folder}: there is no such folder here. --verify reads a folder that glmtune wrote."
+            f"{model}: there is no such folder here. --verify reads a folder that glmtune wrote, "
+            "or one that was downloaded from the Hugging Face Hub."
         )
     if not (number := card.verify(folder, whole=True)):
         raise CheckpointError(
-            f"{folder}: there is nothing to compare: it has no {card.CARD} that lists checksums. "
-            "Folders made by other tools, or by earlier releases, have none."
+            f"{folder}: there is nothing to compare: it has no {card.CARD} that lists checksums, "
+            "and no record of a download. Folders made by other tools, or by earlier releases, "
+            "have none."
         )
-    typer.echo(f"{folder}: {number} files are what was written, to the last byte")
+    typer.echo(f"{folder}: {number} files are what was written or downloaded, to the last byte")
 
 
 def _split(names: str | None) -> tuple[str, ...] | None:

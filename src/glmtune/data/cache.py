@@ -31,7 +31,7 @@ from glmtune.data.store import (
 )
 from glmtune.data.writer import ExampleWriter
 from glmtune.errors import DataError, OutputError
-from glmtune.files import sha256_of_file, sha256_of_text
+from glmtune.files import explain_write_error, sha256_of_file, sha256_of_text
 from glmtune.gc_pause import paused
 from glmtune.recipe.choices import BadRows
 
@@ -274,7 +274,7 @@ def _copy(source: Path, target: Path) -> Path:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise OutputError(f"{target}: could not be written: {error.strerror or error}.") from error
+        raise OutputError(explain_write_error(target, error)) from error
     return target
 
 

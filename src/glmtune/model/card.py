@@ -22,6 +22,7 @@ import glmtune
 from glmtune.errors import CheckpointError
 from glmtune.files import read_json_as, sha256_of_file, write_atomically
 from glmtune.model.fingerprint import Fingerprint, fingerprint
+from glmtune.model.hub_checksums import downloaded_checksums, is_as_downloaded
 
 CARD = "glmtune.json"
 SMALL_BYTES = 128 * 2**20  # a file up to this size is read whole when its folder is loaded
@@ -147,14 +148,15 @@ def _is_large(file: Path) -> bool:
 
 
 def verify(folder: Path, *, whole: bool = False) -> int:
-    """Refuse a folder of which a file is not what was written.
+    """Refuse a folder of which a file is not what was written, or what was downloaded.
 
     Args:
         folder: of a model or an adapter.
-        whole: read every byte of every file, also of those that do not decide answers.
+        whole: read every byte of every file, also of those that do not decide answers, and
+            compare with what a download has recorded.
 
     Returns:
-        The number of files that were compared; 0 without a card, or with one that lists none.
+        The number of files that were compared; 0 where no checksums are recorded.
 
     Raises:
         CheckpointError: a file is not what was written; names it.
@@ -162,7 +164,22 @@ def verify(folder: Path, *, whole: bool = False) -> int:
     compared, change = find_change(folder, whole=whole)
     if change:
         raise CheckpointError(change)
-    return compared
+    return compared + (_verify_download(folder) if whole else 0)
+
+
+def _verify_download(folder: Path) -> int:
+    """Compare the files that a hub gave with its checksums; those in our card have changed."""
+    card = read_card(folder)
+    ours = {} if card is None else card.files
+    checksums = downloaded_checksums(folder)
+    compared = [name for name in checksums if name not in ours]
+    for name in compared:
+        if not is_as_downloaded(folder / name, checksums[name]):
+            raise CheckpointError(
+                f"{folder}: {name} is not what the hub has, since its checksum differs: it was "
+                "damaged on the way or on this disk, or edited. Download it again."
+            )
+    return len(compared)
 
 
 def find_change(folder: Path, *, whole: bool = False) -> tuple[int, str]:

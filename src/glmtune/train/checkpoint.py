@@ -25,7 +25,13 @@ from typing import Any, ClassVar
 import torch
 
 from glmtune.errors import CheckpointError, GlmtuneError
-from glmtune.files import read_json_as, read_json_object, sha256_of_file, written_folder
+from glmtune.files import (
+    read_json_as,
+    read_json_object,
+    remove_folder,
+    sha256_of_file,
+    written_folder,
+)
 from glmtune.methods import method
 from glmtune.model.files import first_lines, read_saved
 from glmtune.template.base import Template
@@ -231,4 +237,4 @@ def prune_checkpoints(output: Path, limit: int | None, newest: int, best: int | 
     kept = needed | set(others[len(others) - room :])
     for step in steps:
         if step not in kept:
-            shutil.rmtree(output / f"checkpoint-{step}")
+            remove_folder(output / f"checkpoint-{step}")

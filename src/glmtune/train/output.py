@@ -15,7 +15,7 @@ bad_rows.jsonl                                   rows that were skipped, if aske
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from glmtune.errors import OutputError
 from glmtune.files import (
     explain_write_error,
+    remove_folder,
     remove_leftovers,
     rename,
     write_atomically,
@@ -105,9 +106,13 @@ def sole_run(recipe: RunRecipe, *, is_main: bool, resume: bool) -> Iterator[None
 def clear_run(output: Path) -> None:
     """Delete what an earlier run wrote, and nothing else."""
     for path in run_files(output):
-        path.unlink()
-    for folder in [*checkpoints(output), output / "runs"]:
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            path.unlink()
+        except OSError as error:
+            raise OutputError(explain_write_error(path, error)) from error
+    for folder in checkpoints(output):
+        remove_folder(folder)
+    shutil.rmtree(output / "runs", ignore_errors=True)
 
 
 def publish(
@@ -144,4 +149,5 @@ def publish(
             rename(finished / name, output / name)
         except OSError as error:
             raise OutputError(explain_write_error(output / name, error)) from error
-    finished.rmdir()
+    with suppress(OSError):  # what counts has moved; `--resume` removes an empty folder
+        finished.rmdir()

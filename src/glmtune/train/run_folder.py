@@ -82,9 +82,14 @@ def _take_lock(path: Path) -> IO[str]:
         if _is_at(file, path):
             break
         file.close()  # its owner deleted it between our two calls
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%X')}")
-    file.flush()
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%X')}")
+        file.flush()
+    except OSError:
+        with suppress(OSError):  # it tries to write again, and closes the file even so
+            file.close()
+        raise
     return file
 
 

@@ -25,7 +25,7 @@ from glmtune.data.dataset import Dataset, Entry
 from glmtune.data.formats import split_answer
 from glmtune.data.rows import BadRow, RowError
 from glmtune.errors import DataError, OutputError, TemplateError
-from glmtune.files import explain_write_error, write_atomically
+from glmtune.files import explain_write_error, sync, write_atomically
 from glmtune.methods import digest, method
 from glmtune.methods.full import FULL_MODEL
 from glmtune.model.files import locate
@@ -274,12 +274,22 @@ class AnswerFile:
                     file.write(_as_line(answer))
                     file.flush()
                     self.lines[answer["row"]] = answer
-                os.fsync(file.fileno())
+                sync(file, self.partial)
+            in_order = (self.lines[row] for row in sorted(self.lines))
+            write_atomically(self.path, "".join(map(_as_line, in_order)))
         except OSError as error:
-            raise OutputError(explain_write_error(self.partial, error)) from error
-        in_order = (self.lines[row] for row in sorted(self.lines))
-        write_atomically(self.path, "".join(map(_as_line, in_order)))
-        self.partial.unlink()
+            raise OutputError(_explain(self.partial, error)) from error
+        except OutputError as error:
+            if isinstance(error.__cause__, OSError):  # its advice is about runs
+                raise OutputError(_explain(self.path, error.__cause__)) from error.__cause__
+            raise
+        with suppress(OSError):  # the answers are complete without it
+            self.partial.unlink()
+
+
+def _explain(path: Path, error: OSError) -> str:
+    again = "repeat the command with --resume"
+    return explain_write_error(path, error, again=again, elsewhere="--output")
 
 
 def partial_of(path: Path) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceTrainer
-from tests.conftest import SENTENCES
+from tests.tiny_model import SENTENCES
 from tokenizers import Tokenizer
 
 from glmtune.errors import CheckpointError

@@ -64,6 +64,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 REFUSED: dict[str, dict[str, Any]] = {
+    "a number beyond float64": {**SMALL, "attention_dropout": 10**400},
     "another model": {"model_type": "llama"},
     "no kind of model": {"num_layers": 2},
     "an unknown key": {**SMALL, "rope_scaling": 2},

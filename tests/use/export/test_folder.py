@@ -87,6 +87,23 @@ def test_what_a_killed_export_left_is_removed_and_what_others_left_is_not(tmp_pa
     assert (other / "mine").read_text("utf-8") == "dear"
 
 
+def test_an_export_that_was_killed_before_its_first_word_is_removed_too(tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    for content in (None, b""):
+        partial.mkdir()
+        if content is not None:
+            (partial / "export.json").write_bytes(content)
+        with pytest.raises(OutputError, match="in the way"), new_folder(tmp_path / "out"):
+            raise AssertionError  # another export may have begun this moment
+        os.utime(partial, (1e9, 1e9))
+
+        with new_folder(tmp_path / "out"):
+            pass
+
+        assert names(tmp_path) == ["out"]
+        shutil.rmtree(tmp_path / "out")
+
+
 def test_a_failed_proof_keeps_the_folder_under_another_name(tmp_path: Path) -> None:
     for expected in ("out.failed", "out.failed-2"):
         with pytest.raises(ProofError, match=f"differs.*{expected}"), new_folder(tmp_path / "out"):

@@ -11,7 +11,7 @@ from glmtune.data.lint.report import LintReport
 from glmtune.data.rows import ESCAPED, Row
 from glmtune.data.sources import find_sources
 from glmtune.errors import DataError, OutputError
-from glmtune.files import explain_write_error
+from glmtune.files import explain_write_error, sync
 from glmtune.recipe.sections import DataSection
 from glmtune.recipe.sources import SourceSection
 
@@ -62,10 +62,14 @@ def write_clean_copy(data: DataSection, report: LintReport, path: Path) -> tuple
                 if num_rows not in left_out and isinstance(row, Row):
                     file.write(_as_json(row) + "\n")
                     num_written += 1
+            file.flush()
+            sync(file, path)
         check_copy(path)  # again: reading took a while
         partial.rename(path)
     except OSError as error:
-        raise OutputError(explain_write_error(path, error)) from error
+        again, elsewhere = "run the command again", "path for the copy"
+        message = explain_write_error(path, error, again=again, elsewhere=elsewhere)
+        raise OutputError(message) from error
     finally:
         with suppress(OSError):  # none was left, or the disk is read-only
             partial.unlink()

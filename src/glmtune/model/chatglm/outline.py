@@ -9,7 +9,7 @@ Only what is understood completely is outlined: a key that is not in the table b
 that `ChatGLMConfig` would refuse or convert, gives no outline, and the caller builds the network.
 """
 
-import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -174,7 +174,7 @@ def _is_switch(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # no NaN either
 
 
 def _is_id(value: Any) -> bool:

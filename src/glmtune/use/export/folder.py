@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +22,13 @@ from typing import Any
 import psutil
 
 from glmtune.errors import OutputError
-from glmtune.files import nearest_folder, share_files
+from glmtune.files import nearest_folder, rename, share_files, sync_folder, write_error
 from glmtune.units import readable
 
 REPORT = "export.json"
+BEGINNING_SECONDS = 10  # in which another export may be about to write its first file
+DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = "{target}: could not be written, permission denied. Give another name with -o."
 _IN_USE = (
     "{partial}: another export is writing it at this moment. Wait for its end, or give another "
@@ -56,7 +60,8 @@ def new_folder(target: Path) -> Iterator[Path]:
         write_report(partial, {"status": "unfinished", "process": _this_process()})
         yield partial
         share_files(partial)
-        partial.replace(target)
+        sync_folder(partial)
+        rename(partial, target)
     except ProofError as error:
         failed = _free_name(target.with_name(f"{target.name}.failed"))
         partial.replace(failed)
@@ -84,6 +89,9 @@ def refuse_existing(target: Path) -> None:
         )
     partial = _partial(target)
     if not os.path.lexists(partial):  # False too for a name that is too long
+        return
+    if _is_barely_begun(partial):
+        shutil.rmtree(partial, ignore_errors=True)
         return
     report = _unfinished(partial)
     if report is not None and _is_running(report.get("process")):
@@ -115,6 +123,18 @@ def _unfinished(folder: Path) -> dict[str, Any] | None:
     return report if isinstance(report, dict) and report.get("status") == "unfinished" else None
 
 
+def _is_barely_begun(folder: Path) -> bool:
+    """Whether a command was killed before it wrote a word: no file, or its first one empty."""
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    try:
+        held = [(path.name, path.stat().st_size) for path in folder.iterdir()]
+        is_old = time.time() - folder.stat().st_mtime > BEGINNING_SECONDS
+    except OSError:
+        return False
+    return is_old and held in ([], [(REPORT, 0)])
+
+
 def _this_process() -> list[Any]:
     """Name this process so that no later one of its number is taken for it."""
     return [socket.gethostname(), os.getpid(), psutil.Process().create_time()]
@@ -136,28 +156,27 @@ def _free_name(path: Path) -> Path:
 
 
 def _write_error(error: BaseException) -> str | None:
-    """Explain a failed write; safetensors and torch raise other types, which only mention it."""
+    """Explain a failed write; None if an exception has another cause."""
     if isinstance(error, OutputError) and isinstance(error.__cause__, OSError):
         error = error.__cause__  # of a file; what it advises is for runs, which can be resumed
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if (why := write_error(error)) is None:
+        return None
+    if why.errno in DENIED:
         return _DENIED
-    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if is_full or "No space left on device" in str(error):
+    if why.errno in FULL:
         return (
             "{target}: the disk is full; what was written of it is removed, and nothing else has "
             "changed. Free some space, or give a folder on another disk with -o."
         )
-    is_broken = isinstance(error, OSError) and error.errno in (errno.EIO, errno.ENOENT)
-    if is_broken or "(os error" in str(error):
-        return (
-            f"{{target}}: could not be completed: {_literal(error)}. What was written is removed."
-        )
-    return None
+    return (
+        f"{{target}}: could not be completed: {_literal(error)}. What was written is removed. "
+        "Check the disk, or give a folder on another one with -o."
+    )
 
 
 def _explain(error: OSError) -> str:
     """Explain why a folder cannot be made, whatever the system calls it."""
-    if (why := _write_error(error)) is not None and error.errno not in (errno.EIO, errno.ENOENT):
+    if error.errno in (*DENIED, *FULL) and (why := _write_error(error)) is not None:
         return why
     return f"{{target}}: no folder can be made there: {error.strerror}. Give another name with -o."
 

@@ -15,9 +15,10 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, Literal
 
 import yaml
@@ -238,10 +239,21 @@ def push(package: Package, repo: str, hub: Hub = "hf", *, private: bool = False)
     Raises:
         OutputError: there is no token, or the hub refuses.
     """
-    with TemporaryDirectory(prefix="glmtune-push-") as name:
-        staged = Path(name)
-        for upload in package.uploads:
-            _stage(upload, staged / upload.name)
+    with ExitStack() as stack:
+        try:
+            staged = Path(
+                stack.enter_context(
+                    TemporaryDirectory(prefix="glmtune-push-", ignore_cleanup_errors=True)
+                )
+            )
+            for upload in package.uploads:
+                _stage(upload, staged / upload.name)
+        except OSError as error:
+            raise OutputError(
+                f"{gettempdir()}: the files to upload could not be collected there: "
+                f"{error.strerror or error}. Nothing was uploaded. Make room, or set TMPDIR to a "
+                "folder that can be written and has room."
+            ) from error
         send = _push_to_modelscope if hub == "modelscope" else _push_to_hf
         return send(staged, repo, private)
 
@@ -253,7 +265,7 @@ def _stage(upload: Upload, target: Path) -> None:
     try:
         os.symlink(upload.path.resolve(), target)
     except OSError:  # Windows allows it to some users only
-        shutil.copy2(upload.path, target)
+        shutil.copyfile(upload.path, target)
 
 
 def _push_to_hf(folder: Path, repo: str, private: bool) -> str:

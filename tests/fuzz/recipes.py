@@ -1,21 +1,14 @@
-"""Whatever a recipe, a change or another tool's file holds: a recipe, or one error in sentences.
-
-2,000 inputs in a few seconds; `GLMTUNE_FUZZ=100000 pytest tests/recipe/test_fuzz.py` tries more.
-The same seed makes the same inputs.
-"""
+"""Recipes, changes on a command line and other tools' files, changed at random."""
 
 import copy
 import json
 import os
-import random
-import time
-import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
-import pytest
 import yaml
+from tests.fuzz.surface import Attempt, Healthy, Surface
 from tests.recipe.test_other_tools import AXOLOTL, LLAMA_FACTORY, OFFICIAL, SWIFT
 
 from glmtune.errors import RecipeError
@@ -25,9 +18,6 @@ from glmtune.recipe.other_tools import convert_recipe
 from glmtune.recipe.reading import build_recipe, load_recipe
 from glmtune.recipe.recipe import PretrainRecipe, Recipe, RunRecipe
 from glmtune.recipe.shipped import RECIPES
-
-NUM_INPUTS = int(os.environ.get("GLMTUNE_FUZZ", "2000"))
-MAX_SECONDS = 5.0  # of the processor, for one input
 
 TREE: dict[str, Any] = {
     "model": {"name_or_path": "m"},
@@ -57,36 +47,12 @@ VALUES: list[Any] = [
     *(None, True, False, 0, -1, 1, 3, 2**31, 2**63, 2**64, 10**17, 1.5, -0.5, 1e-9, 1e300),
     *(float("inf"), float("nan"), "", "x", "1", "5e-5", "a,b", "steps", "none", "中文", "\u2028"),
     *([], {}, [1], ["a"], [[]], [None], {"a": 1}, {"a": {"b": []}}, ["a"] * 50),
-    *("x" * 5_000, "\x7f"),
+    *("x" * 5_000, "\x7f", "\ud800"),
 ]
 TOOLS = [OFFICIAL, LLAMA_FACTORY, SWIFT, AXOLOTL]
 
 
-@pytest.fixture(autouse=True)
-def _no_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # old names are accepted with one
-        yield
-
-
-def check(what: object, read: Callable[[], object]) -> bool:
-    """Read an input in bounded time; whether it was accepted."""
-    began = time.process_time()
-    accepted = True
-    try:
-        read()
-    except RecipeError as error:
-        message = str(error)
-        assert message[-1] in ".?}^" or "glmtune " in message, message
-        assert len(message) < 20_000
-        accepted = False
-    except BaseException as error:
-        raise AssertionError(f"{what!r:.2000} ends in {error!r:.300}") from error
-    assert time.process_time() - began < MAX_SECONDS, f"{what!r:.2000} takes too long"
-    return accepted
-
-
-def changed_text(draw: random.Random, text: str) -> str:
+def changed_text(draw: Random, text: str) -> str:
     """Change a YAML text in a few places."""
     for _ in range(draw.randint(1, 3)):
         lines = text.split("\n")
@@ -112,7 +78,7 @@ def changed_text(draw: random.Random, text: str) -> str:
     return text
 
 
-def changed_tree(draw: random.Random, tree: Any) -> Any:
+def changed_tree(draw: Random, tree: Any) -> Any:
     """Change a tree in a few places."""
     tree = json.loads(json.dumps(tree))
     for _ in range(draw.randint(1, 3)):
@@ -128,72 +94,84 @@ def changed_tree(draw: random.Random, tree: Any) -> Any:
     return tree
 
 
-def test_a_changed_recipe_is_read_or_refused_in_sentences(tmp_path: Path) -> None:
-    draw, path, accepted = random.Random(1), tmp_path / "recipe.yaml", 0
+def _in_sentences(error: RecipeError) -> None:
+    """Check the end of a message, and raise it again."""
+    message = str(error)
+    assert message[-1] in ".?}^" or "glmtune " in message, message
+    raise error
+
+
+def of_recipes(healthy: Healthy) -> Attempt:
     texts = [(file.read_text(encoding="utf-8"), name) for name, file in RECIPES.items()]
-    for _ in range(NUM_INPUTS // 6):
+
+    def attempt(draw: Random, folder: Path) -> None:
         text, name = draw.choice(texts)
         kind: type[RunRecipe] = PretrainRecipe if "pretrain" in name else Recipe
-        text = changed_text(draw, text)
-        path.write_text(text, encoding="utf-8")
-        accepted += check(text, lambda kind=kind: load_recipe(path, kind=kind))  # type: ignore[misc]
+        path = folder / "recipe.yaml"
+        path.write_text(changed_text(draw, text), encoding="utf-8")
+        try:
+            load_recipe(path, kind=kind)
+        except RecipeError as error:
+            _in_sentences(error)
 
-    assert 0 < accepted < NUM_INPUTS // 6
+    return attempt
 
 
-def test_changes_on_the_command_line_are_read_or_refused_in_sentences() -> None:
-    draw, accepted = random.Random(2), 0
-    keys = [
-        *known_keys(Recipe),
-        "lr",
-        "rank",
-        "output_dir",
-        "x",
-        "",
-        ".",
-        "a.b.c",
-        "data.columns.a",
-    ]
-    for _ in range(NUM_INPUTS // 2):
+def of_overrides(healthy: Healthy) -> Attempt:
+    more_keys = ("lr", "rank", "output_dir", "x", "", ".", "a.b.c", "data.columns.a")
+    keys = [*known_keys(Recipe), *more_keys]
+
+    def attempt(draw: Random, folder: Path) -> None:
         word = draw.choice([*WORDS, *METHODS])
         override = f"{draw.choice(keys)}{draw.choice(['=', '=', '=', '＝', ''])}{word}"
         more = [f"adapter.method={draw.choice(METHODS)}"] if draw.random() < 0.3 else []
-        accepted += check([*more, override], lambda: build_recipe(TREE, [*more, override]))  # noqa: B023
+        try:
+            build_recipe(TREE, [*more, override])
+        except RecipeError as error:
+            _in_sentences(error)
 
-    assert 0 < accepted < NUM_INPUTS // 2
+    return attempt
 
 
-def test_trees_of_programs_are_read_or_refused_in_sentences() -> None:
-    draw, accepted = random.Random(3), 0
+def of_trees(healthy: Healthy) -> Attempt:
     trees = [build_recipe(TREE).model_dump(mode="json"), TREE]
     trees += [yaml.safe_load(file.read_text(encoding="utf-8")) for file in RECIPES.values()]
-    for _ in range(NUM_INPUTS // 6):
-        tree = changed_tree(draw, draw.choice(trees))
-        accepted += check(tree, lambda: build_recipe(tree))  # noqa: B023
 
-    assert 0 < accepted < NUM_INPUTS // 6
+    def attempt(draw: Random, folder: Path) -> None:
+        try:
+            build_recipe(changed_tree(draw, draw.choice(trees)))
+        except RecipeError as error:
+            _in_sentences(error)
+
+    return attempt
 
 
-def test_changed_recipes_of_other_tools_are_converted_or_refused_in_sentences(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    draw, path, accepted = random.Random(4), tmp_path / "theirs.yaml", 0
-    ours = tmp_path / "ours.yaml"
+def of_other_tools(healthy: Healthy) -> Attempt:
     entry = {"file_name": "a.json", "columns": {"prompt": "q"}, "tags": {}, "formatting": "alpaca"}
-    (tmp_path / "data").mkdir()
 
-    def convert() -> None:
-        converted = convert_recipe(path)
-        ours.write_text(converted.to_yaml("theirs.yaml"), encoding="utf-8")
-        load_recipe(ours)  # what is written can be read
-
-    for _ in range(NUM_INPUTS // 12):
+    def attempt(draw: Random, folder: Path) -> None:
         tree = changed_tree(draw, draw.choice(TOOLS))
-        register = changed_tree(draw, {"identity": entry, "wiki": entry})
-        text = json.dumps(register)
-        (tmp_path / "data" / "dataset_info.json").write_text(text, encoding="utf-8")
+        (folder / "data").mkdir()
+        register = json.dumps(changed_tree(draw, {"identity": entry, "wiki": entry}))
+        (folder / "data" / "dataset_info.json").write_text(register, encoding="utf-8")
+        path, ours = folder / "theirs.yaml", folder / "ours.yaml"
         path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-        accepted += check([tree, register], convert)
+        before = Path.cwd()
+        os.chdir(folder)  # their paths are relative
+        try:
+            ours.write_text(convert_recipe(path).to_yaml("theirs.yaml"), encoding="utf-8")
+            load_recipe(ours)  # what is written can be read
+        except RecipeError as error:
+            _in_sentences(error)
+        finally:
+            os.chdir(before)
 
-    assert 0 < accepted < NUM_INPUTS // 12
+    return attempt
+
+
+SURFACES = (
+    Surface("recipes", of_recipes, 10),
+    Surface("changes on a command line", of_overrides, 24),
+    Surface("trees of programs", of_trees, 10),
+    Surface("recipes of other tools", of_other_tools, 5),
+)
