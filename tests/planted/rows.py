@@ -234,6 +234,11 @@ def _flags(chat: list[dict[str, Any]]) -> None:
         chat[-1]["weight"] = 1
 
 
+def _learn_questions(chat: list[dict[str, Any]]) -> None:
+    for message in chat:
+        message["loss"] = True
+
+
 def _no_answer(chat: list[dict[str, Any]]) -> None:
     del chat[-1]
 
@@ -432,6 +437,8 @@ ROW_FAULTS: dict[str, tuple[Callable[[], Sets], str, str]] = {
         _tools(_without_call), "role-order", "calls no tool"),
     "roles swapped": (_chats(_swap_roles), "swapped", "ask"),
     "loss flags that leave one answer": (_chats(_flags), "few-learned", "marked as not learned"),
+    "loss flags on the questions too": (
+        _chats(_learn_questions), "unused-key", "is not read of a turn with such a role"),
     "chats without the last answer": (_chats(_no_answer), "role-order", "has no answer"),
     "two questions in a row": (_chats(_two_questions), "role-order", "user"),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Faults of rows are named by one check, with a remedy; healthy rows of many kinds are not."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ from glmtune.data.lint.findings import CHECKS
 from glmtune.data.lint.report import LintReport
 from glmtune.data.lint.run import lint_data
 from glmtune.recipe.sections import DataSection
+
+Recorder = Callable[[str, object], None]
 
 
 def lint_rows(folder: Path, learned: Sequence[Row], held_out: Sequence[Row] = ()) -> LintReport:
@@ -29,7 +31,9 @@ def write(path: Path, rows: Sequence[Row]) -> str:
 
 
 @pytest.mark.parametrize("name", ROW_FAULTS)
-def test_a_planted_fault_of_rows_is_named_with_its_remedy(tmp_path: Path, name: str) -> None:
+def test_a_planted_fault_of_rows_is_named_with_its_remedy(
+    tmp_path: Path, name: str, record_property: Recorder
+) -> None:
     plant, check, words = ROW_FAULTS[name]
 
     report = lint_rows(tmp_path, *plant())
@@ -37,7 +41,9 @@ def test_a_planted_fault_of_rows_is_named_with_its_remedy(tmp_path: Path, name: 
     found = [finding for finding in report.findings if finding.check == check]
     assert found, sorted({finding.check for finding in report.findings})
     assert found[0].severity in ("error", "warning")  # a note does not count
-    assert any(words in finding.message for finding in found)
+    said = next((each.message for each in found if words in each.message), "")
+    assert said, [each.message for each in found]
+    record_property("said", f"{check}: {said}")
     assert CHECKS[check].remedy.endswith(".")
 
 

@@ -1,0 +1,65 @@
+"""What was lost or changed between a run and its resumption is named, never trained over."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tests.planted.corpus import healthy_rows
+from tests.planted.resume import RESUME_FAULTS, Run
+from tests.planted.test_runs import Recorder, recipe_for
+
+from glmtune.errors import CheckpointError
+from glmtune.train.run import fine_tune
+
+pytestmark = pytest.mark.slow
+SETTINGS = (
+    "max_steps=4", "save_strategy=steps", "save_steps=2", "checks.sample_steps=0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Run:
+    folder = tmp_path_factory.mktemp("resumed")
+    rows = folder / "rows.json"
+    rows.write_text(json.dumps(healthy_rows()[:20], ensure_ascii=False), encoding="utf-8")
+    base = Path(shutil.copytree(tiny_model_dir, folder / "base"))
+    recipe = recipe_for(str(base), str(rows), str(folder / "out"), *SETTINGS)
+    fine_tune(recipe)
+    shutil.rmtree(folder / "out" / "checkpoint-4")  # as if it had been killed after step 2
+    return Run(base, rows, folder / "out")
+
+
+@pytest.fixture
+def run(whole: Run, tmp_path: Path) -> Run:
+    return Run(
+        Path(shutil.copytree(whole.base, tmp_path / "base")),
+        Path(shutil.copy(whole.rows, tmp_path / "rows.json")),
+        Path(shutil.copytree(whole.output, tmp_path / "out")),
+    )
+
+
+@pytest.mark.parametrize("name", RESUME_FAULTS)
+def test_a_planted_fault_between_run_and_resumption_is_named(
+    run: Run, name: str, record_property: Recorder
+) -> None:
+    fault = RESUME_FAULTS[name]
+    fault.plant(run)
+    recipe = recipe_for(str(run.base), str(run.rows), str(run.output), *SETTINGS, *fault.overrides)
+
+    with pytest.raises(CheckpointError) as caught:
+        fine_tune(recipe, resume=True)
+
+    record_property("said", str(caught.value).replace(f"{run.base.parent}/", ""))
+    assert fault.words in str(caught.value)
+
+
+def test_a_healthy_run_resumes_to_the_same_bytes(whole: Run, run: Run) -> None:
+    recipe = recipe_for(str(run.base), str(run.rows), str(run.output), *SETTINGS)
+
+    fine_tune(recipe, resume=True)
+
+    name = "adapter_model.safetensors"
+    assert (run.output / name).read_bytes() == (whole.output / name).read_bytes()
+    assert torch.load(run.output / "checkpoint-4" / "optimizer.pt", weights_only=True)
