@@ -30,7 +30,6 @@ HEAD = """# Planted faults
 Most ways in which a fine-tuning goes wrong raise no error: the curve looks right and the model is
 wrong. `tests/planted` holds such faults as data, plants each, and asks what a user is told. This
 page is written by `python -m tests.planted` from what was said; CI runs the same tests.
-
 """
 MISSES = """
 ## What is not noticed
@@ -42,6 +41,7 @@ MISSES = """
 - A set of fewer than 12 rows has no habits, and one too small for a sample is not judged.
 - A learning rate in the usual range that is wrong for these rows: only the curves show it.
 - A tensor edited together with its checksum, and adapters of other tools, which have none.
+- A `tokenizer.json` of a model that was edited so that ids stay the same: only the ids are compared.
 - What was planted here was thought of by the authors of the checks. Others plant other faults.
 """
 
@@ -92,7 +92,7 @@ def render(outcomes: list[Outcome]) -> str:
     lines = [
         HEAD,
         f"**{caught} of {len(faults)} faults are named with cause and remedy; {quiet} of "
-        f"{len(healthy)} healthy kinds of rows and runs raise no alarm.**\n",
+        f"{len(healthy)} healthy kinds of rows and runs raise no alarm.**",
     ]
     for area, (title, when) in AREAS.items():
         own = [each for each in faults if each.area == area]
@@ -120,8 +120,8 @@ def _short(text: str) -> str:
 def main() -> int:
     recorder, arguments = Recorder(), sys.argv[1:]
     began = time.monotonic()
-    folder = str(Path(__file__).parent.relative_to(ROOT))
-    failed = pytest.main([folder, "-q", "-p", "no:cacheprovider", *arguments], plugins=[recorder])
+    tests = ["tests/planted", "tests/prove/test_fits.py"]
+    failed = pytest.main([*tests, "-q", "-p", "no:cacheprovider", *arguments], plugins=[recorder])
     page = render(recorder.outcomes)
     print(f"{len(recorder.outcomes)} planted in {time.monotonic() - began:.0f} s")
     if arguments:

@@ -117,14 +117,10 @@ def _of_another_run(*names: str) -> Callable[[Place], Any]:
     return plant
 
 
-def _other_tokenizer(place: Place) -> None:
-    train_tokenizer(["一二三四五六七八九十。", "hello world, how are you?"] * 20, 300, place.base)
-
-
-def _edit_text(name: str, of: str = "adapter") -> Callable[[Place], Any]:
+def _other_tokenizer(of: str) -> Callable[[Place], Any]:
     def plant(place: Place) -> None:
-        path = getattr(place, of) / name
-        path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+        texts = ["一二三四五六七八九十。", "hello world, how are you?"] * 20
+        train_tokenizer(texts, 300, getattr(place, of))
 
     return plant
 
@@ -168,7 +164,7 @@ ARTEFACT_FAULTS: dict[str, ArtefactFault] = {
     ),
     "a NaN in the base": ArtefactFault(_tensors(BASE_WEIGHTS, _nan, "base"), ""),
     "the base half written": ArtefactFault(_halve(BASE_WEIGHTS, "base"), ""),
-    "the tokenizer of the base exchanged": ArtefactFault(_other_tokenizer, ""),
+    "the tokenizer of the base exchanged": ArtefactFault(_other_tokenizer("base"), ""),
     "prompts of another layout": ArtefactFault(_nothing, "tutorial", layout="tutorial"),
     "the adapter over the model it was merged into": ArtefactFault(
         _nothing, "other weights", "adapter over merged"
@@ -176,8 +172,8 @@ ARTEFACT_FAULTS: dict[str, ArtefactFault] = {
     "a tensor of the merged model zeroed": ArtefactFault(
         _tensors(BASE_WEIGHTS, _zero_one, "merged"), CHANGED, "merged"
     ),
-    "the tokenizer of the merged model edited": ArtefactFault(
-        _edit_text("tokenizer.json", "merged"), CHANGED, "merged"
+    "the tokenizer of the merged model exchanged": ArtefactFault(
+        _other_tokenizer("merged"), "", "merged"
     ),
     "the merged model half written": ArtefactFault(_halve(BASE_WEIGHTS, "merged"), "", "merged"),
     "the configuration of the merged model edited": ArtefactFault(

@@ -12,11 +12,21 @@ from safetensors.torch import load_file, save_file
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Copies of a base and rows, and the folder of a run that was killed after its checkpoint."""
+    """A base, rows, and the output of a run that was killed after its checkpoint."""
 
-    base: Path
-    rows: Path
-    output: Path
+    folder: Path
+
+    @property
+    def base(self) -> Path:
+        return self.folder / "base"
+
+    @property
+    def rows(self) -> Path:
+        return self.folder / "rows.json"
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out"
 
     @property
     def checkpoint(self) -> Path:
@@ -84,7 +94,7 @@ def _nothing(run: Run) -> None:
     pass
 
 
-DAMAGED = "checkpoint-2"
+DAMAGED = "every checkpoint in it is damaged"
 RESUME_FAULTS: dict[str, ResumeFault] = {
     "the state of the optimizer lost": ResumeFault(_without("optimizer.pt"), DAMAGED),
     "the moments of the optimizer lost": ResumeFault(_emptied("optimizer.pt"), DAMAGED),
@@ -99,8 +109,8 @@ RESUME_FAULTS: dict[str, ResumeFault] = {
     "one digit of a row changed": ResumeFault(
         _other_rows(lambda rows: rows[0].update(output=rows[0]["output"] + "！")), "training data"
     ),
-    "a layer of the base blanked before resuming": ResumeFault(_base, "base"),
-    "the base of rotary embeddings changed before resuming": ResumeFault(_config, "base"),
+    "a layer of the base blanked before resuming": ResumeFault(_base, "changed: base"),
+    "the base of rotary embeddings changed before resuming": ResumeFault(_config, "changed: base"),
     "another learning rate": ResumeFault(_nothing, "learning_rate", ("learning_rate=1e-3",)),
     "another seed": ResumeFault(_nothing, "training.seed", ("seed=7",)),
     "another batch": ResumeFault(

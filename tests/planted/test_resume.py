@@ -11,6 +11,7 @@ from tests.planted.resume import RESUME_FAULTS, Run
 from tests.planted.test_runs import Recorder, recipe_for
 
 from glmtune.errors import CheckpointError
+from glmtune.recipe.recipe import Recipe
 from glmtune.train.run import fine_tune
 
 pytestmark = pytest.mark.slow
@@ -21,23 +22,25 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Run:
-    folder = tmp_path_factory.mktemp("resumed")
-    rows = folder / "rows.json"
-    rows.write_text(json.dumps(healthy_rows()[:20], ensure_ascii=False), encoding="utf-8")
-    base = Path(shutil.copytree(tiny_model_dir, folder / "base"))
-    recipe = recipe_for(str(base), str(rows), str(folder / "out"), *SETTINGS)
-    fine_tune(recipe)
-    shutil.rmtree(folder / "out" / "checkpoint-4")  # as if it had been killed after step 2
-    return Run(base, rows, folder / "out")
+    """A run, killed after step 2, in a folder that each test gets back as it was."""
+    run = Run(tmp_path_factory.mktemp("resumed") / "work")
+    shutil.copytree(tiny_model_dir, run.base)
+    run.rows.write_text(json.dumps(healthy_rows()[:20], ensure_ascii=False), encoding="utf-8")
+    fine_tune(recipe_of(run))
+    shutil.rmtree(run.output / "checkpoint-4")
+    return Run(Path(shutil.copytree(run.folder, run.folder.with_name("whole"))))
 
 
 @pytest.fixture
-def run(whole: Run, tmp_path: Path) -> Run:
-    return Run(
-        Path(shutil.copytree(whole.base, tmp_path / "base")),
-        Path(shutil.copy(whole.rows, tmp_path / "rows.json")),
-        Path(shutil.copytree(whole.output, tmp_path / "out")),
-    )
+def run(whole: Run) -> Run:
+    run = Run(whole.folder.with_name("work"))  # paths are a part of a run's identity
+    shutil.rmtree(run.folder)
+    shutil.copytree(whole.folder, run.folder)
+    return run
+
+
+def recipe_of(run: Run, *overrides: str) -> Recipe:
+    return recipe_for(str(run.base), str(run.rows), str(run.output), *SETTINGS, *overrides)
 
 
 @pytest.mark.parametrize("name", RESUME_FAULTS)
@@ -46,19 +49,17 @@ def test_a_planted_fault_between_run_and_resumption_is_named(
 ) -> None:
     fault = RESUME_FAULTS[name]
     fault.plant(run)
-    recipe = recipe_for(str(run.base), str(run.rows), str(run.output), *SETTINGS, *fault.overrides)
+    recipe = recipe_of(run, *fault.overrides)
 
     with pytest.raises(CheckpointError) as caught:
         fine_tune(recipe, resume=True)
 
-    record_property("said", str(caught.value).replace(f"{run.base.parent}/", ""))
+    record_property("said", str(caught.value).replace(f"{run.folder}/", ""))
     assert fault.words in str(caught.value)
 
 
 def test_a_healthy_run_resumes_to_the_same_bytes(whole: Run, run: Run) -> None:
-    recipe = recipe_for(str(run.base), str(run.rows), str(run.output), *SETTINGS)
-
-    fine_tune(recipe, resume=True)
+    fine_tune(recipe_of(run), resume=True)
 
     name = "adapter_model.safetensors"
     assert (run.output / name).read_bytes() == (whole.output / name).read_bytes()

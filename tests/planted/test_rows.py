@@ -5,9 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from tests.planted.artefacts import ARTEFACT_FAULTS
 from tests.planted.corpus import Row
 from tests.planted.healthy import HEALTHY
+from tests.planted.resume import RESUME_FAULTS
 from tests.planted.rows import ROW_FAULTS
+from tests.planted.runs import REFUSED, RUN_FAULTS
+from tests.planted.templates import PACK_FAULTS, TEMPLATE_FAULTS
 
 from glmtune.data.lint.findings import CHECKS
 from glmtune.data.lint.report import LintReport
@@ -70,3 +74,15 @@ def test_real_answers_that_moved_by_a_row_are_found(shared: Path, tmp_path: Path
 
     assert (finding.severity, finding.row) == ("error", 2)  # the first row has the last answer
     assert "moved by 1 row down" in finding.message
+
+
+def test_the_page_of_planted_faults_lists_all_of_them() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "planted.md").read_text(encoding="utf-8")
+
+    tables = (
+        ROW_FAULTS, TEMPLATE_FAULTS, PACK_FAULTS, RUN_FAULTS, REFUSED, RESUME_FAULTS,
+        ARTEFACT_FAULTS,
+    )  # fmt: skip
+    names = [name for table in tables for name in table]
+    assert [name for name in names if f"| {name} |" not in page] == []
+    assert len(names) > 150

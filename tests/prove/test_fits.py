@@ -1,6 +1,7 @@
 """A base that knows its language sees which answers do not fit; one that does not says nothing."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from tests.planted.corpus import healthy_rows
 
 import glmtune.kernels.packed_attention  # noqa: F401  # registers attention over packs
 from glmtune.conversation import Conversation, Message
+from glmtune.data.batches import pack_examples
 from glmtune.model.load import load_model, load_tokenizer
+from glmtune.objective.next_token import NextToken
 from glmtune.prove.fits import COST, FEWEST, Scored, judge, sample_rows, score_fit, split
 from glmtune.template.base import Example, Template
 from glmtune.template.select import template_for
@@ -39,9 +42,6 @@ def knowing(tiny_model_dir: Path, template: Template, pairs: list[tuple[str, str
     """A model that has learned the pairs: it knows what answers them, and where answers end."""
     model = load_model(str(tiny_model_dir), attn_implementation="packed")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    from glmtune.data.batches import pack_examples
-    from glmtune.objective.next_token import NextToken
-
     part = pack_examples(encode(template, pairs), range(len(pairs)))
     for _ in range(20):
         loss = NextToken().loss(model, part) / len(pairs)
@@ -56,34 +56,40 @@ def look(model: Any, template: Template, pairs: list[tuple[str, str]]) -> list[S
     return score_fit(model, examples, range(len(examples)), template.stop_ids)
 
 
-def test_shifted_shuffled_and_cut_answers_are_doubted_and_healthy_ones_are_not(
-    knowing: Any, template: Template, pairs: list[tuple[str, str]]
+Change = Callable[[list[str]], list[str]]
+# name -> what happens to the answers, and the check that must doubt them
+FAULTS: dict[str, tuple[Change, str]] = {
+    "answers moved by a row, to the base": (lambda a: [a[-1], *a[:-1]], "misfit"),
+    "answers shuffled, to the base": (lambda a: random.Random(1).sample(a, len(a)), "misfit"),
+    "answers cut in half, to the base": (
+        lambda a: [each[: len(each) // 2] for each in a],
+        "no-end",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_answers_that_do_not_fit_or_end_are_doubted(
+    knowing: Any, template: Template, pairs: list[tuple[str, str]], name: str, record_property: Any
 ) -> None:
+    change, check = FAULTS[name]
     known = look(knowing, template, pairs[:KNOWN])
     questions, answers = (list(part) for part in zip(*pairs[KNOWN:], strict=True))
-    shuffled = random.Random(1).sample(answers, len(answers))
-    planted = {
-        "healthy": answers,
-        "shifted": [answers[-1], *answers[:-1]],
-        "shuffled": shuffled,
-        "cut": [answer[: len(answer) // 2] for answer in answers],
-        "constant": [answers[0]] * len(answers),
-    }
 
-    doubts = {
-        name: [
-            check
-            for check, _ in judge(
-                look(knowing, template, list(zip(questions, given, strict=True))), known
-            ).doubts
-        ]
-        for name, given in planted.items()
-    }
+    found = judge(look(knowing, template, [*zip(questions, change(answers), strict=True)]), known)
 
-    assert doubts["healthy"] == []
-    assert doubts["shifted"] == doubts["shuffled"] == ["misfit"]
-    assert "no-end" in doubts["cut"]
-    assert "no-end" not in doubts["constant"]  # which lint names: nothing is compared here
+    assert [each for each, _ in found.doubts] == [check]
+    record_property("said", f"{check}: {found.doubts[0][1]}")
+
+
+@pytest.mark.parametrize("is_constant", [False, True])
+def test_answers_that_fit_and_those_that_cannot_be_compared_are_not_doubted(
+    knowing: Any, template: Template, pairs: list[tuple[str, str]], is_constant: bool
+) -> None:
+    known, rest = look(knowing, template, pairs[:KNOWN]), pairs[KNOWN:]
+    given = [(question, rest[0][1]) for question, _ in rest] if is_constant else rest
+
+    assert judge(look(knowing, template, given), known).doubts == []
 
 
 def test_a_base_with_random_weights_says_that_it_cannot_tell(

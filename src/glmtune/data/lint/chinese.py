@@ -9,6 +9,7 @@ import re
 from functools import cache
 from importlib.resources import files
 
+MARK = "。"  # stands for any punctuation
 _DROPPED = re.compile(
     r"[!?;\"'~。、“”‘’「」『』《》〈〉【】…—·・！？；＂＇～\u200b\u200c\u200d\u2060\ufeff\0]+"
 )
@@ -19,7 +20,8 @@ _BETWEEN_WORDS = re.compile(r"[.,:，：．](?:(?<![0-9].)|(?![0-9]))")  # not i
 def simplified_forms() -> dict[int, str]:
     """Return the simplified form of each traditional character, for `str.translate`."""
     text = (files("glmtune.data.lint") / "traditional.txt").read_text(encoding="utf-8")
-    return str.maketrans(*text.split())
+    traditional, simplified = text.split()
+    return {ord(one): other for one, other in zip(traditional, simplified, strict=True)}
 
 
 @cache
@@ -54,9 +56,14 @@ def plain(text: str) -> str:
     Case, white space, punctuation, full width and traditional script are gone. Signs of arithmetic
     and brackets stay, and so does a text of nothing else.
     """
-    plainer = _BETWEEN_WORDS.sub("", _DROPPED.sub("", "".join(text.split())))
+    return marked(text).replace(MARK, "") or "".join(text.split())
+
+
+def marked(text: str) -> str:
+    """Return the same with one mark for all punctuation, where a text must keep its length."""
+    plainer = _BETWEEN_WORDS.sub(MARK, _DROPPED.sub(MARK, "".join(text.split())))
     if not plainer.isascii():
         other, forms = _plain_forms()
         if other.search(plainer):
             plainer = plainer.translate(forms)
-    return plainer.lower() or "".join(text.split())
+    return plainer.lower()

@@ -28,6 +28,7 @@ FEWEST_ROWS = 12  # to speak of a habit
 LEAST_CASES = 3  # of a fault that real rows have now and then
 OPEN_SHARE = 0.05  # of prose that ends in mid-sentence; 2 % in real rows
 ECHO_SHARE = 0.02  # of answers that repeat their prompt; 0.2 % in real rows
+LEAST_LETTERS = 4  # of a prompt that is repeated
 NUMBERS_SHARE = 0.1  # of the answers with equations or lists
 SAME_LONG, SAME_SHORT = 0.3, 0.95  # of all answers, by their length
 SHORT_CHARS = 20
@@ -152,6 +153,8 @@ def _facts(row: int, question: str, answer: str, conversation: Conversation) -> 
 def _echoes_prompt(question: str, answer: str) -> bool:
     """Whether an answer has its entire prompt, or the instruction, in it."""
     asked = question.strip()
+    if sum(map(str.isalpha, asked[:40])) < LEAST_LETTERS:
+        return False  # 3 + 4 = 7 repeats 3 + 4
     if len(asked) >= 10 and asked in answer:
         return True
     if asked[:2] not in answer[:40]:

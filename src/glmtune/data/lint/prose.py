@@ -112,7 +112,7 @@ def _value(first: str, sign: str, second: str) -> float:
 
 def _is_out_of_order(numbers: list[int]) -> bool:
     """Whether a list does not count up from 0 or 1, nor down; it may start again."""
-    slips = numbers[0] not in (0, 1) and abs(numbers[1] - numbers[0]) != 1
+    slips = int(numbers[0] not in (0, 1) and abs(numbers[1] - numbers[0]) != 1)
     starts_late = numbers[0] > 2 and numbers[1] == numbers[0] + 1
     slips += sum(
         after not in (before, before + 1, before - 1, 0, 1) for before, after in pairwise(numbers)

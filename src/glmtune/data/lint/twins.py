@@ -19,7 +19,7 @@ Rajaraman and Ullman, "Mining of Massive Datasets", section 3.4.
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glmtune.conversation import Conversation
-from glmtune.data.lint.chinese import plain
+from glmtune.data.lint.chinese import MARK, marked
 from glmtune.data.lint.findings import Fault
 from glmtune.recipe.sections import LintSection
 
@@ -72,6 +72,7 @@ class Twins:
     def __init__(self) -> None:
         self._row_keys = array("q")
         self._prompt_keys = array("q")
+        self._exact_keys = array("q")  # of the prompt, but for case and white space
         self._plain_keys = array("q")  # of prompt and answer, without what makes no difference
         self._turn_keys = array("q")  # of each question with its answer,
         self._turn_rows = array("q")  # and the row of each
@@ -93,20 +94,35 @@ class Twins:
         for conversation, worse in zip(conversations, rejected, strict=True):
             turns = [(m.role, m.metadata, m.content, str(m.tools)) for m in conversation]
             last = max(i for i, turn in enumerate(turns) if turn[0] == "assistant")
-            said = [(role, name, plain(text), tools) for role, name, text, tools in turns]
+            texts = [marked(message.content) for message in conversation]
+            said = [
+                (role, name, text.replace(MARK, "") or content, tools)
+                for text, (role, name, content, tools) in zip(texts, turns, strict=True)
+            ]
             prompt, answer = said[:last], said[last][2]
             self._row_keys.append(hash((*turns, worse)))
             # An answer without a prompt has none in common with another.
             self._prompt_keys.append(hash(tuple(prompt)) if prompt else self._row_keys[-1])
+            self._exact_keys.append(
+                hash("".join("".join(t[2] for t in turns[:last]).lower().split()))
+            )
             self._answer_chars.append(len(turns[last][2]))
             self._plain_keys.append(hash((*prompt, answer, worse)))
             self._add_turns(prompt, answer)
             questions.append(
-                "".join(text for role, _, text, _ in said if role in ("user", "observation"))
+                "".join(
+                    text
+                    for text, turn in zip(texts, turns, strict=True)
+                    if turn[0] in ("user", "observation")
+                )
             )
             answers.append(
-                "".join(name + text for role, name, text, _ in said if role == "assistant")
-                + plain(worse)
+                "".join(
+                    turn[1] + text
+                    for text, turn in zip(texts, turns, strict=True)
+                    if turn[0] == "assistant"
+                )
+                + marked(worse)
             )
         if self._finds_near:
             self._digests.append(np.concatenate((minhash(questions), minhash(answers)), axis=1))
@@ -142,10 +158,9 @@ class Twins:
                 yield Twin("duplicate", row, first, _duplicate(copies[first]))
             for row, (other, share) in near.items():
                 if row not in same:
-                    why = f"question and answer are {share:.0%} those of the other row"
-                    if row in alike:
-                        why = "but for punctuation, case or script it is the other row"
-                    yield Twin("near-duplicate", row, other, Fault("warning", why, ""))
+                    yield Twin(
+                        "near-duplicate", row, other, self._near(row, other, share, alike, section)
+                    )
             for row, first in _earlier_same(prompts, rows).items():
                 if row not in same and row not in near:
                     fault = self._contradiction(row, first, section)
@@ -175,9 +190,22 @@ class Twins:
         digests = np.concatenate(self._digests)
         return digests, _band_keys(digests)
 
+    def _near(
+        self, row: int, other: int, share: float, alike: Container[int], section: LintSection
+    ) -> Fault:
+        if row not in alike:
+            why = f"question and answer are {share:.0%} those of the other row"
+            return Fault("warning", why, "")
+        # A short question is often meant to be learned with and without its question mark.
+        is_short = self._answer_chars[row] <= section.short_answer_chars
+        is_meant = is_short and self._exact_keys[row] != self._exact_keys[other]
+        why = "but for punctuation, case or script it is the other row"
+        return Fault("info" if is_meant else "warning", why, "")
+
     def _contradiction(self, row: int, first: int, section: LintSection) -> Fault:
         longest = max(self._answer_chars[row], self._answer_chars[first])
-        if longest <= section.short_answer_chars:
+        is_exact = self._exact_keys[row] == self._exact_keys[first]
+        if longest <= section.short_answer_chars and is_exact:
             return Fault("warning", "the same prompt has another short answer", "")
         return Fault("info", "the same prompt has another answer", "")
 
