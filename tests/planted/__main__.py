@@ -41,7 +41,7 @@ MISSES = """
 - A set of fewer than 12 rows has no habits, and one too small for a sample is not judged.
 - A learning rate in the usual range that is wrong for these rows: only the curves show it.
 - A tensor edited together with its checksum, and adapters of other tools, which have none.
-- A `tokenizer.json` of a model that was edited so that ids stay the same: only the ids are compared.
+- A `tokenizer.json` that was edited so that ids stay the same: only the ids are compared.
 - What was planted here was thought of by the authors of the checks. Others plant other faults.
 """
 

@@ -157,8 +157,10 @@ def _score(
         NextToken(note).loss(model, pack_examples(examples, rows).to(model.device))
         order += rows
     each, at_end = (torch.cat([part[i].cpu() for part in losses]) for i in range(2))
-    sizes = [len(pairs[row][1]) for row in order]
-    scored = dict(zip(order, zip(each.split(sizes), at_end.split(sizes), strict=True), strict=True))
+    scored, start = dict[int, tuple[Tensor, Tensor]](), 0
+    for row in order:
+        end = start + len(pairs[row][1])
+        scored[row], start = (each[start:end], at_end[start:end]), end
     return [scored[row] for row in range(len(pairs))]
 
 
