@@ -173,6 +173,7 @@ class ChecksSection(Section):
     stop_prompts: CountOrZero = 8  # held-out prompts, to check that answers end; 0: none
     least_stop_rate: ShareOrAll = 0.5  # a right answer may be long
     max_new_tokens: Size = 128  # per answer to these prompts
+    answers_fit: bool = True  # let the base judge a sample of rows, for 2 % of an epoch at most
     stock_reader: bool = True  # read the finished folder by transformers without glmtune, 2 to 4 s
     streamed_tolerance: Positive = 0.25  # relative to the spread of a token's scores
     merged_tolerance: Positive = 0.05  # relative to the adapter's change

@@ -8,12 +8,13 @@ wrong; the run continues, since the user may know better.
     a gradient far above those before it               at any step
     a loss that rises, and stays up                    at any step
     a held-out loss that has turned up                 at any evaluation
+    a loss that did not fall                           after the last step
 """
 
 import logging
 import statistics
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from glmtune.recipe.methods import FreezeSection, FullSection, LoraSection
 from glmtune.recipe.recipe import Recipe, RunRecipe
@@ -40,6 +41,10 @@ RATES_OF_METHODS: Mapping[str, tuple[float, str]] = {
 }
 # Beyond these, Adam's steps or the update itself are next to nothing.
 SMALLEST_CLIPPING, LARGEST_EPSILON, SMALLEST_SCALE = 1e-4, 1e-3, 1e-2
+# Beyond these, something else outweighs the rows.
+LARGEST_DECAY, LARGEST_DROPOUT, LARGEST_SMOOTHING, LARGEST_NOISE = 1.0, 0.5, 0.5, 50.0
+LARGEST_BETA1, SMALLEST_BETA2 = 0.99, 0.8
+LEAST_FALL = 1e-3  # nats per token, of a loss between the first and the last third of a run
 
 
 def find_disproportions(recipe: RunRecipe, num_rows: int, num_steps: int) -> list[str]:
@@ -51,7 +56,7 @@ def find_disproportions(recipe: RunRecipe, num_rows: int, num_steps: int) -> lis
         num_steps: optimizer steps of the whole run.
     """
     training, checks = recipe.training, recipe.checks
-    found = [*_learning_rate(recipe), *_next_to_nothing(recipe, num_steps)]
+    found = [*_learning_rate(recipe), *_next_to_nothing(recipe, num_steps), *_too_much(recipe)]
     found += _about_steps(recipe, num_rows, num_steps)
     rows_per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     epochs = num_steps * rows_per_step / max(num_rows, 1)
@@ -137,6 +142,70 @@ def _next_to_nothing(recipe: RunRecipe, num_steps: int) -> Iterator[str]:
                 f"lora_alpha {adapter.lora_alpha:g} with r {adapter.r} multiplies the update by "
                 f"{scale:.2g}, so the adapter changes next to nothing; twice r is usual"
             )
+
+
+def _too_much(recipe: RunRecipe) -> Iterator[str]:
+    """Yield what outweighs the rows, so that the loss curve is about something else."""
+    training, adapter = recipe.training, recipe.adapter
+    if training.weight_decay > LARGEST_DECAY:
+        yield (
+            f"weight_decay {training.weight_decay:g} pulls what is trained to zero faster than the "
+            "rows can move it; 0 to 0.1 is usual"
+        )
+    for key in ("lora_dropout", "vera_dropout", "module_dropout"):
+        dropout = getattr(adapter, key, 0.0)
+        if dropout > LARGEST_DROPOUT:
+            yield (
+                f"adapter.{key} {dropout:g} leaves {1 - dropout:.0%} of the inputs of the adapter, "
+                "so its gradient is mostly noise; 0 to 0.1 is usual"
+            )
+    if training.label_smoothing_factor > LARGEST_SMOOTHING:
+        yield (
+            f"label_smoothing_factor {training.label_smoothing_factor:g} teaches the whole "
+            "vocabulary rather than the answers; 0.1 is usual"
+        )
+    if (training.neftune_noise_alpha or 0) > LARGEST_NOISE:
+        yield (
+            f"neftune_noise_alpha {training.neftune_noise_alpha:g} drowns the embeddings in noise; "
+            "5 is usual"
+        )
+    if training.adam_beta1 > LARGEST_BETA1 or training.adam_beta2 < SMALLEST_BETA2:
+        yield (
+            f"adam_beta1 {training.adam_beta1:g} and adam_beta2 {training.adam_beta2:g} average "
+            "over too many or too few steps; 0.9 and 0.999 are usual"
+        )
+    layers: tuple[int, ...] = getattr(adapter, "layers_to_transform", None) or ()
+    if len(layers) == 1:
+        yield (
+            f"the adapter changes layer {layers[0]} alone, which can learn little; leave "
+            "adapter.layers_to_transform out for all layers"
+        )
+    if 0.5 < recipe.data.eval_fraction < 1:
+        yield (
+            f"data.eval_fraction {recipe.data.eval_fraction:g} holds out more rows than are "
+            "learned; 0.05 is usual"
+        )
+
+
+def find_no_progress(losses: Sequence[float]) -> str:
+    """Say that the loss of a run did not fall; "" where it did, or the run was too short.
+
+    Args:
+        losses: of training, in the order of the steps that were logged.
+    """
+    if len(losses) < 2 * FEWEST_STEPS:
+        return ""
+    first, last = losses[: len(losses) // 3], losses[-(len(losses) // 3) :]
+    fell = statistics.fmean(first) - statistics.fmean(last)
+    noise = (statistics.variance(first) / len(first) + statistics.variance(last) / len(last)) ** 0.5
+    if statistics.fmean(first) < NEGLIGIBLE_LOSS or fell > max(noise, LEAST_FALL):
+        return ""
+    return (
+        f"the loss did not fall: {statistics.fmean(first):.4f} in the first third of the run, "
+        f"{statistics.fmean(last):.4f} in the last. Nothing was learned from the rows: raise "
+        "learning_rate, look at the warnings before the first step, and check with `glmtune "
+        "inspect` that answers fit their questions"
+    )
 
 
 class Alarms:

@@ -1,6 +1,7 @@
 """The base before training, as the proofs compare it with the tuned model."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -12,7 +13,8 @@ from glmtune.data.pairs import Pairs
 from glmtune.errors import CheckpointError, TrainingError, some
 from glmtune.prove import liveness
 from glmtune.prove.answers import Answer, Prompt, Sample, answer_all, answer_limit, first_prompt
-from glmtune.prove.forgetting import general_loss
+from glmtune.prove.fits import Fit, judge, sample_rows, score_fit
+from glmtune.prove.forgetting import general_conversations, general_loss
 from glmtune.prove.packed import check_packed
 from glmtune.prove.prompts import check_template_agrees
 from glmtune.prove.proof import PACKED, TEMPLATE, Proof, prove
@@ -29,6 +31,8 @@ logger = logging.getLogger(__name__)
 SAMPLED_PROMPTS = 2
 PROBED_ROWS = 20  # whose prompts are compared with what is trained
 PACKED_ROWS = 4  # the shortest of a step, which are scored in a pack and alone
+KNOWN_ROWS = 12  # general ones, which show whether the base can judge others
+SHOWN_ROWS = 2  # of the least likely answers, and of the likeliest
 SAMPLE_TOKENS = 32  # of an answer of the base, or during a run: it is only shown
 
 
@@ -71,6 +75,55 @@ def look_at_base(recipe: Recipe, model: Any, data: RunData, processes: Processes
         logger.warning("the base cannot answer: %s", error)
         return Before(prompts)
     return Before(prompts, answers, loss)
+
+
+def judge_rows(recipe: Recipe, model: Any, data: RunData, processes: Processes) -> RunData:
+    """Let the base judge a sample of rows, on rank 0; log it, and add doubts to the findings."""
+    is_slow = recipe.training.sharding and processes.device.type != "cpu"
+    if not recipe.checks.answers_fit or not recipe.trains or not processes.is_main or is_slow:
+        return data
+    sample = sample_rows(data.examples, data.rows, data.lengths)
+    if not sample:
+        logger.info("the base was not asked about rows: too few to be worth a sample")
+        return data
+    began, stops = time.monotonic(), data.template.stop_ids
+    general = data.template.encode_batch(list(general_conversations()[:KNOWN_ROWS]))
+    try:
+        known = score_fit(model, general, range(len(general)), stops)
+        fit = judge(score_fit(model, data.examples, sample, stops), known)
+    except TrainingError as error:
+        logger.warning("the base cannot judge rows: %s", error)
+        return data
+    logger.info("%s (%.1f s)", fit.describe(), time.monotonic() - began)
+    log_extremes(fit, data)
+    for check, why in fit.doubts:
+        logger.warning("%s: %s", check, why)
+    found = [
+        {
+            "id": check,
+            "severity": "warning",
+            "place": "a sample of rows",
+            "excerpt": "",
+            "message": why,
+        }
+        for check, why in fit.doubts
+    ]
+    return replace(data, findings=(*found, *(data.findings or ()))) if found else data
+
+
+def log_extremes(fit: Fit, data: RunData) -> None:
+    """Log the answers that the base finds least likely, and those that it knows by heart."""
+    by_loss = sorted(fit.scored, key=lambda each: each.loss)
+    for what, some_rows in (("least", by_loss[::-1]), ("most", by_loss)):
+        for each in some_rows[:SHOWN_ROWS]:
+            text = first_prompt(data.examples[each.row], data.template, data.tokenizer).expected
+            logger.info(
+                "%s likely to the base: %s, %.2f nats per token: %.60r",
+                what,
+                data.origin(each.row),
+                each.loss,
+                text,
+            )
 
 
 def prove_prompts(recipe: Recipe, data: RunData) -> Proof:

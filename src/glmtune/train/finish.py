@@ -43,6 +43,7 @@ from glmtune.prove.streamed import Probe, check_streamed, probe
 from glmtune.prove.wanted import check_trained
 from glmtune.recipe.recipe import Recipe
 from glmtune.train import process_memory
+from glmtune.train.alarms import find_no_progress
 from glmtune.train.before import SAMPLED_PROMPTS, Before, pair_answers
 from glmtune.train.changed_files import changed_since
 from glmtune.train.checkpoint import damage
@@ -91,6 +92,9 @@ def finish(training: Training, before: Before, model: Any) -> ProofResults:
     """
     model.zero_grad(set_to_none=True)
     process_memory.release_freed_pages()
+    losses = [line["loss"] for line in training.folder.read_metrics() if "loss" in line]
+    if training.recipe.trains and (why := find_no_progress(losses)):
+        logger.warning("%s", why)
     step = take_best(training, model)
     proofs, probes = _publish_and_prove(training, before, model, step)
     checks, template = training.checks, training.data.template

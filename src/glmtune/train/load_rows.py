@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.data.encode import EncodeOptions, encode_data, split_data
+from glmtune.data.lint.findings import CHECKS
+from glmtune.data.lint.findings import Finding as LintFinding
+from glmtune.data.lint.report import LintReport
 from glmtune.data.lint.run import lint_data, refuse_errors
 from glmtune.data.mixing import weigh_rows, weights_of
 from glmtune.data.pairs import encode_pairs
@@ -209,6 +212,15 @@ def _encode_general(recipe: Recipe, template: Template, output: Path) -> Sequenc
     return list(rows)
 
 
+def _first_of_each(report: LintReport) -> dict[str, LintFinding]:
+    """Return the first warning or error of each check."""
+    first: dict[str, LintFinding] = {}
+    for finding in report.findings:
+        if finding.severity != "info":
+            first.setdefault(finding.check, finding)
+    return first
+
+
 def lint(recipe: Recipe, template: Template) -> tuple[Finding, ...] | None:
     """Check the rows before they are encoded, and log what was found; None when it is off.
 
@@ -232,6 +244,9 @@ def lint(recipe: Recipe, template: Template) -> tuple[Finding, ...] | None:
     ]
     if counted:
         logger.warning("lint: %s. `glmtune lint` with this recipe shows them", ", ".join(counted))
+        for check, finding in _first_of_each(report).items():
+            what = f"{finding.place}: {finding.message}. {CHECKS[check].remedy}"
+            logger.warning("lint: %s: %s", check, what)
     else:
         logger.info("lint: nothing to fix in %d rows", report.num_rows)
     for check, reason in report.not_checked.items():

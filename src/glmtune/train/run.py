@@ -24,7 +24,14 @@ from glmtune.prove.wanted import check_trained
 from glmtune.recipe.recipe import Recipe, RunRecipe
 from glmtune.recipe.sections import TrainingSection
 from glmtune.template.select import template_for
-from glmtune.train.before import Before, log_samples, look_at_base, prove_packing, prove_prompts
+from glmtune.train.before import (
+    Before,
+    judge_rows,
+    log_samples,
+    look_at_base,
+    prove_packing,
+    prove_prompts,
+)
 from glmtune.train.dry_run import dry_run
 from glmtune.train.engines.engine import Engine
 from glmtune.train.finish import ProofResults, finish, write_run_report
@@ -92,6 +99,7 @@ def fine_tune(
     with sole_run(recipe, is_main=processes.is_main, resume=resume):
         data = load_data(recipe, processes, resume=resume)
         model = load_base(recipe, processes.device)
+        data = judge_rows(recipe, model, data, processes) if not resume else data
         before = look_at_base(recipe, model, data, processes)
         if processes.is_main:
             before = replace(before, asked=prove_prompts(recipe, data))

@@ -126,6 +126,95 @@ CHECKS: Mapping[str, Check] = {
             "Take the row out if the model should answer in the language of the question.",
         ),
         Check(
+            "mispaired",
+            "answers stand with other questions than their own, so the model learns to answer past "
+            "the question",
+            "Join questions and answers again from their source, by a key rather than by line; a "
+            "column that was sorted or lost a row by itself does this.",
+        ),
+        Check(
+            "swapped",
+            "questions and answers have changed places",
+            "Swap the two columns in data.columns, or the two roles in data.roles.",
+        ),
+        Check(
+            "one-answer",
+            "nearly all questions have one and the same answer, which the model then gives to all",
+            "Check the column of the answers; a join or a default value may have filled it.",
+        ),
+        Check(
+            "ordered",
+            "the answers stand in the order of their class; a slice such as rows.json#500, or a "
+            "held-out part taken from the end, has only some of the classes",
+            "Shuffle the rows of the file, or hold rows out by data.eval_fraction.",
+        ),
+        Check(
+            "few-learned",
+            "most answers are marked as not learned",
+            "Check the loss flags (loss, weight, train) of the messages.",
+        ),
+        Check(
+            "system-prompt",
+            "some rows lack the system prompt that the others have, so the model learns to behave "
+            "in the same way with and without it",
+            "Add it to all rows, or take it out of all.",
+        ),
+        Check(
+            "tool-call",
+            "a call of a tool that no program could carry out",
+            "Write the call by the definition of its tool, and put that into the tools of the row.",
+        ),
+        Check(
+            "unfinished",
+            "answers end in mid-sentence, so the model learns to break off",
+            "Get the rows again from their source; a limit of characters or of tokens cut them.",
+        ),
+        Check(
+            "echo",
+            "answers repeat their prompt, so the model learns to repeat before it answers",
+            "Take the prompt out of the answers; a pipeline that returns the full text leaves it.",
+        ),
+        Check(
+            "repetition",
+            "an answer says one phrase over and over, as a model does that got stuck",
+            "Take the row out, or cut the answer after the first time.",
+        ),
+        Check(
+            "continued",
+            "an answer goes on with the user's next words, so the model learns to talk to itself",
+            "Cut the answer before them, or split it into turns (messages).",
+        ),
+        Check(
+            "numbers",
+            "sums or numbered lists are wrong in many answers",
+            "Compare digits with the source of the rows; a conversion may have altered them.",
+        ),
+        Check(
+            "missing-value",
+            "the nan of an empty cell is learned as a text",
+            "Fill the cell or take the row out; keep_default_na=False of pandas.read_csv does.",
+        ),
+        Check(
+            "markup",
+            "remnants of HTML or of other markup, and escapes that were not undone",
+            "Convert them to plain text or Markdown: html.unescape, and a parser for the tags.",
+        ),
+        Check(
+            "advertising",
+            "an answer advertises something with a link or a contact, unasked",
+            "Take the sentence out, or the row.",
+        ),
+        Check(
+            "invisible",
+            "characters without a shape, which change the tokens and nobody sees",
+            "Delete them: zero-width spaces, byte order marks, marks of direction, private ones.",
+        ),
+        Check(
+            "script",
+            "traditional characters in a simplified set",
+            "Convert all rows to one script, for example with OpenCC.",
+        ),
+        Check(
             "duplicate",
             "the row occurs twice, so it counts twice",
             "Keep one of them.",

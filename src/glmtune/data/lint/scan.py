@@ -14,9 +14,12 @@ from glmtune.data.encode import cannot_encode, split_data
 from glmtune.data.fit import encode_each, example_of, fit
 from glmtune.data.formats import convert_sides
 from glmtune.data.lint.findings import CHECKS, Fault, Finding
+from glmtune.data.lint.habits import Habits
+from glmtune.data.lint.remnants import remnant_checks
 from glmtune.data.lint.report import LintReport
 from glmtune.data.lint.texts import TextCheck, around, find_same_answers, text_checks
 from glmtune.data.lint.tokens import Lengths, find_token_faults
+from glmtune.data.lint.tools import tool_checks
 from glmtune.data.lint.twins import Twins, can_find_near
 from glmtune.data.rows import BadRow, Row
 from glmtune.data.sources import find_sources
@@ -26,7 +29,9 @@ from glmtune.recipe.sources import SourceSection
 from glmtune.template.base import Example, Template, is_learned
 
 # Faults that may be the reason why an answer is the worse one.
-_ALLOWED_IF_REJECTED = ("refusal", "language-mix")
+_ALLOWED_IF_REJECTED = (
+    "refusal", "language-mix", "tool-call", "repetition", "continued", "markup", "advertising",
+)  # fmt: skip
 
 _NEEDS_RENSA = (
     "needs the package rensa: pip install 'glmtune[lint]'; leaks are found by equal prompts only"
@@ -79,18 +84,20 @@ class Scan:
         self._template = template
         self._lint = lint
         self._progress = progress
-        self._checks = {id: check for id, check in text_checks(lint).items() if id not in lint.off}
+        checks = {**text_checks(lint), **remnant_checks(), **tool_checks()}
+        self._checks = {id: check for id, check in checks.items() if id not in lint.off}
         self._formats: dict[str, str] = {}
         self._other_files: set[str] = set()
         self._num_own = 0  # of the rows that can be used, those of data.train
         self._findings: list[Finding] = []
         self._notes: list[str] = []
         self._num_rows = {False: 0, True: 0}
-        self._is_held_out = False
+        self._is_held_out = self._is_own = False
         self._first_rows: dict[str, int] = {}  # of keys that nothing reads
         self._lengths: list[int] = []
         # of the rows that can be used, in order
         self._twins = Twins()
+        self._habits = Habits()
         self._places: list[_Place] = []
         self._excerpts: list[str] = []
         self._is_eval: list[bool] = []
@@ -113,7 +120,7 @@ class Scan:
             is_held_out: whether they are for evaluation and not learned.
             is_own: whether they are rows of data.train or data.eval, not general rows.
         """
-        self._is_held_out = is_held_out
+        self._is_held_out, self._is_own = is_held_out, is_own and not is_held_out
         num_before, num_usable = self._num_rows[is_held_out], len(self._is_kept)
         dataset = Dataset(find_sources(paths, split=section.split), section)
         self._notes += [note for note in dataset.left_out if note not in self._notes]
@@ -142,6 +149,8 @@ class Scan:
             seed: decides what `data.eval_fraction` holds out.
         """
         self._compare(section.eval_fraction, seed)
+        for check, row, fault in self._habits.find():
+            self._add(check, self._places[row], fault, is_held_out=False)
         not_checked = dict.fromkeys(self._lint.off, "switched off by lint.off")
         if not can_find_near():
             not_checked.setdefault("near-duplicate", _NEEDS_RENSA)
@@ -229,6 +238,8 @@ class Scan:
                     self._add(id, row.place, fault)
             if len(row.sides) == 2 and (fault := find_same_answers(*row.sides)):
                 self._add("same-answers", row.place, fault)
+            if self._is_own:
+                self._habits.add(len(self._places), row.sides[0])
             self._places.append(row.place)
             question = next((m.content for m in row.sides[0] if m.role != "system"), "")
             self._excerpts.append(around(question, 0, 0))

@@ -125,8 +125,12 @@ _BROKEN = re.compile(
     "|(?P<gbk>(?:[\u00b0-\u00f7][\u00a1-\u00fe]){2,})"
     # UTF-8 read as GBK: ， 。 的 -> 锛?, 銆?, 鐨?; so rare that two of them are not a coincidence
     "|(?P<utf8>[锛銆鐨鈥][^锛銆鐨鈥]{0,20}[锛銆鐨鈥])"
+    # Chinese written as ASCII; three may be meant
+    r"|(?P<ascii>\?{5,})"
 )
-_MAY_BE_BROKEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\u00ff\ufffd锟烫屯锛銆鐨鈥]")  # quick
+_MAY_BE_BROKEN = re.compile(
+    r"\?{5}|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\u00ff\ufffd锟烫屯锛銆鐨鈥]"
+)  # quick
 _WHY_BROKEN = {
     "replaced": "U+FFFD replaces a character that could not be decoded",
     "twice": "bytes were decoded twice in a wrong encoding",
@@ -134,6 +138,7 @@ _WHY_BROKEN = {
     "latin": "UTF-8 was read as latin-1",
     "gbk": "GBK was read as latin-1",
     "utf8": "UTF-8 was read as GBK",
+    "ascii": "characters were replaced by question marks",
 }
 
 
@@ -207,8 +212,12 @@ _TO_FILL_IN = re.compile(
     r"|(?<![A-Za-z])(?:X{3,}|x{3,})(?![A-Za-z.])"
 )
 # Where other tools put a picture. HTML has the other two, but seldom alone on a line.
-_MEDIUM = re.compile(r"<image>|^<(?:video|audio)>\s*$", re.MULTILINE)
-_MAY_FILL_IN = re.compile(r"[<\[【{]|TODO|FIXME|TBD|XXX|xxx")
+_MEDIUM = re.compile(
+    r"<(?:image|img|ImageHere|\|image\|)>|[\[【(（](?:图片|图像|视频|语音|音频|表情|image|img|IMG)[\]】)）](?!\()"
+    r"|^<(?:video|audio)>\s*$",
+    re.MULTILINE,
+)
+_MAY_FILL_IN = re.compile(r"[<\[【{（(]|TODO|FIXME|TBD|XXX|xxx")
 _ASKS_FOR_FORM = re.compile(
     r"信|邮件|模板|范本|样本|脚本|收据|发票|合同|协议|简历|请柬|邀请函|表格"
     r"|(?i:letter|e-?mail|template|script|receipt|invoice|contract|resume|invitation|form\b)"

@@ -1,6 +1,6 @@
 """Pairs of rows: duplicates, near duplicates, contradictions, leaks.
 
-Only numbers are kept of each row, about 600 bytes: hashes of the row and of its prompt, a MinHash
+Only numbers are kept of each row, about 620 bytes: hashes of the row and of its prompt, a MinHash
 of its questions and one of its answers. Two rows are near duplicates only if both MinHashes are
 close: a thousand questions with the answer "Yes." are not duplicates, nor are two answers to
 one question.
@@ -18,21 +18,25 @@ Rajaraman and Ullman, "Mining of Massive Datasets", section 3.4.
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from glmtune.conversation import Conversation
+from glmtune.data.lint.chinese import MARK, marked
 from glmtune.data.lint.findings import Fault
 from glmtune.recipe.sections import LintSection
 
 NGRAM_CHARS = 4
 SLOTS = 128  # a share of 90 % is estimated within 3 %
 BAND_SLOTS = 4
+LEAST_TURN_CHARS = 20  # of a question with its answer; thanks and greetings are shorter
 _SEED = 1
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
 
@@ -68,6 +72,10 @@ class Twins:
     def __init__(self) -> None:
         self._row_keys = array("q")
         self._prompt_keys = array("q")
+        self._exact_keys = array("q")  # of the prompt, but for case and white space
+        self._plain_keys = array("q")  # of prompt and answer, without what makes no difference
+        self._turn_keys = array("q")  # of each question with its answer,
+        self._turn_rows = array("q")  # and the row of each
         self._answer_chars = array("q")
         self._digests: list[Digests] = []
         self._finds_near = can_find_near()
@@ -82,25 +90,52 @@ class Twins:
             conversations: of each row; of a pair, the better side.
             rejected: the worse answer of each; "" where there is none.
         """
+        questions, answers = [], []
         for conversation, worse in zip(conversations, rejected, strict=True):
             turns = [(m.role, m.metadata, m.content, str(m.tools)) for m in conversation]
             last = max(i for i, turn in enumerate(turns) if turn[0] == "assistant")
-            prompt = [(role, name, _plain(text), tools) for role, name, text, tools in turns[:last]]
+            texts = [marked(message.content) for message in conversation]
+            said = [
+                (role, name, text.replace(MARK, "") or content, tools)
+                for text, (role, name, content, tools) in zip(texts, turns, strict=True)
+            ]
+            prompt, answer = said[:last], said[last][2]
             self._row_keys.append(hash((*turns, worse)))
             # An answer without a prompt has none in common with another.
             self._prompt_keys.append(hash(tuple(prompt)) if prompt else self._row_keys[-1])
+            self._exact_keys.append(
+                hash("".join("".join(t[2] for t in turns[:last]).lower().split()))
+            )
             self._answer_chars.append(len(turns[last][2]))
-        if not self._finds_near:
-            return
-        questions = [
-            _plain("".join(m.content for m in c if m.role in ("user", "observation")))
-            for c in conversations
-        ]
-        answers = [
-            _plain("".join(m.metadata + m.content for m in c if m.role == "assistant") + worse)
-            for c, worse in zip(conversations, rejected, strict=True)
-        ]
-        self._digests.append(np.concatenate((minhash(questions), minhash(answers)), axis=1))
+            self._plain_keys.append(hash((*prompt, answer, worse)))
+            self._add_turns(prompt, answer)
+            questions.append(
+                "".join(
+                    text
+                    for text, turn in zip(texts, turns, strict=True)
+                    if turn[0] in ("user", "observation")
+                )
+            )
+            answers.append(
+                "".join(
+                    turn[1] + text
+                    for text, turn in zip(texts, turns, strict=True)
+                    if turn[0] == "assistant"
+                )
+                + marked(worse)
+            )
+        if self._finds_near:
+            self._digests.append(np.concatenate((minhash(questions), minhash(answers)), axis=1))
+
+    def _add_turns(self, prompt: Sequence[tuple[str, str, str, str]], answer: str) -> None:
+        """Remember each question with its answer, whatever stands before or after both."""
+        row = len(self._row_keys) - 1
+        texts = [*((role, text) for role, _, text, _ in prompt), ("assistant", answer)]
+        for (role, question), (next_role, reply) in pairwise(texts):
+            is_turn = role == "user" and next_role == "assistant"
+            if is_turn and len(question) + len(reply) >= LEAST_TURN_CHARS:
+                self._turn_keys.append(hash((question, reply)))
+                self._turn_rows.append(row)
 
     def find(self, is_held_out: npt.NDArray[np.bool_], section: LintSection) -> Iterator[Twin]:
         """Compare the rows.
@@ -115,17 +150,38 @@ class Twins:
         row_keys, prompts = np.asarray(self._row_keys), np.asarray(self._prompt_keys)
         for rows in (np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)):
             same = _earlier_same(row_keys, rows)
+            alike = _earlier_same(np.asarray(self._plain_keys), rows)
             near = _nearest(digests, bands, rows, section.near_duplicate)
-            yield from (Twin("duplicate", row, first, _DUPLICATE) for row, first in same.items())
+            near |= {row: (other, 1.0) for row, other in alike.items()}
+            copies = Counter(same.values())
+            for row, first in same.items():
+                yield Twin("duplicate", row, first, _duplicate(copies[first]))
             for row, (other, share) in near.items():
                 if row not in same:
-                    why = f"question and answer are {share:.0%} those of the other row"
-                    yield Twin("near-duplicate", row, other, Fault("warning", why, ""))
+                    yield Twin(
+                        "near-duplicate", row, other, self._near(row, other, share, alike, section)
+                    )
             for row, first in _earlier_same(prompts, rows).items():
                 if row not in same and row not in near:
                     fault = self._contradiction(row, first, section)
                     yield Twin("contradiction", row, first, fault)
-        yield from _leaks(digests, bands, prompts, is_held_out, section.near_duplicate)
+        near_leaks = _leaks(digests, bands, prompts, is_held_out, section.near_duplicate)
+        leaks = {twin.row: twin for twin in self._leaked_turns(is_held_out)}
+        leaks |= {twin.row: twin for twin in near_leaks}
+        yield from (leaks[row] for row in sorted(leaks))
+
+    def _leaked_turns(self, is_held_out: npt.NDArray[np.bool_]) -> Iterator[Twin]:
+        """Find held-out rows that begin with a question and answer of some learned row."""
+        keys, rows = np.asarray(self._turn_keys), np.asarray(self._turn_rows)
+        first_with: dict[int, int] = {}
+        for key, row in zip(keys.tolist(), rows.tolist(), strict=True):
+            if not is_held_out[row]:
+                first_with.setdefault(key, row)
+        first_turns = dict(zip(rows[::-1].tolist(), keys[::-1].tolist(), strict=True))
+        why = "the first question and answer of this held-out row are also learned"
+        for row in np.flatnonzero(is_held_out).tolist() if first_with else ():
+            if (other := first_with.get(first_turns.get(row, 0))) is not None:
+                yield Twin("leak", row, other, Fault("warning", why, ""))
 
     def _hash_bands(self) -> tuple[Digests, npt.NDArray[np.uint64]]:
         """Return digests, (rows, 2 * SLOTS), and keys, (bands, rows); no bands without rensa."""
@@ -134,14 +190,29 @@ class Twins:
         digests = np.concatenate(self._digests)
         return digests, _band_keys(digests)
 
+    def _near(
+        self, row: int, other: int, share: float, alike: Container[int], section: LintSection
+    ) -> Fault:
+        if row not in alike:
+            why = f"question and answer are {share:.0%} those of the other row"
+            return Fault("warning", why, "")
+        # A short question is often meant to be learned with and without its question mark.
+        is_short = self._answer_chars[row] <= section.short_answer_chars
+        is_meant = is_short and self._exact_keys[row] != self._exact_keys[other]
+        why = "but for punctuation, case or script it is the other row"
+        return Fault("info" if is_meant else "warning", why, "")
+
     def _contradiction(self, row: int, first: int, section: LintSection) -> Fault:
         longest = max(self._answer_chars[row], self._answer_chars[first])
-        if longest <= section.short_answer_chars:
+        is_exact = self._exact_keys[row] == self._exact_keys[first]
+        if longest <= section.short_answer_chars and is_exact:
             return Fault("warning", "the same prompt has another short answer", "")
         return Fault("info", "the same prompt has another answer", "")
 
 
-_DUPLICATE = Fault("warning", "the same row occurs earlier", "")
+def _duplicate(copies: int) -> Fault:
+    times = f", {copies + 1:,} times in all" if copies > 1 else ""
+    return Fault("warning", f"the same row occurs earlier{times}", "")
 
 
 def _leaks(
@@ -167,11 +238,6 @@ def _leaks(
             other, share = near[row]
             why = f"this held-out row is {share:.0%} one that is learned"
             yield Twin("leak", row, other, Fault("warning", why, ""))
-
-
-def _plain(text: str) -> str:
-    """Normalize a text: case and white space make no difference."""
-    return "".join(text.lower().replace("\0", "").split())
 
 
 def minhash(texts: Sequence[str]) -> Digests:
