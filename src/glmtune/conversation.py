@@ -68,6 +68,7 @@ class Conversation:
     """The messages of a conversation, in order."""
 
     messages: tuple[Message, ...]
+    is_good: bool | None = None  # what a label says of the last answer, in rows for KTO
 
     def __iter__(self) -> Iterator[Message]:
         return iter(self.messages)

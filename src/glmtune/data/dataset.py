@@ -66,6 +66,7 @@ class Dataset:
         sources: from `find_sources`.
         options: the format, columns and roles that the user gave.
         needs_answer: whether rows must have a column for the answer, as for training.
+        needs_label: whether every row says if its answer is a good one.
 
     Attributes:
         formats: file -> the name of its format, for the files read so far.
@@ -77,7 +78,12 @@ class Dataset:
     """
 
     def __init__(
-        self, sources: Sequence[Source], options: RowOptions, *, needs_answer: bool = True
+        self,
+        sources: Sequence[Source],
+        options: RowOptions,
+        *,
+        needs_answer: bool = True,
+        needs_label: bool = False,
     ) -> None:
         for source in sources:
             check_roles(options_of(source, options).roles)
@@ -88,22 +94,25 @@ class Dataset:
         self._sources = sources
         self._options = options
         self._needs_answer = needs_answer
+        self._needs_label = needs_label
 
     @classmethod
-    def of(cls, section: DataSection, *, needs_answer: bool = True) -> "Dataset":
+    def of(
+        cls, section: DataSection, *, needs_answer: bool = True, needs_label: bool = False
+    ) -> "Dataset":
         """Open the rows of `data.train`.
 
         Raises:
             DataError: as the constructor, or a source does not exist.
         """
         sources = find_sources(section.train, split=section.split)
-        return cls(sources, section, needs_answer=needs_answer)
+        return cls(sources, section, needs_answer=needs_answer, needs_label=needs_label)
 
     def read(self, to_value: ConvertRow[T]) -> Iterator[Entry[T] | BadRow]:
         """Read and convert every row; those that cannot be used come as `BadRow`.
 
         Args:
-            to_value: `convert`, `convert_pair`, `split_answer` or the like.
+            to_value: `convert`, `convert_labeled`, `convert_pair`, `split_answer` or the like.
 
         Raises:
             DataError: a file cannot be used at all, or has no known format.
@@ -136,7 +145,7 @@ class Dataset:
         self.formats.setdefault(file, format.name)
         columns, roles = options.columns, options.roles
         masks_history = self._options.mask_history
-        scan = KeyScan(format, columns, roles)
+        scan = KeyScan(format, columns, roles, needs_label=self._needs_label)
         for row in chain(head, rows):
             if isinstance(row, BadRow):
                 yield row

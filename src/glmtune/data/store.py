@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         "learned": pa.list_(pa.int32()),  # start and end of each learned span, in turn
         "file": pa.int32(),  # an index of about.json's "files"
         "line": pa.int64(),
+        "is_good": pa.bool_(),  # null where rows have no label
     }
 )
 
@@ -146,7 +147,7 @@ class EncodedData:
         labels = [IGNORE] * len(ids)
         for start, end in zip(borders[::2], borders[1::2], strict=True):
             labels[start:end] = ids[start:end]
-        return Example(ids, labels)
+        return Example(ids, labels, batch.label(row))
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
@@ -182,7 +183,7 @@ class EncodedData:
 
     @property
     def _column_digests(self) -> list[str]:
-        columns = [hashlib.sha256() for _ in range(6)]
+        columns = [hashlib.sha256() for _ in self._batches[0].columns()]
         for batch in self._batches:
             for column, values in zip(columns, batch.columns(), strict=True):
                 column.update(np.ascontiguousarray(values).data)
@@ -192,6 +193,12 @@ class EncodedData:
     def num_learned_tokens(self) -> int:
         """Labels in all examples."""
         return self.report.num_learned_tokens
+
+    @property
+    def labels(self) -> npt.NDArray[np.bool_] | None:
+        """Whether the answer of each example is a good one, (examples,); None without labels."""
+        parts = [batch.labels for batch in self._batches if batch.labels is not None]
+        return np.concatenate(parts) if len(parts) == len(self._batches) else None
 
     @property
     def learned_lengths(self) -> npt.NDArray[np.int64]:
@@ -223,6 +230,10 @@ class _Batch:
         self.border_offsets: npt.NDArray[np.int32] = borders.offsets.to_numpy()
         self.files: npt.NDArray[np.int32] = batch.column("file").to_numpy()
         self.lines: npt.NDArray[np.int64] = batch.column("line").to_numpy()
+        self.labels = _labels_of(batch.column("is_good"))
+
+    def label(self, row: int) -> bool | None:
+        return None if self.labels is None else bool(self.labels[row])
 
     def learned_lengths(self) -> npt.NDArray[np.int64]:
         spans = self.borders[1::2] - self.borders[::2]
@@ -232,7 +243,16 @@ class _Batch:
     def columns(self) -> tuple[npt.NDArray[Any], ...]:
         """Everything in it, in a form that joins with that of the next batch."""
         lengths, num_borders = np.diff(self.offsets), np.diff(self.border_offsets)
-        return self.ids, lengths, self.borders, num_borders, self.files, self.lines
+        columns = (self.ids, lengths, self.borders, num_borders, self.files, self.lines)
+        return columns if self.labels is None else (*columns, self.labels)
+
+
+def _labels_of(column: pa.Array) -> npt.NDArray[np.bool_] | None:
+    """Return the labels of rows; None where they have none."""
+    if column.null_count:
+        return None
+    labels: npt.NDArray[np.bool_] = column.to_numpy(zero_copy_only=False)
+    return labels
 
 
 def _join_keys(first: str, second: str) -> str:

@@ -145,6 +145,7 @@ class ExampleWriter:
             pa.ListArray.from_arrays(border_offsets, borders),
             pa.array([numbers[row.file] for row in rows], pa.int32()),
             pa.array([row.line for row in rows], pa.int64()),
+            pa.array([example.is_good for example in examples], pa.bool_()),
         ]
         self._arrow.write_batch(pa.record_batch(columns, schema=SCHEMA))
         self.source_counts.update(row.source for row in rows)

@@ -12,9 +12,9 @@ at a time (`glmtune.kernels.chunked_loss`).
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,27 @@ class Objective(Protocol):
 
     def measured(self, *, is_training: bool) -> dict[str, tuple[float, float]]:
         """Return and reset the other measurements: by name a sum, and the count that it is over."""
+
+
+@runtime_checkable
+class NeedsWholeStep(Protocol):
+    """An objective whose loss of a row depends on the other rows of its step."""
+
+    def begin(
+        self,
+        model: Any,
+        parts: Iterable[MicroBatch],
+        device: torch.device,
+        total: Callable[[float], float] = float,
+    ) -> None:
+        """Look at all rows of a step, or all held-out rows, before the first loss.
+
+        Args:
+            model: as for `Objective.loss`.
+            parts: the micro-batches of this process.
+            device: to compute on.
+            total: sums a number over all processes.
+        """
 
 
 @dataclass(frozen=True, slots=True)

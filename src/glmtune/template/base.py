@@ -43,10 +43,12 @@ class Example:
         input_ids: the complete conversation.
         labels: as long as `input_ids` and not shifted: the id where it is learned, else
             `IGNORE`.
+        is_good: what a label says of the answer, in rows for KTO; None without a label.
     """
 
     input_ids: list[int]
     labels: list[int]
+    is_good: bool | None = None
 
 
 class Template(ABC):

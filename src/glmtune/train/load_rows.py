@@ -118,7 +118,7 @@ def load_rows(
 
 def encode_rows(recipe: Recipe, tokenizer: Any, template: Template, output: Path) -> RunData:
     """Encode the rows to learn and those held out."""
-    options = encode_options(recipe.data)
+    options = replace(encode_options(recipe.data), needs_label=recipe.has_labels)
     encode_sources = encode_pairs if recipe.is_preference else encode_data
 
     def encode(sources: Sequence[AnySource], quarantine: Path) -> EncodedData:
@@ -224,6 +224,7 @@ def lint(recipe: Recipe, template: Template) -> tuple[Finding, ...] | None:
         general=recipe.checks.general_rows,
         seed=recipe.training.seed,
         pairs=recipe.is_preference,
+        labeled=recipe.preference if recipe.has_labels else None,
     )
     counted = [
         f"{sum(by_severity.values())} {check}"

@@ -23,6 +23,7 @@ from torch import nn
 
 from glmtune.data.batches import Batch, MicroBatch
 from glmtune.errors import TrainingError
+from glmtune.objective.next_token import NeedsWholeStep
 from glmtune.prove import liveness
 from glmtune.recipe.sections import TrainingSection
 from glmtune.train import process_memory
@@ -95,6 +96,9 @@ def _accumulate_gradients(
     counts = [objective.count(part) for part in batch.micro_batches]
     learned = processes.sum(sum(counts))
     num_parts = processes.sum(sum(bool(part.rows) for part in batch.micro_batches))
+    if isinstance(objective, NeedsWholeStep):
+        with engine.autocast():
+            objective.begin(engine.model, batch.micro_batches, processes.device, processes.sum)
     loss_sum = 0.0
     for index, (part, count) in enumerate(zip(batch.micro_batches, counts, strict=True)):
         if processes.any(should_stop()):  # all processes leave together

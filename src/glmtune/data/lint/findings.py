@@ -126,6 +126,12 @@ CHECKS: Mapping[str, Check] = {
             "Take the row out if the model should answer in the language of the question.",
         ),
         Check(
+            "labels",
+            "the labels of rows for KTO are of one kind, out of balance, or contradict each other",
+            "Add rows of the other kind, or weigh them with preference.desirable_weight and "
+            "undesirable_weight; of two that contradict each other keep one.",
+        ),
+        Check(
             "duplicate",
             "the row occurs twice, so it counts twice",
             "Keep one of them.",

@@ -87,8 +87,17 @@ def _convert_preference(result: Converted, given: Given) -> None:
     stage = given.text("rl")
     if stage is None:
         return
+    if stage == "kto":
+        judged = result.sections["preference"] = {"stage": "kto"}
+        given.move(
+            judged,
+            rl_beta="beta",
+            kto_desirable_weight="desirable_weight",
+            kto_undesirable_weight="undesirable_weight",
+        )
+        return
     if stage not in ("dpo", "ipo", "simpo", "orpo"):
-        raise RecipeError(f"rl: {said(stage)} is not supported; dpo, ipo, simpo and orpo are.")
+        raise RecipeError(f"rl: {said(stage)} is not supported; dpo, ipo, simpo, orpo and kto are.")
     preference = result.sections["preference"] = {"stage": "dpo"}
     if stage != "dpo":
         preference["loss"] = stage
