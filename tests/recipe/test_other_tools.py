@@ -191,6 +191,16 @@ def test_preferences_of_llama_factory_are_converted(tmp_path: Path) -> None:
     assert [line for line in converted.not_converted if not line.startswith("truncating")] == []
 
 
+def test_what_other_tools_learn_of_a_row_is_converted(tmp_path: Path) -> None:
+    for tree, key in (
+        (LLAMA_FACTORY | {"train_on_prompt": True}, "train_on_prompt"),
+        (SWIFT | {"loss_scale": "all"}, "train_on_prompt"),
+        (SWIFT | {"loss_scale": "last_round"}, "mask_history"),
+        (AXOLOTL | {"train_on_inputs": True}, "train_on_prompt"),
+    ):
+        assert getattr(recipe_of(convert_recipe(write(tmp_path, tree)), tmp_path).data, key)
+
+
 def test_labeled_rows_of_other_tools_are_converted(tmp_path: Path) -> None:
     columns = {"messages": "messages", "kto_tag": "label"}
     tags = {"role_tag": "role", "content_tag": "content"}
@@ -257,7 +267,7 @@ def test_what_has_no_counterpart_is_listed(tmp_path: Path) -> None:
     message = "\n".join(converted.not_converted)
 
     assert "lr_scheduler_type: cosine_with_restarts. training.lr_scheduler_type takes:" in message
-    assert "mask_history: true, which has no counterpart here" in message
+    assert recipe_of(converted, tmp_path).data.mask_history
     assert recipe_of(converted, tmp_path).data.eval_fraction == 300  # so many rows
     assert "the path of data set gone" in message
     written = yaml.safe_load(converted.to_yaml("theirs.yaml"))

@@ -42,6 +42,7 @@ class MicroBatch:
         block_position_ids: (batch, seq), GLM's second position; None if the model has none.
         rows: which examples these are, for messages.
         is_good: bool, (examples,): what labels say of the answers; None without labels.
+        weights: float32, (batch, seq), of the labels in the loss; None where all are 1.
     """
 
     input_ids: Tensor
@@ -53,6 +54,7 @@ class MicroBatch:
     prefix_lengths: Tensor | None = None
     block_position_ids: Tensor | None = None
     is_good: Tensor | None = None
+    weights: Tensor | None = None
 
     def inputs(self) -> dict[str, Any]:
         """Return the arguments of `forward`; for a pack, by the names of flash attention."""
@@ -87,6 +89,7 @@ class MicroBatch:
             move(self.prefix_lengths),
             move(self.block_position_ids),
             move(self.is_good),
+            move(self.weights),
         )
 
 
@@ -111,6 +114,7 @@ def micro_batch_of(pack: Pack, rows: Sequence[int] = ()) -> MicroBatch:
         position_ids=torch.tensor([pack.position_ids]),
         cu_seq_lens=ends.to(torch.int32),
         rows=tuple(rows),
+        weights=None if pack.weights is None else torch.tensor([pack.weights]),
     )
 
 

@@ -34,6 +34,7 @@ import glmtune.data.formats.unread
 import glmtune.data.formats.values
 import glmtune.data.hubs
 import glmtune.data.json_rows
+import glmtune.data.learned_prompt
 import glmtune.data.rows
 import glmtune.data.sources
 import glmtune.data.splits
@@ -50,6 +51,7 @@ from glmtune.data.dataset import Dataset, Entry, T, batched, conversation_chars
 from glmtune.data.earlier_keys import CONVERSATIONS_CODE
 from glmtune.data.fit import encode_each, example_of, fit
 from glmtune.data.formats import check_roles, convert, convert_labeled
+from glmtune.data.learned_prompt import LearnedPrompt
 from glmtune.data.rows import BadRow, Row, RowError, row_excerpt
 from glmtune.data.sources import AnySource, Source
 from glmtune.data.store import EncodedData
@@ -90,6 +92,7 @@ CODE = (
     glmtune.data.formats.table,
     glmtune.data.formats.unread,
     glmtune.data.formats.values,
+    glmtune.data.learned_prompt,
     glmtune.template.base,
     glmtune.template.chatglm,
     glmtune.template.chat_template,
@@ -115,6 +118,7 @@ class EncodeOptions:
         split: of sources that have splits.
         mask_history: whether only the last answer of a row is learned.
         needs_label: whether every row says if its answer is a good one, as for KTO.
+        train_on_prompt: whether prompts are learned, too.
     """
 
     max_length: int
@@ -126,6 +130,7 @@ class EncodeOptions:
     split: str | None = None
     mask_history: bool = field(default=False, metadata=NEWER)
     needs_label: bool = field(default=False, metadata=NEWER)
+    train_on_prompt: bool = field(default=False, metadata=NEWER)
 
 
 def encode_data(
@@ -154,9 +159,10 @@ def encode_data(
         OutputError: the cache or the quarantine file cannot be written.
     """
     check_roles(options.roles)
+    learned = LearnedPrompt(template) if options.train_on_prompt else template
     return encode_sources(
         sources,
-        partial(_write_examples, template, options),
+        partial(_write_examples, learned, options),
         options,
         EncodedData,
         fingerprint=template.fingerprint,

@@ -16,6 +16,7 @@ from glmtune.conversation import Conversation
 from glmtune.data.dataset import Dataset, Entry
 from glmtune.data.fit import describe_fate, fit
 from glmtune.data.formats import convert_sides
+from glmtune.data.learned_prompt import LearnedPrompt
 from glmtune.data.rows import BadRow, RowError
 from glmtune.errors import DataError
 from glmtune.model.load import load_tokenizer
@@ -87,6 +88,8 @@ def see_rows(
     """
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     template = template_for(tokenizer, recipe.data.layout)
+    if recipe.data.train_on_prompt:
+        template = LearnedPrompt(template)
     labeled = recipe.has_labels
     entries = Dataset.of(recipe.data, needs_label=labeled).read(
         partial(convert_sides, pairs=pairs, needs_label=labeled)

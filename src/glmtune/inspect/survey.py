@@ -12,6 +12,7 @@ from glmtune.data.dataset import Dataset, Entry
 from glmtune.data.encode import cannot_encode
 from glmtune.data.fit import Fate, describe_fate, fit
 from glmtune.data.formats import convert_sides
+from glmtune.data.learned_prompt import LearnedPrompt
 from glmtune.data.rows import BadRow, RowError
 from glmtune.data.store import EncodeReport
 from glmtune.data.writer import Tally
@@ -172,6 +173,8 @@ def survey_rows(
     section = recipe.data
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     template = template_for(tokenizer, section.layout)
+    if section.train_on_prompt:
+        template = LearnedPrompt(template)
     dataset = Dataset.of(section, needs_label=recipe.has_labels)
     tally = Tally(section.max_length)
     tally.formats, tally.notes = dataset.formats, dataset.notes

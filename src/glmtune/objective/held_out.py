@@ -25,7 +25,7 @@ def held_out_loss(
     process_index: int = 0,
     num_processes: int = 1,
     total_of: Callable[[float], float] = float,
-) -> tuple[float, int]:
+) -> tuple[float, float]:
     """Sum the loss over held-out rows, dropout off.
 
     Each of several processes takes every `num_processes`-th pack, and as many as any other, since
@@ -53,7 +53,7 @@ def held_out_loss(
     objective = objective or NextToken()
     was_training = model.training
     model.eval()
-    total, count = 0.0, 0
+    total, count = 0.0, 0.0
     packs = group_rows(rows, lengths, max_tokens)
     packs += [[]] * (-len(packs) % num_processes)
     packs = packs[process_index::num_processes]

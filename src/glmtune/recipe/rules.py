@@ -375,6 +375,18 @@ FINE_TUNING_RULES: tuple[Rule["Recipe"], ...] = (
         "preference.loss=simpo or orpo",
     ),
     Rule(
+        ("data.train_on_prompt=true", "data.mask_history=true"),
+        lambda recipe: recipe.data.train_on_prompt and recipe.data.mask_history,
+        "data.train_on_prompt learns everything before the last answer, and data.mask_history "
+        "nothing of it. Leave one of them out",
+    ),
+    Rule(
+        ("data.train_on_prompt=true", "preference.stage=dpo"),
+        lambda recipe: recipe.data.train_on_prompt and recipe.preference.stage != "sft",
+        "data.train_on_prompt learns prompts, and preference.stage={preference.stage} compares "
+        "answers alone. Leave data.train_on_prompt out",
+    ),
+    Rule(
         ("preference.stage=kto", "adapter.method=full"),
         lambda recipe: recipe.has_labels and not isinstance(recipe.adapter, PeftSection),
         "preference.stage=kto is for an adapter over its base, and adapter.method="

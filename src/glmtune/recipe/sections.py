@@ -91,6 +91,7 @@ class DataSection(TextSection):
     roles: dict[str, str] = {}  # role in the file: our role
     overlong: Overlong = "drop"
     mask_history: bool = False  # only the last answer of a row is learned
+    train_on_prompt: bool = False  # prompts are learned, too
     replay: ReplaySection | None = None
 
     @property

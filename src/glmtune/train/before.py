@@ -139,7 +139,7 @@ def sample_limit(prompts: Sequence[Prompt], checks: ChecksSection) -> int:
 
 
 def _answer_length(example: Example) -> int:
-    return sum(label != IGNORE for label in example.labels)
+    return sum(label != IGNORE for label in example.labels[example.prompt_length or 0 :])
 
 
 def log_samples(training: Training, before: Before) -> None:

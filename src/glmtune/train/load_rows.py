@@ -183,6 +183,7 @@ def encode_options(section: DataSection) -> EncodeOptions:
         roles=section.roles,
         split=section.split,
         mask_history=section.mask_history,
+        train_on_prompt=section.train_on_prompt,
     )
 
 
@@ -204,7 +205,8 @@ def _encode_general(recipe: Recipe, template: Template, output: Path) -> Sequenc
         return template.encode_batch(list(general_conversations()))
     section = recipe.data.with_rows(recipe.checks.general_rows)
     quarantine = output / "bad_general_rows.jsonl"
-    rows = encode_data(section.train, template, encode_options(section), quarantine=quarantine)
+    options = replace(encode_options(section), train_on_prompt=False)
+    rows = encode_data(section.train, template, options, quarantine=quarantine)
     logger.info("general rows to show what is forgotten: %s", rows.report)
     return list(rows)
 

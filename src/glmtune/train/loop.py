@@ -100,7 +100,7 @@ def _account(training: Training, result: StepResult, window: _Window, bar: Progr
     state.loss_sum += result.loss_sum
     state.learned_tokens += result.learned_tokens
     window.tokens += result.tokens
-    loss = result.loss_sum / max(result.learned_tokens, 1)
+    loss = result.loss_sum / (result.learned_tokens or 1)
     bar.advance(loss, result.tokens)
     if math.isfinite(result.grad_norm):  # or the step was skipped, and nothing has changed
         training.alarms.step(state.step, loss, result.grad_norm)
@@ -127,7 +127,7 @@ def _metrics(training: Training, result: StepResult, rate: float) -> dict[str, A
     values = {
         "step": state.step,
         "epoch": round(state.step / plan.steps_per_epoch, 4),
-        "loss": state.loss_sum / max(state.learned_tokens, 1),
+        "loss": state.loss_sum / (state.learned_tokens or 1),
         "learning_rate": result.learning_rate,
         "grad_norm": result.grad_norm,
         "tokens_per_second": round(rate, 1),

@@ -43,14 +43,14 @@ class StepResult:
 
     Attributes:
         loss_sum: in nats, over this step's learned tokens, on all processes.
-        learned_tokens: their number.
+        learned_tokens: their number, or the sum of their weights.
         tokens: real tokens, padding not counted.
         grad_norm: the gradient's 2-norm before clipping; not finite where the step was skipped.
         learning_rate: of this step.
     """
 
     loss_sum: float
-    learned_tokens: int
+    learned_tokens: float
     tokens: int
     grad_norm: float
     learning_rate: float
@@ -85,7 +85,7 @@ def optimizer_step(
 
 def _accumulate_gradients(
     training: Training, batch: Batch, should_stop: Callable[[], bool]
-) -> tuple[float, int]:
+) -> tuple[float, float]:
     """Sum the gradients of a step's micro-batches.
 
     Returns:
@@ -118,17 +118,19 @@ def _accumulate_gradients(
         del loss
         if time.perf_counter() - began > process_memory.SLOW_SECONDS:
             process_memory.release_freed_pages()
-    return loss_sum, int(learned)
+    return loss_sum, int(learned) if learned == int(learned) else learned
 
 
-def _share(section: TrainingSection, count: int, learned: float, num_micro_batches: float) -> float:
+def _share(
+    section: TrainingSection, count: float, learned: float, num_micro_batches: float
+) -> float:
     """What a micro-batch's summed loss is multiplied by, to make the step's mean of it.
 
     The counts are those of all processes, so that their number changes nothing.
     """
     if section.average == "tokens":
-        return 1 / max(learned, 1)
-    return 1 / max(count, 1) / num_micro_batches
+        return 1 / (learned or 1)
+    return 1 / (count or 1) / num_micro_batches
 
 
 def _change_weights(training: Training, batch: Batch) -> float:

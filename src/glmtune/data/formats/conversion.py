@@ -74,6 +74,7 @@ def convert_pair(
     if better == worse:
         reason = "it is the chosen answer again. Take the row out."
         raise bad(row, "rejected", reason, "same-answers")
+    _refuse_weights(row, format, better[asked:] + worse[asked:])
     question = tuple(replace(message, is_learned=False) for message in better[:asked])
     return Conversation(question + better[asked:]), Conversation(question + worse[asked:])
 
@@ -105,7 +106,20 @@ def convert_labeled(
     if not any(message.role == "assistant" for message in messages):
         reason = "no turn is an answer, so there is nothing to learn."
         raise bad(row, format.required[-1], reason, "no-label")
-    return replace(without_history(Conversation(messages)), is_good=is_good)
+    conversation = without_history(Conversation(messages))
+    _refuse_weights(row, format, conversation.messages)
+    return replace(conversation, is_good=is_good)
+
+
+def _refuse_weights(row: Row, format: Format, messages: Sequence[Message]) -> None:
+    """Refuse weights of answers where they are compared as wholes."""
+    for message in messages:
+        if isinstance(message.is_learned, float):
+            reason = (
+                f"an answer has the weight {message.is_learned:g}, which only preference.stage=sft "
+                "knows. Take the weight out."
+            )
+            raise bad(row, format.required[-1], reason)
 
 
 def _convert_side(side: Row, row: Row, name: str, roles: Roles | None) -> tuple[Message, ...]:

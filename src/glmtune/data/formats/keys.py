@@ -59,7 +59,7 @@ MEDIA = frozenset(["image", "images", "video", "videos", "audio", "audios"])
 """On a row or a message: refused unless empty."""
 
 LOSS_KEYS = frozenset(["loss", "weight", "loss_scale", "train"])
-"""On a message: whether it is learned."""
+"""On a message: whether it is learned, or with which weight."""
 
 ROW_WEIGHTS = frozenset(["loss", "weight", "loss_scale", "sample_weight"])
 """On a row: refused unless 1 or true."""

@@ -71,7 +71,7 @@ def convert(result: Converted, given: Given, model: str | None, data_dir: Path |
     if given.text("wandb_project"):
         result.sections["output"]["report_to"] = "wandb"
     if given.flag("train_on_inputs"):
-        result.not_converted.append("train_on_inputs: only answers are learned here")
+        result.sections["data"]["train_on_prompt"] = True
     how_often = _how_often(result, given)
     convert_training(result, given, {**DEFAULTS, **how_often})
     result.sections["output"].setdefault("report_to", "none")

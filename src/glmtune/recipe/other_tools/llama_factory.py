@@ -147,4 +147,7 @@ def _convert_data(result: Converted, given: Given, data_dir: Path | None) -> Non
     else:
         data |= layouts[0]
     data["max_length"] = given.number("cutoff_len", 2048)
+    for key in ("train_on_prompt", "mask_history"):
+        if given.flag(key):
+            data[key] = True
     convert_held_out(result, given, "val_size")

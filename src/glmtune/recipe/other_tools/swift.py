@@ -131,7 +131,9 @@ def _convert_data(
         data["columns"] = {ours: theirs for ours, theirs in own.items() if ours}
     convert_held_out(result, given, "split_dataset_ratio")
     scale = given.text("loss_scale")
-    if scale not in (None, "default", "all"):
+    if scale in ("all", "last_round"):
+        data["train_on_prompt" if scale == "all" else "mask_history"] = True
+    elif scale not in (None, "default"):
         result.not_converted.append(f"loss_scale: {said(scale)}, which has no counterpart here")
 
 
