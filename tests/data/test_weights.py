@@ -190,11 +190,11 @@ def test_an_answer_that_is_left_out_stays_so_and_weights_of_others_too(
     bad = [label != IGNORE for label in template.encode(only_bad).labels]
     assert [label == IGNORE for label in example.labels[1:]] == bad[1:]
     assert example.weights is not None
-    answers = template.encode(talk(*(Message(**{"is_learned": False, **turn}) for turn in (
-        {"role": "user", "content": "北京在哪里"}, {"role": "assistant", "content": "不对。"},
-        {"role": "user", "content": "北京在哪里"},
-        {"role": "assistant", "content": "在华北。", "is_learned": True},
-    ))))  # fmt: skip
+    only_good = talk(
+        ("user", "北京在哪里"), Message("assistant", "不对。", is_learned=False),
+        ("user", "北京在哪里"), ("assistant", "在华北。"),
+    )  # fmt: skip
+    answers = template.encode(only_good)
     for label, weight in zip(answers.labels, example.weights, strict=True):
         assert weight == (1.0 if label == IGNORE else 0.5)
 

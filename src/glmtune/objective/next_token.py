@@ -93,7 +93,7 @@ def _weighted(
         return loss(inputs, targets)
     parts = [
         weight * loss(inputs[weights == weight], targets[weights == weight])
-        for weight in weights.unique()
+        for weight in torch.unique(weights)
     ]
     return torch.stack(parts).sum()
 

@@ -24,7 +24,8 @@ from glmtune.machine import peak_memory_bytes
 from glmtune.train.checkpoint import prune_checkpoints, random_state, save_checkpoint
 from glmtune.train.evaluation import evaluate, evaluate_and_compare, measured
 from glmtune.train.progress import Progress
-from glmtune.train.step import Interrupted, StepResult, optimizer_step
+from glmtune.train.smaller_packs import step_or_smaller
+from glmtune.train.step import Interrupted, StepResult
 from glmtune.train.training import Training
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def train(training: Training, show_samples: Callable[[], None] | None = None) ->
         for batch in steps:
             rng = random_state()
             try:
-                result = optimizer_step(training, batch, should_stop)
+                result = step_or_smaller(training, batch, rng, should_stop)
             except Interrupted:
                 _save(training, rng)
                 return False

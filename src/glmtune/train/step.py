@@ -28,6 +28,7 @@ from glmtune.prove import liveness
 from glmtune.recipe.sections import TrainingSection
 from glmtune.train import process_memory
 from glmtune.train.engines.engine import NonFiniteGradientError, StepOutcome
+from glmtune.train.out_of_memory import recognized
 from glmtune.train.training import Training
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def optimizer_step(
 
     Raises:
         TrainingError: the loss or the gradient is not finite; no weight has changed.
+        OutOfMemory: a pack does not fit; no weight has changed.
         Interrupted: `should_stop` asked for it between two micro-batches; no weight has changed.
     """
     engine = training.engine
@@ -106,7 +108,8 @@ def _accumulate_gradients(
             raise Interrupted
         began = time.perf_counter()
         on_device = part.to(processes.device)
-        with engine.accumulate(is_last=index + 1 == len(batch.micro_batches)):
+        is_last = index + 1 == len(batch.micro_batches)
+        with recognized(part), engine.accumulate(is_last=is_last):
             with engine.autocast():
                 loss = objective.loss(engine.model, on_device)
             if not loss.isfinite():
