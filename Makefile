@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
+NEWEST := .venv-newest
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 PYTEST ?= $(RUN)/python -m pytest
 
-.PHONY: help demo test test-slow test-all coverage check lint fix docs install clean
+.PHONY: help demo test test-slow test-all coverage check lint fix docs newest install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +18,7 @@ help:
 	@echo "make coverage  all tests, and the share of src/ that they run; fails below 90 %"
 	@echo "make fix       let ruff repair what it can"
 	@echo "make docs      write docs/cli.md again"
+	@echo "make newest    the quick tests, with the newest release of each dependency"
 
 demo: install
 	$(RUN)/glmtune demo
@@ -50,6 +52,15 @@ fix: install
 docs: install
 	$(RUN)/python -m typer glmtune.cli.main utils docs --name glmtune --output docs/cli.md
 
+# The ranges of pyproject.toml are ignored, which pip reports as conflicts: that is the question here.
+newest:
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --index-url $(CPU_TORCH) torch || $(NEWEST)/bin/pip install torch
+	$(NEWEST)/bin/pip install --quiet --editable '.[dev]'
+	$(NEWEST)/bin/python -m tests.newest names | xargs $(NEWEST)/bin/pip install --quiet --upgrade
+	$(NEWEST)/bin/python -m tests.newest outside
+	$(NEWEST)/bin/python -m pytest -n 2 -m "not slow and not gpu"
+
 install: $(VENV)/installed
 
 # torch goes first and by itself: where the default index has no CPU build, PyTorch's own has.
@@ -61,4 +72,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.*
+	rm -rf $(VENV) $(NEWEST) .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.*
