@@ -52,10 +52,11 @@ fix: install
 docs: install
 	$(RUN)/python -m typer glmtune.cli.main utils docs --name glmtune --output docs/cli.md
 
+# Of one release of torch the CPU build is preferred, since its version ends in +cpu.
 # The ranges of pyproject.toml are ignored, which pip reports as conflicts: that is the question here.
 newest:
 	$(PYTHON) -m venv --clear $(NEWEST)
-	$(NEWEST)/bin/pip install --quiet --index-url $(CPU_TORCH) torch || $(NEWEST)/bin/pip install torch
+	$(NEWEST)/bin/pip install --quiet --retries 1 --extra-index-url $(CPU_TORCH) torch
 	$(NEWEST)/bin/pip install --quiet --editable '.[dev]'
 	$(NEWEST)/bin/python -m tests.newest names | xargs $(NEWEST)/bin/pip install --quiet --upgrade
 	$(NEWEST)/bin/python -m tests.newest outside

@@ -1,7 +1,7 @@
 """Which packages `make newest` upgrades, and which of them are then outside of our ranges.
 
-    python -m tests.newest names      names of all dependencies, and of the extras of tests
-    python -m tests.newest outside    those whose installed release our range excludes
+python -m tests.newest names      names of all dependencies, and of the extras of tests
+python -m tests.newest outside    those whose installed release our range excludes
 """
 
 import sys
