@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,7 @@ def labeled(rows: tuple[int, ...]) -> MicroBatch:
     """Some rows of SIDES as a pack; their numbers are those in the file."""
     part = micro_batch_of(pack([SIDES[row] for row in rows]), rows)
     is_good = torch.tensor([GOOD[row] for row in rows])
-    return MicroBatch(
-        **{name: getattr(part, name) for name in part.__slots__[:-1]}, is_good=is_good
-    )
+    return replace(part, is_good=is_good)
 
 
 def test_the_loss_of_a_row_is_that_of_the_paper() -> None:

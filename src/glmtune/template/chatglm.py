@@ -196,11 +196,16 @@ def _join(parts: Sequence[Part], ids_of: Mapping[str, list[int]]) -> Example:
     """Concatenate the ids of the parts, and make their labels."""
     input_ids: list[int] = []
     labels: list[int] = []
+    has_weights = False
     for piece, learns in parts:
         ids = piece if isinstance(piece, list) else ids_of[piece]
         input_ids += ids
-        labels += ids if learns else [IGNORE] * len(ids)
-    if any(type(learns) is float for _, learns in parts):
+        if learns:
+            labels += ids
+            has_weights = has_weights or learns is not True
+        else:
+            labels += [IGNORE] * len(ids)
+    if has_weights:
         return Example(input_ids, labels, weights=_weights(parts, ids_of))
     return Example(input_ids, labels)
 
