@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin
+NEWEST := .venv-newest
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 PYTEST ?= $(RUN)/python -m pytest
 
-.PHONY: help demo test test-slow test-all fuzz faults kills coverage check lint fix docs install clean
+.PHONY: help demo test test-slow test-all fuzz faults kills coverage check lint fix docs newest install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +19,7 @@ help:
 	@echo "make fix       let ruff repair what it can"
 	@echo "make fuzz      100,000 mutated inputs; make faults, make kills: the other long tests"
 	@echo "make docs      write docs/cli.md again"
+	@echo "make newest    the quick tests, with the newest release of each dependency"
 
 demo: install
 	$(RUN)/glmtune demo
@@ -62,6 +64,16 @@ fix: install
 docs: install
 	$(RUN)/python -m typer glmtune.cli.main utils docs --name glmtune --output docs/cli.md
 
+# Of one release of torch the CPU build is preferred, since its version ends in +cpu.
+# The ranges of pyproject.toml are ignored, which pip reports as conflicts: that is the question here.
+newest:
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --retries 1 --extra-index-url $(CPU_TORCH) torch
+	$(NEWEST)/bin/pip install --quiet --editable '.[dev]'
+	$(NEWEST)/bin/python -m tests.newest names | xargs $(NEWEST)/bin/pip install --quiet --upgrade
+	$(NEWEST)/bin/python -m tests.newest outside
+	$(NEWEST)/bin/python -m pytest -n 2 -m "not slow and not gpu"
+
 install: $(VENV)/installed
 
 # torch goes first and by itself: where the default index has no CPU build, PyTorch's own has.
@@ -73,4 +85,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.*
+	rm -rf $(VENV) $(NEWEST) .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.*

@@ -45,15 +45,15 @@ class Message:
         content: the text.
         metadata: only for an assistant: the name of the tool it calls, else "".
         tools: only for a system message: the JSON value that describes the tools.
-        is_learned: whether its tokens are labels in training. None is the template's default:
-            only answers are learned.
+        is_learned: whether its tokens are labels in training, or the weight that these have.
+            None is the template's default: only answers are learned.
     """
 
     role: Role
     content: str
     metadata: str = ""
     tools: Any = None
-    is_learned: bool | None = None
+    is_learned: bool | float | None = None
 
     @property
     def text(self) -> str:
@@ -68,6 +68,7 @@ class Conversation:
     """The messages of a conversation, in order."""
 
     messages: tuple[Message, ...]
+    is_good: bool | None = None  # what a label says of the last answer, in rows for KTO
 
     def __iter__(self) -> Iterator[Message]:
         return iter(self.messages)

@@ -45,3 +45,26 @@ def some(names: list[str]) -> str:
     """
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{rest}"
+
+
+def json_kind(value: object) -> str:
+    """Name the type of a JSON or YAML value, as in "got an object".
+
+    >>> json_kind(3), json_kind({}), json_kind(None)
+    ('a number', 'an object', 'null')
+    """
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return "a number"
+        case str():
+            return "a text"
+        case list() | tuple():
+            return "a list"
+        case dict():
+            return "an object"
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from glmtune.errors import CheckpointError, GlmtuneError, OutputError
+from glmtune.errors import CheckpointError, GlmtuneError, OutputError, json_kind
 from glmtune.units import readable
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def read_json_object(
     except RecursionError:
         refuse("but it is nested too deeply")
     if not isinstance(content, dict):
-        refuse(f"got a {type(content).__name__}")
+        refuse(f"got {json_kind(content)}")
     if (problem := _find_unusable(content)) is not None:
         refuse(f"but {problem}")
     return content

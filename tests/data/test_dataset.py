@@ -1,12 +1,14 @@
 """Every reader of rows sees the same rows, each in the format of its file."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from glmtune.cli.options import recipe_for_rows
 from glmtune.conversation import Conversation, Message
 from glmtune.data.dataset import HEAD_ROWS, Dataset, Entry, batched
 from glmtune.data.encode import EncodeOptions, encode_data, training_conversations
@@ -268,3 +270,22 @@ def test_a_truncated_last_line_of_json_lines_can_be_skipped(
     assert (len(data), data.report.num_bad_rows) == (1, 1)
     [finding] = lint_data(section(path, bad_rows="skip")).findings
     assert (finding.check, finding.severity) == ("unreadable", "warning")
+
+
+def test_a_cap_does_not_narrow_the_rows_that_decide_the_format(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"问": "一", "答": "1"}, {"问": "二", "答": "2", "系统": "短"}]
+    write(path, *rows, rows[0], "{")
+    columns = {"instruction": "问", "output": "答", "system": "系统"}
+
+    data = DataSection.model_validate({"train": f"{path}#1", "columns": columns})
+    entries = list(Dataset.of(data).read(convert))
+
+    assert [entry.row.line for entry in entries if isinstance(entry, Entry)] == [1]
+    assert len(entries) == 1  # the broken row is beyond the cap
+
+
+def test_a_device_is_refused_as_data_and_not_for_the_output_that_nothing_writes() -> None:
+    recipe = recipe_for_rows(os.devnull, {"model.name_or_path": "m"}, [], Recipe)
+    with pytest.raises(DataError, match="is a device, expected a file"):
+        list(Dataset.of(recipe.data).read(convert))

@@ -63,6 +63,10 @@ def test_a_damaged_utf8_file_is_not_taken_for_another_encoding(tmp_path: Path) -
         ("问：㐂？答：龘靐。这是一个例子", "gb18030", "GB18030"),
         (TRADITIONAL, "big5", "BIG5"),
         ("你好", "big5", "BIG5"),
+        ("안녕하세요. 서울은 대한민국의 수도입니다.", "euc-kr", "EUC-KR"),
+        ("안녕하세요. 햏햏 뷁, 오늘 날씨가", "cp949", "CP949"),
+        ("今日はとても良い天気です。カタカナも", "euc-jp", "EUC-JP"),
+        ("爱不爱，宝宝。不爱", "gbk", "GB18030"),  # in the place of few syllables
         ("Un café très cher, à côté de l'école", "latin-1", "WINDOWS-1252"),
         ("He said “no” – and that’s it, née Müller", "cp1252", "WINDOWS-1252"),
     ],
@@ -155,3 +159,12 @@ def test_the_shared_gb18030_file_is_converted_by_the_printed_command(
 
     [row] = read_rows(tmp_path / "a b.utf8.json")
     assert row == {"instruction": "𠮷野家在哪", "output": "东京㐀"}
+
+
+def test_a_file_of_windows_is_advised_what_windows_can_do(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_bytes('[{"q": "Die Straße führt über den Fluss, schöne Grüße"}]'.encode("cp1252"))
+
+    message = refused(path)
+
+    assert "looks like WINDOWS-1252. Save it as UTF-8 in the program that wrote it" in message

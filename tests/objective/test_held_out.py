@@ -34,7 +34,7 @@ def model() -> Any:
     return made.train()
 
 
-def loss_of(model: Any, **options: Any) -> tuple[float, int]:
+def loss_of(model: Any, **options: Any) -> tuple[float, float]:
     settings: dict[str, Any] = {"max_tokens": 8, "device": CPU, "lengths": LENGTHS, **options}
     return held_out_loss(model, EXAMPLES, range(len(EXAMPLES)), **settings)
 

@@ -191,6 +191,38 @@ def test_preferences_of_llama_factory_are_converted(tmp_path: Path) -> None:
     assert [line for line in converted.not_converted if not line.startswith("truncating")] == []
 
 
+def test_what_other_tools_learn_of_a_row_is_converted(tmp_path: Path) -> None:
+    for tree, key in (
+        (LLAMA_FACTORY | {"train_on_prompt": True}, "train_on_prompt"),
+        (SWIFT | {"loss_scale": "all"}, "train_on_prompt"),
+        (SWIFT | {"loss_scale": "last_round"}, "mask_history"),
+        (AXOLOTL | {"train_on_inputs": True}, "train_on_prompt"),
+    ):
+        assert getattr(recipe_of(convert_recipe(write(tmp_path, tree)), tmp_path).data, key)
+
+
+def test_labeled_rows_of_other_tools_are_converted(tmp_path: Path) -> None:
+    columns = {"messages": "messages", "kto_tag": "label"}
+    tags = {"role_tag": "role", "content_tag": "content"}
+    register = {"identity": {"file_name": "a.json", "formatting": "sharegpt"}}
+    register["identity"] |= {"columns": columns, "tags": tags}  # type: ignore[dict-item]
+    (tmp_path / "dataset_info.json").write_text(json.dumps(register), encoding="utf-8")
+    tree = LLAMA_FACTORY | {"dataset": "identity", "stage": "kto", "kto_rejected_weight": 1.5}
+
+    converted = convert_recipe(write(tmp_path, tree), data_dir=tmp_path)
+    recipe = recipe_of(converted, tmp_path)
+
+    assert (recipe.preference.stage, recipe.preference.undesirable_weight) == ("kto", 1.5)
+    assert recipe.data.columns == {"kto_tag": "label"}
+    assert [line for line in converted.not_converted if not line.startswith("truncating")] == []
+    swift = {"rlhf_type": "kto", "beta": 0.2, "desirable_weight": 2}
+    section = recipe_of(convert_recipe(write(tmp_path, SWIFT | swift)), tmp_path).preference
+    assert (section.stage, section.beta, section.desirable_weight) == ("kto", 0.2, 2)
+    axolotl = {"rl": "kto", "kto_undesirable_weight": 0.5}
+    section = recipe_of(convert_recipe(write(tmp_path, AXOLOTL | axolotl)), tmp_path).preference
+    assert (section.stage, section.undesirable_weight) == ("kto", 0.5)
+
+
 def test_columns_and_roles_of_a_data_set_are_converted(tmp_path: Path) -> None:
     register = {
         "identity": {
@@ -235,7 +267,7 @@ def test_what_has_no_counterpart_is_listed(tmp_path: Path) -> None:
     message = "\n".join(converted.not_converted)
 
     assert "lr_scheduler_type: cosine_with_restarts. training.lr_scheduler_type takes:" in message
-    assert "mask_history: true, which has no counterpart here" in message
+    assert recipe_of(converted, tmp_path).data.mask_history
     assert recipe_of(converted, tmp_path).data.eval_fraction == 300  # so many rows
     assert "the path of data set gone" in message
     written = yaml.safe_load(converted.to_yaml("theirs.yaml"))

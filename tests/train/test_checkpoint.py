@@ -44,7 +44,7 @@ def test_a_file_that_the_checksums_do_not_list_is_damage(checkpoint: Path, name:
     [
         ({}, "adapter_config.json is not in"),
         ([], "expected a JSON object, got a list"),
-        (None, "got a NoneType"),
+        (None, "got null"),
     ],
 )
 def test_checksums_of_nothing_make_no_checkpoint_whole(

@@ -96,6 +96,13 @@ def test_a_key_that_is_newer_than_a_checkpoint_counts_only_where_it_is_used() ->
     assert used == before
 
 
+def test_a_recipe_without_labels_has_the_identity_that_it_had_before_there_were_any() -> None:
+    keys = {"desirable_weight", "undesirable_weight"}
+    assert keys.isdisjoint(deciding_values(recipe_with("stage=dpo"))["preference"])
+    weighed = recipe_with("stage=kto", "preference.undesirable_weight=2")
+    assert deciding_values(weighed)["preference"]["undesirable_weight"] == 2.0
+
+
 def test_a_share_that_was_rounded_otherwise_before_is_named_and_any_other_is_not() -> None:
     recipe = recipe_with("training.warmup_steps=0.1", "data.eval_fraction=0.1")
 

@@ -1,5 +1,6 @@
-"""Our losses of pairs beside TRL's, on the same model and the same ids."""
+"""Our losses of pairs and of labeled rows beside TRL's, on the same model and the same ids."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 import glmtune.kernels.packed_attention  # noqa: F401  # registers attention over packs
 from glmtune.data.batches import micro_batch_of
 from glmtune.data.packing import pack
+from glmtune.objective.kto import Kto
 from glmtune.objective.preference import Preference, pair_losses
 from glmtune.recipe.methods import LoraSection
 from glmtune.recipe.sections import PreferenceSection
@@ -47,7 +49,7 @@ def test_a_pack_of_pairs_has_the_loss_of_trl(tmp_path: Path, name: Any) -> None:
         model=model,
         args=trl.DPOConfig(
             output_dir=str(tmp_path / "trl"), loss_type=name, beta=0.3, use_cpu=True,
-            report_to="none", bf16=False, gradient_checkpointing=False, max_length=16,
+            report_to="none", bf16=False, activation_checkpointing=False, max_length=16,
             per_device_train_batch_size=2,
         ),
         processing_class=tokenizer,
@@ -73,6 +75,63 @@ def test_a_pack_of_pairs_has_the_loss_of_trl(tmp_path: Path, name: Any) -> None:
     ours = Preference(section).loss(model, micro_batch_of(pack(SIDES), rows=(0, 1))) / 2
 
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_step_of_labeled_rows_has_the_loss_of_trl(tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl", reason="compares with TRL: pip install trl")
+    from datasets import Dataset
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from glmtune.methods import lora
+    from glmtune.methods.layers import adapted_layers
+    from glmtune.model.load import load_model
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    model = lora.attach(load_model(tmp_path), LoraSection(r=2, target_modules=("q_proj", "v_proj")))
+    trainer = trl.KTOTrainer(
+        model=model,
+        args=trl.KTOConfig(
+            output_dir=str(tmp_path / "trl"), beta=0.3, undesirable_weight=1.5, use_cpu=True,
+            report_to="none", bf16=False, activation_checkpointing=False, max_length=16,
+            per_device_train_batch_size=4,
+        ),
+        processing_class=tiny_tokenizer(PreTrainedTokenizerFast),
+        train_dataset=Dataset.from_list(
+            4 * [{"prompt": "a", "completion": "b", "label": True},
+                 {"prompt": "a", "completion": "c", "label": False}]
+        ),
+    )  # fmt: skip
+    for _, layer in adapted_layers(model):
+        layer.lora_B["default"].weight.data.normal_(0, 0.3)
+    labels = torch.tensor([True, False, False, True])
+    prompts = [
+        [i for i, y in zip(s.input_ids, s.labels, strict=True) if y == IGNORE] for s in SIDES
+    ]
+    answers = [[y for y in side.labels if y != IGNORE] for side in SIDES]
+    rows = [
+        {
+            "prompt_ids": prompts[row],
+            "completion_ids": answers[row],
+            "KL_completion_ids": answers[(row + 2) % 4],
+            "label": bool(labels[row]),
+        }
+        for row in range(4)
+    ]
+    theirs = trainer.compute_loss(model.eval(), trainer.data_collator(rows))
+
+    model.base_model.model.set_attn_implementation("packed")
+    part = replace(micro_batch_of(pack(SIDES), rows=range(4)), is_good=labels)
+    section = PreferenceSection(stage="kto", beta=0.3, undesirable_weight=1.5)
+    ours = Kto(section, max_length=16)
+    ours.begin(model, [part], torch.device("cpu"))
+
+    torch.testing.assert_close(ours.loss(model, part) / 4, theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow

@@ -115,6 +115,7 @@ def check_rows(recipe: "Recipe", pairs: bool | None, console: "Console") -> "Lin
             general=recipe.checks.general_rows,
             seed=recipe.training.seed,
             pairs=pairs,
+            labeled=recipe.preference if recipe.has_labels else None,
             progress=lambda num_rows: status.update(f"Reading rows: {num_rows:,} done"),
         )
 

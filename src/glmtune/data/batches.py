@@ -41,6 +41,8 @@ class MicroBatch:
             to each other in both directions; None where everything is causal.
         block_position_ids: (batch, seq), GLM's second position; None if the model has none.
         rows: which examples these are, for messages.
+        is_good: bool, (examples,): what labels say of the answers; None without labels.
+        weights: float32, (batch, seq), of the labels in the loss; None where all are 1.
     """
 
     input_ids: Tensor
@@ -51,6 +53,8 @@ class MicroBatch:
     rows: tuple[int, ...] = ()
     prefix_lengths: Tensor | None = None
     block_position_ids: Tensor | None = None
+    is_good: Tensor | None = None
+    weights: Tensor | None = None
 
     def inputs(self) -> dict[str, Any]:
         """Return the arguments of `forward`; for a pack, by the names of flash attention."""
@@ -84,6 +88,8 @@ class MicroBatch:
             self.rows,
             move(self.prefix_lengths),
             move(self.block_position_ids),
+            move(self.is_good),
+            move(self.weights),
         )
 
 
@@ -108,12 +114,22 @@ def micro_batch_of(pack: Pack, rows: Sequence[int] = ()) -> MicroBatch:
         position_ids=torch.tensor([pack.position_ids]),
         cu_seq_lens=ends.to(torch.int32),
         rows=tuple(rows),
+        weights=None if pack.weights is None else torch.tensor([pack.weights]),
     )
 
 
 def pack_examples(examples: Examples, rows: Sequence[int]) -> MicroBatch:
     """Pack some rows and convert them to tensors."""
     return micro_batch_of(pack([examples[row] for row in rows]), rows)
+
+
+def pack_labeled(examples: Examples, rows: Sequence[int], step: int) -> MicroBatch:
+    """Pack rows with the labels of their answers, the same way in every step."""
+    chosen = [examples[row] for row in rows]
+    return replace(
+        micro_batch_of(pack(chosen), rows),
+        is_good=torch.tensor([example.is_good for example in chosen], dtype=torch.bool),
+    )
 
 
 def idle_micro_batch(part: MicroBatch) -> MicroBatch:

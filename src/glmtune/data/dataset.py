@@ -12,6 +12,8 @@ position in the stream is the number of a row: bad rows count.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import chain, groupby, islice
 from typing import Generic, NamedTuple, Protocol, TypeVar, cast
 
@@ -19,6 +21,7 @@ from glmtune.conversation import Conversation
 from glmtune.data.formats import Format, KeyScan, Notes, check_roles, detect, without_history
 from glmtune.data.rows import BadRow, Row, RowError
 from glmtune.data.sources import Source, find_sources
+from glmtune.errors import DataError
 from glmtune.recipe.sections import DataSection
 
 HEAD_ROWS = 100  # of each file; its format is found by them
@@ -66,6 +69,7 @@ class Dataset:
         sources: from `find_sources`.
         options: the format, columns and roles that the user gave.
         needs_answer: whether rows must have a column for the answer, as for training.
+        needs_label: whether every row says if its answer is a good one.
 
     Attributes:
         formats: file -> the name of its format, for the files read so far.
@@ -77,7 +81,12 @@ class Dataset:
     """
 
     def __init__(
-        self, sources: Sequence[Source], options: RowOptions, *, needs_answer: bool = True
+        self,
+        sources: Sequence[Source],
+        options: RowOptions,
+        *,
+        needs_answer: bool = True,
+        needs_label: bool = False,
     ) -> None:
         for source in sources:
             check_roles(options_of(source, options).roles)
@@ -88,22 +97,25 @@ class Dataset:
         self._sources = sources
         self._options = options
         self._needs_answer = needs_answer
+        self._needs_label = needs_label
 
     @classmethod
-    def of(cls, section: DataSection, *, needs_answer: bool = True) -> "Dataset":
+    def of(
+        cls, section: DataSection, *, needs_answer: bool = True, needs_label: bool = False
+    ) -> "Dataset":
         """Open the rows of `data.train`.
 
         Raises:
             DataError: as the constructor, or a source does not exist.
         """
         sources = find_sources(section.train, split=section.split)
-        return cls(sources, section, needs_answer=needs_answer)
+        return cls(sources, section, needs_answer=needs_answer, needs_label=needs_label)
 
     def read(self, to_value: ConvertRow[T]) -> Iterator[Entry[T] | BadRow]:
         """Read and convert every row; those that cannot be used come as `BadRow`.
 
         Args:
-            to_value: `convert`, `convert_pair`, `split_answer` or the like.
+            to_value: `convert`, `convert_labeled`, `convert_pair`, `split_answer` or the like.
 
         Raises:
             DataError: a file cannot be used at all, or has no known format.
@@ -111,24 +123,27 @@ class Dataset:
         for index, source in enumerate(self._sources):
             options = options_of(source, self._options)
             rows_of_source = rows_in_place([source], start=index)
+            further = _rows_beyond_cap(source)
             for file, rows in groupby(rows_of_source, key=lambda row: row.file):
-                yield from self._read_file(file, rows, options, to_value)
+                beyond = [row for row in further if row.file == file]
+                yield from self._read_file(file, rows, beyond, options, to_value)
 
     def _read_file(
         self,
         file: str,
         rows: Iterator[Row | BadRow],
+        beyond: Sequence[Row],
         options: "SourceOptions",
         to_value: ConvertRow[T],
     ) -> Iterator[Entry[T] | BadRow]:
-        """Convert the rows of one file."""
+        """Convert the rows of one file; those `beyond` its cap only help to find the format."""
         while isinstance(first := next(rows, None), BadRow):
             yield first
         if first is None:
             return
         head = [first, *islice(rows, HEAD_ROWS - 1)]
         format = detect(
-            [row for row in head if isinstance(row, Row)],
+            [*(row for row in head if isinstance(row, Row)), *beyond],
             options.format,
             options.columns,
             needs_answer=self._needs_answer,
@@ -136,7 +151,7 @@ class Dataset:
         self.formats.setdefault(file, format.name)
         columns, roles = options.columns, options.roles
         masks_history = self._options.mask_history
-        scan = KeyScan(format, columns, roles)
+        scan = KeyScan(format, columns, roles, needs_label=self._needs_label)
         for row in chain(head, rows):
             if isinstance(row, BadRow):
                 yield row
@@ -156,6 +171,20 @@ class Dataset:
         if isinstance(value, tuple) and all(isinstance(side, Conversation) for side in value):
             return cast("T", tuple(without_history(side) for side in value))
         return value  # the prompt and the answer of a prediction
+
+
+def _rows_beyond_cap(source: Source) -> list[Row]:
+    """Return the rows right after a cap, as in `path#3`, which would narrow what decides a format.
+
+    They are not learned, so what is wrong with them is not said.
+    """
+    if source.max_rows is None or source.max_rows >= HEAD_ROWS:
+        return []
+    rows: list[Row] = []
+    with suppress(DataError):
+        every = replace(source, max_rows=None).rows(lambda bad: None)
+        rows.extend(islice(every, source.max_rows, HEAD_ROWS))
+    return rows
 
 
 class SourceOptions(NamedTuple):

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from glmtune.errors import DataError
+from glmtune.errors import DataError, json_kind
 from glmtune.files import read_json_object
 from glmtune.recipe.sources import SourceSection
 
@@ -76,7 +76,7 @@ def registered(source: SourceSection) -> SourceSection:
     entry = entries[name]
     where = f"{register}#{name}"
     if not isinstance(entry, dict):
-        raise DataError(f"{where}: expected an object, got a {type(entry).__name__}.")
+        raise DataError(f"{where}: expected an object, got {json_kind(entry)}.")
     _refuse_unknown(where, entry)
     samples = _typed(where, entry, "num_samples", int)
     place = _place(where, entry, path.parent)
@@ -109,9 +109,7 @@ def _refuse_unknown(where: str, entry: Mapping[str, Any]) -> None:
 def _typed(where: str, entry: Mapping[str, Any], key: str, kind: type) -> Any:
     value = entry.get(key)
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise DataError(
-            f"{where}: {key} is {value!r}, expected a value of type {kind.__name__}. Correct it."
-        )
+        raise DataError(f"{where}: {key} is {value!r}, expected {json_kind(kind())}. Correct it.")
     return value
 
 

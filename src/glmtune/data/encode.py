@@ -8,7 +8,7 @@ import math
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,7 @@ import glmtune.data.formats.unread
 import glmtune.data.formats.values
 import glmtune.data.hubs
 import glmtune.data.json_rows
+import glmtune.data.learned_prompt
 import glmtune.data.rows
 import glmtune.data.sources
 import glmtune.data.splits
@@ -49,7 +50,8 @@ from glmtune.data.cache import NEWER, Progress, encode_sources
 from glmtune.data.dataset import Dataset, Entry, T, batched, conversation_chars
 from glmtune.data.earlier_keys import CONVERSATIONS_CODE
 from glmtune.data.fit import encode_each, example_of, fit
-from glmtune.data.formats import check_roles, convert
+from glmtune.data.formats import check_roles, convert, convert_labeled
+from glmtune.data.learned_prompt import LearnedPrompt
 from glmtune.data.rows import BadRow, Row, RowError, row_excerpt
 from glmtune.data.sources import AnySource, Source
 from glmtune.data.store import EncodedData
@@ -90,6 +92,7 @@ CODE = (
     glmtune.data.formats.table,
     glmtune.data.formats.unread,
     glmtune.data.formats.values,
+    glmtune.data.learned_prompt,
     glmtune.template.base,
     glmtune.template.chatglm,
     glmtune.template.chat_template,
@@ -114,6 +117,8 @@ class EncodeOptions:
         roles: their role -> ours.
         split: of sources that have splits.
         mask_history: whether only the last answer of a row is learned.
+        needs_label: whether every row says if its answer is a good one, as for KTO.
+        train_on_prompt: whether prompts are learned, too.
     """
 
     max_length: int
@@ -124,6 +129,8 @@ class EncodeOptions:
     roles: Mapping[str, str] = field(default_factory=dict)
     split: str | None = None
     mask_history: bool = field(default=False, metadata=NEWER)
+    needs_label: bool = field(default=False, metadata=NEWER)
+    train_on_prompt: bool = field(default=False, metadata=NEWER)
 
 
 def encode_data(
@@ -152,9 +159,10 @@ def encode_data(
         OutputError: the cache or the quarantine file cannot be written.
     """
     check_roles(options.roles)
+    learned = LearnedPrompt(template) if options.train_on_prompt else template
     return encode_sources(
         sources,
-        partial(_write_examples, template, options),
+        partial(_write_examples, learned, options),
         options,
         EncodedData,
         fingerprint=template.fingerprint,
@@ -166,18 +174,22 @@ def encode_data(
     )
 
 
-def training_conversations(section: DataSection, template: Template) -> Iterator[Conversation]:
+def training_conversations(
+    section: DataSection, template: Template, *, needs_label: bool = False
+) -> Iterator[Conversation]:
     """Read the rows of `data.train` again, as the conversations that training encodes.
 
     Args:
         section: `data` of the recipe.
         template: of the run; rows that it cannot render were left out of training.
+        needs_label: as in `EncodeOptions`.
 
     Raises:
         DataError: a file cannot be used at all.
         RowError: a row cannot be used, and training does not skip such rows.
     """
-    for entry in Dataset.of(section).read(convert):
+    read = convert_labeled if needs_label else convert
+    for entry in Dataset.of(section, needs_label=needs_label).read(read):
         bad = entry if isinstance(entry, BadRow) else _check_encodes(entry, template)
         if bad is None:
             assert isinstance(entry, Entry)
@@ -238,9 +250,10 @@ def _write_examples(
     progress: Progress,
 ) -> None:
     """Encode all rows of some sources."""
-    dataset = Dataset(sources, options)
+    dataset = Dataset(sources, options, needs_label=options.needs_label)
     writer.tally.formats, writer.tally.notes = dataset.formats, dataset.notes
-    entries = usable_entries(dataset.read(convert), writer)
+    read = convert_labeled if options.needs_label else convert
+    entries = usable_entries(dataset.read(read), writer)
     for batch in batched(entries, lambda entry: conversation_chars([entry.value])):
         _write_batch(batch, template, options, writer)
         progress(writer.tally.num_rows)
@@ -279,4 +292,6 @@ def _fit(
         writer.refuse(cannot_encode(entry.row, error))
         return None
     writer.tally.add_row(len(example.input_ids), fate)
+    if fitted is not None and entry.value.is_good is not None:
+        return replace(fitted, is_good=entry.value.is_good)
     return fitted

@@ -9,10 +9,14 @@ of its characters in the common part of its own encoding, and only about half in
     first byte      A1-A3          A4-C6                 C9-F9
     Big5            punctuation    5,401 common ones     rare ones
 
+Korean and Japanese in their EUC encodings are valid GB2312, too. Korean syllables are all in B0-C8,
+where Chinese has half of its characters, and half of a Japanese text is kana, in A4 and A5.
+
 A byte order mark, or a null byte in every second place, means UTF-16 or UTF-32. Isolated bytes
 among ASCII letters mean Windows-1252, which contains Latin-1.
 
-Sources: GB 2312-1980, GB 18030-2022, and the Big5 table of the Unicode consortium.
+Sources: KS X 1001, JIS X 0208, GB 2312-1980, GB 18030-2022, and the Big5 table of the Unicode
+consortium.
 """
 
 import codecs
@@ -28,6 +32,10 @@ _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
 )
 _PYTHON_NAMES = {"UTF-16": "utf-16", "UTF-16LE": "utf-16-le", "UTF-16BE": "utf-16-be"}
 LEAST_COMMON = 0.6  # of the characters of a Chinese text, the share in the common part
+LEAST_KANA = 0.2  # of the characters of a Japanese text
+LEAST_DISTINCT = 6  # Korean syllables; few different Chinese characters may be in their place
+MOST_OTHERS = 0.03  # of the characters: Chinese ones in a Korean text, rare ones in a Japanese
+_PAIRS = re.compile(rb"[\x81-\xfe][\x41-\xfe]")
 _HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
 
 
@@ -63,8 +71,31 @@ def guess_encoding(sample: bytes) -> str:
     }
     best = max(shares, key=shares.__getitem__)
     if shares[best] >= LEAST_COMMON:
-        return best
+        return _neighbor_of_gb2312(sample) or best
     return "WINDOWS-1252" if _is_western(sample) else ""
+
+
+def _neighbor_of_gb2312(sample: bytes) -> str:
+    """Recognize EUC-KR, its extension CP949, and EUC-JP by the first bytes of their characters."""
+    pairs = _PAIRS.findall(sample)
+    kana = sum(pair[0] in (0xA4, 0xA5) for pair in pairs)
+    letters = [pair[0] for pair in pairs if pair[0] >= 0xB0]
+    distinct = len({pair for pair in pairs if pair[0] >= 0xB0})
+    if kana and kana >= LEAST_KANA * len(pairs) and _decodes(sample, "euc_jp"):
+        rare = sum(lead > 0xCF for lead in letters)  # beyond the common kanji
+        return "EUC-JP" if rare <= MOST_OTHERS * len(letters) else ""
+    others = sum(lead > 0xC8 for lead in letters)
+    if distinct < LEAST_DISTINCT or others > MOST_OTHERS * len(letters):
+        return ""
+    return next((name for name in ("EUC-KR", "CP949") if _decodes(sample, name)), "")
+
+
+def _decodes(sample: bytes, codec: str) -> bool:
+    try:
+        codecs.getincrementaldecoder(codec)().decode(sample)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def is_damaged_utf8(sample: bytes) -> bool:
@@ -129,9 +160,12 @@ def conversion_advice(encoding: str, name: str, head: bytes = b"") -> str:
     target = shell_path(copy_name(name, "utf8", suffix=".tsv" if is_table else ""))
     convert = f"iconv -f {encoding} -t UTF-8"
     unpack = {".gz": "gzip -dc", ".zst": "zstd -dc"}.get(Path(name).suffix.lower())
+    is_western = encoding == "WINDOWS-1252"
     command = f"{unpack} {source} | {convert}" if unpack else f"{convert} {source}"
+    # Such a file comes from Windows, which has no iconv.
+    save = "Save it as UTF-8 in the program that wrote it, or convert" if is_western else "Convert"
     return (
-        f"Convert it with `{command} > {target}`, look whether the text is right, and give that "
+        f"{save} it with `{command} > {target}`, look whether the text is right, and give that "
         "file instead; in a folder, take the old one out."
     )
 

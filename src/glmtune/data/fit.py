@@ -69,7 +69,7 @@ def fit(
     if len(example.input_ids) > max_length:
         if overlong == "tutorial":
             fate = Fate.CUT
-            fitted = Example(example.input_ids[:max_length], example.labels[:max_length])
+            fitted = example.cut(max_length)
         else:
             shorter = (
                 template.shorten_prompt(conversation, max_length)

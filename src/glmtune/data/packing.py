@@ -15,7 +15,7 @@ Source: Krell et al. 2021, https://arxiv.org/abs/2107.02027
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glmtune.template.base import IGNORE, Example
 
@@ -27,12 +27,14 @@ class Pack:
     Attributes:
         input_ids, labels, position_ids: of one length; positions start at 0 in each example.
         lengths: tokens of each example, in order.
+        weights: of the labels, as many; None where all are 1.
     """
 
     input_ids: list[int]
     labels: list[int]
     position_ids: list[int]
     lengths: list[int]
+    weights: list[float] | None = None
 
 
 def group_rows(rows: Iterable[int], lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -68,4 +70,7 @@ def pack(examples: Sequence[Example]) -> Pack:
         packed.labels.extend(example.labels[1:])
         packed.position_ids.extend(range(length))
         packed.lengths.append(length)
+    if any(example.weights is not None for example in examples):
+        weights = [example.weights or [1.0] * len(example.input_ids) for example in examples]
+        return replace(packed, weights=[weight for each in weights for weight in each])
     return packed

@@ -15,6 +15,7 @@ import copy
 import hashlib
 import itertools
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,9 @@ SCHEMA = pa.schema(
         "learned": pa.list_(pa.int32()),  # start and end of each learned span, in turn
         "file": pa.int32(),  # an index of about.json's "files"
         "line": pa.int64(),
+        "is_good": pa.bool_(),  # null where rows have no label
+        "weights": pa.list_(pa.float32()),  # of each id; null where all are 1
+        "prompt_length": pa.int32(),  # null where the prompt is not learned
     }
 )
 
@@ -146,7 +150,7 @@ class EncodedData:
         labels = [IGNORE] * len(ids)
         for start, end in zip(borders[::2], borders[1::2], strict=True):
             labels[start:end] = ids[start:end]
-        return Example(ids, labels)
+        return Example(ids, labels, batch.label(row), batch.weights(row), batch.prompt_length(row))
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
@@ -186,12 +190,23 @@ class EncodedData:
         for batch in self._batches:
             for column, values in zip(columns, batch.columns(), strict=True):
                 column.update(np.ascontiguousarray(values).data)
+        more: dict[str, Any] = {}
+        for batch in self._batches:
+            for name, values in batch.more_columns().items():
+                more.setdefault(name, hashlib.sha256(name.encode())).update(values.tobytes())
+        columns += [more[name] for name in sorted(more)]
         return [column.hexdigest() for column in columns]
 
     @property
     def num_learned_tokens(self) -> int:
         """Labels in all examples."""
         return self.report.num_learned_tokens
+
+    @property
+    def labels(self) -> npt.NDArray[np.bool_] | None:
+        """Whether the answer of each example is a good one, (examples,); None without labels."""
+        parts = [batch.labels for batch in self._batches if batch.labels is not None]
+        return np.concatenate(parts) if len(parts) == len(self._batches) else None
 
     @property
     def learned_lengths(self) -> npt.NDArray[np.int64]:
@@ -223,6 +238,22 @@ class _Batch:
         self.border_offsets: npt.NDArray[np.int32] = borders.offsets.to_numpy()
         self.files: npt.NDArray[np.int32] = batch.column("file").to_numpy()
         self.lines: npt.NDArray[np.int64] = batch.column("line").to_numpy()
+        self.labels = _labels_of(batch.column("is_good"))
+        self._weights = _if_any(batch.column("weights"))
+        self._prompts = _if_any(batch.column("prompt_length"))
+
+    def weights(self, row: int) -> list[float] | None:
+        weights: list[float] | None = (
+            self._weights[row].as_py() if self._weights is not None else None
+        )
+        return weights
+
+    def prompt_length(self, row: int) -> int | None:
+        length: int | None = self._prompts[row].as_py() if self._prompts is not None else None
+        return length
+
+    def label(self, row: int) -> bool | None:
+        return None if self.labels is None else bool(self.labels[row])
 
     def learned_lengths(self) -> npt.NDArray[np.int64]:
         spans = self.borders[1::2] - self.borders[::2]
@@ -233,6 +264,30 @@ class _Batch:
         """Everything in it, in a form that joins with that of the next batch."""
         lengths, num_borders = np.diff(self.offsets), np.diff(self.border_offsets)
         return self.ids, lengths, self.borders, num_borders, self.files, self.lines
+
+    def more_columns(self) -> dict[str, npt.NDArray[Any]]:
+        """What only some data sets have, by name; rows without a weight have NaN."""
+        found: dict[str, npt.NDArray[Any]] = {}
+        if self.labels is not None:
+            found["labels"] = self.labels
+        if self._weights is not None:
+            parts = [self.weights(row) or [math.nan] for row in range(len(self.lines))]
+            found["weights"] = np.array([w for part in parts for w in part], dtype=np.float32)
+        if self._prompts is not None:
+            found["prompts"] = self._prompts.to_numpy(zero_copy_only=False)
+        return found
+
+
+def _if_any(column: pa.Array) -> pa.Array | None:
+    return None if column.null_count == len(column) else column
+
+
+def _labels_of(column: pa.Array) -> npt.NDArray[np.bool_] | None:
+    """Return the labels of rows; None where they have none."""
+    if column.null_count:
+        return None
+    labels: npt.NDArray[np.bool_] = column.to_numpy(zero_copy_only=False)
+    return labels
 
 
 def _join_keys(first: str, second: str) -> str:

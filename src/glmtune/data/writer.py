@@ -145,6 +145,9 @@ class ExampleWriter:
             pa.ListArray.from_arrays(border_offsets, borders),
             pa.array([numbers[row.file] for row in rows], pa.int32()),
             pa.array([row.line for row in rows], pa.int64()),
+            pa.array([example.is_good for example in examples], pa.bool_()),
+            pa.array([example.weights for example in examples], pa.list_(pa.float32())),
+            pa.array([example.prompt_length for example in examples], pa.int32()),
         ]
         self._arrow.write_batch(pa.record_batch(columns, schema=SCHEMA))
         self.source_counts.update(row.source for row in rows)

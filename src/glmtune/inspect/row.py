@@ -7,7 +7,7 @@ A piece is the shortest run of tokens that is text, so the pieces of a row, join
 A run never contains both learned and unlearned tokens.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from glmtune.conversation import Conversation
 from glmtune.data.dataset import Dataset, Entry
 from glmtune.data.fit import describe_fate, fit
 from glmtune.data.formats import convert_sides
+from glmtune.data.learned_prompt import LearnedPrompt
 from glmtune.data.rows import BadRow, RowError
 from glmtune.errors import DataError
 from glmtune.model.load import load_tokenizer
@@ -61,7 +62,12 @@ class SeenRow:
         return self.num_tokens - self.example.labels.count(IGNORE)
 
 
-SIDES = (" (chosen)", " (rejected)")
+def side_of(sides: Sequence[Conversation], index: int) -> str:
+    """Name a side of a pair, or what the label of a row says; "" for other rows."""
+    if len(sides) == 2:
+        return (" (chosen)", " (rejected)")[index]
+    label = sides[index].is_good
+    return "" if label is None else " (good)" if label else " (bad)"
 
 
 def see_rows(
@@ -82,7 +88,12 @@ def see_rows(
     """
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     template = template_for(tokenizer, recipe.data.layout)
-    entries = Dataset.of(recipe.data).read(partial(convert_sides, pairs=pairs))
+    if recipe.data.train_on_prompt:
+        template = LearnedPrompt(template)
+    labeled = recipe.has_labels
+    entries = Dataset.of(recipe.data, needs_label=labeled).read(
+        partial(convert_sides, pairs=pairs, needs_label=labeled)
+    )
     num_rows = 0
     for num_rows, entry in enumerate(entries, start=1):
         if num_rows >= first + count:
@@ -108,7 +119,7 @@ def _see(
         fitted, fate = fit(whole, conversation, template, section.max_length, section.overlong)
         example = fitted or whole  # a row that is left out is shown in full
         yield SeenRow(
-            place=f"{row.file}:{row.line}{SIDES[index] if len(sides) == 2 else ''}",
+            place=f"{row.file}:{row.line}{side_of(sides, index)}",
             format=format.name,
             template=template.description,
             fate=describe_fate(fate, len(whole.input_ids), section.max_length),

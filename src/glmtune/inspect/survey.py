@@ -12,11 +12,12 @@ from glmtune.data.dataset import Dataset, Entry
 from glmtune.data.encode import cannot_encode
 from glmtune.data.fit import Fate, describe_fate, fit
 from glmtune.data.formats import convert_sides
+from glmtune.data.learned_prompt import LearnedPrompt
 from glmtune.data.rows import BadRow, RowError
 from glmtune.data.store import EncodeReport
 from glmtune.data.writer import Tally
 from glmtune.errors import TemplateError
-from glmtune.inspect.row import SIDES
+from glmtune.inspect.row import side_of
 from glmtune.inspect.shown_row import ShownRow, show_row
 from glmtune.model.load import load_tokenizer
 from glmtune.recipe.recipe import Recipe
@@ -109,13 +110,12 @@ class _Surveyor:
         row, format, conversations = entry
         section = self.section
         sides: list[SurveyedRow] = []
-        names = SIDES if len(conversations) == 2 else [""]
-        for name, conversation in zip(names, conversations, strict=True):
+        for index, conversation in enumerate(conversations):
             whole = self.template.encode(conversation)
             limit = section.max_length
             fitted, fate = fit(whole, conversation, self.template, limit, section.overlong)
             num_bytes = sum(token_id in self.byte_ids for token_id in whole.input_ids)
-            place = f"{row.file}:{row.line}{name}"
+            place = f"{row.file}:{row.line}{side_of(conversations, index)}"
             seen = SurveyedRow(number, place, format.name, whole, fitted, fate, num_bytes)
             sides.append(seen)
         fates = [side.fate for side in sides if side.fate is not Fate.UNCUT]
@@ -173,12 +173,14 @@ def survey_rows(
     section = recipe.data
     tokenizer = load_tokenizer(recipe.model.name_or_path)
     template = template_for(tokenizer, section.layout)
-    dataset = Dataset.of(section)
+    if section.train_on_prompt:
+        template = LearnedPrompt(template)
+    dataset = Dataset.of(section, needs_label=recipe.has_labels)
     tally = Tally(section.max_length)
     tally.formats, tally.notes = dataset.formats, dataset.notes
     surveyor = _Surveyor(section, template, byte_ids(tokenizer), tally)
     chosen: list[SurveyedRow] = []
-    entries = dataset.read(partial(convert_sides, pairs=pairs))
+    entries = dataset.read(partial(convert_sides, pairs=pairs, needs_label=recipe.has_labels))
     for number, entry in enumerate(entries, start=1):
         if isinstance(entry, BadRow):
             surveyor.refuse(entry)

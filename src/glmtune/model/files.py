@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glmtune.errors import CheckpointError
+from glmtune.errors import CheckpointError, json_kind
 from glmtune.files import read_json_object
 from glmtune.model.config_file import REMEDY, read_config
 from glmtune.model.hubs import is_hub_id, resolve
@@ -182,7 +182,7 @@ def read_bin(file: Path, *, map_location: str = "cpu", mmap: bool = False) -> di
     content = read_saved(file, map_location=map_location, mmap=mmap)
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{file}: expected tensors by name, got a {type(content).__name__}. Use the file that "
+            f"{file}: expected tensors by name, got {json_kind(content)}. Use the file that "
             "holds the weights."
         )
     return {

@@ -1,6 +1,6 @@
 """The loss on held-out rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ import torch
 from glmtune.data.batches import Examples, MakeMicroBatch, idle_micro_batch, rows_as_they_are
 from glmtune.data.packing import group_rows
 from glmtune.errors import TrainingError
-from glmtune.objective.next_token import NextToken, Objective
+from glmtune.objective.next_token import NeedsWholeStep, NextToken, Objective
 
 
 @torch.no_grad()
@@ -24,7 +24,8 @@ def held_out_loss(
     make: MakeMicroBatch = rows_as_they_are,
     process_index: int = 0,
     num_processes: int = 1,
-) -> tuple[float, int]:
+    total_of: Callable[[float], float] = float,
+) -> tuple[float, float]:
     """Sum the loss over held-out rows, dropout off.
 
     Each of several processes takes every `num_processes`-th pack, and as many as any other, since
@@ -40,6 +41,7 @@ def held_out_loss(
         objective: what to sum; None is the next-token loss.
         make: makes the micro-batch of some rows; it is called for step 0.
         process_index, num_processes: which share of the packs this process takes.
+        total_of: sums a number over all processes.
 
     Returns:
         The sum in nats and the number of learned tokens (or pairs) it is over, of this process's
@@ -51,10 +53,14 @@ def held_out_loss(
     objective = objective or NextToken()
     was_training = model.training
     model.eval()
-    total, count = 0.0, 0
+    total, count = 0.0, 0.0
     packs = group_rows(rows, lengths, max_tokens)
     packs += [[]] * (-len(packs) % num_processes)
-    for chosen in packs[process_index::num_processes]:
+    packs = packs[process_index::num_processes]
+    if isinstance(objective, NeedsWholeStep):
+        own = (make(examples, chosen, 0) for chosen in packs if chosen)
+        objective.begin(model, own, device, total_of)
+    for chosen in packs:
         part = make(examples, chosen or rows[:1], 0)
         micro_batch = (part if chosen else idle_micro_batch(part)).to(device)
         loss = objective.loss(model, micro_batch)

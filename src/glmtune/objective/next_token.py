@@ -12,9 +12,9 @@ at a time (`glmtune.kernels.chunked_loss`).
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -63,21 +63,45 @@ def next_token_loss(
     following = labels_of_next(micro_batch.labels)
     predicts_learned = following != IGNORE  # (batch, seq)
     targets = following[predicts_learned]
+    weights = _weights_of_labels(micro_batch)
     given = {**micro_batch.inputs(), "use_cache": False, "logits_to_keep": predicts_learned}
     if accepts_score(model):
 
         def score(hidden: Tensor, output_layer: nn.Module) -> Tensor:
-            return loss_by_chunks(hidden, output_layer, targets, loss_function)
+            def by_chunks(inputs: Tensor, targets: Tensor) -> Tensor:
+                return loss_by_chunks(inputs, output_layer, targets, loss_function)
+
+            return _weighted(by_chunks, hidden, targets, weights)
 
         return model(**given, score=score).loss.to(torch.float32)  # type: ignore[no-any-return]
     logits = model(**given).logits  # (tokens, vocab)
-    return loss_function(logits, targets).to(torch.float32)
+    return _weighted(loss_function, logits, targets, weights).to(torch.float32)
+
+
+def _weights_of_labels(micro_batch: MicroBatch) -> Tensor | None:
+    """Return the weight of each label that something predicts, (tokens,); None where all are 1."""
+    if micro_batch.weights is None:
+        return None
+    return micro_batch.weights[:, 1:][micro_batch.labels[:, 1:] != IGNORE]
+
+
+def _weighted(
+    loss: LossFunction, inputs: Tensor, targets: Tensor, weights: Tensor | None
+) -> Tensor:
+    """Sum a loss with weights, one distinct weight after the other, since the loss gives sums."""
+    if weights is None or not len(weights):
+        return loss(inputs, targets)
+    parts = [
+        weight * loss(inputs[weights == weight], targets[weights == weight])
+        for weight in torch.unique(weights)
+    ]
+    return torch.stack(parts).sum()
 
 
 class Objective(Protocol):
     """What a step minimizes, and what its loss is a mean over."""
 
-    def count(self, part: MicroBatch) -> int:
+    def count(self, part: MicroBatch) -> float:
         """Count what the loss of a micro-batch is a sum over: learned tokens, or pairs."""
 
     def loss(self, model: Any, part: MicroBatch) -> Tensor:
@@ -87,14 +111,37 @@ class Objective(Protocol):
         """Return and reset the other measurements: by name a sum, and the count that it is over."""
 
 
+@runtime_checkable
+class NeedsWholeStep(Protocol):
+    """An objective whose loss of a row depends on the other rows of its step."""
+
+    def begin(
+        self,
+        model: Any,
+        parts: Iterable[MicroBatch],
+        device: torch.device,
+        total: Callable[[float], float] = float,
+    ) -> None:
+        """Look at all rows of a step, or all held-out rows, before the first loss.
+
+        Args:
+            model: as for `Objective.loss`.
+            parts: the micro-batches of this process.
+            device: to compute on.
+            total: sums a number over all processes.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class NextToken:
     """Predict every learned token from the tokens before it."""
 
     loss_function: LossFunction = cross_entropy_sum
 
-    def count(self, part: MicroBatch) -> int:
-        """Count the learned tokens."""
+    def count(self, part: MicroBatch) -> float:
+        """Count the learned tokens, or add up their weights."""
+        if (weights := _weights_of_labels(part)) is not None:
+            return float(weights.sum())
         return count_learned_tokens(part.labels)
 
     def loss(self, model: Any, part: MicroBatch) -> Tensor:

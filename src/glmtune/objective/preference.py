@@ -44,7 +44,7 @@ class Preference:
 
     def count(self, part: MicroBatch) -> int:
         """Count the pairs, without those that only keep an idle process busy."""
-        _, lengths = _learned(part)
+        _, lengths = learned_positions(part)
         return int((lengths[::2] > 0).sum())
 
     def loss(self, model: Any, part: MicroBatch) -> Tensor:
@@ -55,10 +55,10 @@ class Preference:
             part: a pack of pairs.
         """
         section = self._section
-        _, lengths = _learned(part)
+        _, lengths = learned_positions(part)
         learned = sequence_logps(model, part)
         if section.has_reference:
-            learned = learned - _reference_logps(model, part)
+            learned = learned - reference_logps(model, part)
         if section.loss in ("ipo", "simpo", "orpo"):
             learned = learned / lengths.clamp(min=1)
         losses = pair_losses(learned[::2], learned[1::2], section)
@@ -113,7 +113,7 @@ def _log_not(log_p: Tensor) -> Tensor:
 
 def sequence_logps(model: Any, part: MicroBatch) -> Tensor:
     """Sum the log-probabilities of the learned tokens of each sequence: float32, (sequences,)."""
-    predicts, _ = _learned(part)
+    predicts, _ = learned_positions(part)
     following = labels_of_next(part.labels)
     targets = following[predicts]
     given = {**part.inputs(), "use_cache": False, "logits_to_keep": predicts}
@@ -149,7 +149,7 @@ def _logps(logits: Tensor, targets: Tensor) -> Tensor:
     return -F.cross_entropy(logits.float(), targets, reduction="none")
 
 
-def _reference_logps(model: Any, part: MicroBatch) -> Tensor:
+def reference_logps(model: Any, part: MicroBatch) -> Tensor:
     """Compute the log-probabilities of the base model: adapter disabled and dropout off.
 
     The reference must use the kernels of the policy; otherwise the two would differ before the
@@ -169,7 +169,7 @@ def _reference_logps(model: Any, part: MicroBatch) -> Tensor:
     return logps.detach()
 
 
-def _learned(part: MicroBatch) -> tuple[Tensor, Tensor]:
+def learned_positions(part: MicroBatch) -> tuple[Tensor, Tensor]:
     """Find the positions that predict learned tokens, (1, seq), and their count per sequence."""
     assert part.cu_seq_lens is not None  # pairs come in packs
     predicts = labels_of_next(part.labels) != IGNORE

@@ -2,7 +2,8 @@ r"""Prompts cut from encoded rows, and greedy answers to them.
 
 An encoded row is ids alone. The ids before its first learned token are a prompt: an answer is
 learned from the very token that the model generates first, so they equal what
-`Template.prompt_ids` gives for the turns before that answer.
+`Template.prompt_ids` gives for the turns before that answer. Where prompts are learned too
+(`data.train_on_prompt`), the row remembers how many ids that are.
 
     ids       [gMASK] sop <|user|> ▁ \n ▁你 好 <|assistant|> ▁ \n ▁很 好 </s>
     labels       -     -     -     - -   -  -       -        ▁ \n ▁很 好 </s>
@@ -67,11 +68,16 @@ def first_prompt(example: Example, template: Template, tokenizer: Any) -> Prompt
     """
     from glmtune.use.chat import reply_text  # loads torch; a report needs only the classes
 
-    start = next((i for i, label in enumerate(example.labels) if label != IGNORE), None)
+    start = example.prompt_length
+    if start is None:
+        start = next((i for i, label in enumerate(example.labels) if label != IGNORE), None)
     if start is None:
         raise ValueError("nothing in this example is learned, so it has no answer")
     learned = example.labels[start:]
     end = learned.index(IGNORE) if IGNORE in learned else len(learned)
+    if example.prompt_length is not None:  # the next question is learned, too
+        stops = (at for at, label in enumerate(learned) if label in template.stop_ids)
+        end = min(end, next(stops, end - 1) + 1)
     ids = tuple(example.input_ids[:start])
     expected = reply_text(template.parse(learned[:end]))
     return Prompt(ids, tokenizer.decode(list(ids)), expected, end)

@@ -244,6 +244,8 @@ def _results(facts: RunFacts) -> Iterator[tuple[str, str, str]]:
 def _unit(facts: RunFacts) -> tuple[str, str]:
     if facts.recipe is not None and getattr(facts.recipe, "is_preference", False):
         return "per pair", "每对"
+    if facts.recipe is not None and getattr(facts.recipe, "has_labels", False):
+        return "per row", "每行"
     return "nats per token", "奈特/词元"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from glmtune.errors import OutputError, RecipeError
+from glmtune.errors import OutputError, RecipeError, json_kind
 from glmtune.files import write_atomically
 from glmtune.model.files import NANO
 from glmtune.prove.card import (
@@ -156,7 +156,7 @@ def _read_object(path: Path) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         raise OutputError(f"{path}: cannot be read as JSON: {error}. Write it again.") from None
     if not isinstance(content, dict):
-        raise OutputError(f"{path}: holds a {type(content).__name__}, expected a JSON object.")
+        raise OutputError(f"{path}: holds {json_kind(content)}, expected a JSON object.")
     return content
 
 

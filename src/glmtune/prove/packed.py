@@ -9,6 +9,7 @@ prompt will ever show. The loss curve looks as usual.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def _in_a_pack(model: Any, packed: MicroBatch) -> Tensor:
         parts.append(F.cross_entropy(logits.float(), targets, reduction="none"))
         return parts[-1].sum()
 
-    NextToken(note).loss(model, packed)
+    NextToken(note).loss(model, replace(packed, weights=None))  # in the order of the tokens
     return torch.cat(parts)
 
 

@@ -106,7 +106,9 @@ _OURS: Mapping[str, str] = {  # our key: names by which people look for it
     "training.use_cpu": "cpu device",
     "preference.stage": "task rlhf_type rl",
     "preference.loss": "pref_loss loss_type dpo_loss",
-    "preference.beta": "pref_beta dpo_beta",
+    "preference.beta": "pref_beta dpo_beta kto_beta rl_beta",
+    "preference.desirable_weight": "kto_chosen_weight kto_desirable_weight chosen_weight",
+    "preference.undesirable_weight": "kto_rejected_weight kto_undesirable_weight rejected_weight",
     "output.dir": (
         "output out output_path output_folder out_dir save_dir save_path save_folder "
         "logging_dir result_dir"

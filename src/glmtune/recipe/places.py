@@ -48,6 +48,8 @@ def is_at_the_model(recipe: "RunRecipe") -> bool:
 def is_at_the_data(recipe: "RunRecipe") -> bool:
     """Whether `output.dir` holds a file of the data, or is in a folder whose files are the data."""
     output = _output(recipe)
+    if recipe.output.dir == os.devnull:  # of a command that writes nothing
+        return False
     for name in _data(recipe):
         path = _resolved(name)
         if (_contains(output, path) and os.path.exists(path)) or (

@@ -19,7 +19,7 @@ from typing import Any, overload
 
 from pydantic import ValidationError
 
-from glmtune.errors import RecipeError
+from glmtune.errors import RecipeError, json_kind
 from glmtune.recipe.explain import explain, known_keys, no_section, shown
 from glmtune.recipe.names import RENAMED, did_you_mean, hint
 from glmtune.recipe.origin import conversion_command, tool_of
@@ -64,7 +64,7 @@ def load_recipe(
     if isinstance(tree, list) and path.suffix == ".json":
         raise RecipeError(_are_rows(path))
     if not isinstance(tree, dict):
-        found = "empty" if tree is None else f"a {type(tree).__name__}"
+        found = "empty" if tree is None else json_kind(tree)
         raise RecipeError(
             f"{path}: the file is {found}, expected sections "
             f"({', '.join(kind.model_fields)}), each with its keys."

@@ -59,6 +59,11 @@ class RunRecipe(Section):
         """Whether pairs of answers are learned, rather than rows."""
         return False
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether every row says if its answer is a good one."""
+        return False
+
     def to_yaml(self) -> str:
         """Write all values, defaults included, so that later defaults change nothing."""
         return yaml.safe_dump(self.model_dump(mode="json"), allow_unicode=True, sort_keys=False)
@@ -76,6 +81,11 @@ class Recipe(RunRecipe):
     def is_preference(self) -> bool:
         """Whether pairs of answers are learned, rather than rows."""
         return self.preference.stage == "dpo"
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether every row says if its answer is a good one."""
+        return self.preference.stage == "kto"
 
     @model_validator(mode="after")
     def _check_fine_tuning_rules(self) -> Self:

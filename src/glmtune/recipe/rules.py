@@ -309,6 +309,15 @@ def _has_reference(recipe: "Recipe") -> bool:
     return recipe.is_preference and recipe.preference.has_reference
 
 
+def _is_labeled_over_a_changed_base(recipe: "Recipe") -> bool:
+    """Whether rows with labels are to be compared with a base that the run does not have."""
+    section = recipe.adapter
+    if not recipe.has_labels or not isinstance(section, PeftSection):
+        return False
+    changes_base = isinstance(section, LoraSection) and section.bias != "none"
+    return changes_base or section.name_or_path is not None
+
+
 def _cannot_prefer(recipe: "Recipe") -> bool:
     """Whether the method has no adapter to switch off, and the loss needs one."""
     if not recipe.is_preference or isinstance(recipe.adapter, PeftSection):
@@ -364,6 +373,75 @@ FINE_TUNING_RULES: tuple[Rule["Recipe"], ...] = (
         "preference.loss={preference.loss} compares with the base, and not with the adapter of "
         "adapter.name_or_path. Merge that one first and give the merged model, or use "
         "preference.loss=simpo or orpo",
+    ),
+    Rule(
+        ("data.train_on_prompt=true", "data.mask_history=true"),
+        lambda recipe: recipe.data.train_on_prompt and recipe.data.mask_history,
+        "data.train_on_prompt learns everything before the last answer, and data.mask_history "
+        "nothing of it. Leave one of them out",
+    ),
+    Rule(
+        ("data.train_on_prompt=true", "preference.stage=dpo"),
+        lambda recipe: recipe.data.train_on_prompt and recipe.preference.stage != "sft",
+        "data.train_on_prompt learns prompts, and preference.stage={preference.stage} compares "
+        "answers alone. Leave data.train_on_prompt out",
+    ),
+    Rule(
+        ("preference.stage=kto", "adapter.method=full"),
+        lambda recipe: recipe.has_labels and not isinstance(recipe.adapter, PeftSection),
+        "preference.stage=kto is for an adapter over its base, and adapter.method="
+        "{adapter.method} is not of that kind. Use adapter.method=lora",
+    ),
+    Rule(
+        ("preference.stage=kto", "adapter.bias=all"),
+        _is_labeled_over_a_changed_base,
+        "preference.stage=kto compares with the base, which adapter.bias changes and "
+        "adapter.name_or_path replaces. Leave them out; merge an earlier adapter first and give "
+        "the merged model",
+    ),
+    Rule(
+        ("preference.stage=kto", "training.sharding=fsdp2"),
+        lambda recipe: (
+            recipe.has_labels and (_is_sharded(recipe) or recipe.data.replay is not None)
+        ),
+        "training.sharding, training.deepspeed and data.replay cannot be used with "
+        "preference.stage=kto. Leave them out",
+    ),
+    Rule(
+        ("preference.stage=kto", "training.label_smoothing_factor=0.1"),
+        lambda recipe: recipe.has_labels and recipe.training.label_smoothing_factor > 0,
+        "training.label_smoothing_factor smooths the loss of answers, and preference.stage=kto "
+        "has another loss. Leave it out",
+    ),
+    Rule(
+        ("preference.stage=kto", "preference.loss=ipo"),
+        lambda recipe: recipe.has_labels and recipe.preference.loss != "sigmoid",
+        "preference.loss={preference.loss} is a loss of preference.stage=dpo, and "
+        "preference.stage=kto has one of its own. Leave it out",
+    ),
+    Rule(
+        (
+            "preference.stage=kto",
+            "training.per_device_train_batch_size=1",
+            "training.gradient_accumulation_steps=1",
+        ),
+        lambda recipe: (
+            recipe.has_labels
+            and recipe.training.per_device_train_batch_size
+            * recipe.training.gradient_accumulation_steps
+            == 1
+        ),
+        "preference.stage=kto compares the rows of a step with each other, and a step has one. "
+        "Use training.gradient_accumulation_steps=8 or more",
+    ),
+    Rule(
+        ("preference.undesirable_weight=2",),
+        lambda recipe: (
+            not recipe.has_labels
+            and (recipe.preference.desirable_weight, recipe.preference.undesirable_weight) != (1, 1)
+        ),
+        "preference.desirable_weight and preference.undesirable_weight weigh rows with labels, and "
+        "preference.stage={preference.stage} has none. Leave them out, or use preference.stage=kto",
     ),
 )
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from glmtune.recipe.choices import BadRows, Dtype, Layout, Overlong
+from glmtune.recipe.choices import BadRows, Dtype, Layout, Overlong, Stage
 from glmtune.recipe.numbers import (
     MOST_SIZE,
     Count,
@@ -91,6 +91,7 @@ class DataSection(TextSection):
     roles: dict[str, str] = {}  # role in the file: our role
     overlong: Overlong = "drop"
     mask_history: bool = False  # only the last answer of a row is learned
+    train_on_prompt: bool = False  # prompts are learned, too
     replay: ReplaySection | None = None
 
     @property
@@ -212,17 +213,23 @@ class ObjectiveSection(Section):
 
 
 class PreferenceSection(Section):
-    """Learn answers, or which of two is preferred (https://arxiv.org/abs/2305.18290)."""
+    """Learn answers, which of two is preferred, or which are good ones.
 
-    stage: Literal["sft", "dpo"] = "sft"  # dpo: a better and a worse answer per row
+    Sources: https://arxiv.org/abs/2305.18290 and https://arxiv.org/abs/2402.01306.
+    """
+
+    # dpo: a better and a worse answer per row; kto: one answer, and a label true or false.
+    stage: Stage = "sft"
     loss: Literal["sigmoid", "hinge", "ipo", "simpo", "orpo"] = "sigmoid"
     beta: Positive = 0.1  # scale of the margin; orpo: weight of the preference loss
     simpo_gamma: PositiveOrZero = 0.5  # target margin of simpo
+    desirable_weight: Positive = 1.0  # of a row with a good answer in kto
+    undesirable_weight: Positive = 1.0  # of a row with a bad one
 
     @property
     def has_reference(self) -> bool:
         """Whether the loss uses the base as a reference model."""
-        return self.loss in ("sigmoid", "hinge", "ipo")
+        return self.stage == "kto" or self.loss in ("sigmoid", "hinge", "ipo")
 
 
 class LintSection(Section):

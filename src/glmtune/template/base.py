@@ -43,10 +43,26 @@ class Example:
         input_ids: the complete conversation.
         labels: as long as `input_ids` and not shifted: the id where it is learned, else
             `IGNORE`.
+        is_good: what a label says of the answer, in rows for KTO; None without a label.
+        weights: of the labels in the loss, as many; None where all are 1.
+        prompt_length: the ids before the first answer, where the prompt is learned too.
     """
 
     input_ids: list[int]
     labels: list[int]
+    is_good: bool | None = None
+    weights: list[float] | None = None
+    prompt_length: int | None = None
+
+    def cut(self, max_tokens: int) -> Example:
+        """Cut off everything after so many ids."""
+        weights = None if self.weights is None else self.weights[:max_tokens]
+        return replace(
+            self,
+            input_ids=self.input_ids[:max_tokens],
+            labels=self.labels[:max_tokens],
+            weights=weights,
+        )
 
 
 class Template(ABC):
@@ -160,8 +176,8 @@ class Template(ABC):
         return None
 
 
-def is_learned(message: Message) -> bool:
-    """Whether training learns a message: answers are learned, unless `is_learned` says otherwise.
+def is_learned(message: Message) -> bool | float:
+    """Whether training learns a message, or its weight: answers, unless `is_learned` differs.
 
     System and user messages are never learned, as in the official data format.
     """

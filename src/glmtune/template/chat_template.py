@@ -90,12 +90,18 @@ class ChatTemplate(Template):
         messages = conversation.messages
         ids = self._render(*_to_openai(messages))
         labels = [IGNORE] * len(ids)
+        weights: list[float] | None = None
         for first, end_turn in _answers(messages):
             start = self._find_start(messages, first, ids)
             end = self._find_stop(messages, end_turn, ids, start)
-            if all(is_learned(message) for message in messages[first:end_turn]):
+            # A remark and its calls are rendered as one, so the smallest weight counts.
+            learns = min(is_learned(message) for message in messages[first:end_turn])
+            if learns:
                 labels[start:end] = ids[start:end]
-        return Example(ids, labels)
+            if type(learns) is float:
+                weights = weights or [1.0] * len(ids)
+                weights[start:end] = [learns] * (end - start)
+        return Example(ids, labels, weights=weights)
 
     def _find_start(self, messages: Sequence[Message], first: int, ids: Sequence[int]) -> int:
         """Find the position where the answer at turn `first` begins."""

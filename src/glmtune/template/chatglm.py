@@ -196,11 +196,28 @@ def _join(parts: Sequence[Part], ids_of: Mapping[str, list[int]]) -> Example:
     """Concatenate the ids of the parts, and make their labels."""
     input_ids: list[int] = []
     labels: list[int] = []
+    has_weights = False
     for piece, learns in parts:
         ids = piece if isinstance(piece, list) else ids_of[piece]
         input_ids += ids
-        labels += ids if learns else [IGNORE] * len(ids)
+        if learns:
+            labels += ids
+            has_weights = has_weights or learns is not True
+        else:
+            labels += [IGNORE] * len(ids)
+    if has_weights:
+        return Example(input_ids, labels, weights=_weights(parts, ids_of))
     return Example(input_ids, labels)
+
+
+def _weights(parts: Sequence[Part], ids_of: Mapping[str, list[int]]) -> list[float]:
+    """Return the weight of each id."""
+    lengths = [len(piece if isinstance(piece, list) else ids_of[piece]) for piece, _ in parts]
+    return [
+        float(weight)
+        for (_, weight), length in zip(parts, lengths, strict=True)
+        for _ in range(length)
+    ]
 
 
 def _split(ids: Sequence[int], separator: int) -> list[list[int]]:

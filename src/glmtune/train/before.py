@@ -130,7 +130,9 @@ def prove_prompts(recipe: Recipe, data: RunData) -> Proof:
     """Compare the ids before some answers with the prompts of chat, while the files are there."""
 
     def compare() -> Proof | str:
-        conversations = training_conversations(recipe.data, data.template)
+        conversations = training_conversations(
+            recipe.data, data.template, needs_label=recipe.has_labels
+        )
         number = check_template_agrees(data.template, islice(conversations, PROBED_ROWS))
         if changed := changed_since(data.stamps):
             return Proof(TEMPLATE, "not run", f"{some(changed)} changed while it was read")
@@ -175,6 +177,9 @@ def choose_prompts(data: RunData, checks: ChecksSection) -> list[Prompt]:
     examples, rows = data.examples, data.rows
     if data.eval_rows:
         examples, rows = data.eval_examples, data.eval_rows
+    labels = examples.labels
+    if labels is not None and labels[rows].any():  # an answer is expected, and not a bad one
+        rows = [row for row in rows if labels[row]]
     picked = [examples[row] for row in rows[: 8 * max(checks.stop_prompts, 1)]]
     picked.sort(key=_answer_length)
     number = max(checks.stop_prompts, SAMPLED_PROMPTS)
@@ -187,7 +192,7 @@ def sample_limit(prompts: Sequence[Prompt], checks: ChecksSection) -> int:
 
 
 def _answer_length(example: Example) -> int:
-    return sum(label != IGNORE for label in example.labels)
+    return sum(label != IGNORE for label in example.labels[example.prompt_length or 0 :])
 
 
 def log_samples(training: Training, before: Before) -> None:

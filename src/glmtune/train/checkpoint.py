@@ -68,7 +68,7 @@ class TrainerState:
     recipe: dict[str, Any] = field(default_factory=dict)
     working_directory: str = ""
     loss_sum: float = 0.0
-    learned_tokens: int = 0
+    learned_tokens: int | float = 0  # labels may have weights
     best_eval_loss: float | None = None
     best_step: int | None = None
     evaluations_without_gain: int = 0

@@ -18,8 +18,10 @@ from glmtune.data.batches import Examples, heaviest
 from glmtune.data.packing import group_rows
 from glmtune.errors import TrainingError
 from glmtune.machine import peak_memory_bytes
+from glmtune.recipe.recipe import RunRecipe
 from glmtune.train import process_memory
 from glmtune.train.checkpoint import random_state, restore_random_state
+from glmtune.train.out_of_memory import is_out_of_memory, memory_advice
 from glmtune.train.training import Training
 from glmtune.units import duration
 
@@ -54,7 +56,7 @@ def _evaluate_largest(training: Training) -> None:
         return
     learned = data.eval_examples.learned_lengths.tolist()
     pack = heaviest(packs, data.eval_lengths, learned)
-    with torch.no_grad(), _explained("held-out", pack, data.eval_lengths):
+    with torch.no_grad(), _explained(training.recipe, "held-out", pack, data.eval_lengths):
         _run_model(training, data.eval_examples, pack)
 
 
@@ -69,7 +71,7 @@ def _train_largest(training: Training) -> None:
     pack = heaviest(packs, data.lengths, data.examples.learned_lengths.tolist())
     tokens = _count_tokens(pack, data.lengths)
     began = time.perf_counter()
-    with _explained("training", pack, data.lengths):
+    with _explained(training.recipe, "training", pack, data.lengths):
         # In its first step AdamW adds two moments of everything that is trained.
         trained = [p for p in engine.model.parameters() if p.requires_grad]
         moments = [] if engine.optimizer.state else [torch.zeros_like(p) for p in 2 * trained]
@@ -109,17 +111,17 @@ def _count_tokens(pack: Sequence[int], lengths: Sequence[int]) -> int:
 
 
 @contextmanager
-def _explained(kind: str, pack: Sequence[int], lengths: Sequence[int]) -> Iterator[None]:
+def _explained(
+    recipe: RunRecipe, kind: str, pack: Sequence[int], lengths: Sequence[int]
+) -> Iterator[None]:
     """Name the pack that there was not enough memory for."""
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise TrainingError(
             f"there is not enough memory for the heaviest {kind} pack, {len(pack)} rows of "
-            f"together {_count_tokens(pack, lengths):,} tokens. Set "
-            "training.gradient_checkpointing=true, or lower "
-            "training.per_device_train_batch_size (and raise gradient_accumulation_steps in its "
-            f"place) or data.max_length. ({str(error).splitlines()[0]})"
+            f"together {_count_tokens(pack, lengths):,} tokens. "
+            f"{memory_advice(recipe, len(pack))} ({str(error).splitlines()[0]})"
         ) from error

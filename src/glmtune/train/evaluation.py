@@ -51,7 +51,10 @@ def measured(training: Training, *, is_training: bool) -> dict[str, float]:
         name: [processes.sum(value) for value in values]
         for name, values in objective.measured(is_training=is_training).items()
     }
-    return {name: total / max(over, 1) for name, (total, over) in totals.items()}
+    means = {name: total / over for name, (total, over) in totals.items() if over}
+    if {"reward_chosen", "reward_rejected"} <= means.keys():  # of other rows each
+        means["reward_margin"] = means["reward_chosen"] - means["reward_rejected"]
+    return means
 
 
 def _view_loss(training: Training, view: EvalView) -> float:
@@ -69,5 +72,6 @@ def _view_loss(training: Training, view: EvalView) -> float:
             make=view.make,
             process_index=processes.process_index,
             num_processes=processes.num_processes,
+            total_of=processes.sum,
         )
     return processes.sum(total) / processes.sum(count)

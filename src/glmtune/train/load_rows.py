@@ -121,7 +121,7 @@ def load_rows(
 
 def encode_rows(recipe: Recipe, tokenizer: Any, template: Template, output: Path) -> RunData:
     """Encode the rows to learn and those held out."""
-    options = encode_options(recipe.data)
+    options = replace(encode_options(recipe.data), needs_label=recipe.has_labels)
     encode_sources = encode_pairs if recipe.is_preference else encode_data
 
     def encode(sources: Sequence[AnySource], quarantine: Path) -> EncodedData:
@@ -186,6 +186,7 @@ def encode_options(section: DataSection) -> EncodeOptions:
         roles=section.roles,
         split=section.split,
         mask_history=section.mask_history,
+        train_on_prompt=section.train_on_prompt,
     )
 
 
@@ -207,7 +208,8 @@ def _encode_general(recipe: Recipe, template: Template, output: Path) -> Sequenc
         return template.encode_batch(list(general_conversations()))
     section = recipe.data.with_rows(recipe.checks.general_rows)
     quarantine = output / "bad_general_rows.jsonl"
-    rows = encode_data(section.train, template, encode_options(section), quarantine=quarantine)
+    options = replace(encode_options(section), train_on_prompt=False)
+    rows = encode_data(section.train, template, options, quarantine=quarantine)
     logger.info("general rows to show what is forgotten: %s", rows.report)
     return list(rows)
 
@@ -236,6 +238,7 @@ def lint(recipe: Recipe, template: Template) -> tuple[Finding, ...] | None:
         general=recipe.checks.general_rows,
         seed=recipe.training.seed,
         pairs=recipe.is_preference,
+        labeled=recipe.preference if recipe.has_labels else None,
     )
     counted = [
         f"{sum(by_severity.values())} {check}"

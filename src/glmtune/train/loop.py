@@ -24,7 +24,8 @@ from glmtune.machine import peak_memory_bytes
 from glmtune.train.checkpoint import prune_checkpoints, random_state, save_checkpoint
 from glmtune.train.evaluation import evaluate, evaluate_and_compare, measured
 from glmtune.train.progress import Progress
-from glmtune.train.step import Interrupted, StepResult, optimizer_step
+from glmtune.train.smaller_packs import step_or_smaller
+from glmtune.train.step import Interrupted, StepResult
 from glmtune.train.training import Training
 
 logger = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ def train(training: Training, show_samples: Callable[[], None] | None = None) ->
         for batch in steps:
             rng = random_state()
             try:
-                result = optimizer_step(training, batch, should_stop)
+                result = step_or_smaller(training, batch, rng, should_stop)
             except Interrupted:
                 _save(training, rng)
                 return False
@@ -100,7 +101,7 @@ def _account(training: Training, result: StepResult, window: _Window, bar: Progr
     state.loss_sum += result.loss_sum
     state.learned_tokens += result.learned_tokens
     window.tokens += result.tokens
-    loss = result.loss_sum / max(result.learned_tokens, 1)
+    loss = result.loss_sum / (result.learned_tokens or 1)
     bar.advance(loss, result.tokens)
     if math.isfinite(result.grad_norm):  # or the step was skipped, and nothing has changed
         training.alarms.step(state.step, loss, result.grad_norm)
@@ -127,7 +128,7 @@ def _metrics(training: Training, result: StepResult, rate: float) -> dict[str, A
     values = {
         "step": state.step,
         "epoch": round(state.step / plan.steps_per_epoch, 4),
-        "loss": state.loss_sum / max(state.learned_tokens, 1),
+        "loss": state.loss_sum / (state.learned_tokens or 1),
         "learning_rate": result.learning_rate,
         "grad_norm": result.grad_norm,
         "tokens_per_second": round(rate, 1),

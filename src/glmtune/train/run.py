@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from glmtune.data.batches import rows_as_they_are
+from glmtune.data.batches import pack_labeled, rows_as_they_are
 from glmtune.data.pairs import pack_pairs
 from glmtune.errors import RecipeError, TrainingError
 from glmtune.kernels.chunked_loss import LossFunction, cross_entropy_sum, smoothed_cross_entropy_sum
 from glmtune.model.load import load_tokenizer
 from glmtune.model.quantization import check_quantization
+from glmtune.objective.kto import Kto
 from glmtune.objective.next_token import NextToken
 from glmtune.objective.preference import Preference
 from glmtune.prove import liveness
@@ -107,12 +108,15 @@ def fine_tune(
 
 
 def choose_task(recipe: Recipe, loss: LossFunction) -> Task:
-    """Choose what is learned: rows by the next-token loss, or pairs of answers.
+    """Choose what is learned: rows by the next-token loss, pairs of answers, or labeled ones.
 
     Raises:
         RecipeError: a loss of one's own is to be smoothed.
     """
     smoothed = training_loss(recipe.training, loss)
+    if recipe.has_labels:
+        judged = Kto(recipe.preference, recipe.data.max_length)
+        return Task(judged, judged, pack_labeled, {"": EvalView(pack_labeled)})
     if not recipe.is_preference:
         return Task(NextToken(smoothed), NextToken(loss), rows_as_they_are)
     preference = Preference(recipe.preference)

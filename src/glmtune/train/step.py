@@ -23,10 +23,12 @@ from torch import nn
 
 from glmtune.data.batches import Batch, MicroBatch
 from glmtune.errors import TrainingError
+from glmtune.objective.next_token import NeedsWholeStep
 from glmtune.prove import liveness
 from glmtune.recipe.sections import TrainingSection
 from glmtune.train import process_memory
 from glmtune.train.engines.engine import NonFiniteGradientError, StepOutcome
+from glmtune.train.out_of_memory import recognized
 from glmtune.train.training import Training
 
 logger = logging.getLogger(__name__)
@@ -42,14 +44,14 @@ class StepResult:
 
     Attributes:
         loss_sum: in nats, over this step's learned tokens, on all processes.
-        learned_tokens: their number.
+        learned_tokens: their number, or the sum of their weights.
         tokens: real tokens, padding not counted.
         grad_norm: the gradient's 2-norm before clipping; not finite where the step was skipped.
         learning_rate: of this step.
     """
 
     loss_sum: float
-    learned_tokens: int
+    learned_tokens: float
     tokens: int
     grad_norm: float
     learning_rate: float
@@ -62,6 +64,7 @@ def optimizer_step(
 
     Raises:
         TrainingError: the loss or the gradient is not finite; no weight has changed.
+        OutOfMemory: a pack does not fit; no weight has changed.
         Interrupted: `should_stop` asked for it between two micro-batches; no weight has changed.
     """
     engine = training.engine
@@ -84,7 +87,7 @@ def optimizer_step(
 
 def _accumulate_gradients(
     training: Training, batch: Batch, should_stop: Callable[[], bool]
-) -> tuple[float, int]:
+) -> tuple[float, float]:
     """Sum the gradients of a step's micro-batches.
 
     Returns:
@@ -95,6 +98,9 @@ def _accumulate_gradients(
     counts = [objective.count(part) for part in batch.micro_batches]
     learned = processes.sum(sum(counts))
     num_parts = processes.sum(sum(bool(part.rows) for part in batch.micro_batches))
+    if isinstance(objective, NeedsWholeStep):
+        with engine.autocast():
+            objective.begin(engine.model, batch.micro_batches, processes.device, processes.sum)
     loss_sum = 0.0
     for index, (part, count) in enumerate(zip(batch.micro_batches, counts, strict=True)):
         if processes.any(should_stop()):  # all processes leave together
@@ -102,7 +108,8 @@ def _accumulate_gradients(
             raise Interrupted
         began = time.perf_counter()
         on_device = part.to(processes.device)
-        with engine.accumulate(is_last=index + 1 == len(batch.micro_batches)):
+        is_last = index + 1 == len(batch.micro_batches)
+        with recognized(part), engine.accumulate(is_last=is_last):
             with engine.autocast():
                 loss = objective.loss(engine.model, on_device)
             if not loss.isfinite():
@@ -114,17 +121,19 @@ def _accumulate_gradients(
         del loss
         if time.perf_counter() - began > process_memory.SLOW_SECONDS:
             process_memory.release_freed_pages()
-    return loss_sum, int(learned)
+    return loss_sum, int(learned) if learned == int(learned) else learned
 
 
-def _share(section: TrainingSection, count: int, learned: float, num_micro_batches: float) -> float:
+def _share(
+    section: TrainingSection, count: float, learned: float, num_micro_batches: float
+) -> float:
     """What a micro-batch's summed loss is multiplied by, to make the step's mean of it.
 
     The counts are those of all processes, so that their number changes nothing.
     """
     if section.average == "tokens":
-        return 1 / max(learned, 1)
-    return 1 / max(count, 1) / num_micro_batches
+        return 1 / (learned or 1)
+    return 1 / (count or 1) / num_micro_batches
 
 
 def _change_weights(training: Training, batch: Batch) -> float:

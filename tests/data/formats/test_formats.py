@@ -439,9 +439,9 @@ NAMELESS = {"function": {"arguments": "{}"}}
             "without a name",
         ),
         (
-            {"conversations": human_and({"from": "gpt", "value": "a", "loss": 0.5})},
+            {"conversations": human_and({"from": "gpt", "value": "a", "loss": -0.5})},
             "conversations[1].value.loss",
-            "expected one of",
+            "expected true, false, or a weight",
         ),
         (
             {"conversations": human_and({"from": "human", "value": "q2"})},

@@ -120,22 +120,26 @@ def test_earlier_turns_beside_messages_are_refused(format: str) -> None:
     assert read(**ROWS[format], history=[]) == read(**ROWS[format])
 
 
-def test_images_and_weights_of_messages_are_refused() -> None:
+def test_images_of_messages_are_refused_and_weights_are_read() -> None:
     asked = {"role": "user", "content": "<image>?", "images": ["a.png"]}
     with pytest.raises(RowError, match=r"field 'messages\[0\].images': got a list, and ChatGLM3"):
         read(messages=[asked, {"role": "assistant", "content": "a"}])
     for key in sorted(LOSS_KEYS):
-        answer = {"role": "assistant", "content": "a", key: 0.5}
-        with pytest.raises(RowError, match="expected one of true, false, 1 and 0"):
-            read(messages=[{"role": "user", "content": "q"}, answer])
+        for wrong in (-1, 1001, float("nan"), "all"):
+            answer = {"role": "assistant", "content": "a", key: wrong}
+            with pytest.raises(RowError, match="expected true, false, or a weight from 0 to 1,000"):
+                read(messages=[{"role": "user", "content": "q"}, answer])
         learned = [
             read(messages=[{"role": "user", "content": "q"}, {**answer, key: flag}])[1].is_learned
-            for flag in (True, False, 1, 0, 1.0, 0.0, None)
+            for flag in (True, False, 1, 0, 1.0, 0.0, 0.5, 2, None)
         ]
-        assert learned == [True, False, True, False, True, False, None]
+        assert learned == [True, False, True, False, True, False, 0.5, 2.0, None]
+        assert [type(each) for each in learned[:6]] == [bool] * 6  # as they were before weights
     both = {"role": "assistant", "content": "a", "loss": True, "weight": 0}
     with pytest.raises(RowError, match="loss and weight contradict each other"):
         read(messages=[{"role": "user", "content": "q"}, both])
+    weighed = {"role": "assistant", "content": "a", "loss": True, "weight": 0.5}
+    assert read(messages=[{"role": "user", "content": "q"}, weighed])[1].is_learned == 0.5
 
 
 def test_a_column_that_the_format_does_not_read_cannot_be_mapped() -> None:

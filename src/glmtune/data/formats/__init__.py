@@ -16,6 +16,7 @@ where text is expected is refused, since 1, 1.0 and "1" are different texts. All
 
 from glmtune.data.formats.conversion import (
     convert,
+    convert_labeled,
     convert_pair,
     convert_sides,
     split_answer,
@@ -37,6 +38,7 @@ __all__ = [
     "UnreadKey",
     "check_roles",
     "convert",
+    "convert_labeled",
     "convert_pair",
     "convert_sides",
     "detect",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from glmtune.conversation import Conversation, Message, check_tool_name, check_turns
 from glmtune.data.formats.detection import detect, rename
 from glmtune.data.formats.format import Format
-from glmtune.data.formats.keys import LABELS, check_keys, is_marked_bad
+from glmtune.data.formats.keys import LABELS, check_keys, is_marked_bad, read_label
 from glmtune.data.formats.pairs import sides
 from glmtune.data.formats.roles import Roles
 from glmtune.data.formats.values import bad, cannot_render
@@ -58,7 +58,8 @@ def convert_pair(
     if not format.is_pair:
         raise DataError(
             f"{row.file}:{row.line}: format {format.name} has one answer, and preference.stage=dpo "
-            "needs a better and a worse one: columns chosen and rejected, or rejected_response."
+            "needs a better and a worse one: columns chosen and rejected, or rejected_response. "
+            "Rows with one answer and a label are for preference.stage=kto."
         )
     named = rename(row, columns or {})
     better, worse = (
@@ -73,8 +74,52 @@ def convert_pair(
     if better == worse:
         reason = "it is the chosen answer again. Take the row out."
         raise bad(row, "rejected", reason, "same-answers")
+    _refuse_weights(row, format, better[asked:] + worse[asked:])
     question = tuple(replace(message, is_learned=False) for message in better[:asked])
     return Conversation(question + better[asked:]), Conversation(question + worse[asked:])
+
+
+def convert_labeled(
+    row: Row,
+    format: Format,
+    columns: Mapping[str, str] | None = None,
+    roles: Roles | None = None,
+) -> Conversation:
+    """Read one row with an answer and a label that says whether it is a good one.
+
+    Only the last answer is learned, since the label is about that one.
+
+    Args:
+        row, format, columns, roles: as for `convert`.
+
+    Raises:
+        DataError: the format has two answers.
+        RowError: as for `convert`; or there is no label.
+    """
+    if format.is_pair:
+        raise DataError(
+            f"{row.file}:{row.line}: format {format.name} has two answers, and "
+            "preference.stage=kto needs one with a label. Use preference.stage=dpo for these rows."
+        )
+    is_good = read_label(rename(row, columns or {}))
+    messages = _read_row(row, format, columns, roles, learns_bad=True)
+    if not any(message.role == "assistant" for message in messages):
+        reason = "no turn is an answer, so there is nothing to learn."
+        raise bad(row, format.required[-1], reason, "no-label")
+    conversation = without_history(Conversation(messages))
+    _refuse_weights(row, format, conversation.messages)
+    return replace(conversation, is_good=is_good)
+
+
+def _refuse_weights(row: Row, format: Format, messages: Sequence[Message]) -> None:
+    """Refuse weights of answers where they are compared as wholes."""
+    for message in messages:
+        if isinstance(message.is_learned, float):
+            reason = (
+                f"an answer has the weight {message.is_learned:g}, which only preference.stage=sft "
+                "knows. Take the weight out."
+            )
+            raise bad(row, format.required[-1], reason)
 
 
 def _convert_side(side: Row, row: Row, name: str, roles: Roles | None) -> tuple[Message, ...]:
@@ -109,16 +154,20 @@ def convert_sides(
     roles: Roles | None = None,
     *,
     pairs: bool | None = False,
+    needs_label: bool = False,
 ) -> tuple[Conversation, ...]:
     """Read one row as what training sees of it: one conversation, or the two sides of a pair.
 
     Args:
         row, format, columns, roles: as for `convert`.
         pairs: whether it is a pair; None: if its format has two answers.
+        needs_label: whether it has one answer and a label.
 
     Raises:
-        DataError, RowError: as for `convert_pair`.
+        DataError, RowError: as for `convert_pair` and `convert_labeled`.
     """
+    if needs_label:
+        return (convert_labeled(row, format, columns, roles),)
     if pairs or (pairs is None and format.is_pair):
         return convert_pair(row, format, columns, roles)
     return (convert(row, format, columns, roles),)
@@ -158,9 +207,17 @@ def split_answer(
 
 
 def _read_row(
-    row: Row, format: Format, columns: Mapping[str, str] | None, roles: Roles | None
+    row: Row,
+    format: Format,
+    columns: Mapping[str, str] | None,
+    roles: Roles | None,
+    *,
+    learns_bad: bool = False,
 ) -> tuple[Message, ...]:
-    """Convert a row to messages, and check its keys, their order and characters."""
+    """Convert a row to messages, and check its keys, their order and characters.
+
+    An answer that is marked as bad is not learned, unless `learns_bad`.
+    """
     if columns:
         row = rename(row, columns)
     if format.is_pair:
@@ -170,7 +227,7 @@ def _read_row(
     assert format.read is not None
     messages = tuple(format.read(row, roles or {}))
     _check_tool_names(row, format, messages)
-    if not LABELS.isdisjoint(row) and is_marked_bad(row):
+    if not learns_bad and not LABELS.isdisjoint(row) and is_marked_bad(row):
         messages = tuple(replace(message, is_learned=False) for message in messages)
     try:
         check_turns(messages)
@@ -218,9 +275,10 @@ def without_history(conversation: Conversation) -> Conversation:
         first -= 1
     if not any(message.role == "assistant" for message in messages[:first]):
         return conversation
-    return Conversation(
-        tuple(
+    return replace(
+        conversation,
+        messages=tuple(
             replace(message, is_learned=False) if index < first else message
             for index, message in enumerate(messages)
-        )
+        ),
     )

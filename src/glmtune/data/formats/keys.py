@@ -59,7 +59,7 @@ MEDIA = frozenset(["image", "images", "video", "videos", "audio", "audios"])
 """On a row or a message: refused unless empty."""
 
 LOSS_KEYS = frozenset(["loss", "weight", "loss_scale", "train"])
-"""On a message: whether it is learned."""
+"""On a message: whether it is learned, or with which weight."""
 
 ROW_WEIGHTS = frozenset(["loss", "weight", "loss_scale", "sample_weight"])
 """On a row: refused unless 1 or true."""
@@ -146,10 +146,39 @@ def label_of(name: str, value: Any) -> bool | None:
         value: of the row.
     """
     if isinstance(value, str):
-        value = {"true": True, "false": False, "1": 1, "0": 0}.get(value.strip().lower())
+        value = {"true": True, "false": False, "1": 1, "0": 0, "1.0": 1, "0.0": 0}.get(
+            value.strip().lower()
+        )
     if name == "kto_tag" and value in (0, 1):
         return bool(value)
     return value if isinstance(value, bool) else None
+
+
+def read_label(row: Row) -> bool:
+    """Return what a row for KTO says of its answer; a number is a label too.
+
+    Args:
+        row: with our names of columns.
+
+    Raises:
+        RowError: there is no label, it is neither true nor false, or two contradict each other.
+    """
+    given = {name: row[name] for name in sorted(LABELS) if row.get(name) not in (None, "")}
+    if not given:
+        reason = (
+            "it is missing or null. With preference.stage=kto every row says whether its answer "
+            "is a good one: add label or kto_tag, true or false, or name the column that says it "
+            "with data.columns: {kto_tag: their_column}."
+        )
+        raise bad(row, "label", reason)
+    labels = {name: label_of("kto_tag", value) for name, value in given.items()}
+    for name, label in labels.items():
+        if label is None:
+            reason = f"got {kind(given[name])}, expected true or false, or 1 or 0."
+            raise bad(row, name, reason)
+    if len(set(labels.values())) > 1:
+        raise bad(row, "label", "label and kto_tag contradict each other. Keep one of them.")
+    return labels.popitem()[1] is True
 
 
 def is_marked_bad(row: Row) -> bool:

@@ -45,6 +45,8 @@ TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of a part of a content that has text."""
 NATIVE = frozenset(("metadata", "tools"))
 """ChatGLM3's own fields of a message."""
+MAX_WEIGHT = 1_000
+"""Of an answer in the loss."""
 Items = Iterable[tuple[str, Mapping[str, Any]]]
 """Messages of a row, each with its place, as in `messages[3]`."""
 
@@ -215,7 +217,7 @@ def read_chatglm3(row: Row, roles: Roles) -> Sequence[Message]:
     return messages
 
 
-def _tool_turns(row: Row, where: str, item: Mapping[str, Any], loss: bool | None) -> list[Message]:
+def _tool_turns(row: Row, where: str, item: Mapping[str, Any], loss: float | None) -> list[Message]:
     """Split a `tool` message into the call and its result."""
     call = {"name": item.get("name"), "arguments": item.get("parameters")}
     function = _call(row, where, call)["function"]
@@ -292,23 +294,27 @@ def _native(row: Row, where: str, role: str, item: Mapping[str, Any]) -> dict[st
     return fields
 
 
-def _loss(row: Row, where: str, item: Mapping[str, Any]) -> bool | None:
-    """Whether the turn is learned, by any of its flags; None if it has none."""
+def _loss(row: Row, where: str, item: Mapping[str, Any]) -> bool | float | None:
+    """Whether the turn is learned, by any of its flags, or its weight; None if it has none."""
     if LOSS_KEYS.isdisjoint(item):
         return None
     flags = {field: item[field] for field in LOSS_KEYS & item.keys() if item[field] is not None}
     for field, value in sorted(flags.items()):
-        if not isinstance(value, bool | int | float) or value not in (0, 1):
+        if not isinstance(value, bool | int | float) or not 0 <= value <= MAX_WEIGHT:
             reason = (
-                f"got {kind(value)}, expected one of true, false, 1 and 0: a turn is learned or "
-                "it is not, and other weights are not supported."
+                f"got {kind(value)}, expected true, false, or a weight from 0 to {MAX_WEIGHT:,}: "
+                "2 counts the answer twice."
             )
             raise bad(row, f"{where}.{field}", reason)
-    values = {bool(value) for value in flags.values()}
-    if len(values) > 1:
+    weights = {float(value) for value in flags.values() if not isinstance(value, bool)}
+    are_learned = {bool(value) for value in flags.values()}
+    if len(weights) > 1 or len(are_learned) > 1:
         reason = f"{' and '.join(sorted(flags))} contradict each other. Keep one of them."
         raise bad(row, where, reason)
-    return values.pop() if values else None
+    weight = weights.pop() if weights else 1.0
+    if weight not in (0, 1):
+        return weight
+    return are_learned.pop() if are_learned else None
 
 
 def _calls_in(row: Row, where: str, value: Any) -> dict[str, Any]:

@@ -95,16 +95,26 @@ class KeyScan:
         format: of the file.
         columns: our field -> their column.
         roles: their role -> ours.
+        needs_label: whether every row has a label, which then may be a number.
     """
 
-    def __init__(self, format: Format, columns: Mapping[str, str], roles: Roles) -> None:
+    def __init__(
+        self,
+        format: Format,
+        columns: Mapping[str, str],
+        roles: Roles,
+        *,
+        needs_label: bool = False,
+    ) -> None:
         self._format = format
         self._columns = columns
         self._roles = roles
         read = (*format.required, *format.optional, *format.harmless)
         self._column_of = {name: columns.get(name, name) for name in read}
         self._labels = {self._column_of[name]: name for name in sorted(LABELS) if name in read}
-        known = {*self._column_of.values(), *HARMLESS} - self._labels.keys()
+        known = {*self._column_of.values(), *HARMLESS}
+        if not needs_label:
+            known -= self._labels.keys()
         self._known = frozenset(known)
         names = ("conversation",) if format.name == "conversation" else format.messages
         self._messages = [(name, self._column_of[name]) for name in names]

@@ -4,7 +4,7 @@ from typing import Any
 
 from glmtune.data.json_rows import parse_json
 from glmtune.data.rows import BadRow, Row, RowCheck, RowError, excerpt, row_excerpt
-from glmtune.errors import NotUnicodeError, TemplateError
+from glmtune.errors import NotUnicodeError, TemplateError, json_kind
 
 EMPTY: tuple[Any, ...] = (None, "", [], {})
 """Values that say nothing, as a CSV file or Parquet has them in the columns of other rows."""
@@ -95,4 +95,4 @@ def kind(value: Any) -> str:
             return "a list"
         case dict():
             return "an object"
-    return f"a {type(value).__name__}"
+    return json_kind(value)

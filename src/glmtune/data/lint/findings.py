@@ -215,6 +215,12 @@ CHECKS: Mapping[str, Check] = {
             "Convert all rows to one script, for example with OpenCC.",
         ),
         Check(
+            "labels",
+            "the labels of rows for KTO are of one kind, out of balance, or contradict each other",
+            "Add rows of the other kind, or weigh them with preference.desirable_weight and "
+            "undesirable_weight; of two that contradict each other keep one.",
+        ),
+        Check(
             "duplicate",
             "the row occurs twice, so it counts twice",
             "Keep one of them.",

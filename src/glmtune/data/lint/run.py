@@ -4,10 +4,11 @@ from collections import Counter
 
 from glmtune.data.cache import Progress
 from glmtune.data.lint.findings import CHECKS, Finding, check_off
+from glmtune.data.lint.labels import Labels
 from glmtune.data.lint.report import LintReport
 from glmtune.data.lint.scan import Scan
 from glmtune.errors import DataError
-from glmtune.recipe.sections import DataSection, LintSection
+from glmtune.recipe.sections import DataSection, LintSection, PreferenceSection
 from glmtune.template.base import Template
 
 SHOWN_ERRORS = 5
@@ -20,6 +21,7 @@ def lint_data(
     *,
     seed: int = 42,
     pairs: bool | None = False,
+    labeled: PreferenceSection | None = None,
     general: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> LintReport:
@@ -33,6 +35,7 @@ def lint_data(
         seed: training.seed, which decides what data.eval_fraction holds out.
         pairs: whether rows are a better and a worse answer, and both are checked; None: where
             their format has two.
+        labeled: the recipe's `preference`, where every row says if its answer is a good one.
         general: checks.general_rows, which measure forgetting and so must not be learned.
         progress: called with the number of rows read so far.
 
@@ -42,13 +45,14 @@ def lint_data(
     """
     lint = lint or LintSection()
     check_off(lint)
-    scan = Scan(template, lint, pairs, progress or (lambda num_rows: None))
+    labels = None if labeled is None else Labels(labeled)
+    scan = Scan(template, lint, pairs, progress or (lambda num_rows: None), labels)
     scan.read(data, data.train)
     if data.replayed is not None:
         scan.read(data.replayed, data.replayed.train, is_own=False)
     scan.read(data, data.eval, is_held_out=True)
     if general:
-        scan.read(data.with_rows(general), general, is_held_out=True)
+        scan.read(data.with_rows(general), general, is_held_out=True, is_own=False)
     return scan.report(data, seed)
 
 

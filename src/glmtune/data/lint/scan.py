@@ -15,6 +15,7 @@ from glmtune.data.fit import encode_each, example_of, fit
 from glmtune.data.formats import convert_sides
 from glmtune.data.lint.findings import CHECKS, Fault, Finding
 from glmtune.data.lint.habits import Habits
+from glmtune.data.lint.labels import Labels
 from glmtune.data.lint.remnants import remnant_checks
 from glmtune.data.lint.report import LintReport
 from glmtune.data.lint.texts import TextCheck, around, find_same_answers, text_checks
@@ -45,6 +46,14 @@ class _Place(NamedTuple):
     line: int
     number: int
 
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+def _of_all(paths: Sequence[str | SourceSection]) -> _Place:
+    """Return the place of a fault that is of no row, but of all of them."""
+    return _Place(", ".join(map(str, paths)), 1, 0)
+
 
 class _NumberedRow(NamedTuple):
     """A row that can be used: one conversation, or the two sides of a pair."""
@@ -59,8 +68,10 @@ class _NumberedRow(NamedTuple):
 
     @property
     def rejected(self) -> str:
-        """The worse answer, if there is one."""
-        return self.sides[1].messages[-1].content if len(self.sides) == 2 else ""
+        """The worse answer, if there is one; for a row with a label, what tells it from others."""
+        if len(self.sides) == 2:
+            return self.sides[1].messages[-1].content
+        return "bad" if self.sides[0].is_good is False else ""
 
 
 class Scan:
@@ -71,6 +82,7 @@ class Scan:
         lint: which checks, and their thresholds.
         pairs: as for `lint_data`.
         progress: called with the number of rows done.
+        labels: collects those of rows; None where rows have none.
     """
 
     def __init__(
@@ -79,8 +91,10 @@ class Scan:
         lint: LintSection,
         pairs: bool | None,
         progress: Progress,
+        labels: Labels | None = None,
     ) -> None:
         self._pairs = pairs
+        self._labels = labels
         self._template = template
         self._lint = lint
         self._progress = progress
@@ -92,7 +106,7 @@ class Scan:
         self._findings: list[Finding] = []
         self._notes: list[str] = []
         self._num_rows = {False: 0, True: 0}
-        self._is_held_out = self._is_own = False
+        self._is_held_out, self._is_own = False, True
         self._first_rows: dict[str, int] = {}  # of keys that nothing reads
         self._lengths: list[int] = []
         # of the rows that can be used, in order
@@ -120,9 +134,10 @@ class Scan:
             is_held_out: whether they are for evaluation and not learned.
             is_own: whether they are rows of data.train or data.eval, not general rows.
         """
-        self._is_held_out, self._is_own = is_held_out, is_own and not is_held_out
+        self._is_held_out, self._is_own = is_held_out, is_own
         num_before, num_usable = self._num_rows[is_held_out], len(self._is_kept)
-        dataset = Dataset(find_sources(paths, split=section.split), section)
+        sources = find_sources(paths, split=section.split)
+        dataset = Dataset(sources, section, needs_label=self._needs_label)
         self._notes += [note for note in dataset.left_out if note not in self._notes]
         self._first_rows.clear()
         rows = self._usable_rows(dataset, section)
@@ -151,6 +166,8 @@ class Scan:
         self._compare(section.eval_fraction, seed)
         for check, row, fault in self._habits.find():
             self._add(check, self._places[row], fault, is_held_out=False)
+        if self._labels and (fault := self._labels.balance()):
+            self._add("labels", _of_all(section.train), fault, is_held_out=False)
         not_checked = dict.fromkeys(self._lint.off, "switched off by lint.off")
         if not can_find_near():
             not_checked.setdefault("near-duplicate", _NEEDS_RENSA)
@@ -177,11 +194,12 @@ class Scan:
         why = (
             f"of {num_rows:,} rows none is left to learn from" if num_rows else "there are no rows"
         )
-        place = _Place(", ".join(map(str, paths)), 1, 0)  # of no row: it is about all of them
-        self._add("nothing-left", place, Fault("error", why, ""), is_usable=False)
+        self._add("nothing-left", _of_all(paths), Fault("error", why, ""), is_usable=False)
 
     def _usable_rows(self, dataset: Dataset, section: DataSection) -> Iterator[_NumberedRow]:
-        for entry in dataset.read(partial(convert_sides, pairs=self._pairs)):
+        pairs = self._pairs if self._is_own else False  # general rows have plain answers
+        to_sides = partial(convert_sides, pairs=pairs, needs_label=self._needs_label)
+        for entry in dataset.read(to_sides):
             self._num_rows[self._is_held_out] += 1
             number = self._num_rows[self._is_held_out]
             if len(dataset.notes.unread) > len(self._first_rows):
@@ -192,6 +210,10 @@ class Scan:
                 self._refuse(entry, number, section)
             else:
                 yield _NumberedRow(entry.row, number, entry.value)
+
+    @property
+    def _needs_label(self) -> bool:
+        return self._labels is not None and self._is_own
 
     def _refuse(self, bad: BadRow, number: int, section: DataSection) -> None:
         """Report a row that cannot be used; an error where training would stop at it."""
@@ -238,15 +260,24 @@ class Scan:
                     self._add(id, row.place, fault)
             if len(row.sides) == 2 and (fault := find_same_answers(*row.sides)):
                 self._add("same-answers", row.place, fault)
-            if self._is_own:
+            if self._is_own and not self._is_held_out:
                 self._habits.add(len(self._places), row.sides[0])
+            self._check_label(row)
             self._places.append(row.place)
             question = next((m.content for m in row.sides[0] if m.role != "system"), "")
             self._excerpts.append(around(question, 0, 0))
             self._is_eval.append(self._is_held_out)
-            self._is_pair.append(len(row.sides) == 2)
+            self._is_pair.append(len(row.sides) == 2 or row.sides[0].is_good is not None)
         if usable:
             self._twins.add([row.sides[0] for row in usable], [row.rejected for row in usable])
+
+    def _check_label(self, row: _NumberedRow) -> None:
+        if self._labels is None or row.sides[0].is_good is None:
+            return
+        is_learned = not self._is_held_out
+        if found := self._labels.add(row.sides[0], str(row.place), is_learned=is_learned):
+            fault, other = found
+            self._add("labels", row.place, fault, other=other)
 
     def _check_tokens(
         self, batch: Sequence[_NumberedRow], section: DataSection
@@ -334,6 +365,8 @@ class Scan:
 
 def _first_fault(id: str, find: TextCheck, sides: Sequence[Conversation]) -> Fault | None:
     """Check a row; of a pair, check the worse answer too."""
+    if sides[0].is_good is False and id in _ALLOWED_IF_REJECTED:
+        return None
     if fault := find(sides[0]):
         return fault
     worse = sides[1:] if id not in _ALLOWED_IF_REJECTED else ()

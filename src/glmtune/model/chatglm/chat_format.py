@@ -32,8 +32,8 @@ SPECIAL_TOKENS = (  # their ids follow those of the pieces, in this order
 )
 PREFIX_TOKENS = ("[gMASK]", "sop")  # in front of every sequence
 
-Part = tuple[str | list[int], bool]
-"""Ids, or a string to be encoded alone, and whether the model writes them."""
+Part = tuple[str | list[int], bool | float]
+"""Ids, or a string to be encoded alone, and whether the model writes them, or their weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def chat_parts(
     messages: Iterable[Message],
     ids: ChatIds,
     closing: list[int],
-    is_written: Callable[[Message], bool],
+    is_written: Callable[[Message], bool | float],
 ) -> list[Part]:
     """Cut a conversation into the parts that are encoded alone.
 
@@ -77,13 +77,13 @@ def chat_parts(
         messages: the turns.
         ids: of the tokenizer.
         closing: what follows the last turn: the end, or the role of the assistant as a prompt.
-        is_written: whether the model writes a message.
+        is_written: whether the model writes a message, or its weight in training.
 
     Raises:
         TemplateError: a role is unknown; names the turn.
     """
     parts: list[Part] = [(ids.start, False)]
-    was_written = False
+    was_written: bool | float = False
     for index, message in enumerate(messages):
         role_ids = ids.roles.get(message.role)
         if role_ids is None:

@@ -71,7 +71,7 @@ def convert(result: Converted, given: Given, model: str | None, data_dir: Path |
     if given.text("wandb_project"):
         result.sections["output"]["report_to"] = "wandb"
     if given.flag("train_on_inputs"):
-        result.not_converted.append("train_on_inputs: only answers are learned here")
+        result.sections["data"]["train_on_prompt"] = True
     how_often = _how_often(result, given)
     convert_training(result, given, {**DEFAULTS, **how_often})
     result.sections["output"].setdefault("report_to", "none")
@@ -87,8 +87,17 @@ def _convert_preference(result: Converted, given: Given) -> None:
     stage = given.text("rl")
     if stage is None:
         return
+    if stage == "kto":
+        judged = result.sections["preference"] = {"stage": "kto"}
+        given.move(
+            judged,
+            rl_beta="beta",
+            kto_desirable_weight="desirable_weight",
+            kto_undesirable_weight="undesirable_weight",
+        )
+        return
     if stage not in ("dpo", "ipo", "simpo", "orpo"):
-        raise RecipeError(f"rl: {said(stage)} is not supported; dpo, ipo, simpo and orpo are.")
+        raise RecipeError(f"rl: {said(stage)} is not supported; dpo, ipo, simpo, orpo and kto are.")
     preference = result.sections["preference"] = {"stage": "dpo"}
     if stage != "dpo":
         preference["loss"] = stage

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from glmtune.errors import RecipeError
+from glmtune.errors import RecipeError, json_kind
 from glmtune.recipe.explain import shown
 from glmtune.recipe.origin import AXOLOTL, LLAMA_FACTORY, OFFICIAL, SWIFT, TOOLS, tool_of
 from glmtune.recipe.other_tools import axolotl, llama_factory, official, swift
@@ -64,7 +64,7 @@ def convert_recipe(
 def _read(path: Path) -> Mapping[str, Any]:
     tree = read_yaml(path, "cannot be read: there is no such file.").tree
     if not isinstance(tree, dict) or not tree:
-        found = f"a {type(tree).__name__}" if tree else "empty"
+        found = json_kind(tree) if tree else "empty"
         raise RecipeError(
             f"{path}: the file is {found}, expected keys and values of another tool's recipe."
         )

@@ -97,7 +97,7 @@ class DataSets:
             roles = {tags[tag]: ours for tag, ours in ROLE_TAGS.items() if tag in tags}
             if roles := {their: ours for their, ours in roles.items() if their not in KNOWN_ROLES}:
                 yield "roles", roles
-        for media in ("images", "videos", "audios", "kto_tag"):
+        for media in ("images", "videos", "audios"):
             if column := columns.pop(media, None):
                 self._result.not_converted.append(f"columns.{media}: {column} is not read here")
         named = {names.get(key, key): column for key, column in columns.items()}

@@ -29,8 +29,16 @@ def convert(result: Converted, given: Given, model: str | None, data_dir: Path |
     stage = given.text("stage", "sft")
     if stage == "pt":
         raise RecipeError("stage: pt is pre-training; see docs/pretraining.md for its recipe.")
-    if stage not in ("sft", "dpo"):
-        raise RecipeError(f"stage: {said(stage)} is not supported; sft and dpo are.")
+    if stage not in ("sft", "dpo", "kto"):
+        raise RecipeError(f"stage: {said(stage)} is not supported; sft, dpo and kto are.")
+    if stage == "kto":
+        judged = result.sections["preference"] = {"stage": "kto"}
+        given.move(
+            judged,
+            pref_beta="beta",
+            kto_chosen_weight="desirable_weight",
+            kto_rejected_weight="undesirable_weight",
+        )
     if stage == "dpo":
         preference = result.sections["preference"] = {"stage": "dpo"}
         given.move(preference, pref_loss="loss", pref_beta="beta", simpo_gamma="simpo_gamma")
@@ -139,4 +147,7 @@ def _convert_data(result: Converted, given: Given, data_dir: Path | None) -> Non
     else:
         data |= layouts[0]
     data["max_length"] = given.number("cutoff_len", 2048)
+    for key in ("train_on_prompt", "mask_history"):
+        if given.flag(key):
+            data[key] = True
     convert_held_out(result, given, "val_size")

@@ -93,8 +93,15 @@ def _convert_preference(result: Converted, given: Given) -> None:
     stage = given.text("rlhf_type")
     if stage is None:
         return
+    if stage == "kto":
+        judged = result.sections["preference"] = {"stage": "kto"}
+        weights = {key: key for key in ("desirable_weight", "undesirable_weight")}
+        given.move(judged, beta="beta", **weights)
+        return
     if stage not in ("dpo", "simpo", "orpo"):
-        raise RecipeError(f"rlhf_type: {said(stage)} is not supported; dpo, simpo and orpo are.")
+        raise RecipeError(
+            f"rlhf_type: {said(stage)} is not supported; dpo, simpo, orpo and kto are."
+        )
     preference = result.sections["preference"] = {"stage": "dpo"}
     if stage != "dpo":
         preference["loss"] = stage
@@ -124,7 +131,9 @@ def _convert_data(
         data["columns"] = {ours: theirs for ours, theirs in own.items() if ours}
     convert_held_out(result, given, "split_dataset_ratio")
     scale = given.text("loss_scale")
-    if scale not in (None, "default", "all"):
+    if scale in ("all", "last_round"):
+        data["train_on_prompt" if scale == "all" else "mask_history"] = True
+    elif scale not in (None, "default"):
         result.not_converted.append(f"loss_scale: {said(scale)}, which has no counterpart here")
 
 

@@ -162,10 +162,10 @@ def make_plan(recipe: Recipe, devices: Sequence[str] = ()) -> Plan:
     """
     if isinstance(recipe.adapter, NoneSection):
         raise RecipeError("adapter.method=none trains nothing; plan a run that does.")
-    if recipe.preference.stage == "dpo" or recipe.training.sharded_by:
+    if recipe.preference.stage != "sft" or recipe.training.sharded_by:
         raise RecipeError(
-            "glmtune plan does not support preference.stage=dpo, training.sharding and "
-            "training.deepspeed yet. Plan the run without them."
+            "glmtune plan does not support preference.stage=dpo and kto, training.sharding "
+            "and training.deepspeed yet. Plan the run without them."
         )
     sizes = {device: parse_size(device) for device in devices}
     # Flash attention takes as much memory as packed attention, which runs on every device.
