@@ -44,6 +44,7 @@ import glmtune.data.writer
 import glmtune.template.base
 import glmtune.template.chat_template
 import glmtune.template.chatglm
+import glmtune.template.glm
 from glmtune.conversation import Conversation
 from glmtune.data.cache import NEWER, Progress, encode_sources
 from glmtune.data.dataset import Dataset, Entry, T, batched, conversation_chars
@@ -93,6 +94,7 @@ CODE = (
     glmtune.template.base,
     glmtune.template.chatglm,
     glmtune.template.chat_template,
+    glmtune.template.glm,
     sys.modules[__name__],
 )
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from glmtune.errors import TrainingError, some
-from glmtune.methods.peft_config import IA3_DEFAULTS_OF_CHATGLM
+from glmtune.methods.peft_config import own_defaults
 from glmtune.model.layers import decoder_layers
 from glmtune.recipe.methods import (
     AdapterSection,
@@ -135,8 +135,8 @@ def _defaults(model: Any, section: Any) -> tuple[str, ...]:
     from peft.utils import constants
 
     kind: str = model.config.model_type
-    if section.method == "ia3" and kind == "chatglm":
-        return tuple(IA3_DEFAULTS_OF_CHATGLM["target_modules"])
+    if own := own_defaults(section.method, kind):
+        return tuple(own["target_modules"])
     name = "lora" if isinstance(section, LoraSection) else section.method
     table = getattr(constants, f"TRANSFORMERS_MODELS_TO_{name.upper()}_TARGET_MODULES_MAPPING", {})
     found = table.get(kind, ())

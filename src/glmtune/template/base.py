@@ -80,6 +80,13 @@ class Template(ABC):
     def parse(self, ids: Sequence[int]) -> list[Message]:
         """Parse generated ids up to the first stop id, if there is one."""
 
+    def parse_partial(self, ids: Sequence[int]) -> list[Message]:
+        """Parse the beginning of an answer, to show it while it is written.
+
+        The text of these messages is a beginning of the text of the complete answer.
+        """
+        return self.parse(ids)
+
     @abstractmethod
     def _fingerprinted(self) -> Mapping[str, Any]:
         """Return, as JSON, everything that two equivalent templates have in common."""
