@@ -6,7 +6,7 @@ module of the model is an error; peft would ignore it silently.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -47,8 +47,16 @@ def own_defaults(method: str, model_type: str) -> dict[str, list[str]]:
     return _IA3_OF_CHATGLM if (method, model_type) == ("ia3", "chatglm") else {}
 
 
-def config_of(section: PeftSection, model_type: str) -> Any:
-    """Make peft's configuration from a section, for a type of model such as "chatglm"."""
+def config_of(
+    section: PeftSection, model_type: str, tokens: Mapping[str, list[int]] | None = None
+) -> Any:
+    """Make peft's configuration from a section.
+
+    Args:
+        section: of the recipe.
+        model_type: such as "chatglm".
+        tokens: ids whose rows are trained, by the name of the module.
+    """
     import peft
 
     configs: dict[type[PeftSection], Any] = {
@@ -67,6 +75,8 @@ def config_of(section: PeftSection, model_type: str) -> Any:
         plain["r"] = 0  # peft takes the block size or r, and computes the other
     if not section.target_modules:
         plain |= own_defaults(section.method, model_type)
+    if tokens:
+        plain["trainable_token_indices"] = dict(tokens)
     return kind(task_type="CAUSAL_LM", **plain)
 
 
