@@ -175,6 +175,26 @@ def test_what_glm_z1_cannot_write_is_refused() -> None:
         GlmTemplate(glm_tokenizer(unlike))
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_thought_in_its_own_field_is_written_where_the_template_has_a_place(name: str) -> None:
+    template = GLMS[name]
+    answer = Message("assistant", "答", reasoning="想")
+    example = template.encode(talk(("user", "问"), answer))
+
+    reads = name in ("glm-z1", "glm-4.5")
+    assert template.reads_thoughts() is reads
+    within = talk(("user", "问"), ("assistant", "<think>想</think>\n答" if reads else "答"))
+    assert example == template.encode(within)
+
+
+def test_the_thought_before_a_call_is_written_once() -> None:
+    weather = replace(call({}), reasoning="想")
+    for before in ([], [Message("assistant", "我查", reasoning="想")]):
+        row = talk(("user", "问"), *before, weather if not before else call({}))
+        rendered = text(GLMS["glm-4.5"].encode(row).input_ids)
+        assert rendered.count("<think>想</think>") == 1
+
+
 # ---- replies -----------------------------------------------------------------------------
 
 JSON = st.recursive(
@@ -317,7 +337,8 @@ def test_the_ids_before_a_learned_answer_are_those_of_its_prompt(
             expected += ids[len(prompt) : stop + 1]
     assert learned(example) == expected
     # nobody but the template writes control tokens
-    control_ids = set(ANY.convert_tokens_to_ids([*SPECIAL, *MARKS]))
+    written = [*SPECIAL, *(MARKS if name == "glm-4.5" else ())]  # by this template
+    control_ids = set(ANY.convert_tokens_to_ids(written))
     plain = template.encode(Conversation(tuple(map(_without_text, messages)))).input_ids
     assert [i for i in ids if i in control_ids] == [i for i in plain if i in control_ids]
 

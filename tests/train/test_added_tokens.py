@@ -144,6 +144,24 @@ def test_a_row_starts_as_the_mean_of_its_pieces(base: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("base", ["chatglm", "glm4"], indirect=True)
+def test_rows_are_trained_where_a_cpu_computes_in_float32_with_half_precision_weights(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glmtune.machine.fast_cpu_dtypes", lambda: {torch.float32})
+    recipe = recipe_for(base, tmp_path, "model.dtype=bfloat16")
+
+    model = attach(recipe, load_base(recipe, torch.device("cpu")))
+
+    logits = model(input_ids=torch.tensor([[100, 101, 102]])).logits
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    for _, layer in trained_rows(model):
+        assert layer.get_base_layer().weight.dtype == torch.float32
+    linear = next(m for n, m in model.named_modules() if n.endswith(("q_proj", "query_key_value")))
+    assert linear.weight.dtype == torch.bfloat16  # the others keep their dtype
+
+
+@pytest.mark.parametrize("base", ["chatglm", "glm4"], indirect=True)
 @pytest.mark.parametrize(
     ("tokens", "complaint"),
     [

@@ -246,6 +246,8 @@ def _write_examples(
     for batch in batched(entries, lambda entry: conversation_chars([entry.value])):
         _write_batch(batch, template, options, writer)
         progress(writer.tally.num_rows)
+    if template.reads_thoughts():
+        dataset.notes.drop_thoughts()
 
 
 def _write_batch(

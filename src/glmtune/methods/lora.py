@@ -193,6 +193,8 @@ class PeftAdapter:
                 "`glmtune.methods.method.load`."
             )
         _, stored = read_tensors(folder)
+        if getattr(config, "trainable_token_indices", None):
+            token_rows.make_plain(model)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, below
             try:

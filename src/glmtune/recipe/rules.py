@@ -157,27 +157,6 @@ ADAPTER_RULES: tuple[Rule["RunRecipe"], ...] = (
         "adapter.method=freeze trains nothing without further keys; give "
         "adapter.trainable_layers=2 for the last two layers, or adapter.trainable_modules",
     ),
-    Rule(
-        ("model.add_tokens=[<x>]", "adapter.method=ia3"),
-        lambda recipe: (
-            bool(recipe.model.add_tokens) and not isinstance(recipe.adapter, LoraSection)
-        ),
-        "model.add_tokens trains the rows of new tokens beside a LoRA, and adapter.method="
-        "{adapter.method} has no place for them. Use adapter.method=lora or qlora",
-    ),
-    Rule(
-        ("model.add_tokens=[<x>]", "adapter.init_lora_weights=pissa"),
-        lambda recipe: bool(recipe.model.add_tokens) and _takes_from_base(recipe),
-        "model.add_tokens cannot be combined with adapter.init_lora_weights="
-        "{adapter.init_lora_weights}, which is saved as a difference that has no place for rows. "
-        "Leave one of them out",
-    ),
-    Rule(
-        ("model.add_tokens=[<x>]", "training.sharding=fsdp2"),
-        lambda recipe: bool(recipe.model.add_tokens) and _is_sharded(recipe),
-        "model.add_tokens is not supported with training.{training.sharded_by}. Leave one of them "
-        "out",
-    ),
 )
 
 ANOTHER_FOLDER = "Give a folder of its own, such as output.dir=out/my-run"
@@ -385,6 +364,27 @@ FINE_TUNING_RULES: tuple[Rule["Recipe"], ...] = (
         "preference.loss={preference.loss} compares with the base, and not with the adapter of "
         "adapter.name_or_path. Merge that one first and give the merged model, or use "
         "preference.loss=simpo or orpo",
+    ),
+    Rule(
+        ("model.add_tokens=[<x>]", "adapter.method=ia3"),
+        lambda recipe: (
+            bool(recipe.model.add_tokens) and not isinstance(recipe.adapter, LoraSection)
+        ),
+        "model.add_tokens trains the rows of new tokens beside a LoRA, and adapter.method="
+        "{adapter.method} has no place for them. Use adapter.method=lora or qlora",
+    ),
+    Rule(
+        ("model.add_tokens=[<x>]", "adapter.init_lora_weights=pissa"),
+        lambda recipe: bool(recipe.model.add_tokens) and _takes_from_base(recipe),
+        "model.add_tokens cannot be combined with adapter.init_lora_weights="
+        "{adapter.init_lora_weights}, which is saved as a difference that has no place for rows. "
+        "Leave one of them out",
+    ),
+    Rule(
+        ("model.add_tokens=[<x>]", "training.sharding=fsdp2"),
+        lambda recipe: bool(recipe.model.add_tokens) and _is_sharded(recipe),
+        "model.add_tokens is not supported with training.{training.sharded_by}. Leave one of them "
+        "out",
     ),
 )
 

@@ -60,6 +60,10 @@ class Template(ABC):
     stop_ids: tuple[int, ...]
     description: Mapping[str, str]
 
+    def reads_thoughts(self) -> bool:
+        """Whether it writes the `reasoning` of a message."""
+        return False
+
     @abstractmethod
     def encode_batch(self, conversations: Sequence[Conversation]) -> list[Example]:
         """Encode many conversations.

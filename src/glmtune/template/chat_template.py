@@ -80,6 +80,16 @@ class ChatTemplate(Template):
         """
         return self._render(conversation.messages, add_generation_prompt=True)
 
+    def reads_thoughts(self) -> bool:
+        """Whether the chat template writes `reasoning_content`."""
+        thought = "a thought"
+        answer = Message("assistant", "b", reasoning=thought)
+        try:
+            ids = self._render((Message("user", "a"), answer))
+        except TemplateError:
+            return False
+        return thought in decode(self._tokenizer, ids)
+
     def parse(self, ids: Sequence[int]) -> list[Message]:
         """Parse generated ids as one message, whose text is stripped."""
         text = decode(self._tokenizer, self._until_stop(ids), skip_special_tokens=True)
@@ -320,10 +330,14 @@ def to_openai(
             follows = index > 0 and messages[index - 1].role == "assistant"
             if not follows:
                 result.append({"role": "assistant", "content": ""})
+            if message.reasoning:
+                result[-1].setdefault("reasoning_content", message.reasoning)
             call = _to_tool_call(index, message, num_calls)
             result[-1].setdefault("tool_calls", []).append(call)
         else:
             result.append({"role": message.role, "content": message.content})
+            if message.reasoning:
+                result[-1]["reasoning_content"] = message.reasoning
     return result, tools
 
 

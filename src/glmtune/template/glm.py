@@ -87,6 +87,10 @@ class GlmTemplate(ChatTemplate):
         after = decode(tokenizer, ids).rpartition(_PROBE)[2]
         return not any(token in after for token in known)
 
+    def reads_thoughts(self) -> bool:
+        """Whether the chat template writes `reasoning_content`, or begins answers by a thought."""
+        return self._has_thoughts or bool(self._opening)
+
     def parse(self, ids: Sequence[int]) -> list[Message]:
         """Parse generated ids: messages, or a remark and the calls after it.
 
@@ -193,6 +197,8 @@ class GlmTemplate(ChatTemplate):
         """Pass a thought in its own field, where the template reads that."""
         if entry["role"] != "assistant" or not self._has_thoughts:
             return entry
+        if "reasoning_content" in entry:
+            return entry
         if END_THINK not in entry["content"]:
             return entry
         thought, answer = split_thought(entry["content"])
@@ -267,7 +273,9 @@ class GlmTemplate(ChatTemplate):
                 "turn 0 is an answer, and this model's chat template needs a message before it."
             )
         prompt = self.prompt_ids(Conversation(messages[:-1]))
-        thought, text = split_thought(answer.content)
+        thought, text = answer.reasoning, f"\n{answer.content}"
+        if not thought:
+            thought, text = split_thought(answer.content)
         parts = [{"role": "assistant", "thought": thought, "content": text}]
         written = render(self._tokenizer, parts, None, chat_template=_AFTER_THINK)
         written.append(self._end_of(answer))

@@ -99,6 +99,9 @@ def read_turns(row: Row, turns: Items, roles: Roles, tools: Any = None) -> Seque
         }
         if not NATIVE.isdisjoint(item):
             message |= _native(row, where, role, item)
+        if item.get("reasoning_content") not in EMPTY:
+            place = f"{where}.reasoning_content"
+            message["reasoning_content"] = checked_text(row, place, item["reasoning_content"])
         if role == "function_call":
             message |= _calls_in(row, f"{where}.content", content)
             messages.append(message)
