@@ -47,8 +47,7 @@ class Message:
         tools: only for a system message: the JSON value that describes the tools.
         is_learned: whether its tokens are labels in training. None is the template's default:
             only answers are learned.
-        reasoning: only for an assistant: its thought, where it is not in the content. A template
-            that has no place for it leaves it out.
+        reasoning: only for an assistant: its thought, for templates that have a place for it.
     """
 
     role: Role
@@ -357,16 +356,10 @@ def read_messages(
     while pending:
         index, message = pending.popleft()
         calls = _tool_calls(index, message)
-        if not calls:
+        if not calls or message.get("content"):
             result.append(_read_message(index, message))
-            continue
-        reasoning = _reasoning(index, message)
-        if message.get("content"):
-            result.append(_read_message(index, message))
-            reasoning = ""
         for call in calls:
-            result.append(replace(_read_tool_call(index, call), reasoning=reasoning))
-            reasoning = ""
+            result.append(_read_tool_call(index, call))
             if len(calls) > 1 and (answer := _take_answer(pending, call.get("id"))):
                 result.append(_read_message(*answer))
     return _announce(result, tools) if tools else tuple(result)
@@ -451,22 +444,7 @@ def _read_message(index: int, message: Mapping[str, Any]) -> Message:
         )
     if metadata and not _is_unicode(metadata):
         raise NotUnicodeError(_half_a_pair(metadata, f"the metadata of message {index}"))
-    reasoning = _reasoning(index, message) if role == "assistant" else ""
-    return Message(role, content, metadata=metadata, tools=tools, reasoning=reasoning)
-
-
-def _reasoning(index: int, message: Mapping[str, Any]) -> str:
-    """Return the thought of an assistant's message."""
-    reasoning = message.get("reasoning_content")
-    if reasoning is None:
-        return ""
-    if not isinstance(reasoning, str):
-        raise TemplateError(
-            f"message {index}: its reasoning_content is {_shown(reasoning)}, expected text."
-        )
-    if not _is_unicode(reasoning):
-        raise NotUnicodeError(_half_a_pair(reasoning, f"the thought of message {index}"))
-    return reasoning
+    return Message(role, content, metadata=metadata, tools=tools)
 
 
 def _read_content(index: int, role: Role, content: Any) -> str:

@@ -119,7 +119,8 @@ def _texts(
     ids: Sequence[int], marks: Mapping[int, str], decode: Decode
 ) -> Iterator[tuple[str, str]]:
     """Yield each control token with the text after it, after the text before the first."""
-    mark, run = "", []
+    mark = ""
+    run: list[int] = []
     for index in ids:
         if index in marks:
             yield mark, decode(run)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tests.template.glm_templates import GLM_4_5, GLM_4_9B, glm_tokenizer
 
-from glmtune.conversation import read_messages
 from glmtune.data.encode import EncodeOptions, encode_data
-from glmtune.errors import TemplateError
+from glmtune.data.formats import FORMATS, convert
+from glmtune.data.rows import Row, RowError
 from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.template.base import Template
 from glmtune.template.chatglm import ChatGLMTemplate
@@ -56,14 +56,25 @@ def test_another_template_reports_them(
     assert encoded[0] == same[0]
 
 
-def test_a_thought_goes_with_the_remark_or_with_the_first_call() -> None:
+@pytest.mark.parametrize(("content", "remark"), [("我查", ["我查"]), (None, [])])
+def test_a_thought_goes_with_the_remark_or_with_the_first_call(
+    content: str | None, remark: list[str]
+) -> None:
     calls = [{"function": {"name": name, "arguments": {}}} for name in ("a", "b")]
-    message = {**ANSWER, "tool_calls": calls}
+    answer = {**ANSWER, "content": content, "tool_calls": calls}
+    row = Row({"messages": [ROW["messages"][0], answer]}, "rows.json", 1)
 
-    assert [each.reasoning for each in read_messages([message])] == ["想一想", "", ""]
-    assert [each.reasoning for each in read_messages([{**message, "content": None}])] == [
-        "想一想",
-        "",
-    ]
-    with pytest.raises(TemplateError, match="its reasoning_content is a value of type list"):
-        read_messages([{**ANSWER, "reasoning_content": ["a"]}])
+    _, *answers = convert(row, FORMATS["openai"])
+
+    assert [each.reasoning for each in answers] == ["想一想", *[""] * (1 + len(remark))]
+
+
+def test_a_thought_that_is_no_text_is_a_bad_row(tmp_path: Path) -> None:
+    answer = {**ANSWER, "reasoning_content": ["a"]}
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"messages": [ROW["messages"][0], answer]}]), "utf-8")
+
+    with pytest.raises(RowError, match=r"messages\[1\]\.reasoning_content"):
+        encode_data(
+            path, template_for(glm_tokenizer(GLM_4_5)), EncodeOptions(200), cache_dir=tmp_path
+        )
