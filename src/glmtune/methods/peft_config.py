@@ -74,7 +74,7 @@ def config_of(
     if "oft_block_size" in plain:
         plain["r"] = 0  # peft takes the block size or r, and computes the other
     if not section.target_modules:
-        plain |= own_defaults(section.method, model_type)
+        plain |= own_defaults(section.model_dump()["method"], model_type)
     if tokens:
         plain["trainable_token_indices"] = dict(tokens)
     return kind(task_type="CAUSAL_LM", **plain)

@@ -43,7 +43,9 @@ def make_plain(model: Any) -> None:
     wide, head = model.get_input_embeddings(), model.get_output_embeddings()
     if isinstance(wide, WideEmbedding):
         weight = nn.Parameter(wide.weight.data.float(), requires_grad=False)
-        plain = nn.Embedding(*weight.shape, wide.padding_idx, _weight=weight, _freeze=True)
+        plain = nn.Embedding(
+            wide.num_embeddings, wide.embedding_dim, wide.padding_idx, _weight=weight, _freeze=True
+        )
         model.set_input_embeddings(plain.train(wide.training))
     if isinstance(head, WideLinear):
         is_tied = head.weight is wide.weight

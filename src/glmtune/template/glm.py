@@ -105,7 +105,9 @@ class GlmTemplate(ChatTemplate):
     def _find_stops(self) -> tuple[int, ...]:
         """Find the roles that end an answer, and how the template writes tools and calls."""
         known = self._tokenizer.added_tokens_encoder
-        self._role_ids = {role: known[role] for role in (USER, ASSISTANT, OBSERVATION)}
+        self._role_ids: dict[str, int] = {
+            role: known[role] for role in (USER, ASSISTANT, OBSERVATION)
+        }
         self._marks = {known[mark]: mark for mark in MARKS if mark in known}
         system = {"role": "system", "content": "", "tools": _DEFINED}
         with time_limit(SECONDS_TO_RENDER):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.template.glm_templates import GLM_4_5, GLM_4_9B, glm_tokenizer
@@ -60,7 +61,7 @@ def test_another_template_reports_them(
 def test_a_thought_goes_with_the_remark_or_with_the_first_call(
     content: str | None, remark: list[str]
 ) -> None:
-    calls = [{"function": {"name": name, "arguments": {}}} for name in ("a", "b")]
+    calls: list[Any] = [{"function": {"name": name, "arguments": {}}} for name in ("a", "b")]
     answer = {**ANSWER, "content": content, "tool_calls": calls}
     row = Row({"messages": [ROW["messages"][0], answer]}, "rows.json", 1)
 
