@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.data.formats.rows import ROWS, SINGLE
 from tests.template.conversations import flags, learned, talk, texts
 from tests.template.glm_templates import GLM_4_5, MARKS, SPECIAL, TEMPLATES, glm_tokenizer
 
@@ -18,7 +19,10 @@ from glmtune.conversation import (
     parse_tool_call,
     render_tool_call,
 )
+from glmtune.data.formats import FORMATS, convert
+from glmtune.data.rows import Row
 from glmtune.errors import TemplateError
+from glmtune.prove.prompts import check_template_agrees
 from glmtune.template.base import IGNORE, is_learned
 from glmtune.template.chat_template import ChatTemplate
 from glmtune.template.glm import GlmTemplate
@@ -341,6 +345,17 @@ def test_the_ids_before_a_learned_answer_are_those_of_its_prompt(
     control_ids = set(ANY.convert_tokens_to_ids(written))
     plain = template.encode(Conversation(tuple(map(_without_text, messages)))).input_ids
     assert [i for i in ids if i in control_ids] == [i for i in plain if i in control_ids]
+
+
+@pytest.mark.parametrize("format", SINGLE)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_rows_of_every_format_are_asked_in_chat_as_in_training(name: str, format: str) -> None:
+    row = Row(ROWS[format], "rows.json", 1)
+    conversation = convert(row, FORMATS[format])
+
+    assert check_template_agrees(GLMS[name], [conversation]) == 1
+    end = GLMS[name].encode(conversation).labels[-1]
+    assert ANY.convert_ids_to_tokens(end) == "<|user|>"
 
 
 def _without_text(message: Message) -> Message:

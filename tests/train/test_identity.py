@@ -96,6 +96,11 @@ def test_a_key_that_is_newer_than_a_checkpoint_counts_only_where_it_is_used() ->
     assert used == before
 
 
+def test_tokens_are_part_of_the_identity_only_where_a_recipe_adds_some() -> None:
+    assert "add_tokens" not in deciding_values(recipe_with())["model"]
+    assert deciding_values(recipe_with("model.add_tokens=[<x>]"))["model"]["add_tokens"] == ["<x>"]
+
+
 def test_a_share_that_was_rounded_otherwise_before_is_named_and_any_other_is_not() -> None:
     recipe = recipe_with("training.warmup_steps=0.1", "data.eval_fraction=0.1")
 
