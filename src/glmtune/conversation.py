@@ -47,6 +47,7 @@ class Message:
         tools: only for a system message: the JSON value that describes the tools.
         is_learned: whether its tokens are labels in training, or the weight that these have.
             None is the template's default: only answers are learned.
+        reasoning: only for an assistant: its thought, for templates that have a place for it.
     """
 
     role: Role
@@ -54,6 +55,7 @@ class Message:
     metadata: str = ""
     tools: Any = None
     is_learned: bool | float | None = None
+    reasoning: str = ""
 
     @property
     def text(self) -> str:
@@ -355,10 +357,7 @@ def read_messages(
     while pending:
         index, message = pending.popleft()
         calls = _tool_calls(index, message)
-        if not calls:
-            result.append(_read_message(index, message))
-            continue
-        if message.get("content"):
+        if not calls or message.get("content"):
             result.append(_read_message(index, message))
         for call in calls:
             result.append(_read_tool_call(index, call))

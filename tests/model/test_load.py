@@ -347,7 +347,11 @@ def test_the_error_for_a_folder_without_config_lists_its_content(tmp_path: Path)
         ('{"model_type": "chatglm", "num_layers": "28"}', "'num_layers' expected int, got str"),
         ('{"model_type": "chatglm", "inner_hidden_size": 16384}', r"ChatGLM-6B \(v1\)"),
         ('{"model_type": "chatglm", "quantization_bit": 4}', "quantization_bit is 4"),
-        ('{"model_type": "chatglm", "padded_vocab_size": 151552}', "is that of GLM-4"),
+        ('{"model_type": "chatglm", "padded_vocab_size": 151552}', "glm-4-9b-chat-hf .or glm-4-9b"),
+        (
+            '{"model_type": "chatglm", "padded_vocab_size": 151552, "seq_length": 1048576}',
+            "glm-4-9b-chat-1m-hf",
+        ),
         ('{"model_type": "chatglm", "rmsnorm": false}', "rmsnorm is False.*expected True"),
         ('{"model_type": "chatglm", "num_layers": 1000000000}', "num_layers is 1000000000, expect"),
         ('{"model_type": "chatglm", "num_layers": true}', "'num_layers'|num_layers"),

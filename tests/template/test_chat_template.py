@@ -186,7 +186,8 @@ LOOP = "{% for i in range(99999) %}" * 3 + "{% set x = i %}" + "{% endfor %}" * 
 def test_a_chat_template_that_fails_or_does_not_end_is_refused_in_one_line(
     template: str, complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glmtune.template.chat_template.SECONDS_TO_RENDER", 0.2)
+    if template == LOOP:  # a busy machine may need more for the others
+        monkeypatch.setattr("glmtune.template.chat_template.SECONDS_TO_RENDER", 0.2)
     tokenizer = fast_tokenizer(template, "<|im_end|>")
     tokenizer.chat_template = template
 

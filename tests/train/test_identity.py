@@ -103,6 +103,11 @@ def test_a_recipe_without_labels_has_the_identity_that_it_had_before_there_were_
     assert deciding_values(weighed)["preference"]["undesirable_weight"] == 2.0
 
 
+def test_tokens_are_part_of_the_identity_only_where_a_recipe_adds_some() -> None:
+    assert "add_tokens" not in deciding_values(recipe_with())["model"]
+    assert deciding_values(recipe_with("model.add_tokens=[<x>]"))["model"]["add_tokens"] == ["<x>"]
+
+
 def test_a_share_that_was_rounded_otherwise_before_is_named_and_any_other_is_not() -> None:
     recipe = recipe_with("training.warmup_steps=0.1", "data.eval_fraction=0.1")
 

@@ -106,7 +106,9 @@ def check_rows(recipe: "Recipe", pairs: bool | None, console: "Console") -> "Lin
             from glmtune.model.load import load_tokenizer
             from glmtune.template.select import template_for
 
-        template = template_for(load_tokenizer(recipe.model.name_or_path), recipe.data.layout)
+        template = template_for(
+            load_tokenizer(recipe.model.name_or_path, recipe.model.add_tokens), recipe.data.layout
+        )
     with console.status("Reading rows") as status:
         return lint_data(
             recipe.data,

@@ -45,6 +45,7 @@ import glmtune.data.writer
 import glmtune.template.base
 import glmtune.template.chat_template
 import glmtune.template.chatglm
+import glmtune.template.glm
 from glmtune.conversation import Conversation
 from glmtune.data.cache import NEWER, Progress, encode_sources
 from glmtune.data.dataset import Dataset, Entry, T, batched, conversation_chars
@@ -96,6 +97,7 @@ CODE = (
     glmtune.template.base,
     glmtune.template.chatglm,
     glmtune.template.chat_template,
+    glmtune.template.glm,
     sys.modules[__name__],
 )
 
@@ -257,6 +259,8 @@ def _write_examples(
     for batch in batched(entries, lambda entry: conversation_chars([entry.value])):
         _write_batch(batch, template, options, writer)
         progress(writer.tally.num_rows)
+    if template.reads_thoughts():
+        dataset.notes.drop_thoughts()
 
 
 def _write_batch(

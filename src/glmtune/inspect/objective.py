@@ -61,7 +61,7 @@ def see_infilling(recipe: PretrainRecipe, objective: str, row: int = 1) -> SeenI
         CheckpointError: there is no tokenizer.
         DataError: the tokenizer is not ChatGLM's, a file cannot be read, or there are fewer texts.
     """
-    tokenizer = load_tokenizer(recipe.model.name_or_path)
+    tokenizer = load_tokenizer(recipe.model.name_or_path, recipe.model.add_tokens)
     marks = marks_of(tokenizer)
     place, text = _find_text(recipe, row)
     ids = [*tokenizer.encode(text, add_special_tokens=False), marks.end][: recipe.data.max_length]

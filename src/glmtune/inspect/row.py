@@ -86,7 +86,7 @@ def see_rows(
         CheckpointError: there is no tokenizer.
         DataError: a file or the row cannot be used, or there are fewer rows.
     """
-    tokenizer = load_tokenizer(recipe.model.name_or_path)
+    tokenizer = load_tokenizer(recipe.model.name_or_path, recipe.model.add_tokens)
     template = template_for(tokenizer, recipe.data.layout)
     if recipe.data.train_on_prompt:
         template = LearnedPrompt(template)

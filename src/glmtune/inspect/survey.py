@@ -171,7 +171,7 @@ def survey_rows(
         DataError: a source cannot be read, or a row cannot be used and `bad_rows` is "fail".
     """
     section = recipe.data
-    tokenizer = load_tokenizer(recipe.model.name_or_path)
+    tokenizer = load_tokenizer(recipe.model.name_or_path, recipe.model.add_tokens)
     template = template_for(tokenizer, section.layout)
     if section.train_on_prompt:
         template = LearnedPrompt(template)

@@ -44,6 +44,7 @@ Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 Scale = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Layer = Annotated[int, Field(ge=0, le=MAX_LAYERS)]
+TokenId = Annotated[int, Field(ge=0, lt=MAX_SIZE)]
 Names = list[Name] | Pattern | None
 
 
@@ -70,6 +71,7 @@ class AdapterConfig(BaseModel):
     layers_pattern: list[Name] | Pattern | None = None
     rank_pattern: dict[Pattern, Rank] | None = None
     alpha_pattern: dict[Pattern, Scale] | None = None
+    trainable_token_indices: list[TokenId] | dict[Name, list[TokenId]] | None = None
     bias: Text | None = None
     fan_in_fan_out: bool | None = None
     use_rslora: bool | None = None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from glmtune.errors import CheckpointError, RecipeError, TrainingError, some
 from glmtune.kernels.half_precision import HalfInputLinear
 from glmtune.kernels.master_weights import keep_masters
-from glmtune.methods import adapter_folder, peft_config
+from glmtune.methods import adapter_folder, peft_config, token_rows
 from glmtune.methods.adapter_folder import (
     by_peft_names,
     check_folder,
@@ -34,6 +34,7 @@ from glmtune.methods.pissa import (
     trained_half,
 )
 from glmtune.model import fingerprint
+from glmtune.model.added_tokens import Pieces
 from glmtune.model.files import first_lines
 from glmtune.recipe.methods import AdapterSection, LoraSection, PeftSection
 from glmtune.template.base import Template
@@ -72,12 +73,15 @@ class PeftAdapter:
     def check_fits(self, section: AdapterSection, name: str) -> None:
         """Accept any kind of model; names are checked with the model itself."""
 
-    def attach(self, model: nn.Module, section: AdapterSection) -> Any:
+    def attach(
+        self, model: nn.Module, section: AdapterSection, tokens: Pieces | None = None
+    ) -> Any:
         """Freeze a model and add an adapter to it; whatever is trained is float32.
 
         Args:
             model: the base.
             section: describes the adapter.
+            tokens: added tokens, whose rows are trained from those of their pieces.
 
         Returns:
             The peft model.
@@ -94,14 +98,16 @@ class PeftAdapter:
         weights: dict[nn.Module, Tensor] = {module: module.weight.data for module in linear}
         try:
             model_type: Any = model.config.model_type  # type: ignore[union-attr]
-            adapted = get_peft_model(model, peft_config.config_of(section, model_type))
+            rows = token_rows.named(model, list(tokens or ()))
+            adapted = get_peft_model(model, peft_config.config_of(section, model_type, rows))
         except ValueError as error:
             raise RecipeError(
                 f"adapter: {error} The model's linear layers are "
                 f"{', '.join(peft_config.linear_layers(model))}; name some of them in "
                 "adapter.target_modules."
             ) from None
-        keep_masters(adapted)  # of `modules_to_save` and `bias`
+        token_rows.start(adapted, tokens or {})
+        keep_masters(adapted)  # of `modules_to_save`, `bias` and added tokens
         if section.name_or_path is not None:
             self._start_from(Path(section.name_or_path), adapted)
         if not isinstance(section, LoraSection):
@@ -187,6 +193,8 @@ class PeftAdapter:
                 "`glmtune.methods.method.load`."
             )
         _, stored = read_tensors(folder)
+        if getattr(config, "trainable_token_indices", None):
+            token_rows.make_plain(model)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # an error, below
             try:

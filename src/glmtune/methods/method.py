@@ -24,6 +24,7 @@ from glmtune.methods.lora import PEFT_ADAPTER
 from glmtune.methods.ptuning_v2 import PTUNING_V2
 from glmtune.methods.virtual_tokens import VIRTUAL_TOKENS
 from glmtune.model import fingerprint
+from glmtune.model.added_tokens import Pieces
 from glmtune.model.files import check_path
 from glmtune.recipe.methods import AdapterSection
 from glmtune.template.base import Template
@@ -137,12 +138,19 @@ def check_fits(section: AdapterSection, name: str) -> None:
     method_for(section).check_fits(section, name)
 
 
-def attach(model: nn.Module, section: AdapterSection) -> Any:
+def attach(model: nn.Module, section: AdapterSection, tokens: Pieces | None = None) -> Any:
     """Make a model ready for training by a method: what is trained requires a gradient.
+
+    Args:
+        model: the base.
+        section: of the method.
+        tokens: added tokens, which a LoRA trains beside it.
 
     Raises:
         RecipeError: the section does not fit the model.
     """
+    if tokens:
+        return PEFT_ADAPTER.attach(model, section, tokens)
     return method_for(section).attach(model, section)
 
 

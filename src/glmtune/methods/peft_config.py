@@ -6,7 +6,7 @@ module of the model is an error; peft would ignore it silently.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -21,15 +21,42 @@ from glmtune.recipe.methods import (
     VeraSection,
 )
 
-# peft has no defaults for ChatGLM; these are its defaults for Llama, by the names of ChatGLM.
-IA3_DEFAULTS_OF_CHATGLM = {
+# peft has no defaults for GLM, and only LoRA's for ChatGLM. Of IA3 these are its defaults for
+# Llama; other methods adapt what ChatGLM has as one layer, `query_key_value`.
+_ATTENTION = ["q_proj", "k_proj", "v_proj"]
+_IA3_OF_GLM = {
+    "target_modules": ["k_proj", "v_proj", "down_proj"],
+    "feedforward_modules": ["down_proj"],
+}
+_IA3_OF_CHATGLM = {
     "target_modules": ["query_key_value", "dense_4h_to_h"],
     "feedforward_modules": ["dense_4h_to_h"],
 }
+GLM_TYPES = ("glm", "glm4", "glm4_moe")
 
 
-def config_of(section: PeftSection, model_type: str) -> Any:
-    """Make peft's configuration from a section, for a type of model such as "chatglm"."""
+def own_defaults(method: str, model_type: str) -> dict[str, list[str]]:
+    """Return the layers that a method adapts where peft has no choice of its own; {} elsewhere.
+
+    Args:
+        method: such as "lora".
+        model_type: such as "chatglm".
+    """
+    if model_type in GLM_TYPES:
+        return _IA3_OF_GLM if method == "ia3" else {"target_modules": _ATTENTION}
+    return _IA3_OF_CHATGLM if (method, model_type) == ("ia3", "chatglm") else {}
+
+
+def config_of(
+    section: PeftSection, model_type: str, tokens: Mapping[str, list[int]] | None = None
+) -> Any:
+    """Make peft's configuration from a section.
+
+    Args:
+        section: of the recipe.
+        model_type: such as "chatglm".
+        tokens: ids whose rows are trained, by the name of the module.
+    """
     import peft
 
     configs: dict[type[PeftSection], Any] = {
@@ -46,8 +73,10 @@ def config_of(section: PeftSection, model_type: str) -> Any:
     plain["modules_to_save"] = plain["modules_to_save"] or None
     if "oft_block_size" in plain:
         plain["r"] = 0  # peft takes the block size or r, and computes the other
-    if isinstance(section, Ia3Section) and not section.target_modules and model_type == "chatglm":
-        plain |= IA3_DEFAULTS_OF_CHATGLM
+    if not section.target_modules:
+        plain |= own_defaults(section.model_dump()["method"], model_type)
+    if tokens:
+        plain["trainable_token_indices"] = dict(tokens)
     return kind(task_type="CAUSAL_LM", **plain)
 
 

@@ -6,6 +6,7 @@ initialized at random. Hub ids are read from the local cache when there is no ne
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from glmtune import machine
+from glmtune.model.added_tokens import add_tokens
 from glmtune.model.card import verify
 from glmtune.model.config_file import (
     CONFIG,
@@ -69,15 +71,24 @@ def load_config(name: str | Path) -> "PreTrainedConfig":
     return config
 
 
-def load_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(name: str | Path, added: Sequence[str] = ()) -> "PreTrainedTokenizerBase":
     """Read the tokenizer of a model.
 
     Args:
         name: a folder, a hub id, or `nano`.
+        added: tokens to add to it.
 
     Raises:
         CheckpointError: as for `load_config`, or there is no tokenizer that can be read.
+        RecipeError: a token cannot be added.
     """
+    tokenizer = _read_tokenizer(name)
+    if added:
+        add_tokens(tokenizer, added, load_config(name).vocab_size)
+    return tokenizer
+
+
+def _read_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 

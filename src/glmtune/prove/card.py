@@ -224,6 +224,8 @@ def _values(recipe: RunRecipe) -> Iterator[tuple[str, str, str]]:
         if value := getattr(recipe.adapter, key, None):
             shown = value if isinstance(value, str | int | float) else ", ".join(value)
             yield f"`{key}`", f"{chinese} `{key}`", str(shown)
+    if recipe.model.add_tokens:
+        yield "added tokens", "新增词元", " ".join(f"`{each}`" for each in recipe.model.add_tokens)
     yield "learning rate", "学习率", f"{training.learning_rate:g}"
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
     yield "rows per step and device", "每步每卡样本数", str(rows)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from glmtune.errors import TrainingError, some
-from glmtune.methods.peft_config import IA3_DEFAULTS_OF_CHATGLM
+from glmtune.methods.peft_config import own_defaults
 from glmtune.model.layers import decoder_layers
 from glmtune.recipe.methods import (
     AdapterSection,
@@ -30,12 +30,22 @@ from glmtune.recipe.methods import (
 PREFIX = "base_model.model."  # of peft
 
 
-def check_trained(model: Any, section: AdapterSection) -> None:
+def check_trained(model: Any, section: AdapterSection, num_added_tokens: int = 0) -> None:
     """Check that everything that a recipe asks for is trained, in float32.
+
+    Args:
+        model: with what is trained.
+        section: of the method.
+        num_added_tokens: whose rows are trained, too.
 
     Raises:
         TrainingError: names what is frozen, missing or in half precision.
     """
+    if lacking := list(_without_rows(model, num_added_tokens)):
+        raise TrainingError(
+            f"the rows of model.add_tokens should be trained in {some(lacking)}, and are not all. "
+            "Check code that changes requires_grad."
+        )
     if frozen := sorted(set(frozen_parts(model, section))):
         raise TrainingError(
             f"adapter.method={section.method} should train {some(frozen)}, but no gradient would "
@@ -53,6 +63,19 @@ def check_trained(model: Any, section: AdapterSection) -> None:
             f"{some([_plain(name) for name in rounded])} is trained in half precision, where most "
             "updates are rounded away. Train it in float32."
         )
+
+
+def _without_rows(model: Any, number: int) -> Iterator[str]:
+    """Yield the embedding and the output layer if fewer rows than this number are trained."""
+    if not number:
+        return
+    modules = {"the embedding": model.get_input_embeddings()}
+    if not getattr(model.config, "tie_word_embeddings", False):
+        modules["the output layer"] = model.get_output_embeddings()
+    for name, module in modules.items():
+        rows = [p for p in module.parameters() if p.requires_grad]
+        if sum(len(each) for each in rows) < number:
+            yield name
 
 
 def frozen_parts(model: Any, section: AdapterSection) -> Iterator[str]:
@@ -135,8 +158,8 @@ def _defaults(model: Any, section: Any) -> tuple[str, ...]:
     from peft.utils import constants
 
     kind: str = model.config.model_type
-    if section.method == "ia3" and kind == "chatglm":
-        return tuple(IA3_DEFAULTS_OF_CHATGLM["target_modules"])
+    if own := own_defaults(section.method, kind):
+        return tuple(own["target_modules"])
     name = "lora" if isinstance(section, LoraSection) else section.method
     table = getattr(constants, f"TRANSFORMERS_MODELS_TO_{name.upper()}_TARGET_MODULES_MAPPING", {})
     found = table.get(kind, ())

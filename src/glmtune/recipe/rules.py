@@ -443,6 +443,27 @@ FINE_TUNING_RULES: tuple[Rule["Recipe"], ...] = (
         "preference.desirable_weight and preference.undesirable_weight weigh rows with labels, and "
         "preference.stage={preference.stage} has none. Leave them out, or use preference.stage=kto",
     ),
+    Rule(
+        ("model.add_tokens=[<x>]", "adapter.method=ia3"),
+        lambda recipe: (
+            bool(recipe.model.add_tokens) and not isinstance(recipe.adapter, LoraSection)
+        ),
+        "model.add_tokens trains the rows of new tokens beside a LoRA, and adapter.method="
+        "{adapter.method} has no place for them. Use adapter.method=lora or qlora",
+    ),
+    Rule(
+        ("model.add_tokens=[<x>]", "adapter.init_lora_weights=pissa"),
+        lambda recipe: bool(recipe.model.add_tokens) and _takes_from_base(recipe),
+        "model.add_tokens cannot be combined with adapter.init_lora_weights="
+        "{adapter.init_lora_weights}, which is saved as a difference that has no place for rows. "
+        "Leave one of them out",
+    ),
+    Rule(
+        ("model.add_tokens=[<x>]", "training.sharding=fsdp2"),
+        lambda recipe: bool(recipe.model.add_tokens) and _is_sharded(recipe),
+        "model.add_tokens is not supported with training.{training.sharded_by}. Leave one of them "
+        "out",
+    ),
 )
 
 
@@ -462,6 +483,11 @@ PRETRAINING_RULES: tuple[Rule["PretrainRecipe"], ...] = (
         ("training.sharding=fsdp2",),
         _is_sharded,
         "training.{training.sharded_by} is not supported by pre-training. Leave it out",
+    ),
+    Rule(
+        ("model.add_tokens=[<x>]",),
+        lambda recipe: bool(recipe.model.add_tokens),
+        "model.add_tokens is not supported by pre-training. Leave it out",
     ),
     Rule(
         ("model.config.num_layers=2", "adapter.method=lora"),

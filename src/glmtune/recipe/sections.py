@@ -39,6 +39,9 @@ class ModelSection(Section):
     """Which model is tuned, and how its weights are stored in memory."""
 
     name_or_path: str  # a folder, a hub id, or `nano`, the model in the package
+    # New tokens, each read in one piece; their rows of the embedding and of the output layer are
+    # trained beside the LoRA.
+    add_tokens: Words = ()
     dtype: Dtype = "auto"
     compute: Literal["int8"] | None = None  # for frozen linear layers; None: that of `dtype`
     attn_implementation: Literal["packed", "flash_attention_2", "flash_attention_3"] = "packed"

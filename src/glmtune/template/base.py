@@ -76,6 +76,10 @@ class Template(ABC):
     stop_ids: tuple[int, ...]
     description: Mapping[str, str]
 
+    def reads_thoughts(self) -> bool:
+        """Whether it writes the `reasoning` of a message."""
+        return False
+
     @abstractmethod
     def encode_batch(self, conversations: Sequence[Conversation]) -> list[Example]:
         """Encode many conversations.
@@ -95,6 +99,13 @@ class Template(ABC):
     @abstractmethod
     def parse(self, ids: Sequence[int]) -> list[Message]:
         """Parse generated ids up to the first stop id, if there is one."""
+
+    def parse_partial(self, ids: Sequence[int]) -> list[Message]:
+        """Parse the beginning of an answer, to show it while it is written.
+
+        The text of these messages is a beginning of the text of the complete answer.
+        """
+        return self.parse(ids)
 
     @abstractmethod
     def _fingerprinted(self) -> Mapping[str, Any]:

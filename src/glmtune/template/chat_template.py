@@ -62,8 +62,7 @@ class ChatTemplate(Template):
             )
         self._tokenizer = tokenizer
         self.description = {"family": "chat-template", "layout": type(tokenizer).__name__}
-        end_id = self._find_end()
-        self.stop_ids = tuple(dict.fromkeys((end_id, tokenizer.eos_token_id or end_id)))
+        self.stop_ids = self._find_stops()
 
     def encode_batch(self, conversations: Sequence[Conversation]) -> list[Example]:
         """Encode many conversations.
@@ -79,23 +78,36 @@ class ChatTemplate(Template):
         Raises:
             TemplateError: the conversation cannot be rendered.
         """
-        return self._render(*_to_openai(conversation.messages), add_generation_prompt=True)
+        return self._render(conversation.messages, add_generation_prompt=True)
+
+    def reads_thoughts(self) -> bool:
+        """Whether the chat template writes `reasoning_content`."""
+        thought = "a thought"
+        answer = Message("assistant", "b", reasoning=thought)
+        try:
+            ids = self._render((Message("user", "a"), answer))
+        except TemplateError:
+            return False
+        return thought in decode(self._tokenizer, ids)
 
     def parse(self, ids: Sequence[int]) -> list[Message]:
         """Parse generated ids as one message, whose text is stripped."""
         text = decode(self._tokenizer, self._until_stop(ids), skip_special_tokens=True)
         return [Message("assistant", text.strip())]
 
-    def _encode(self, conversation: Conversation) -> Example:
+    def _encode(self, conversation: Conversation, check_all: bool = False) -> Example:
+        """Encode a conversation; `check_all` checks answers that are not learned, too."""
         messages = conversation.messages
-        ids = self._render(*_to_openai(messages))
+        ids = self._render(messages)
         labels = [IGNORE] * len(ids)
         weights: list[float] | None = None
-        for first, end_turn in _answers(messages):
-            start = self._find_start(messages, first, ids)
-            end = self._find_stop(messages, end_turn, ids, start)
+        for first, end_turn in self._answers(messages):
             # A remark and its calls are rendered as one, so the smallest weight counts.
             learns = min(is_learned(message) for message in messages[first:end_turn])
+            if not learns and not check_all:
+                continue
+            start = self._find_start(messages, first, ids)
+            end = self._find_stop(messages, end_turn, ids, start)
             if learns:
                 labels[start:end] = ids[start:end]
             if type(learns) is float:
@@ -103,13 +115,28 @@ class ChatTemplate(Template):
                 weights[start:end] = [learns] * (end - start)
         return Example(ids, labels, weights=weights)
 
+    def _answers(self, messages: Sequence[Message]) -> Iterator[tuple[int, int]]:
+        """Yield the first turn of each answer and the turn after it.
+
+        A remark and the calls after it are one answer.
+        """
+        index = 0
+        while index < len(messages):
+            first = index
+            index += 1
+            if messages[first].role != "assistant":
+                continue
+            while index < len(messages) and is_call(messages[index]):
+                index += 1
+            yield first, index
+
     def _find_start(self, messages: Sequence[Message], first: int, ids: Sequence[int]) -> int:
         """Find the position where the answer at turn `first` begins."""
         if first == 0:
             raise TemplateError(
                 "turn 0 is an answer, and this model's chat template needs a message before it."
             )
-        prompt = self._render(*_to_openai(messages[:first]), add_generation_prompt=True)
+        prompt = self._render(messages[:first], add_generation_prompt=True)
         self._check_prefix(prompt, ids, f"the prompt of the answer at turn {first}")
         return len(prompt)
 
@@ -119,7 +146,7 @@ class ChatTemplate(Template):
         """Find the position after the stop token of the answer that ends before `end_turn`."""
         turns = ids
         if end_turn < len(messages):
-            turns = self._render(*_to_openai(messages[:end_turn]))
+            turns = self._render(messages[:end_turn])
             self._check_prefix(turns, ids, f"the conversation up to turn {end_turn - 1}")
         for position in range(start, len(turns)):
             if turns[position] in self.stop_ids:
@@ -150,54 +177,38 @@ class ChatTemplate(Template):
             f"of the complete conversation. From token {same} on it is {alone!r} alone, and "
             f"{inside!r} in the conversation. A template that rewrites earlier turns (dropping "
             "their reasoning, for example) shows the model something else in chat than in "
-            "training. Use one that does not, or rows with one answer each."
+            "training. Learn the last answer alone (data.mask_history: true), or use rows with "
+            "one answer each."
         )
 
     def _render(
-        self,
-        messages: list[dict[str, Any]],
-        tools: list[dict[str, Any]] | None,
-        add_generation_prompt: bool = False,
+        self, messages: Sequence[Message], add_generation_prompt: bool = False
     ) -> list[int]:
         """Render messages to ids with the tokenizer's template."""
-        from jinja2 import TemplateError as JinjaError
+        return render(self._tokenizer, *self._written(messages), add_generation_prompt)
 
-        if not messages:
-            raise TemplateError("the conversation has no messages; it needs at least one.")
-        try:
-            chat_template = self._tokenizer.get_chat_template(tools=tools)
-            ids = self._tokenizer.apply_chat_template(
-                messages,
-                chat_template=_FIXED_DATE + chat_template,
-                tools=tools,  # type: ignore[arg-type]  # list is invariant
-                add_generation_prompt=add_generation_prompt,
-                return_dict=False,
-                sanitize_control_tokens=True,
-            )
-        except Exception as error:  # the template is a program of others, and may raise anything
-            why = str(error).strip().split("\n")[0][:300]
-            if not isinstance(error, JinjaError | ValueError | TypeError):
-                why = f"{type(error).__name__}: {why}"
-            raise TemplateError(
-                f"this tokenizer's chat template does not accept the conversation: {why}"
-            ) from error
-        return list(ids)
+    def _written(
+        self, messages: Sequence[Message]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+        """Return messages and tools in the form that the template reads."""
+        return to_openai(messages)
 
-    def _find_end(self) -> int:
-        """Find the token that the template puts after an answer.
+    def _find_stops(self) -> tuple[int, ...]:
+        """Find the token that the template puts after an answer, and add the end of texts.
 
         Raises:
             TemplateError: there is none.
         """
-        messages, tools = _to_openai((Message("user", "a"), Message("assistant", "b")))
+        messages = (Message("user", "a"), Message("assistant", "b"))
         with time_limit(SECONDS_TO_RENDER):
-            prompt = self._render(messages[:1], tools, add_generation_prompt=True)
-            full = self._render(messages, tools)
+            prompt = self._render(messages[:1], add_generation_prompt=True)
+            full = self._render(messages)
         self._check_prefix(prompt, full, "the prompt of a first answer")
         specials = {i for i, t in self._tokenizer.added_tokens_decoder.items() if t.special}
+        eos_id = self._tokenizer.eos_token_id
         for token_id in full[len(prompt) :]:
-            if token_id in specials or token_id == self._tokenizer.eos_token_id:
-                return token_id
+            if token_id in specials or token_id == eos_id:
+                return tuple(dict.fromkeys((token_id, eos_id or token_id)))
         raise TemplateError(
             "this tokenizer's chat template puts no special token after an answer "
             f"({self._tokenizer.decode(full)!r}), so the model would never learn to stop."
@@ -207,7 +218,7 @@ class ChatTemplate(Template):
         rendered: list[Any] = []
         for probe in PROBES:
             try:
-                example = self.encode(probe)
+                example = self._encode(probe, check_all=True)
             except TemplateError:  # a template need not support tools
                 rendered.append(None)
             else:
@@ -222,27 +233,85 @@ class ChatTemplate(Template):
         }
 
 
-def _answers(messages: Sequence[Message]) -> Iterator[tuple[int, int]]:
-    """Yield the first turn of each answer and the turn after it.
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    add_generation_prompt: bool = False,
+    *,
+    chat_template: str | None = None,
+) -> list[int]:
+    """Render messages to ids with the template of a tokenizer.
 
-    A remark and the calls after it are one answer.
+    Args:
+        tokenizer: with a chat template.
+        messages, tools: in the form that the template reads.
+        add_generation_prompt: whether the beginning of an answer follows.
+        chat_template: another template than the tokenizer's.
+
+    Raises:
+        TemplateError: the template does not accept them.
     """
-    index = 0
-    while index < len(messages):
-        first = index
-        index += 1
-        if messages[first].role != "assistant":
-            continue
-        while index < len(messages) and _is_call(messages[index]):
-            index += 1
-        yield first, index
+    from jinja2 import TemplateError as JinjaError
+
+    if not messages:
+        raise TemplateError("the conversation has no messages; it needs at least one.")
+    _check_names(tokenizer, messages, tools)
+    try:
+        chat_template = chat_template or tokenizer.get_chat_template(tools=tools)
+        ids = tokenizer.apply_chat_template(
+            messages,
+            chat_template=_FIXED_DATE + chat_template,
+            tools=tools,  # type: ignore[arg-type]  # list is invariant
+            add_generation_prompt=add_generation_prompt,
+            return_dict=False,
+            sanitize_control_tokens=True,
+        )
+    except Exception as error:  # the template is a program of others, and may raise anything
+        why = str(error).strip().split("\n")[0][:300]
+        if not isinstance(error, JinjaError | ValueError | TypeError):
+            why = f"{type(error).__name__}: {why}"
+        raise TemplateError(
+            f"this tokenizer's chat template does not accept the conversation: {why}"
+        ) from error
+    return list(ids)
 
 
-def _is_call(message: Message) -> bool:
+def _check_names(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: Any
+) -> None:
+    """Refuse control tokens as names in tools and calls, where no library encodes them as text."""
+    places = {"the tools": [tools, *(m["tools"] for m in messages if "tools" in m)]}
+    for index, message in enumerate(messages):
+        if "tool_calls" in message:
+            places[f"the call of message {index}"] = message["tool_calls"]
+    names = {name: place for place, value in places.items() for name in _names_in(value)}
+    for name, place in names.items():
+        token = next((t for t in tokenizer.added_tokens_encoder if t in name), None)
+        if token is not None:
+            raise TemplateError(
+                f"{place} has the name {name[:60]!r}, and {token} is a control token of this "
+                "model. Rename it."
+            )
+
+
+def _names_in(value: Any) -> Iterator[str]:
+    """Yield the names of all objects in a JSON value."""
+    if isinstance(value, dict):
+        yield from (name for name in value if isinstance(name, str))
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return
+    for item in value:
+        yield from _names_in(item)
+
+
+def is_call(message: Message) -> bool:
+    """Whether a message calls a tool."""
     return message.role == "assistant" and message.metadata != ""
 
 
-def _to_openai(
+def to_openai(
     messages: Sequence[Message],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     """Convert messages and their tools to the form that chat templates expect.
@@ -255,25 +324,29 @@ def _to_openai(
     num_calls = 0
     for index, message in enumerate(messages):
         if message.role == "system" and message.tools is not None:
-            tools = _wrap_tools(index, message.tools) or None
+            tools = wrap_tools(index, message.tools) or None
             if message.content == TOOLS_PROMPT:
                 continue  # ChatGLM's own prompt; a template announces tools in its own words
         if message.role == "observation":
             answered = {"tool_call_id": _call_id(num_calls), "name": _last_call(messages[:index])}
             result.append({"role": "tool", "content": message.content, **answered})
-        elif _is_call(message):
+        elif is_call(message):
             num_calls += 1
             follows = index > 0 and messages[index - 1].role == "assistant"
             if not follows:
                 result.append({"role": "assistant", "content": ""})
+            if message.reasoning:
+                result[-1].setdefault("reasoning_content", message.reasoning)
             call = _to_tool_call(index, message, num_calls)
             result[-1].setdefault("tool_calls", []).append(call)
         else:
             result.append({"role": message.role, "content": message.content})
+            if message.reasoning:
+                result[-1]["reasoning_content"] = message.reasoning
     return result, tools
 
 
-def _wrap_tools(index: int, tools: Any) -> list[dict[str, Any]]:
+def wrap_tools(index: int, tools: Any) -> list[dict[str, Any]]:
     """Put OpenAI's wrapper around the definitions of tools, which any chat template expects.
 
     Raises:
@@ -299,7 +372,7 @@ def _call_id(number: int) -> str:
 
 
 def _last_call(messages: Sequence[Message]) -> str:
-    return next((m.metadata for m in reversed(messages) if _is_call(m)), "")
+    return next((m.metadata for m in reversed(messages) if is_call(m)), "")
 
 
 def _to_tool_call(index: int, message: Message, number: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from glmtune.recipe.choices import Layout
 from glmtune.template.base import Template
 from glmtune.template.chat_template import ChatTemplate
 from glmtune.template.chatglm import ChatGLMTemplate
+from glmtune.template.glm import GlmTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +39,7 @@ def template_for(tokenizer: PreTrainedTokenizerBase, layout: Layout = "official"
             f"the layout {layout!r} is ChatGLM's, but the tokenizer is a "
             f"{type(tokenizer).__name__}, which has its own chat template. Use layout: official."
         )
-    return ChatTemplate(tokenizer)
+    return GlmTemplate(tokenizer) if GlmTemplate.fits(tokenizer) else ChatTemplate(tokenizer)
 
 
 def chatglm_template(tokenizer: ChatGLMTokenizer, layout: Layout = "official") -> ChatGLMTemplate:

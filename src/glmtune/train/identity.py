@@ -35,6 +35,7 @@ NEWER_KEYS: frozenset[str] = frozenset(
     {
         "data.mask_history",
         "data.train_on_prompt",
+        "model.add_tokens",
         "preference.desirable_weight",
         "preference.undesirable_weight",
     }

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import glmtune.kernels.packed_attention  # noqa: F401  # registers attention over packs
 from glmtune.methods import adapter_folder, method
-from glmtune.model.load import load_frozen_model, load_model
+from glmtune.model.added_tokens import Pieces, add_tokens
+from glmtune.model.load import load_config, load_frozen_model, load_model, load_tokenizer
 from glmtune.model.quantization import Quantization
 from glmtune.recipe.methods import AdapterSection, FreezeSection, FullSection, QloraSection
 from glmtune.recipe.recipe import RunRecipe
@@ -80,13 +81,22 @@ def check_earlier_adapter(recipe: RunRecipe, template: Template | None = None) -
 
 def attach(recipe: RunRecipe, base: Any) -> Any:
     """Attach what is trained to the base, with gradient checkpointing and noise if asked for."""
-    model = method.attach(base, recipe.adapter)
+    model = method.attach(base, recipe.adapter, pieces_of_added_tokens(recipe))
     if recipe.training.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if recipe.training.neftune_noise_alpha is not None:
         add_noise(model, recipe.training.neftune_noise_alpha)
     logger.info(describe_parameters(model))
     return model
+
+
+def pieces_of_added_tokens(recipe: RunRecipe) -> Pieces:
+    """Return the ids of the tokens that the recipe adds, and those of their pieces before."""
+    section = recipe.model
+    if not section.add_tokens:
+        return {}
+    num_rows = load_config(section.name_or_path).vocab_size
+    return add_tokens(load_tokenizer(section.name_or_path), section.add_tokens, num_rows)
 
 
 def reload_unsharded(recipe: RunRecipe, trained: Mapping[str, Tensor]) -> Any:

@@ -127,7 +127,28 @@ def encode_rows(recipe: Recipe, tokenizer: Any, template: Template, output: Path
     def encode(sources: Sequence[AnySource], quarantine: Path) -> EncodedData:
         return encode_sources(sources, template, options, quarantine=quarantine)
 
-    return split_held_out(recipe, tokenizer, template, encode, split_data, output)
+    data = split_held_out(recipe, tokenizer, template, encode, split_data, output)
+    _check_added_tokens_occur(recipe.model.add_tokens, data)
+    return data
+
+
+def _check_added_tokens_occur(tokens: Sequence[str], data: RunData) -> None:
+    """Refuse an added token that no row to learn contains, so that its row would never learn.
+
+    Raises:
+        DataError: names the tokens.
+    """
+    missing = {data.tokenizer.convert_tokens_to_ids(token): token for token in tokens}
+    for row in data.rows if missing else ():
+        for found in missing.keys() & set(data.examples[row].input_ids):
+            del missing[found]
+        if not missing:
+            return
+    if missing:
+        raise DataError(
+            f"model.add_tokens has {', '.join(missing.values())}, and no row that is learned "
+            "contains it. Check its spelling in the rows, or take it out of the list."
+        )
 
 
 def split_held_out(

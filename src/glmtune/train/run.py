@@ -142,7 +142,7 @@ def training_loss(section: TrainingSection, loss: LossFunction = cross_entropy_s
 
 def load_data(recipe: Recipe, processes: Processes, *, resume: bool) -> RunData:
     """Lint and encode the rows; the other processes read what rank 0 has encoded."""
-    tokenizer = load_tokenizer(recipe.model.name_or_path)
+    tokenizer = load_tokenizer(recipe.model.name_or_path, recipe.model.add_tokens)
     template = template_for(tokenizer, recipe.data.layout)
     check_earlier_adapter(recipe, template)
     with processes.main_first():
@@ -176,7 +176,7 @@ def train_and_prove(
     """
     model = attach(recipe, model)
     if recipe.trains:
-        check_trained(model, recipe.adapter)
+        check_trained(model, recipe.adapter, len(recipe.model.add_tokens))
     before = replace(before, start=liveness.remember(model))
     training = prepare_training(recipe, processes, model, data, task, resume=resume)
     del model  # the engine has it, and gives it back

@@ -146,7 +146,7 @@ class ChatSession:
         shown = ""
         try:
             for ids in self._generate(prompt_ids, cache, num_cached):
-                text = reply_text(self.template.parse(ids))
+                text = reply_text(self.template.parse_partial(ids))
                 if text.startswith(shown) and not text.endswith(UNFINISHED) and text != shown:
                     piece, shown = text[len(shown) :], text
                     yield piece

@@ -20,7 +20,8 @@ import glmtune.auto  # noqa: F401  # registers ChatGLM with transformers
 from glmtune.conversation import Message
 from glmtune.errors import CheckpointError
 from glmtune.methods import method
-from glmtune.methods.adapter_folder import CARD, check_template, load_card
+from glmtune.methods.adapter_folder import CARD, CONFIG, check_template, load_card, read_config
+from glmtune.model.config_file import TOKENIZER_CONFIG
 from glmtune.model.files import check_path
 from glmtune.model.load import load_frozen_model, load_tokenizer
 from glmtune.recipe.choices import LAYOUTS, Layout
@@ -94,10 +95,23 @@ def open_template(
     tuned = folder or Path(name)  # a complete model that was tuned has a glmtune.json, too
     if folder is not None or (tuned / CARD).is_file():
         layout = layout or _layout_of(tuned)
-    template = template_for(load_tokenizer(name), layout or "official")
+    template = template_for(load_tokenizer(tokenizer_folder(name, folder)), layout or "official")
     if not any_template:
         check_template(tuned, template)
     return name, folder, template
+
+
+def tokenizer_folder(name: str | Path, adapter: Path | None) -> str | Path:
+    """Return where the tokenizer is: with an adapter that added tokens to it, or with the base.
+
+    Args:
+        name: folder or hub id of the base.
+        adapter: folder of the adapter.
+    """
+    if adapter is None or not (adapter / CONFIG).is_file():
+        return name
+    adds = read_config(adapter).get("trainable_token_indices")
+    return adapter if adds and (adapter / TOKENIZER_CONFIG).is_file() else name
 
 
 def load_tuned(

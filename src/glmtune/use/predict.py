@@ -95,6 +95,8 @@ def read_questions(
             bad.append(question)
         else:
             raise RowError(question)
+    if template.reads_thoughts():
+        dataset.notes.drop_thoughts()
     for key, note in dataset.notes.unread.items():
         logger.warning("%s", note.describe(key))
     for row in bad[:SHOWN]:

@@ -96,7 +96,7 @@ def test_a_v1_checkpoint_is_refused(field: str) -> None:
     ("field", "value", "message"),
     [
         ("quantization_bit", 4, "quantization_bit is 4.*-int4.*half precision"),
-        ("padded_vocab_size", 151552, "151552 is that of GLM-4.*expected ChatGLM2 or ChatGLM3"),
+        ("padded_vocab_size", 151552, "GLM-4 in its original layout.*glm-4-9b-chat-hf"),
         ("rmsnorm", False, "rmsnorm is False.*expected True"),
         ("post_layer_norm", False, "post_layer_norm is False.*expected True"),
         (

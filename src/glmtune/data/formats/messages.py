@@ -101,6 +101,9 @@ def read_turns(row: Row, turns: Items, roles: Roles, tools: Any = None) -> Seque
         }
         if not NATIVE.isdisjoint(item):
             message |= _native(row, where, role, item)
+        if item.get("reasoning_content") not in EMPTY:
+            place = f"{where}.reasoning_content"
+            message["reasoning_content"] = checked_text(row, place, item["reasoning_content"])
         if role == "function_call":
             message |= _calls_in(row, f"{where}.content", content)
             messages.append(message)
@@ -139,15 +142,15 @@ def announced(row: Row, messages: list[dict[str, Any]], tools: Any) -> list[Mess
     except TemplateError as error:
         raise cannot_render(row, "", error) from None
     # Results of tools may have moved between calls, but answers keep their order.
-    flags = iter(
-        flag
+    marks = iter(
+        (message.get("loss"), message.get("reasoning_content", "") if turn == 0 else "")
         for message in messages
         if message["role"] == "assistant"
-        for flag in [message.get("loss")] * _num_turns(message)
+        for turn in range(_num_turns(message))
     )
     for index, message in enumerate(result):
-        if message.role == "assistant" and (flag := next(flags)) is not None:
-            result[index] = replace(message, is_learned=flag)
+        if message.role == "assistant" and (mark := next(marks)) != (None, ""):
+            result[index] = replace(message, is_learned=mark[0], reasoning=mark[1])
     return result
 
 

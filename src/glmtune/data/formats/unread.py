@@ -33,6 +33,7 @@ from glmtune.data.formats.values import EMPTY
 from glmtune.data.json_rows import parse_json
 from glmtune.data.rows import Row, printable
 
+THOUGHT = "reasoning_content"  # of a message: not every template has a place for it
 _TURN = frozenset((*(key for keys in TURN_KEYS for key in keys), "system"))
 _MESSAGE_KEYS = {"from": FROM_MESSAGE, "role": ROLE_MESSAGE, "": _TURN}
 
@@ -79,6 +80,11 @@ class Notes:
 
     unread: dict[str, UnreadKey] = field(default_factory=dict)
     num_marked_bad: int = 0
+
+    def drop_thoughts(self) -> None:
+        """Forget the thoughts of answers, for a template that reads them."""
+        for key in [key for key in self.unread if key.endswith(f"[].{THOUGHT}")]:
+            del self.unread[key]
 
     def to_json(self) -> dict[str, Any]:
         """Return the unread keys as JSON: key -> number of rows, and the first one."""

@@ -146,6 +146,8 @@ class Scan:
             self._progress(sum(self._num_rows.values()))
         if paths and not any(self._is_kept[num_usable:]):
             self._add_nothing_left(paths, self._num_rows[is_held_out] - num_before)
+        if self._template is not None and self._template.reads_thoughts():
+            dataset.notes.drop_thoughts()
         for key, first in dataset.notes.unread.items():
             place = _Place(first.file, first.line, self._first_rows[key])
             self._add("unused-key", place, Fault("warning", first.describe(key), ""))

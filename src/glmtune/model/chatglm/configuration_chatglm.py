@@ -17,6 +17,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 GLM4_PADDED_VOCAB_SIZE = 151552  # every GLM-4 9B has it, and no ChatGLM
+GLM4_CONTEXT = 131072  # tokens; glm-4-9b-chat-1m has eight times as many
 MAX_LAYERS = 1000
 MAX_SIZE = 2**24  # of a dimension or the vocabulary; larger ones are damage, and exhaust memory
 MAX_CONTEXT = 2**31
@@ -152,9 +153,10 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         """
         if self.padded_vocab_size == GLM4_PADDED_VOCAB_SIZE:
             raise ValueError(
-                f"padded_vocab_size {GLM4_PADDED_VOCAB_SIZE} is that of GLM-4, which has "
-                "another tokenizer and is not supported, in transformers' own layout neither; "
-                "expected ChatGLM2 or ChatGLM3 (65024). Use one of those: zai-org/chatglm3-6b."
+                f"padded_vocab_size {GLM4_PADDED_VOCAB_SIZE} is that of GLM-4 in its original "
+                "layout, which needs code and a tokenizer that are in the checkpoint and are never "
+                "run here; expected ChatGLM2 or ChatGLM3 (65024). Use the same model in "
+                f"transformers' own layout: {self._glm4_in_own_layout()}."
             )
         if self.quantization_bit:
             raise ValueError(
@@ -176,6 +178,12 @@ class ChatGLMConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
                 f"multi_query_group_num {self.num_key_value_heads}: every key and value head "
                 "must serve as many query heads."
             )
+
+    def _glm4_in_own_layout(self) -> str:
+        """Name the published checkpoint with the same weights."""
+        if self.seq_length > GLM4_CONTEXT:
+            return "zai-org/glm-4-9b-chat-1m-hf"
+        return "zai-org/glm-4-9b-chat-hf (or glm-4-9b-hf, if this is the base model)"
 
     def _check_bounds(self) -> None:
         """Refuse numbers of which no network can be made, before anything is allocated."""

@@ -84,7 +84,7 @@ def run_probe_steps(recipe: Recipe) -> Probe:
         short = build_recipe(recipe.model_dump(mode="json"), changed)
         output = Path(short.output.dir)
         processes = prepare_run(short, resume=False)
-        tokenizer = load_tokenizer(short.model.name_or_path)
+        tokenizer = load_tokenizer(short.model.name_or_path, short.model.add_tokens)
         template = template_for(tokenizer, short.data.layout)
         data = encode_rows(short, tokenizer, template, output)
         heavy = describe_workload(recipe, row_lengths_of(data.examples, data.rows)).rows

@@ -104,7 +104,7 @@ def encode_row_lengths(recipe: Recipe) -> tuple[RowLengths | None, str]:
         DataError: the data is available, but a row of it cannot be used.
     """
     try:
-        tokenizer = load_tokenizer(recipe.model.name_or_path)
+        tokenizer = load_tokenizer(recipe.model.name_or_path, recipe.model.add_tokens)
         for source in (*recipe.data.train, *recipe.data.eval):
             find_source(source, split=recipe.data.split)
     except (CheckpointError, DataError) as error:  # shown beside the plan, then an upper bound

@@ -28,6 +28,23 @@ START = "".join(RENAMED.get(token, token) for token in PREFIX_TOKENS)
 _CONTROL_SCORE = -1e9  # never merged from pieces before real ones
 
 
+def check_has_pieces(tokenizer: Any) -> None:
+    """Refuse the tokenizer of another family.
+
+    Raises:
+        CheckpointError: it is not ChatGLM's.
+    """
+    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
+
+    if not isinstance(tokenizer, ChatGLMTokenizer):
+        raise CheckpointError(
+            f"the tokenizer is a {type(tokenizer).__name__}, and a GGUF is written with ChatGLM's "
+            "pieces. If this is a ChatGLM, put the tokenizer.model of the model into its folder; "
+            "GLM-4 and other families are converted by llama.cpp's own convert_hf_to_gguf.py, after"
+            " `glmtune merge`."
+        )
+
+
 def add_vocabulary(writer: "GGUFWriter", tokenizer: Any, vocab: int, layout: Layout) -> None:
     """Add the keys of tokenizer and chat template.
 
@@ -42,13 +59,7 @@ def add_vocabulary(writer: "GGUFWriter", tokenizer: Any, vocab: int, layout: Lay
     """
     from gguf import TokenType
 
-    from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
-
-    if not isinstance(tokenizer, ChatGLMTokenizer):
-        raise CheckpointError(
-            f"the tokenizer is a {type(tokenizer).__name__}, and a GGUF is written with ChatGLM's "
-            "pieces. Put the tokenizer.model of the model into its folder."
-        )
+    check_has_pieces(tokenizer)
     if len(tokenizer) > vocab:
         raise CheckpointError(
             f"the tokenizer has {len(tokenizer)} ids, and the embedding {vocab} rows: they belong "

@@ -169,8 +169,9 @@ def check_chatglm(job: Job, reader: str) -> None:
     kind = job.config.model_type
     if kind != "chatglm":
         raise CheckpointError(
-            f"{job.base_name}: model_type is {kind!r}, and only ChatGLM has another layout. Use "
-            "`glmtune merge`, which keeps the layout of any model."
+            f"{job.base_name}: model_type is {kind!r}, and only ChatGLM has another layout: "
+            f"{reader} reads this model as it is. Add an adapter to it by `glmtune merge`, which "
+            "keeps the layout of any model."
         )
     if job.config.pre_seq_len:
         raise CheckpointError(

@@ -26,7 +26,7 @@ from glmtune.use.export.folder import check_space
 from glmtune.use.export.shards import DEFAULT_SHARD, parse_size, write_shards
 from glmtune.use.export.update import Merged, Survival, mergeable_config, merged_weights
 from glmtune.use.export.weights import local_folder
-from glmtune.use.open import base_of, open_template
+from glmtune.use.open import base_of, open_template, tokenizer_folder
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +77,8 @@ class Job:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer of the base."""
-        return load_tokenizer(self.base)
+        """The tokenizer of the base, with the tokens that the adapter added."""
+        return load_tokenizer(tokenizer_folder(self.base, self.adapter))
 
     @property
     def torch_dtype(self) -> "torch.dtype | None":

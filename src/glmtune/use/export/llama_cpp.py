@@ -29,6 +29,7 @@ from glmtune.use.export.gguf import write_gguf_of
 from glmtune.use.export.gguf_axes import Axes
 from glmtune.use.export.gguf_file import GgufType, check_type
 from glmtune.use.export.gguf_names import gguf_name, module_name, shape_of
+from glmtune.use.export.gguf_vocabulary import check_has_pieces
 from glmtune.use.export.job import Job
 from glmtune.use.export.k_quants import LARGEST_ERROR, check_installed, is_k_quant, quantize
 from glmtune.use.export.lora_gguf import write_lora_gguf
@@ -123,6 +124,7 @@ def write_lora(job: Job, folder: Path) -> None:
         CheckpointError: a model was given, or llama.cpp has no such adapter.
     """
     check_type("f32")
+    check_has_pieces(job.tokenizer)
     write_lora_gguf(required_lora(job, "lora-gguf"), job.base, folder / LORA)
 
 
