@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 ROWS_PER_EXAMPLE = 128  # that flash attention may add to each example in its buffers
@@ -132,13 +134,12 @@ class PackLayout:
         ]
         if len(calls) == 1:
             return made, None
-        order = [
-            start + token
+        order = _indices(
+            range(start + begin, start + end)
             for spans, _ in calls
-            for start, span in zip(self.starts, spans, strict=True)
-            for token in range(*span)
-        ]
-        return made, copy_to(torch.tensor(order, dtype=torch.int64).argsort(), device)
+            for start, (begin, end) in zip(self.starts, spans, strict=True)
+        )
+        return made, _on(device, order.argsort())
 
     def _runs(self, num_virtual: int, width: int) -> Iterator[slice]:
         """Split the examples so that the buffers of a call can be addressed."""
@@ -155,21 +156,20 @@ class PackLayout:
         groups: dict[int, list[int]] = {}
         for index, length in enumerate(self.lengths):
             groups.setdefault((length - 1).bit_length(), []).append(index)
-        buckets, places, taken = [], torch.empty(sum(self.lengths), dtype=torch.int64), 0
+        buckets, places, taken = [], np.empty(sum(self.lengths), dtype=np.int64), 0
         for group in groups.values():
-            starts = torch.tensor([self.starts[index] for index in group])[:, None]
-            lengths = torch.tensor([self.lengths[index] for index in group])[:, None]
-            order = torch.arange(int(lengths.max()))
-            rows = starts + order.minimum(lengths - 1)  # (examples, longest)
+            starts = np.array([self.starts[index] for index in group])[:, None]
+            lengths = np.array([self.lengths[index] for index in group])[:, None]
+            order = np.arange(lengths.max())
+            rows = starts + np.minimum(order, lengths - 1)  # (examples, longest)
             is_token = order < lengths
-            places[rows[is_token]] = taken + torch.arange(rows.numel()).view_as(rows)[is_token]
-            taken += rows.numel()
-            prefixes = torch.tensor([self.prefixes[index] for index in group])
-            has_prefix = bool(prefixes.any())
+            places[rows[is_token]] = taken + np.flatnonzero(is_token)
+            taken += rows.size
+            prefixes = np.array([self.prefixes[index] for index in group])
             buckets.append(
-                Bucket(copy_to(rows, device), copy_to(prefixes, device) if has_prefix else None)
+                Bucket(_on(device, rows), _on(device, prefixes) if prefixes.any() else None)
             )
-        return buckets, copy_to(places, device)
+        return buckets, _on(device, places)
 
 
 def _varlen_call(
@@ -189,17 +189,11 @@ def _varlen_call(
     queries: slice | Tensor = slice(first, first + sum(numbers))
     keys = queries
     if not is_whole:
-        queries = _indices((start + t for t in range(*span)) for start, span in kept)
-        queries = copy_to(queries, device)
+        tokens = (range(start + begin, start + end) for start, (begin, end) in kept)
+        queries = _on(device, _indices(tokens))
     if num_virtual or not is_whole:
-        virtual = range(num_virtual)
-        keys = copy_to(
-            _indices(
-                chain(virtual, range(num_virtual + start, num_virtual + start + end))
-                for start, (_, end) in kept
-            ),
-            device,
-        )
+        own = (range(num_virtual + start, num_virtual + start + end) for start, (_, end) in kept)
+        keys = _on(device, _indices(chain(range(num_virtual), each) for each in own))
     return VarlenCall(
         queries,
         keys,
@@ -211,12 +205,16 @@ def _varlen_call(
     )
 
 
-def _indices(parts: Iterable[Iterable[int]]) -> Tensor:
-    return torch.tensor(list(chain.from_iterable(parts)), dtype=torch.int64)
+def _indices(parts: Iterable[Iterable[int]]) -> NDArray[np.int64]:
+    return np.fromiter(chain.from_iterable(parts), dtype=np.int64)
 
 
 def _ends(numbers: Sequence[int], device: torch.device) -> Tensor:
-    return copy_to(torch.tensor([0, *accumulate(numbers)], dtype=torch.int32), device)
+    return _on(device, np.array([0, *accumulate(numbers)], dtype=np.int32))
+
+
+def _on(device: torch.device, numbers: NDArray[Any]) -> Tensor:
+    return copy_to(torch.from_numpy(numbers), device)
 
 
 def copy_to(tensor: Tensor, device: torch.device) -> Tensor:

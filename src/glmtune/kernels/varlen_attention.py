@@ -10,6 +10,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -145,20 +146,18 @@ def _find_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int) -> s
             )
     if _torch_varlen() is None:
         return f"torch {torch.__version__} has no variable-length attention with a window"
-    return _probe(device, dtype, head_dim)
+    # Modes of the caller (no gradient, what checkpointing does to saved tensors) are per thread.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_probe, device, dtype, head_dim).result()
 
 
 def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     """Attend forward and backward over two tiny examples, and say what went wrong."""
-    layout = PackLayout([3, 2])
-    with torch.enable_grad():
-        query = torch.zeros(1, 2, 5, head_dim, dtype=dtype, device=device, requires_grad=True)
-        key = torch.zeros(1, 1, 5, head_dim, dtype=dtype, device=device)
-        try:
-            output = attend_by_varlen(query, key, key, layout, scaling=None)
-            torch.autograd.grad(output.sum(), query)
-        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-            return (
-                f"variable-length attention failed: {(str(error) or repr(error)).splitlines()[0]}"
-            )
+    query = torch.zeros(1, 2, 5, head_dim, dtype=dtype, device=device, requires_grad=True)
+    key = torch.zeros(1, 1, 5, head_dim, dtype=dtype, device=device)
+    try:
+        output = attend_by_varlen(query, key, key, PackLayout([3, 2]), scaling=None)
+        torch.autograd.grad(output.sum(), query)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        return f"variable-length attention failed: {(str(error) or repr(error)).splitlines()[0]}"
     return None

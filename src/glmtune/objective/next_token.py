@@ -60,18 +60,30 @@ def next_token_loss(
     Returns:
         A float32 scalar in nats. Divide it by the learned tokens of the whole step.
     """
-    following = labels_of_next(micro_batch.labels)
-    predicts_learned = following != IGNORE  # (batch, seq)
-    targets = following[predicts_learned]
-    given = {**micro_batch.inputs(), "use_cache": False, "logits_to_keep": predicts_learned}
+    keep, targets = learned_positions(micro_batch)
+    given = {**micro_batch.inputs(), "use_cache": False, "logits_to_keep": keep}
     if accepts_score(model):
 
         def score(hidden: Tensor, output_layer: nn.Module) -> Tensor:
-            return loss_by_chunks(hidden, output_layer, targets, loss_function)
+            flat = hidden.flatten(0, -2)  # (tokens, hidden)
+            return loss_by_chunks(flat, output_layer, targets, loss_function)
 
         return model(**given, score=score).loss.to(torch.float32)  # type: ignore[no-any-return]
-    logits = model(**given).logits  # (tokens, vocab)
+    logits = model(**given).logits.flatten(0, -2)  # (tokens, vocab)
     return loss_function(logits, targets).to(torch.float32)
+
+
+def learned_positions(micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """Return which positions predict learned tokens, as `logits_to_keep`, and those tokens.
+
+    A pack on an accelerator knows their indices, (tokens,). To find them there from the boolean
+    mask, (batch, seq), the host would have to wait for it.
+    """
+    if micro_batch.predicting is not None and micro_batch.targets is not None:
+        return micro_batch.predicting, micro_batch.targets
+    following = labels_of_next(micro_batch.labels)
+    predicts_learned = following != IGNORE  # (batch, seq)
+    return predicts_learned, following[predicts_learned]
 
 
 class Objective(Protocol):

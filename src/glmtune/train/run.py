@@ -12,6 +12,7 @@ from glmtune.data.batches import rows_as_they_are
 from glmtune.data.pairs import pack_pairs
 from glmtune.errors import RecipeError, TrainingError
 from glmtune.kernels.chunked_loss import LossFunction, cross_entropy_sum, smoothed_cross_entropy_sum
+from glmtune.kernels.packed_attention import without_cudnn
 from glmtune.model.load import load_tokenizer
 from glmtune.model.quantization import check_quantization
 from glmtune.objective.next_token import NextToken
@@ -138,6 +139,7 @@ def load_data(recipe: Recipe, processes: Processes, *, resume: bool) -> RunData:
         return load_rows(recipe, tokenizer, template, Path(recipe.output.dir), run_lint=run_lint)
 
 
+@without_cudnn()
 def train_and_prove(
     recipe: RunRecipe,
     processes: Processes,
