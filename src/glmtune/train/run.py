@@ -39,6 +39,7 @@ from glmtune.train.load_model import (
 from glmtune.train.load_rows import RunData, load_rows
 from glmtune.train.loop import train
 from glmtune.train.output import sole_run
+from glmtune.train.pack_size import fit_packs
 from glmtune.train.prepare import prepare_run, prepare_training
 from glmtune.train.processes import Processes
 from glmtune.train.training import EvalView, Task, Training
@@ -171,6 +172,7 @@ def train_and_prove(
     training = prepare_training(recipe, processes, model, data, task, resume=resume)
     del model  # the engine has it, and gives it back
     before = replace(before, packed=prove_packing(training))
+    training = fit_packs(training)
     dry_run(training)
     began = time.monotonic()
     samples = processes.is_main and training.engine.can_run_alone
