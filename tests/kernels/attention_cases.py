@@ -23,6 +23,10 @@ class Case:
     tensors: tuple[Tensor, ...]  # query, key, value, and those of the virtual tokens
 
     @property
+    def qkv(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.tensors[0], self.tensors[1], self.tensors[2]
+
+    @property
     def layout(self) -> PackLayout:
         return PackLayout(self.lengths, self.prefixes)
 
@@ -37,7 +41,7 @@ class Case:
         virtual = None if self.virtual is None else [self.virtual]
         layer: Any = SimpleNamespace(layer_idx=0)
         output, _ = packed_attention(
-            layer, *self.tensors[:3], None, scaling=0.3, cu_seq_lens_q=ends,
+            layer, *self.qkv, None, scaling=0.3, cu_seq_lens_q=ends,
             prefix_lengths=prefixes, virtual_tokens=virtual,
         )  # fmt: skip
         return output

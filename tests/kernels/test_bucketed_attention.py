@@ -9,7 +9,7 @@ from glmtune.kernels.pack_layout import PackLayout
 @settings(max_examples=25, deadline=None)
 @given(case=cases())
 def test_buckets_give_what_the_examples_give_one_by_one(case: Case) -> None:
-    output = attend_by_buckets(*case.tensors[:3], case.layout, scaling=0.3, virtual=case.virtual)
+    output = attend_by_buckets(*case.qkv, case.layout, scaling=0.3, virtual=case.virtual)
 
     case.check(output)
 

@@ -1,5 +1,4 @@
 import logging
-import types
 
 import pytest
 import torch
@@ -40,9 +39,9 @@ def by_plain_torch(
             may_attend = distance >= 0
             if window[0] >= 0:
                 may_attend &= distance <= window[0]
-        batch = (each.transpose(0, 1)[None] for each in (q, k, v))
+        one_q, one_k, one_v = (each.transpose(0, 1)[None] for each in (q, k, v))
         attended = F.scaled_dot_product_attention(
-            *batch, attn_mask=may_attend, scale=scaling, enable_gqa=True
+            one_q, one_k, one_v, attn_mask=may_attend, scale=scaling, enable_gqa=True
         )
         outputs.append(attended[0].transpose(0, 1))
     return torch.cat(outputs)
@@ -54,7 +53,7 @@ def test_the_calls_give_what_the_examples_give_one_by_one(case: Case, limit: int
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pack_layout, "BUFFER_NUMEL", limit)  # of 300 tokens: two examples a call
         output = attend_by_varlen(
-            *case.tensors[:3], case.layout, scaling=0.3, virtual=case.virtual, varlen=by_plain_torch
+            *case.qkv, case.layout, scaling=0.3, virtual=case.virtual, varlen=by_plain_torch
         )
 
     case.check(output)
@@ -158,8 +157,7 @@ def test_what_cannot_use_the_kernel_says_so_once(
 
 
 def test_a_gpu_before_ampere_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    turing = types.SimpleNamespace(get_device_capability=lambda device: (7, 5))
-    monkeypatch.setattr(varlen_attention.torch, "cuda", turing)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
 
     why = varlen_attention._find_obstacle(torch.device("cuda:0"), torch.float16, 128)
 

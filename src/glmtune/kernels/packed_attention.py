@@ -113,10 +113,10 @@ def packed_attention(
     """
     if cu_seq_lens_q is None:
         _check_no_pack_arguments(prefix_lengths, virtual_tokens)
-        output, _ = sdpa_attention_forward(
+        plain, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-        return output, None
+        return plain, None
     _check_pack_arguments(attention_mask, prefix_lengths, virtual_tokens, kwargs)
     layout = pack_layout
     if layout is None or query.device.type == "cpu":
@@ -177,7 +177,7 @@ def _attend_one_by_one(
     may_fold: bool,
 ) -> Tensor:
     """Attend example by example."""
-    parts = [torch.split(tensor, layout.lengths, dim=2) for tensor in (query, key, value)]
+    parts = [torch.split(tensor, list(layout.lengths), dim=2) for tensor in (query, key, value)]
     heads = query.size(1) // key.size(1)  # query heads per KV head
     may_fold = may_fold and heads > 1
     longest = max((length for length in layout.lengths if length <= MAX_FOLDED_TOKENS), default=0)
@@ -373,7 +373,7 @@ def without_cudnn() -> Iterator[None]:
     longer than the attention. The setting is global to the process, so it is changed only around
     work of our own, by one thread at a time.
     """
-    before = torch.backends.cuda.cudnn_sdp_enabled()
+    before: bool = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield
