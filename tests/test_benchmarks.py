@@ -2,12 +2,14 @@
 
 import ast
 import importlib
+import json
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("__"))
@@ -69,3 +71,30 @@ def test_a_benchmark_explains_itself(name: str) -> None:
 
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
+
+
+def test_the_benchmark_of_a_gpu_says_what_to_do_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from benchmarks import gpu
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=r"sees no CUDA GPU.*benchmarks\.gpu --small"):
+        gpu.main([])
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_runs_through_on_a_tiny_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import gpu
+
+    gpu.main(["--small", "--quick", "--json", str(tmp_path / "gpu.json")])
+
+    found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert {figure["point"] for figure in found["figures"]} == {"step", "writing"}
+    assert all(figure["ours"] > 0 for figure in found["figures"])
+    assert [line for line in found["left_out"] if not line.startswith("TRL")] == []
+    out = capsys.readouterr().out
+    assert "these figures say nothing" in out
+    assert "Trainer, padded batches of 2" in out

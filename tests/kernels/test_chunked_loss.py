@@ -87,3 +87,21 @@ def test_smoothing_mixes_the_target_with_all_tokens_alike() -> None:
 
     torch.testing.assert_close(loss, expected)
     assert not torch.isclose(loss, cross_entropy_sum(logits, targets))
+
+
+def test_a_gpu_gets_chunks_of_full_tiles() -> None:
+    output_layer = nn.Linear(4, 65024, bias=False, device="meta")
+    assert rows_per_chunk(output_layer, torch.device("cuda")) == 1024
+    assert rows_per_chunk(output_layer) == 258
+    output_layer.requires_grad_(False)
+    hidden = torch.zeros(1500, 4, device="meta", requires_grad=True)
+    seen: list[int] = []
+
+    def record(logits: Tensor, targets: Tensor) -> Tensor:
+        seen.append(len(targets))
+        return cross_entropy_sum(logits, targets)
+
+    loss_by_chunks(hidden, output_layer, torch.zeros(1500, dtype=torch.long, device="meta"), record)
+
+    blocks = [258, 258, 252]  # in float32 at a time, of a chunk of 768 = 6 * 128 rows
+    assert seen == [*blocks, 258, 258, 216]

@@ -1,3 +1,4 @@
+import sys
 from typing import Any
 
 import pytest
@@ -101,3 +102,20 @@ def test_only_a_cpu_makes_the_gradient_of_swiglu_in_pieces(
         gated.sum().backward()
 
     assert count.times == pieces
+
+
+def test_a_gpu_without_working_triton_says_so_once_and_uses_torch(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)  # as on Windows
+    monkeypatch.delitem(sys.modules, "glmtune.kernels.triton_swiglu", raising=False)
+    glmtune.kernels.fused._has_kernels.cache_clear()
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            assert not glmtune.kernels.fused._has_kernels(torch.device("cuda:0"), torch.bfloat16)
+    glmtune.kernels.fused._has_kernels.cache_clear()
+
+    [line] = caplog.messages
+    assert line.startswith("SwiGLU is computed by torch on cuda:0, without Triton: ")
+    assert not glmtune.kernels.fused._has_kernels(torch.device("cpu"), torch.bfloat16)
+    assert len(caplog.messages) == 1

@@ -1,6 +1,7 @@
 """Packs give what padded batches give, for every model family."""
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -83,6 +84,22 @@ def test_a_pack_gives_the_loss_and_the_gradients_of_the_padded_batch(
     torch.testing.assert_close(packed[0], padded[0], atol=1e-4, rtol=1e-5)
     for one, other in zip(packed[1], padded[1], strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_what_an_accelerator_gets_with_a_pack_changes_neither_loss_nor_gradients(
+    family: str,
+) -> None:
+    part = pack_examples(examples_of([12, 3, 7, 1, 8], seed=3), range(5))
+    for_accelerator = replace(part, **part._of_the_host())
+    assert for_accelerator.pack_layout is not None
+    assert for_accelerator.predicting is not None
+    assert for_accelerator.pack_layout.longest == 12
+
+    found = loss_and_gradients(MODELS[family], for_accelerator)
+    expected = loss_and_gradients(MODELS[family], part)
+
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -202,3 +219,24 @@ def test_a_window_and_virtual_tokens_are_refused_together() -> None:
 
     with pytest.raises(ValueError, match="a sliding window cannot be combined"):
         model(**pack_of_two.inputs(), virtual_tokens=virtual)
+
+
+def test_the_setting_of_cudnn_is_restored_even_after_a_failure() -> None:
+    seen = []
+
+    @packed_attention.without_cudnn()
+    def fail() -> None:
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        raise KeyError
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        for setting in (True, False):
+            torch.backends.cuda.enable_cudnn_sdp(setting)
+            with pytest.raises(KeyError):
+                fail()
+            seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+    assert seen == [False, True, False, False]

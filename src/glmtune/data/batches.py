@@ -8,7 +8,7 @@ mean of the micro-batches' means (`training.average`).
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from glmtune.data.packing import Pack, group_rows, pack
+from glmtune.kernels.pack_layout import PackLayout, copy_to
 from glmtune.template.base import IGNORE, Example
 
 
@@ -43,6 +44,12 @@ class MicroBatch:
         rows: which examples these are, for messages.
         is_good: bool, (examples,): what labels say of the answers; None without labels.
         weights: float32, (batch, seq), of the labels in the loss; None where all are 1.
+        pack_layout: the boundaries and prefixes of a pack, on the host.
+        predicting: int64, (learned,): the positions of a pack that predict a learned token.
+        targets: int64, (learned,): those tokens.
+
+    The last three are made when a pack is copied to an accelerator. To find them there, the host
+    would have to wait for it.
     """
 
     input_ids: Tensor
@@ -55,6 +62,9 @@ class MicroBatch:
     block_position_ids: Tensor | None = None
     is_good: Tensor | None = None
     weights: Tensor | None = None
+    pack_layout: PackLayout | None = None
+    predicting: Tensor | None = None
+    targets: Tensor | None = None
 
     def inputs(self) -> dict[str, Any]:
         """Return the arguments of `forward`; for a pack, by the names of flash attention."""
@@ -64,9 +74,12 @@ class MicroBatch:
         if self.attention_mask is not None:
             given["attention_mask"] = self.attention_mask
         if self.cu_seq_lens is not None:
-            longest = int(self.cu_seq_lens.diff().max())
+            layout = self.pack_layout
+            longest = int(self.cu_seq_lens.diff().max()) if layout is None else layout.longest
             given |= {"cu_seq_lens_q": self.cu_seq_lens, "cu_seq_lens_k": self.cu_seq_lens}
             given |= {"max_length_q": longest, "max_length_k": longest}
+            if layout is not None:
+                given["pack_layout"] = layout
         if self.prefix_lengths is not None:
             given["prefix_lengths"] = self.prefix_lengths
         if self.block_position_ids is not None:
@@ -74,23 +87,25 @@ class MicroBatch:
         return given
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """Move every tensor."""
+        """Copy every tensor to a device, without waiting for it."""
+        made = {} if device.type == "cpu" else self._of_the_host()
+        tensors = {
+            field.name: copy_to(value, device)
+            for field in fields(self)
+            if isinstance(value := made.get(field.name, getattr(self, field.name)), Tensor)
+        }
+        return replace(self, **{**made, **tensors})
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
-
-        return MicroBatch(
-            self.input_ids.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            move(self.position_ids),
-            move(self.attention_mask),
-            move(self.cu_seq_lens),
-            self.rows,
-            move(self.prefix_lengths),
-            move(self.block_position_ids),
-            move(self.is_good),
-            move(self.weights),
-        )
+    def _of_the_host(self) -> dict[str, Any]:
+        """Make what the host must know of a pack, or is faster to find."""
+        if self.cu_seq_lens is None or self.cu_seq_lens.device.type != "cpu":
+            return {}
+        predicting = (self.labels[0, 1:] != IGNORE).nonzero()[:, 0]
+        return {
+            "pack_layout": PackLayout.of(self.cu_seq_lens, self.prefix_lengths),
+            "predicting": predicting,
+            "targets": self.labels[0, 1:][predicting],
+        }
 
 
 @dataclass(frozen=True, slots=True)

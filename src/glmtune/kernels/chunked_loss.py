@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from glmtune.kernels.fused import rows_per_block
-
 CHUNK_LOGITS = 2**24  # logits that exist at a time: 258 positions of ChatGLM's vocabulary
+CHUNK_LOGITS_ON_GPU = 2**26  # 1,024 positions; fewer would not fill a GPU
+TILE_ROWS = 128  # of a product on a GPU, which pays for a started tile as for a full one
 BLOCK_LOGITS = 2**20  # logits converted to float32 at a time
+BLOCK_LOGITS_ON_GPU = 2**24
 CHUNK_ROWS = 128  # where the width of the output layer is unknown
+CPU = torch.device("cpu")
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """(logits (tokens, vocab), targets (tokens,)) -> the sum of their losses in nats, a scalar.
@@ -71,7 +73,7 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden)
-        for part in _chunks(len(hidden), output_layer):
+        for part in _chunks(hidden, output_layer):
             with torch.enable_grad():
                 chunk = hidden[part].detach().requires_grad_()
                 logits = output_layer(chunk)
@@ -89,20 +91,25 @@ class _ChunkedLoss(torch.autograd.Function):
         return gradient * grads[0], None, None, None  # the factor is float32, so this rounds once
 
 
-def _chunks(number: int, output_layer: nn.Module) -> Iterator[slice]:
+def _chunks(hidden: Tensor, output_layer: nn.Module) -> Iterator[slice]:
     """Split positions into as few chunks as possible, all of about the same length.
 
     A remainder of a few rows would cost nearly as much as a full chunk.
     """
-    count = -(-number // rows_per_chunk(output_layer))
+    number = len(hidden)
+    count = -(-number // rows_per_chunk(output_layer, hidden.device))
+    if hidden.device.type != "cpu":
+        rows = -(-number // (count * TILE_ROWS)) * TILE_ROWS
+        return (slice(start, min(start + rows, number)) for start in range(0, number, rows))
     return (slice(number * i // count, number * (i + 1) // count) for i in range(count))
 
 
 def _sum_by_blocks(
     logits: Tensor, targets: Tensor, loss: LossFunction, *, overwrite_with_gradient: bool = False
 ) -> Tensor:
-    """Sum the loss, a few rows at a time on a CPU; the logits may become its gradient."""
-    rows = rows_per_block(logits, BLOCK_LOGITS)
+    """Sum the loss, a few rows at a time; the logits may become its gradient."""
+    numel = BLOCK_LOGITS if logits.device.type == "cpu" else BLOCK_LOGITS_ON_GPU
+    rows = max(1, numel // max(logits.size(-1), 1))
     total = logits.new_zeros((), dtype=torch.float32)
     for start in range(0, len(logits), rows):
         block = slice(start, start + rows)
@@ -115,10 +122,14 @@ def _sum_by_blocks(
     return total
 
 
-def rows_per_chunk(output_layer: nn.Module) -> int:
-    """The most positions whose logits are computed at a time."""
+def rows_per_chunk(output_layer: nn.Module, device: torch.device = CPU) -> int:
+    """The most positions whose logits are computed at a time on a device."""
     vocab = getattr(output_layer, "out_features", None)  # which every kind of linear layer has
-    return max(1, CHUNK_LOGITS // vocab) if isinstance(vocab, int) else CHUNK_ROWS
+    if not isinstance(vocab, int):
+        return CHUNK_ROWS
+    if device.type == "cpu":
+        return max(1, CHUNK_LOGITS // vocab)
+    return max(1, CHUNK_LOGITS_ON_GPU // vocab // TILE_ROWS) * TILE_ROWS
 
 
 def loss_by_chunks(
@@ -143,6 +154,6 @@ def loss_by_chunks(
         return total
     sums = [
         _sum_by_blocks(output_layer(hidden[part]), targets[part], loss)
-        for part in _chunks(len(hidden), output_layer)
+        for part in _chunks(hidden, output_layer)
     ]
     return torch.stack(sums).sum()

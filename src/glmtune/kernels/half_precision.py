@@ -23,7 +23,7 @@ weight at half the rate of torch's own kernel, or less, so decoding disables it.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ class _HalfInputProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        with torch.autocast(x.device.type, enabled=False):  # as in the backward pass
+        with _without_autocast(x.device.type):  # as in the backward pass
             return F.linear(x.float(), weight)
 
     @staticmethod
@@ -97,6 +97,13 @@ class _HalfInputProduct(torch.autograd.Function):
         dx = (dy @ weight).to(x.dtype) if needs_dx else None
         dw = dy.flatten(0, -2).T @ x.flatten(0, -2).float() if needs_dw else None
         return dx, dw
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Disable autocast, where the device has it: `meta`, of which plans are made, has not."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 class HalfInputLinear(nn.Linear):

@@ -41,12 +41,18 @@ belongs to token i // heads:
                     Aa  x x          block costs more than is saved
                     Ab  x x
 
+On an accelerator the examples do not take turns: variable-length attention computes all of them in
+one call, or, where a GPU cannot, bucketed attention in a few (`glmtune.kernels.varlen_attention`,
+`bucketed_attention`). Neither waits for the GPU if it gets the `pack_layout` that was made with the
+pack.
+
 Registered with transformers as `packed`, so a model of any family selects it by
 `attn_implementation="packed"`. Without `cu_seq_lens_q` (in generation, or for padded batches)
 it is transformers' own `sdpa`. On a GPU `flash_attention_2` reads the same argument.
 """
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -57,6 +63,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from glmtune.kernels import varlen_attention
+from glmtune.kernels.bucketed_attention import attend_by_buckets
+from glmtune.kernels.pack_layout import PackLayout
 
 NAME = "packed"
 MAX_FOLDED_TOKENS = 256  # the longest example whose query heads are folded on a CPU
@@ -73,6 +83,7 @@ def packed_attention(
     cu_seq_lens_q: Tensor | None = None,
     prefix_lengths: Tensor | None = None,
     virtual_tokens: Sequence[tuple[Tensor, Tensor]] | None = None,
+    pack_layout: PackLayout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend within each example of a pack: causally, but in both directions within its prefix.
@@ -90,6 +101,8 @@ def packed_attention(
             other in both directions. Without them everything is causal.
         virtual_tokens: for every layer keys and values, (1, kv_heads, number, head_dim), that
             precede each example.
+        pack_layout: the same boundaries and prefixes, known on the host; without it they are read
+            from the tensors in every layer, for which an accelerator has to wait.
         **kwargs: for `sdpa`, when this is not a pack.
 
     Returns:
@@ -100,38 +113,92 @@ def packed_attention(
     """
     if cu_seq_lens_q is None:
         _check_no_pack_arguments(prefix_lengths, virtual_tokens)
-        output, _ = sdpa_attention_forward(
+        plain, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-        return output, None
+        return plain, None
     _check_pack_arguments(attention_mask, prefix_lengths, virtual_tokens, kwargs)
-    lengths = cu_seq_lens_q.diff().tolist()
-    prefixes = [0] * len(lengths) if prefix_lengths is None else prefix_lengths.tolist()
-    parts = [torch.split(tensor, lengths, dim=2) for tensor in (query, key, value)]
-    heads = query.size(1) // key.size(1)  # query heads per KV head
-    may_fold = query.device.type == "cpu" and heads > 1 and not dropout
-    longest = max((length for length in lengths if length <= MAX_FOLDED_TOKENS), default=0)
-
+    layout = pack_layout
+    if layout is None or query.device.type == "cpu":
+        layout = PackLayout.of(cu_seq_lens_q, prefix_lengths)
+    virtual = None
+    if virtual_tokens is not None:
+        virtual = virtual_tokens[int(module.layer_idx)]  # type: ignore[arg-type]
+    if query.device.type != "cpu":
+        output = _attend_on_accelerator(
+            query, key, value, layout, scaling, dropout, virtual,
+            attention_mask is not None, kwargs.get("sliding_window"),
+        )  # fmt: skip
+        if output is not None:
+            return output, None
     attend = partial(_attend, dropout=dropout, scaling=scaling)
+    return _attend_one_by_one(
+        attend, query, key, value, layout, cu_seq_lens_q, attention_mask, virtual, scaling,
+        may_fold=query.device.type == "cpu" and not dropout,
+    ), None  # fmt: skip
+
+
+def _attend_on_accelerator(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackLayout,
+    scaling: float | None,
+    dropout: float,
+    virtual: tuple[Tensor, Tensor] | None,
+    is_masked: bool,
+    window: int | None,
+) -> Tensor | None:
+    """Attend in as few calls as the device can; None where only a mask says what may be seen."""
+    may_use = not dropout and (not is_masked or window is not None)
+    if may_use and varlen_attention.works(query.device, query.dtype, query.size(-1)):
+        return varlen_attention.attend_by_varlen(
+            query, key, value, layout,
+            scaling=scaling, virtual=virtual, window=window if is_masked else None,
+        )  # fmt: skip
+    if is_masked:
+        return None
+    return attend_by_buckets(
+        query, key, value, layout, scaling=scaling, dropout=dropout, virtual=virtual
+    )
+
+
+def _attend_one_by_one(
+    attend: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: PackLayout,
+    cu_seq_lens: Tensor,
+    attention_mask: Tensor | None,
+    virtual: tuple[Tensor, Tensor] | None,
+    scaling: float | None,
+    *,
+    may_fold: bool,
+) -> Tensor:
+    """Attend example by example."""
+    parts = [torch.split(tensor, list(layout.lengths), dim=2) for tensor in (query, key, value)]
+    heads = query.size(1) // key.size(1)  # query heads per KV head
+    may_fold = may_fold and heads > 1
+    longest = max((length for length in layout.lengths if length <= MAX_FOLDED_TOKENS), default=0)
     outputs: list[Tensor] = []
     start = 0
-    for q, k, v, prefix in zip(*parts, prefixes, strict=True):
+    for q, k, v, prefix in zip(*parts, layout.prefixes, strict=True):
         end = start + q.size(2)
-        if virtual_tokens is not None:
-            virtual = virtual_tokens[int(module.layer_idx)]  # type: ignore[arg-type]
+        if virtual is not None:
             outputs.append(_attend_after_virtual_tokens(attend, q, k, v, virtual, prefix))
         elif attention_mask is not None:
             block = attention_mask[:, :, start:end, start:end]
             outputs.append(attend(q, k, v, attn_mask=block))
-        elif prefix > 1:  # a prefix of one token is causal either way
+        elif prefix:
             outputs += _attend_with_prefix(attend, q, k, v, prefix)
         elif may_fold and q.size(2) <= longest:
-            bias = folded_causal_bias(cu_seq_lens_q, longest, heads, q.dtype)
+            bias = folded_causal_bias(cu_seq_lens, longest, heads, q.dtype)
             outputs.append(attend_with_folded_heads(q, k, v, bias, scaling))
         else:
             outputs.append(attend(q, k, v, is_causal=True))
         start = end
-    return torch.cat(outputs, dim=1), None
+    return torch.cat(outputs, dim=1)
 
 
 def _check_no_pack_arguments(prefix_lengths: Any, virtual_tokens: Any) -> None:
@@ -296,6 +363,22 @@ def packed_mask(
         local_size=local_size,
         **kwargs,
     )
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Keep torch from choosing cuDNN's attention, and restore the setting on exit.
+
+    On Hopper and later torch prefers it, and it makes a plan for every new length, which takes
+    longer than the attention. The setting is global to the process, so it is changed only around
+    work of our own, by one thread at a time.
+    """
+    before: bool = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -1,17 +1,23 @@
 """The loss on held-out rows."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from glmtune.data.batches import Examples, MakeMicroBatch, idle_micro_batch, rows_as_they_are
 from glmtune.data.packing import group_rows
 from glmtune.errors import TrainingError
+from glmtune.kernels.packed_attention import without_cudnn
 from glmtune.objective.next_token import NeedsWholeStep, NextToken, Objective
+
+PENDING_LOSSES = 32  # of packs on a GPU, before it is waited for
 
 
 @torch.no_grad()
+@without_cudnn()
 def held_out_loss(
     model: Any,
     examples: Examples,
@@ -60,17 +66,35 @@ def held_out_loss(
     if isinstance(objective, NeedsWholeStep):
         own = (make(examples, chosen, 0) for chosen in packs if chosen)
         objective.begin(model, own, device, total_of)
+    pending: list[tuple[Sequence[int], Tensor]] = []
     for chosen in packs:
         part = make(examples, chosen or rows[:1], 0)
-        micro_batch = (part if chosen else idle_micro_batch(part)).to(device)
-        loss = objective.loss(model, micro_batch)
-        if not loss.isfinite():
+        part = part if chosen else idle_micro_batch(part)
+        count += objective.count(part)
+        pending.append((chosen, objective.loss(model, part.to(device))))
+        if device.type == "cpu" or len(pending) == PENDING_LOSSES:
+            total = _add_up(pending, total)
+    total = _add_up(pending, total)
+    model.train(was_training)
+    return total, count
+
+
+def _add_up(pending: list[tuple[Sequence[int], Tensor]], total: float) -> float:
+    """Read the losses of some packs at once, add them to the total, and forget them.
+
+    Raises:
+        TrainingError: a loss is not finite.
+    """
+    if not pending:
+        return total
+    losses: list[float] = torch.stack([loss for _, loss in pending]).tolist()
+    for (rows, _), loss in zip(pending, losses, strict=True):
+        if not math.isfinite(loss):
             raise TrainingError(
-                f"the evaluation loss is {loss.item()} on held-out rows {chosen}. "
+                f"the evaluation loss is {loss} on held-out rows {rows}. "
                 "The model has diverged; lower training.learning_rate and resume from the last "
                 "checkpoint."
             )
-        total += loss.item()
-        count += objective.count(micro_batch)
-    model.train(was_training)
-    return total, count
+        total += loss
+    pending.clear()
+    return total

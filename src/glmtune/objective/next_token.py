@@ -60,21 +60,19 @@ def next_token_loss(
     Returns:
         A float32 scalar in nats. Divide it by the learned tokens of the whole step.
     """
-    following = labels_of_next(micro_batch.labels)
-    predicts_learned = following != IGNORE  # (batch, seq)
-    targets = following[predicts_learned]
+    keep, targets = learned_positions(micro_batch)
     weights = _weights_of_labels(micro_batch)
-    given = {**micro_batch.inputs(), "use_cache": False, "logits_to_keep": predicts_learned}
+    given = {**micro_batch.inputs(), "use_cache": False, "logits_to_keep": keep}
     if accepts_score(model):
 
         def score(hidden: Tensor, output_layer: nn.Module) -> Tensor:
             def by_chunks(inputs: Tensor, targets: Tensor) -> Tensor:
                 return loss_by_chunks(inputs, output_layer, targets, loss_function)
 
-            return _weighted(by_chunks, hidden, targets, weights)
+            return _weighted(by_chunks, hidden.flatten(0, -2), targets, weights)
 
         return model(**given, score=score).loss.to(torch.float32)  # type: ignore[no-any-return]
-    logits = model(**given).logits  # (tokens, vocab)
+    logits = model(**given).logits.flatten(0, -2)  # (tokens, vocab)
     return _weighted(loss_function, logits, targets, weights).to(torch.float32)
 
 
@@ -82,7 +80,10 @@ def _weights_of_labels(micro_batch: MicroBatch) -> Tensor | None:
     """Return the weight of each label that something predicts, (tokens,); None where all are 1."""
     if micro_batch.weights is None:
         return None
-    return micro_batch.weights[:, 1:][micro_batch.labels[:, 1:] != IGNORE]
+    following = micro_batch.weights[:, 1:]
+    if micro_batch.predicting is not None:
+        return following[0, micro_batch.predicting]
+    return following[micro_batch.labels[:, 1:] != IGNORE]
 
 
 def _weighted(
@@ -96,6 +97,19 @@ def _weighted(
         for weight in torch.unique(weights)
     ]
     return torch.stack(parts).sum()
+
+
+def learned_positions(micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """Return which positions predict learned tokens, as `logits_to_keep`, and those tokens.
+
+    A pack on an accelerator knows their indices, (tokens,). To find them there from the boolean
+    mask, (batch, seq), the host would have to wait for it.
+    """
+    if micro_batch.predicting is not None and micro_batch.targets is not None:
+        return micro_batch.predicting, micro_batch.targets
+    following = labels_of_next(micro_batch.labels)
+    predicts_learned = following != IGNORE  # (batch, seq)
+    return predicts_learned, following[predicts_learned]
 
 
 class Objective(Protocol):

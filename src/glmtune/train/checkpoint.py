@@ -59,6 +59,7 @@ class TrainerState:
         loss_sum, learned_tokens: since the last line of metrics.
         replayed_rows: general rows that were mixed in so far.
         skipped_steps: that changed nothing, since a gradient did not fit float16.
+        pack_tokens: of a pack at most, where a GPU's memory decided it; None otherwise.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -74,6 +75,7 @@ class TrainerState:
     evaluations_without_gain: int = 0
     replayed_rows: int = 0
     skipped_steps: int = 0
+    pack_tokens: int | None = None
 
 
 def random_state() -> dict[str, Any]:
@@ -127,9 +129,17 @@ def save_checkpoint(
         if engine.scaler.is_enabled():
             torch.save(engine.scaler.state_dict(), partial / "scaler.pt")
         torch.save([dict(each) for each in random_states], partial / "rng_state.pth")
-        (partial / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+        (partial / STATE).write_text(json.dumps(_values(state), indent=2), encoding="utf-8")
         (partial / CHECKSUMS).write_text(json.dumps(_checksums(partial), indent=2), "utf-8")
     return folder
+
+
+def _values(state: TrainerState) -> dict[str, Any]:
+    """Return what is written; what was not chosen is left out, as in earlier checkpoints."""
+    values = asdict(state)
+    if state.pack_tokens is None:
+        del values["pack_tokens"]
+    return values
 
 
 def _checksums(folder: Path) -> dict[str, str]:

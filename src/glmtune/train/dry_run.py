@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import torch
 
-from glmtune.data.batches import Examples, heaviest
+from glmtune.data.batches import BatchPlan, Examples, heaviest
 from glmtune.data.packing import group_rows
 from glmtune.errors import TrainingError
 from glmtune.machine import peak_memory_bytes
@@ -57,29 +57,25 @@ def _evaluate_largest(training: Training) -> None:
     learned = data.eval_examples.learned_lengths.tolist()
     pack = heaviest(packs, data.eval_lengths, learned)
     with torch.no_grad(), _explained(training.recipe, "held-out", pack, data.eval_lengths):
-        _run_model(training, data.eval_examples, pack)
+        run_model(training, data.eval_examples, pack)
 
 
 def _train_largest(training: Training) -> None:
-    data, plan, engine = training.data, training.plan, training.engine
+    data, engine = training.data, training.engine
     steps = range(training.state.step, training.num_steps)
     if not steps:
         return
-    packs = [pack for step in steps for pack in plan.micro_batch_rows(step, data.lengths) if pack]
-    if not packs:  # other processes have some, and all take part in each
-        packs = [plan.step_rows(steps[0])[:1]]
-    pack = heaviest(packs, data.lengths, data.examples.learned_lengths.tolist())
+    pack, all_tokens = largest_training_pack(training, training.plan)
     tokens = _count_tokens(pack, data.lengths)
     began = time.perf_counter()
     with _explained(training.recipe, "training", pack, data.lengths):
         # In its first step AdamW adds two moments of everything that is trained.
         trained = [p for p in engine.model.parameters() if p.requires_grad]
         moments = [] if engine.optimizer.state else [torch.zeros_like(p) for p in 2 * trained]
-        _run_model(training, data.examples, pack)
+        run_model(training, data.examples, pack)
         del moments
     seconds = time.perf_counter() - began
     engine.optimizer.zero_grad(set_to_none=True)
-    all_tokens = sum(_count_tokens(each, data.lengths) for each in packs)
     logger.info(
         "the heaviest pack, %d rows of together %s tokens, took %.3g s and %.2f GiB at most; "
         "at this rate the %d steps take %s",
@@ -92,7 +88,19 @@ def _train_largest(training: Training) -> None:
     )
 
 
-def _run_model(training: Training, examples: Examples, rows: Sequence[int]) -> None:
+def largest_training_pack(training: Training, plan: BatchPlan) -> tuple[Sequence[int], int]:
+    """Return the rows of the heaviest pack that is still to come, and the tokens of all of them."""
+    data = training.data
+    steps = range(training.state.step, training.num_steps)
+    packs = [pack for step in steps for pack in plan.micro_batch_rows(step, data.lengths) if pack]
+    if not packs:  # other processes have some, and all take part in each
+        packs = [plan.step_rows(steps[0])[:1]]
+    learned = data.examples.learned_lengths.tolist()
+    all_tokens = sum(_count_tokens(each, data.lengths) for each in packs)
+    return heaviest(packs, data.lengths, learned), all_tokens
+
+
+def run_model(training: Training, examples: Examples, rows: Sequence[int]) -> None:
     """Run forward, and backward where gradients are enabled."""
     is_training = torch.is_grad_enabled()
     engine, task = training.engine, training.task

@@ -31,7 +31,8 @@ def add_noise(model: nn.Module, alpha: float) -> None:
             return args, given
         vectors = embeddings(given["input_ids"])  # (1, seq, hidden)
         lengths = given["cu_seq_lens_q"].diff()
-        largest = noise_of(lengths, vectors.shape[-1], alpha).to(vectors.dtype)  # (seq,)
+        seq, hidden = vectors.shape[1:]
+        largest = noise_of(lengths, seq, hidden, alpha).to(vectors.dtype)  # (seq,)
         noise = torch.empty_like(vectors).uniform_(-1, 1) * largest[:, None]
         rest = {name: value for name, value in given.items() if name != "input_ids"}
         return args, rest | {"inputs_embeds": vectors + noise}
@@ -39,6 +40,7 @@ def add_noise(model: nn.Module, alpha: float) -> None:
     model.register_forward_pre_hook(with_noise, with_kwargs=True)
 
 
-def noise_of(lengths: Tensor, hidden: int, alpha: float) -> Tensor:
+def noise_of(lengths: Tensor, seq: int, hidden: int, alpha: float) -> Tensor:
     """Return the largest noise of each token of a pack: float32, (seq,)."""
-    return torch.repeat_interleave(alpha / (lengths * hidden).float().sqrt(), lengths)
+    of_example = alpha / (lengths * hidden).float().sqrt()
+    return torch.repeat_interleave(of_example, lengths, output_size=seq)

@@ -28,6 +28,8 @@ def make_optimizer(
         "betas": (section.adam_beta1, section.adam_beta2),
         "eps": section.adam_epsilon,
     }
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    settings |= on_device_settings(section, {parameter.device for parameter in trainable})
     if loraplus_lr_ratio is not None:
         from peft.optimizers import create_loraplus_optimizer
 
@@ -38,7 +40,6 @@ def make_optimizer(
             loraplus_weight_decay=section.weight_decay,
             **settings,
         )
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {
             "params": [p for p in trainable if p.ndim >= 2],
@@ -47,6 +48,12 @@ def make_optimizer(
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
     return optimizer_class(section)([group for group in groups if group["params"]], **settings)
+
+
+def on_device_settings(section: TrainingSection, devices: set[torch.device]) -> dict[str, Any]:
+    """Return what AdamW is told about where it runs: on a GPU one kernel updates all weights."""
+    is_on_gpu = {device.type for device in devices} == {"cuda"}
+    return {"fused": True} if is_on_gpu and section.optim == "adamw_torch" else {}
 
 
 def optimizer_class(section: TrainingSection) -> type[torch.optim.Optimizer]:

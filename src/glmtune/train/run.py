@@ -12,6 +12,7 @@ from glmtune.data.batches import pack_labeled, rows_as_they_are
 from glmtune.data.pairs import pack_pairs
 from glmtune.errors import RecipeError, TrainingError
 from glmtune.kernels.chunked_loss import LossFunction, cross_entropy_sum, smoothed_cross_entropy_sum
+from glmtune.kernels.packed_attention import without_cudnn
 from glmtune.model.load import load_tokenizer
 from glmtune.model.quantization import check_quantization
 from glmtune.objective.kto import Kto
@@ -46,6 +47,7 @@ from glmtune.train.load_model import (
 from glmtune.train.load_rows import RunData, load_rows
 from glmtune.train.loop import train
 from glmtune.train.output import sole_run
+from glmtune.train.pack_size import fit_packs
 from glmtune.train.prepare import prepare_run, prepare_training
 from glmtune.train.processes import Processes
 from glmtune.train.training import EvalView, Task, Training
@@ -150,6 +152,7 @@ def load_data(recipe: Recipe, processes: Processes, *, resume: bool) -> RunData:
         return load_rows(recipe, tokenizer, template, Path(recipe.output.dir), run_lint=run_lint)
 
 
+@without_cudnn()
 def train_and_prove(
     recipe: RunRecipe,
     processes: Processes,
@@ -181,6 +184,7 @@ def train_and_prove(
     training = prepare_training(recipe, processes, model, data, task, resume=resume)
     del model  # the engine has it, and gives it back
     before = replace(before, packed=prove_packing(training))
+    training = fit_packs(training)
     dry_run(training)
     began = time.monotonic()
     samples = processes.is_main and training.engine.can_run_alone

@@ -6,12 +6,17 @@ A step learns a fixed set of rows, split into micro-batches that fit in memory:
                             backward
     clip the gradient's norm, step the optimizer, step the learning rate
 
+A GPU works through this while the host is ahead of it. The host waits once, for the losses and the
+norm, before the optimizer steps. On a CPU, where waiting costs nothing, a loss is looked at as soon
+as it is there.
+
 A loss or a gradient that is not finite stops the run before it changes a weight, with the rows and
 the first module at fault. In float16 a gradient may overflow, and the step is skipped
 (`train/precision.py`).
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glmtune.data.batches import Batch, MicroBatch
 from glmtune.errors import TrainingError
@@ -70,11 +75,13 @@ def optimizer_step(
     engine = training.engine
     engine.model.train()
     engine.optimizer.zero_grad(set_to_none=True)
-    loss_sum, learned_tokens = _accumulate_gradients(training, batch, should_stop)
+    losses, learned_tokens = _accumulate_gradients(training, batch, should_stop)
     learning_rate = float(engine.scheduler.get_last_lr()[0])
     if training.state.step == 0 and engine.has_plain_gradients:
         liveness.check_gradients(engine.unwrapped())
-    grad_norm = _change_weights(training, batch)
+    norm = engine.clip(training.section.max_grad_norm)
+    loss_sum, read_norm = _read(training, batch, losses, norm)
+    grad_norm = _change_weights(training, batch, read_norm)
     tokens = sum(training.data.lengths[row] for row in batch.rows)
     return StepResult(
         loss_sum=engine.processes.sum(loss_sum),
@@ -87,11 +94,11 @@ def optimizer_step(
 
 def _accumulate_gradients(
     training: Training, batch: Batch, should_stop: Callable[[], bool]
-) -> tuple[float, float]:
+) -> tuple[list[Tensor], float]:
     """Sum the gradients of a step's micro-batches.
 
     Returns:
-        The sum of the loss on this process, and the learned tokens of all processes.
+        The losses of this process's micro-batches, and the learned tokens of all processes.
     """
     engine, objective = training.engine, training.task.objective
     processes = engine.processes
@@ -101,9 +108,11 @@ def _accumulate_gradients(
     if isinstance(objective, NeedsWholeStep):
         with engine.autocast():
             objective.begin(engine.model, batch.micro_batches, processes.device, processes.sum)
-    loss_sum = 0.0
+    waits = waits_at_once(processes.device)
+    losses: list[Tensor] = []
     for index, (part, count) in enumerate(zip(batch.micro_batches, counts, strict=True)):
-        if processes.any(should_stop()):  # all processes leave together
+        # All processes leave together, for which a GPU is waited for.
+        if (waits or processes.num_processes == 1 or index == 0) and processes.any(should_stop()):
             engine.optimizer.zero_grad(set_to_none=True)
             raise Interrupted
         began = time.perf_counter()
@@ -112,16 +121,43 @@ def _accumulate_gradients(
         with recognized(part), engine.accumulate(is_last=is_last):
             with engine.autocast():
                 loss = objective.loss(engine.model, on_device)
-            if not loss.isfinite():
+            if waits and not loss.isfinite():
                 raise _nonfinite_loss(training, on_device, loss.item())
             share = _share(training.section, count, learned, num_parts)
             # Gradients are averaged over processes, but this loss is to be summed over them.
             engine.backward(loss * (share * processes.num_processes))
-        loss_sum += loss.item()
+        losses.append(loss.detach())
         del loss
         if time.perf_counter() - began > process_memory.SLOW_SECONDS:
             process_memory.release_freed_pages()
-    return loss_sum, int(learned) if learned == int(learned) else learned
+    return losses, int(learned) if learned == int(learned) else learned
+
+
+def waits_at_once(device: torch.device) -> bool:
+    """Whether a loss can be read as soon as it is there; a GPU would lie idle until the next."""
+    return device.type == "cpu"
+
+
+def _read(
+    training: Training, batch: Batch, losses: Sequence[Tensor], norm: Tensor | None
+) -> tuple[float, float | None]:
+    """Read the losses and the norm at once.
+
+    Returns:
+        The sum of the losses, and the norm.
+
+    Raises:
+        TrainingError: a loss is not finite.
+    """
+    given = [*losses] if norm is None else [*losses, norm]
+    values: list[float] = torch.stack([each.float() for each in given]).tolist()
+    read_norm = None if norm is None else values.pop()
+    total = 0.0
+    for part, loss in zip(batch.micro_batches, values, strict=True):
+        total += loss
+        if not math.isfinite(loss):
+            raise _nonfinite_loss(training, part.to(training.engine.processes.device), loss)
+    return total, read_norm
 
 
 def _share(
@@ -136,12 +172,12 @@ def _share(
     return 1 / (count or 1) / num_micro_batches
 
 
-def _change_weights(training: Training, batch: Batch) -> float:
-    """Clip the gradient and step, and give the gradient's norm."""
+def _change_weights(training: Training, batch: Batch, norm: float | None) -> float:
+    """Step, and give the gradient's norm."""
     engine, step = training.engine, training.state.step + 1
     scale = engine.scaler.get_scale()
     try:
-        outcome: StepOutcome = engine.step(training.section.max_grad_norm)
+        outcome: StepOutcome = engine.step(norm)
     except NonFiniteGradientError as error:
         raise TrainingError(
             f"step {step}: the loss is finite but the gradient is not (norm {error.norm})"

@@ -33,6 +33,7 @@ from transformers import (
 
 from glmtune.errors import CheckpointError
 from glmtune.kernels.half_precision import onednn, onednn_is_faster
+from glmtune.kernels.packed_attention import without_cudnn
 from glmtune.kernels.row_cache import ATTENTION, RowCache, supports_row_cache, virtual_tokens_of
 
 BATCH_SIZE = 32  # sequences at once, which about saturates a CPU
@@ -255,6 +256,7 @@ def _admit(waiting: Iterator[tuple[int, Request]], num_free: int) -> list[_Slot]
 
 
 @torch.no_grad()
+@without_cudnn()
 def _score(model: Any, slots: Sequence[_Slot], cache: AnyCache) -> Tensor:
     """Run the new tokens of every slot, and score the next one: (slots, vocab), float32."""
     fresh = [slot.ids[slot.num_cached :] for slot in slots]

@@ -152,7 +152,11 @@ class DeepSpeedEngine(PlainEngine):
         """Compute gradients; the loss is divided by the loop already."""
         self.model.backward(loss, scale_wrt_gas=False)
 
-    def step(self, max_grad_norm: float | None) -> StepOutcome:
+    def clip(self, max_grad_norm: float | None) -> Tensor | None:
+        """Return None, since DeepSpeed clips when it steps."""
+        return None
+
+    def step(self, grad_norm: float | None) -> StepOutcome:
         """Let DeepSpeed clip and step, by the norm that its configuration was made with."""
         self.model.step()
         norm = float(self.model.get_global_grad_norm())

@@ -7,9 +7,11 @@
 
     for each micro-batch:   with engine.accumulate(is_last), engine.autocast():   loss
                             engine.backward(loss)
-    once a step:            engine.step(max_grad_norm)
+    once a step:            norm = engine.clip(max_grad_norm)
+                            engine.step(norm)
 
-All processes call `accumulate`, `backward`, `step`, `collect` and `gather_trained` together.
+All processes call `accumulate`, `backward`, `clip`, `step`, `collect` and `gather_trained`
+together.
 """
 
 from collections.abc import Mapping
@@ -95,8 +97,17 @@ class Engine(Protocol):
     def backward(self, loss: Tensor) -> None:
         """Compute gradients of a loss, which are averaged over processes."""
 
-    def step(self, max_grad_norm: float | None) -> StepOutcome:
-        """Clip the gradient, step the optimizer and then the learning rate.
+    def clip(self, max_grad_norm: float | None) -> Tensor | None:
+        """Clip the gradient, and return its 2-norm before, which has not been waited for.
+
+        None where the engine clips when it steps.
+        """
+
+    def step(self, grad_norm: float | None) -> StepOutcome:
+        """Step the optimizer and then the learning rate.
+
+        Args:
+            grad_norm: what `clip` returned.
 
         Raises:
             NonFiniteGradientError: the gradient is not finite, and no scaler expects that.

@@ -71,6 +71,12 @@ class FsdpEngine(PlainEngine):
         """Reduce gradients after every micro-batch: unsharded ones would take too much memory."""
         return nullcontext()
 
+    def clip(self, max_grad_norm: float | None) -> Tensor | None:
+        """Clip by the norm over all shards."""
+        norm: Any = super().clip(max_grad_norm)
+        full: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return full
+
     def collect(self, output: Path) -> Collected:
         """Gather the trained tensors and the optimizer's state."""
         return Collected(self.gather_trained(), gather_optimizer(self.optimizer))

@@ -73,15 +73,20 @@ class PlainEngine:
         """Compute gradients of a loss, scaled where they pass through float16."""
         self.processes.accelerator.backward(self.scaler.scale(loss))
 
-    def step(self, max_grad_norm: float | None) -> StepOutcome:
-        """Clip and step; neither weights nor learning rate where a scaled gradient overflowed."""
+    def clip(self, max_grad_norm: float | None) -> Tensor | None:
+        """Divide the gradient by the loss scale, and clip it."""
         self.scaler.unscale_(self.optimizer)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         limit = math.inf if max_grad_norm is None else max_grad_norm
-        norm = float(self.processes.accelerator.clip_grad_norm_(trained, limit))
-        if not math.isfinite(norm) and not self.scaler.is_enabled():
+        norm: Tensor = self.processes.accelerator.clip_grad_norm_(trained, limit)
+        return norm
+
+    def step(self, grad_norm: float | None) -> StepOutcome:
+        """Step; neither weights nor learning rate where a scaled gradient overflowed."""
+        assert grad_norm is not None
+        if not math.isfinite(grad_norm) and not self.scaler.is_enabled():
             raise NonFiniteGradientError(
-                norm,
+                grad_norm,
                 f"; the first parameter at fault is {self._first_nonfinite_gradient()}",
                 "No weight was changed. Lower training.learning_rate, or use model.dtype=bfloat16 "
                 "instead of float16.",
@@ -92,7 +97,7 @@ class PlainEngine:
         was_skipped = self.scaler.get_scale() < scale
         if not was_skipped:
             self.scheduler.step()
-        return StepOutcome(norm, was_skipped)
+        return StepOutcome(grad_norm, was_skipped)
 
     def _first_nonfinite_gradient(self) -> str:
         for name, parameter in self.model.named_parameters():

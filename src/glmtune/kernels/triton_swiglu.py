@@ -1,0 +1,77 @@
+"""SwiGLU in Triton, for GPUs: one kernel forward and one backward, over `[gate | up]` as it is.
+
+    forward     silu(gate) * up                              what torch does in 2 passes
+    backward    d gate = d * up * silu'(gate)                and here in 5
+                d up   = d * silu(gate)                      written over gate and up
+
+Every intermediate that torch rounds to 16 bits is rounded here, too, so that the numbers are those
+of `glmtune.kernels.fused`, up to the exponential's last bit. `glmtune.kernels.fused` chooses it
+where a probe works; importing this module needs triton, which torch's wheels for CUDA bring along.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024  # channels of a row at a time
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _forward(fused: Any, gated: Any, ffn: Any, BLOCK: tl.constexpr) -> None:  # noqa: N803
+    row = tl.program_id(0).to(tl.int64)  # rows times channels may pass 2**31
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = channel < ffn
+    at = fused + row * 2 * ffn + channel
+    gate = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(at + ffn, mask=inside, other=0.0).to(tl.float32)
+    kind = gated.dtype.element_ty
+    silu = (gate / (1 + tl.exp(-gate))).to(kind).to(tl.float32)
+    tl.store(gated + row * ffn + channel, (silu * up).to(kind), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _backward(fused: Any, of_gated: Any, ffn: Any, BLOCK: tl.constexpr) -> None:  # noqa: N803
+    row = tl.program_id(0).to(tl.int64)
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = channel < ffn
+    at = fused + row * 2 * ffn + channel
+    gate = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(at + ffn, mask=inside, other=0.0).to(tl.float32)
+    of_y = tl.load(of_gated + row * ffn + channel, mask=inside, other=0.0).to(tl.float32)
+    kind = fused.dtype.element_ty
+    sigmoid = 1 / (1 + tl.exp(-gate))
+    silu = (gate / (1 + tl.exp(-gate))).to(kind).to(tl.float32)
+    of_silu = (of_y * up).to(kind).to(tl.float32)
+    of_gate = of_silu * sigmoid * (1 + gate * (1 - sigmoid))
+    tl.store(at, of_gate.to(kind), mask=inside)
+    tl.store(at + ffn, (of_y * silu).to(kind), mask=inside)
+
+
+def _grid(rows: int, ffn: int) -> tuple[int, int]:
+    return rows, -(-ffn // BLOCK)
+
+
+@torch.library.custom_op("glmtune::swiglu", mutates_args=())
+def swiglu(fused: Tensor) -> Tensor:
+    """Gate the second half of the channels by SiLU of the first: (rows, 2 * ffn) -> (rows, ffn)."""
+    rows, ffn = fused.size(0), fused.size(1) // 2
+    gated = fused.new_empty(rows, ffn)
+    if gated.numel():
+        _forward[_grid(rows, ffn)](fused, gated, ffn, BLOCK)
+    return gated
+
+
+@swiglu.register_fake
+def _(fused: Tensor) -> Tensor:
+    return fused.new_empty(fused.size(0), fused.size(1) // 2)
+
+
+@torch.library.custom_op("glmtune::swiglu_backward_", mutates_args=("fused",))
+def swiglu_backward_(fused: Tensor, of_gated: Tensor) -> None:
+    """Write the gradient of (rows, 2 * ffn) over it, from that of (rows, ffn)."""
+    rows, ffn = of_gated.shape
+    if of_gated.numel():
+        _backward[_grid(rows, ffn)](fused, of_gated, ffn, BLOCK)

@@ -1,0 +1,57 @@
+"""Triton's kernels give what torch gives, in Triton's interpreter, which needs no GPU.
+
+It truncates bfloat16 where a GPU rounds it, so it is float16 and float32 that are compared here.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from glmtune.kernels import fused
+
+pytest.importorskip(
+    "triton", reason="triton is not installed; torch's wheels for CUDA bring it along"
+)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")  # is looked at where the kernels are defined
+        from glmtune.kernels import triton_swiglu
+
+        yield triton_swiglu
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [(3, 2 * 40), (2, 2 * 1030)])
+def test_values_and_gradients_are_those_of_torch(
+    kernels: Any, dtype: torch.dtype, shape: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    x = (3 * torch.randn(shape)).to(dtype).requires_grad_()
+    of_y = torch.randn(shape[0], shape[1] // 2).to(dtype)
+    given, overwritten = x.detach().clone(), x.detach().clone()
+    expected = fused.swiglu(x)
+    (of_x,) = torch.autograd.grad(expected, x, of_y)  # overwrites x
+
+    found = kernels.swiglu(given)
+    kernels.swiglu_backward_(overwritten, of_y)
+
+    tolerance = {"atol": 2e-3, "rtol": 2e-3} if dtype == torch.float16 else {}
+    torch.testing.assert_close(found, expected.detach(), **tolerance)
+    torch.testing.assert_close(overwritten, of_x, **tolerance)
+
+
+def test_no_rows_are_no_kernel(kernels: Any) -> None:
+    assert kernels.swiglu(torch.zeros(0, 8)).shape == (0, 4)
+
+
+def test_the_operators_say_truly_what_they_change(kernels: Any) -> None:
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(kernels.swiglu, (torch.randn(2, 8),), test_utils=tests)
+    torch.library.opcheck(
+        kernels.swiglu_backward_, (torch.randn(2, 8), torch.randn(2, 4)), test_utils=tests
+    )
