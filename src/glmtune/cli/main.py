@@ -22,6 +22,7 @@ from glmtune.cli.chat import chat
 from glmtune.cli.convert_recipe import convert_recipe
 from glmtune.cli.demo.command import demo
 from glmtune.cli.doctor import doctor
+from glmtune.cli.evaluate import evaluate
 from glmtune.cli.export import export
 from glmtune.cli.info import info
 from glmtune.cli.inspect import inspect
@@ -56,6 +57,7 @@ app.command(context_settings=ANY_KEY)(pretrain)
 app.command(context_settings=ANY_KEY)(plan)
 app.command()(chat)
 app.command()(predict)
+app.command()(evaluate)
 app.command()(merge)
 app.command()(export)
 app.command()(info)

@@ -31,7 +31,14 @@ PATHS = ("model.name_or_path", "adapter.name_or_path")  # or a hub id
 
 # "section.key" of keys that came after checkpoints were first identified. While such a key has its
 # default it is left out of the hash, so that the identity of recipes that do not use it stays.
-NEWER_KEYS: frozenset[str] = frozenset({"data.mask_history"})
+NEWER_KEYS: frozenset[str] = frozenset(
+    {
+        "data.mask_history",
+        "training.eval_metrics",
+        "training.eval_metric_rows",
+        "training.metric_for_best_model",
+    }
+)
 
 
 def identify(
