@@ -85,6 +85,11 @@ class Evaluation(BaseModel):
     seconds: Annotated[Number, Field(ge=0)] = 0.0
     version: str = ""
 
+    @property
+    def data_names(self) -> str:
+        """The names of the sources, without their folders."""
+        return ", ".join(Path(source).name for source in self.data)
+
     def write(self, path: Path) -> None:
         """Write the result as JSON.
 
