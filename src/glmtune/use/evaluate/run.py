@@ -119,10 +119,50 @@ def evaluate(
     }
     for which, answers in kept.items():
         _complete(opened, task, answers, show, is_base=which == "base")
+    return write_result(opened, task, kept, output, seconds=time.perf_counter() - began)
+
+
+def write_result(
+    opened: OpenedModel,
+    task: Task,
+    kept: Mapping[str, KeptAnswers],
+    output: Path,
+    *,
+    seconds: float = 0.0,
+) -> Evaluation:
+    """Score complete answers, and write the result.
+
+    Args:
+        opened: the model.
+        task: the rows.
+        kept: the answers of "tuned", and of "base" if there are any.
+        output: of the result.
+        seconds: that the answers took.
+
+    Raises:
+        OutputError: the file cannot be written.
+        DataError: a metric of the user's own fails.
+    """
     found = {which: task.measure(_of_task(task, answers)) for which, answers in kept.items()}
-    result = _summarize(opened, task, found, places, time.perf_counter() - began)
+    places = {which: answers.path for which, answers in kept.items()}
+    result = _summarize(opened, task, found, places, seconds)
     result.write(output)
     return result
+
+
+def keep_answers(
+    opened: OpenedModel, task: Task, output: Path, lines: Iterable[Line], *, is_base: bool = False
+) -> KeptAnswers:
+    """Write lines that a loaded model has given as the answers of a result.
+
+    Raises:
+        OutputError: the file cannot be written, or holds other answers.
+    """
+    path = kept_beside(output, "base-answers" if is_base else "answers")
+    answers = _open_kept(opened, task, path, is_base=is_base, overwrite=True)
+    for _ in answers.add(lines):
+        pass
+    return answers
 
 
 def kept_beside(output: Path, what: str = "answers") -> Path:
