@@ -95,6 +95,15 @@ def evaluate(
         Literal["likelihood", "generation"],
         typer.Option(help="choice: the likeliest letter, or the letter in a generated answer."),
     ] = "likelihood",
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="answers: an OpenAI-compatible API whose model compares the answers with the "
+            "base's or the references, such as http://127.0.0.1:8000/v1.",
+        ),
+    ] = None,
+    judge_model: Annotated[str, typer.Option(help="Name of the model there.")] = "default",
     layout: PromptLayout = None,
     dtype: DtypeOption = "auto",
     max_new_tokens: MaxNewTokens = 512,
@@ -116,6 +125,8 @@ def evaluate(
 
     Example: glmtune evaluate out/chatglm3-lora held_out.json --with-base -m exact -m rouge-l
     """
+    if judge is not None and task != "answers":
+        raise RecipeError(f"--judge compares answers, and --task is {task}. Leave one of them out.")
     sources, overrides = split_words(data)
     target = output or default_output(model, adapter, task)
 
@@ -145,6 +156,8 @@ def evaluate(
         result = run(
             opened, made, target, with_base=with_base, overwrite=overwrite, show=show_lines
         )
+        if judge is not None:
+            result = ask_judge(judge, judge_model, made, result, target, overwrite=overwrite)
     except KeyboardInterrupt:
         typer.echo(
             "Stopped. The answers so far are kept; repeat the command to continue.", err=True
@@ -229,6 +242,18 @@ def answers_task(
         sampling=sampling,
         context_length=opened.context_length,
     )
+
+
+def ask_judge(
+    url: str, name: str, task: "Task", result: "Evaluation", target: Path, *, overwrite: bool
+) -> "Evaluation":
+    """Let a judge compare the answers."""
+    from glmtune.use.evaluate.answers import AnswersTask
+    from glmtune.use.evaluate.judge import Judge, add_verdicts
+
+    assert isinstance(task, AnswersTask)
+    judge = Judge(url, name)
+    return add_verdicts(judge, task, result, target, overwrite=overwrite, show=show_lines)
 
 
 def show_lines(lines: Iterable["Line"], total: int, done: int) -> Iterator["Line"]:

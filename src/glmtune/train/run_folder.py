@@ -36,7 +36,7 @@ RUN_FILES = (
     *(
         name.replace(".json", ending)
         for name in SCORES_FILES
-        for ending in (".json", ".answers.jsonl", ".base-answers.jsonl")
+        for ending in (".json", ".answers.jsonl", ".base-answers.jsonl", ".judge.jsonl")
     ),
 )
 # Of a complete model. They may be a user's own, unless our card is there too.

@@ -122,17 +122,25 @@ def compare(base: Measured, tuned: Measured) -> Difference:
         p = min(1.0, 2 * min(float((samples <= 0).mean()), float((samples >= 0).mean())))
         p = max(p, 1 / NUM_SAMPLES) if value else 1.0
     if not base.is_share:
-        verdict = _verdict(value, p, number, base.better)
+        verdict = verdict_of(value, p, number, base.better)
         return Difference(value, low, high, p, "bootstrap", verdict)
     gained = int((tuned.values > base.values).sum())
     lost = int((tuned.values < base.values).sum())
     p = mcnemar(gained, lost)
-    return Difference(value, low, high, p, "mcnemar", _verdict(value, p, number, base.better))
+    return Difference(value, low, high, p, "mcnemar", verdict_of(value, p, number, base.better))
 
 
-def _verdict(
+def verdict_of(
     value: float, p: float, number: int, better: Literal["higher", "lower"] | None
 ) -> Verdict | None:
+    """Return the verdict on a difference; None where neither direction is better.
+
+    Args:
+        value: the difference.
+        p: of it if there were none.
+        number: of rows.
+        better: whether higher is better.
+    """
     if better is None:
         return None
     if p >= SIGNIFICANT or number < LEAST_ROWS:
