@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from glmtune.data.batches import pack_examples
 from glmtune.data.packing import group_rows
 from glmtune.errors import CheckpointError
 from glmtune.kernels.packed_attention import NAME
+from glmtune.objective.next_token import labels_of_next
 from glmtune.objective.preference import sequence_logps
 from glmtune.template.base import IGNORE, Example
 
@@ -62,6 +64,28 @@ def log_likelihoods(
             sums = sequence_logps(model, part)
             _check(sums)
             yield from zip(rows, sums.tolist(), strict=True)
+
+
+@torch.no_grad()
+def greedy_log_likelihoods(
+    model: Any, examples: Sequence[Example], batch_size: int
+) -> Iterator[tuple[int, float, bool]]:
+    """As `log_likelihoods`, and whether each label is the likeliest token at its position."""
+    lengths = [len(example.input_ids) for example in examples]
+    with _packs(model):
+        for rows in group_rows(range(len(examples)), lengths, TOKENS_PER_ROW * batch_size):
+            part = pack_examples(examples, rows).to(model.device)
+            following = labels_of_next(part.labels)
+            predicts = following != IGNORE  # (1, seq)
+            output = model(**part.inputs(), use_cache=False, logits_to_keep=predicts)
+            logits, targets = output.logits.flatten(0, -2).float(), following[predicts]
+            logps = -cross_entropy(logits, targets, reduction="none")
+            _check(logps)
+            is_greedy = logits.argmax(-1) == targets
+            counts = [sum(label != IGNORE for label in examples[row].labels[1:]) for row in rows]
+            parts = zip(rows, logps.split(counts), is_greedy.split(counts), strict=True)
+            for row, own, greedy in parts:
+                yield row, float(own.sum()), bool(greedy.all())
 
 
 @torch.no_grad()
