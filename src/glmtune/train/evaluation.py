@@ -118,7 +118,7 @@ def score_answers(training: Training) -> dict[str, float]:
         Answered(answer.text, prompt.expected, answer.num_tokens, answer.has_ended)
         for prompt, answer in zip(mine, answers, strict=True)
     ]
-    means = {}
+    means: dict[str, float] = {}
     for name in names:
         scores = [score for each in scored if (score := METRICS[name].of(each)) is not None]
         total, count = processes.sum(sum(scores)), processes.sum(len(scores))

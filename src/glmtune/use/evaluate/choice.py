@@ -102,13 +102,15 @@ def letter_in(text: str, letters: str) -> str | None:
     >>> letter_in("因为 A 不对，所以答案是 B。", "ABCD")
     'B'
     """
-    named = [letter.upper() for letter in _NAMED.findall(text) if letter.upper() in letters]
+    named: list[str] = [
+        letter.upper() for letter in _NAMED.findall(text) if letter.upper() in letters
+    ]
     if named:
         return named[-1]
     first = _FIRST.match(text)
     if first and first[1] in letters:
-        return first[1]
-    alone = {letter for letter in _ALONE.findall(text) if letter in letters}
+        return str(first[1])
+    alone: set[str] = {letter for letter in _ALONE.findall(text) if letter in letters}
     return alone.pop() if len(alone) == 1 else None
 
 

@@ -40,19 +40,23 @@ class Measurement:
 
 
 class Task(Protocol):
-    """Rows, and what is measured of them.
+    """Rows, and what is measured of them."""
 
-    Attributes:
-        name: of the task.
-        data: the sources of the rows.
-        settings: for the result.
-        notes: for the result.
-    """
+    @property
+    def name(self) -> TaskName:
+        """The name of the task."""
 
-    name: TaskName
-    data: tuple[str, ...]
-    settings: Mapping[str, str | int | float | None]
-    notes: tuple[str, ...]
+    @property
+    def data(self) -> tuple[str, ...]:
+        """The sources of the rows."""
+
+    @property
+    def settings(self) -> Mapping[str, str | int | float | None]:
+        """How it is done, for the result."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the result must know."""
 
     @property
     def rows(self) -> Sequence[int]:
