@@ -83,7 +83,9 @@ def greedy_log_likelihoods(
             _check(logps)
             is_greedy = logits.argmax(-1) == targets
             counts = [sum(label != IGNORE for label in examples[row].labels[1:]) for row in rows]
-            parts = zip(rows, logps.split(counts), is_greedy.split(counts), strict=True)
+            parts = zip(
+                rows, torch.split(logps, counts), torch.split(is_greedy, counts), strict=True
+            )
             for row, own, greedy in parts:
                 yield row, float(own.sum()), bool(greedy.all())
 

@@ -22,7 +22,7 @@ from lm_eval.api.registry import register_model
 from glmtune.conversation import Conversation, Message, read_messages
 from glmtune.errors import DataError
 from glmtune.model.load import load_tokenizer
-from glmtune.template.base import IGNORE, Example
+from glmtune.template.base import IGNORE, Example, decode
 from glmtune.use.evaluate.likelihood import greedy_log_likelihoods
 from glmtune.use.evaluate.run import open_model
 from glmtune.use.evaluate.task import ModelChoice
@@ -141,7 +141,7 @@ class GlmtuneLM(LM):  # type: ignore[misc]  # the harness has no types
                 examples.append(Example([*before, *part], [IGNORE] * len(before) + part))
                 owners.append(owner)
         totals = [0.0] * len(requests)
-        for owner, (logp, _) in zip(owners, self._scored(examples), strict=True):
+        for owner, (logp, _is_greedy) in zip(owners, self._scored(examples), strict=True):
             totals[owner] += logp
         return totals
 
@@ -186,7 +186,7 @@ class GlmtuneLM(LM):  # type: ignore[misc]  # the harness has no types
             text = "\n".join(message.content for message in self.template.parse(ids))
         else:
             kept = [token for token in ids if token not in self.template.stop_ids]
-            text = self.tokenizer.decode(kept)
+            text = decode(self.tokenizer, kept)
         until = settings.get("until") or []
         for stop in [until] if isinstance(until, str) else until:
             text = text.split(stop)[0] if stop else text
