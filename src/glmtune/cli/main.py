@@ -23,6 +23,7 @@ from glmtune.cli.convert_recipe import convert_recipe
 from glmtune.cli.demo.command import demo
 from glmtune.cli.doctor import doctor
 from glmtune.cli.download import download
+from glmtune.cli.evaluate import evaluate
 from glmtune.cli.export import export
 from glmtune.cli.info import info
 from glmtune.cli.init import init
@@ -59,6 +60,7 @@ app.command(context_settings=ANY_KEY)(plan)
 app.command(context_settings=ANY_KEY)(init)
 app.command()(chat)
 app.command()(predict)
+app.command()(evaluate)
 app.command()(merge)
 app.command()(export)
 app.command()(info)

@@ -1,7 +1,6 @@
 """`glmtune predict`: answer every row of a file."""
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +20,7 @@ from glmtune.cli.options import (
     TopP,
     recipe_for_rows,
 )
+from glmtune.cli.printing import show_progress
 from glmtune.errors import RecipeError
 from glmtune.gc_pause import loading
 from glmtune.recipe.choices import Dtype, Layout
@@ -185,7 +185,14 @@ def write_answers(
         output: the path of the file.
     """
     try:
-        answers.write(show(new, total, done=len(answers.lines)))
+        answers.write(
+            show_progress(
+                new,
+                total,
+                done=len(answers.lines),
+                num_tokens=lambda answer: answer["tokens"] + answer["ended"],
+            )
+        )
     except KeyboardInterrupt:
         typer.echo(
             f"Stopped: {len(answers.lines):,} of {total:,} rows are answered, in "
@@ -195,33 +202,3 @@ def write_answers(
         raise typer.Exit(130) from None
     num_ended = sum(line["ended"] for line in answers.lines.values())
     typer.echo(f"{output}: {total:,} answers, {num_ended:,} of them ended by themselves")
-
-
-def show(answers: Iterable[dict[str, Any]], total: int, *, done: int) -> Iterator[dict[str, Any]]:
-    """Yield the answers, and show their number, the rate and the remaining time on a terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    began, num_tokens = time.perf_counter(), 0
-    with Progress(
-        TextColumn("answering"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f} tokens/s"),
-        TimeRemainingColumn(),
-        console=(console := Console(stderr=True)),
-        disable=not console.is_terminal,
-        transient=True,
-    ) as bar:
-        task = bar.add_task("", total=total, completed=done, rate=0.0)
-        for answer in answers:
-            num_tokens += answer["tokens"] + answer["ended"]
-            rate = num_tokens / (time.perf_counter() - began)
-            bar.update(task, advance=1, rate=rate)
-            yield answer

@@ -1,7 +1,8 @@
 """What commands print: tables, labelled lines, and texts from data that are safe for a terminal."""
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from glmtune.train.run import Result
     from glmtune.use.export.run import Exported
 
+Answer = TypeVar("Answer")
 Lines = Iterator[tuple[str, str]]  # a label and its value; no label continues the line before
 
 LEARNED = "bold green"
@@ -146,3 +148,48 @@ def piece_lines(pieces: "tuple[Piece, ...]", *, has_color: bool) -> "list[Text]"
 def _style(piece: "Piece") -> str:
     color = LEARNED if piece.is_learned else "not bold"
     return f"{color} reverse" if piece.is_special else color
+
+
+def show_progress(
+    answers: Iterable[Answer],
+    total: int,
+    *,
+    done: int,
+    num_tokens: Callable[[Answer], int],
+    what: str = "answering",
+) -> Iterator[Answer]:
+    """Yield answers, and show their number, the rate and the remaining time on a terminal.
+
+    Args:
+        answers: as they come.
+        total: of all rows.
+        done: rows that were answered before.
+        num_tokens: of an answer.
+        what: is being done, for the line of the bar.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    began, tokens = time.perf_counter(), 0
+    with Progress(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.0f} tokens/s"),
+        TimeRemainingColumn(),
+        console=(console := Console(stderr=True)),
+        disable=not console.is_terminal,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=total, completed=done, rate=0.0)
+        for answer in answers:
+            tokens += num_tokens(answer)
+            rate = tokens / (time.perf_counter() - began)
+            bar.update(task, advance=1, rate=rate)
+            yield answer

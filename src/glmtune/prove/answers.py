@@ -83,6 +83,23 @@ def first_prompt(example: Example, template: Template, tokenizer: Any) -> Prompt
     return Prompt(ids, tokenizer.decode(list(ids)), expected, end)
 
 
+def last_prompt(example: Example, template: Template, tokenizer: Any) -> Prompt:
+    """Cut an encoded row before its last answer.
+
+    Raises:
+        ValueError: nothing in the row is learned.
+    """
+    learned = [label != IGNORE for label in example.labels]
+    if not any(learned):
+        raise ValueError("nothing in this example is learned, so it has no answer")
+    end = len(learned) - learned[::-1].index(True)
+    start = end
+    while start and learned[start - 1]:
+        start -= 1
+    ids, labels = example.input_ids[:end], [IGNORE] * start + example.labels[start:end]
+    return first_prompt(Example(ids, labels), template, tokenizer)
+
+
 def answer_limit(prompts: Sequence[Prompt], max_new_tokens: int) -> int:
     """Return the maximum length of answers: twice the longest in the data, and a few tokens more.
 

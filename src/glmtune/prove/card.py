@@ -24,7 +24,9 @@ from glmtune.files import sha256_of_text
 from glmtune.model.files import NANO
 from glmtune.model.hubs import HUB_ID
 from glmtune.prove.proof import Proof
+from glmtune.prove.scores import score_lines
 from glmtune.recipe.recipe import RunRecipe
+from glmtune.use.evaluate.results import Evaluation
 
 HUB = "https://huggingface.co"
 MODELSCOPE = "modelscope://"
@@ -123,6 +125,7 @@ class RunFacts:
         lines: of metrics.jsonl.
         proofs: as `report.json` or `export.json` records them.
         format: of an export, such as "gguf"; "" for what a run has written.
+        scores: evaluations of the folder.
     """
 
     base: str | None
@@ -133,6 +136,7 @@ class RunFacts:
     lines: Sequence[Mapping[str, Any]] = ()
     proofs: Sequence[Proof] = ()
     format: str = ""
+    scores: Sequence[Evaluation] = ()
 
     @property
     def method(self) -> str:
@@ -241,6 +245,8 @@ def _results(facts: RunFacts) -> Iterator[tuple[str, str, str]]:
     if held_out:
         yield "held-out loss, last", "验证损失（最后）", f"{held_out[-1]:.4f}"
         yield "held-out loss, best", "验证损失（最佳）", f"{min(held_out):.4f}"
+    for name, value in score_lines(facts.scores):
+        yield name, name, value
 
 
 def _unit(facts: RunFacts) -> tuple[str, str]:

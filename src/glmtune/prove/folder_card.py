@@ -25,6 +25,7 @@ from glmtune.prove.card import (
 from glmtune.prove.metrics import METRICS, read_metrics, until
 from glmtune.prove.proof import Proof
 from glmtune.prove.report.facts import NO_FACTS, read_facts
+from glmtune.prove.scores import read_scores
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import RECIPE, PretrainRecipe, Recipe, RunRecipe
 from glmtune.recipe.yaml_text import read_yaml
@@ -72,6 +73,7 @@ def facts_of(folder: Path, *, base: str | None = None, license_id: str | None = 
         lines=until(lines, run.saved_step),
         proofs=run.proofs or _proofs_of(exported),
         format=form,
+        scores=read_scores(folder),
     )
 
 

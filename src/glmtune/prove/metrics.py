@@ -3,9 +3,10 @@
 Every line has `step` (optimizer steps done) and some of: `loss` (nats per learned token, the mean
 since the previous line), `eval_loss` (nats per learned token), `learning_rate`, `grad_norm` (before
 clipping), `tokens_per_second` (padding not counted), `epoch`, `peak_memory_bytes`, `replayed_rows`
-(general rows so far), and in float16 `loss_scale` and `skipped_steps` (so far). The last line has
-`general_loss` and `base_general_loss`: nats per token of general rows after and before training. A
-value that is not finite is written as null, since JSON has no such number.
+(general rows so far), `eval_exact` and others of training.eval_metrics, and in float16 `loss_scale`
+and `skipped_steps` (so far). The last line has `general_loss` and `base_general_loss`: nats per
+token of general rows after and before training. A value that is not finite is written as null,
+since JSON has no such number.
 """
 
 import json

@@ -72,7 +72,8 @@ def _one_or_none_is_many(value: Any) -> Any:
     return () if value is None else _one_is_many(value)
 
 
-def _split(value: Any) -> Any:
+def split_words(value: Any) -> Any:
+    """Read `a,b` as a list of words, and null as an empty one."""
     if isinstance(value, str):
         return tuple(word for part in value.split(",") if (word := part.strip()))
     return () if value is None else value
@@ -103,5 +104,5 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_one_is_many)]
 """A list of names or paths; a single one may be written without brackets."""
 NamesOrNone = Annotated[tuple[str, ...], BeforeValidator(_one_or_none_is_many)]
 """The same, where null is an empty list."""
-Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Words = Annotated[tuple[str, ...], BeforeValidator(split_words)]
 """A list of names without commas; `a,b` is two of them, null is an empty list."""

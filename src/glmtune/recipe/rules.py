@@ -227,6 +227,42 @@ RUN_RULES: tuple[Rule["RunRecipe"], ...] = (
         "data.eval_fraction",
     ),
     Rule(
+        ("training.eval_metrics=exact",),
+        lambda recipe: bool(recipe.training.eval_metrics) and not _has_held_out_rows(recipe),
+        "training.eval_metrics scores answers to held-out rows: give data.eval or "
+        "data.eval_fraction",
+    ),
+    Rule(
+        ("training.metric_for_best_model=exact",),
+        lambda recipe: (
+            recipe.training.metric_for_best_model not in ("loss", *recipe.training.eval_metrics)
+        ),
+        "training.metric_for_best_model={training.metric_for_best_model} is not measured. Give "
+        "training.eval_metrics={training.metric_for_best_model}, or use "
+        "training.metric_for_best_model=loss",
+    ),
+    Rule(
+        (
+            "data.eval_fraction=0.1",
+            "training.eval_metrics=length",
+            "training.metric_for_best_model=length",
+        ),
+        lambda recipe: recipe.training.metric_for_best_model == "length",
+        "training.metric_for_best_model=length has no better direction. Use "
+        "training.metric_for_best_model=loss, or another metric",
+    ),
+    Rule(
+        (
+            "data.eval_fraction=0.1",
+            "training.eval_metrics=exact",
+            "training.sharding=fsdp2",
+        ),
+        lambda recipe: bool(recipe.training.eval_metrics) and _is_sharded(recipe),
+        "training.eval_metrics generates answers in the middle of a run, and with "
+        "training.{training.sharded_by} no process has the complete model. Leave it out, and run "
+        "`glmtune evaluate` afterwards",
+    ),
+    Rule(
         ("adapter.method=full", "model.dtype=bfloat16"),
         lambda recipe: _trains_weights(recipe) and recipe.model.dtype not in ("auto", "float32"),
         "adapter.method={adapter.method} trains the weights themselves, and "
@@ -326,6 +362,12 @@ def _cannot_prefer(recipe: "Recipe") -> bool:
 
 
 FINE_TUNING_RULES: tuple[Rule["Recipe"], ...] = (
+    Rule(
+        ("preference.stage=dpo", "data.eval_fraction=0.1", "training.eval_metrics=exact"),
+        lambda recipe: recipe.is_preference and bool(recipe.training.eval_metrics),
+        "training.eval_metrics scores answers of rows, and preference.stage={preference.stage} "
+        "has pairs of answers. Leave it out, and run `glmtune evaluate` afterwards",
+    ),
     Rule(
         ("preference.stage=dpo", "data.overlong=truncate_prompt"),
         lambda recipe: recipe.is_preference and recipe.data.overlong != "drop",
@@ -478,6 +520,11 @@ PRETRAINING_RULES: tuple[Rule["PretrainRecipe"], ...] = (
         lambda recipe: not any(recipe.objective.weights().values()),
         "objective.token, objective.sentence, objective.document and objective.causal are all 0, "
         "so there is nothing to learn. Give at least one of them, such as objective.causal=1",
+    ),
+    Rule(
+        ("data.eval_fraction=0.1", "training.eval_metrics=exact"),
+        lambda recipe: bool(recipe.training.eval_metrics),
+        "training.eval_metrics scores answers to prompts, and pre-training has none. Leave it out",
     ),
     Rule(
         ("training.sharding=fsdp2",),

@@ -3,10 +3,10 @@
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from glmtune.recipe.choices import BadRows, Dtype, Layout, Overlong, Stage
+from glmtune.recipe.choices import BadRows, Dtype, Layout, MetricName, Overlong, Stage
 from glmtune.recipe.numbers import (
     MOST_SIZE,
     Count,
@@ -23,6 +23,7 @@ from glmtune.recipe.numbers import (
     Size,
     Whole,
     Words,
+    split_words,
 )
 from glmtune.recipe.sources import Sources, SourceSection, SourcesOrNone
 
@@ -136,11 +137,15 @@ class TrainingSection(Section):
     logging_steps: Count = 10
     eval_strategy: Literal["no", "steps", "epoch"] = "epoch"
     eval_steps: Count = 100
+    # Scores of generated answers to held-out rows, at each evaluation.
+    eval_metrics: Annotated[tuple[MetricName, ...], BeforeValidator(split_words)] = ()
+    eval_metric_rows: Count = 100  # so many of the held-out rows, the same every time
+    metric_for_best_model: MetricName | Literal["loss"] = "loss"
     save_strategy: Literal["no", "steps", "epoch"] = "epoch"
     save_steps: Count = 100
     save_total_limit: Count | None = 2
     load_best_model_at_end: bool = True  # if there is an evaluation
-    early_stopping_patience: Count | None = None  # evaluations without a better loss
+    early_stopping_patience: Count | None = None  # evaluations without a better one
     use_cpu: bool = False
 
     @property
@@ -154,6 +159,12 @@ class TrainingSection(Section):
     def autocast(self) -> Literal["bfloat16", "float16"] | None:
         """The half-precision dtype of autocast; None if it is off."""
         return "bfloat16" if self.bf16 else "float16" if self.fp16 else None
+
+    @field_validator("metric_for_best_model", mode="before")
+    @classmethod
+    def _without_prefix(cls, value: Any) -> Any:
+        """Accept the names of transformers, such as eval_loss."""
+        return value.removeprefix("eval_") if isinstance(value, str) else value
 
     @field_validator("eval_strategy", "save_strategy", mode="before")
     @classmethod

@@ -57,6 +57,8 @@ class TrainerState:
         recipe: the values that these hash, by section and key; empty in earlier checkpoints.
         working_directory: that paths among them are relative to.
         loss_sum, learned_tokens: since the last line of metrics.
+        best_eval_loss, best_step: of the best evaluation so far.
+        best_score: its metric_for_best_model; None where that is the loss.
         replayed_rows: general rows that were mixed in so far.
         skipped_steps: that changed nothing, since a gradient did not fit float16.
         pack_tokens: of a pack at most, where a GPU's memory decided it; None otherwise.
@@ -72,6 +74,7 @@ class TrainerState:
     learned_tokens: int | float = 0  # labels may have weights
     best_eval_loss: float | None = None
     best_step: int | None = None
+    best_score: float | None = None
     evaluations_without_gain: int = 0
     replayed_rows: int = 0
     skipped_steps: int = 0

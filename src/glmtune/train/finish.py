@@ -162,7 +162,7 @@ def _log_proofs(proofs: Sequence[Proof]) -> None:
 
 
 def take_best(training: Training, model: Any) -> int:
-    """Restore the weights with the best held-out loss, if the recipe asks for them.
+    """Restore the weights of the best evaluation, if the recipe asks for them.
 
     Returns:
         The step of the weights.
@@ -180,13 +180,18 @@ def take_best(training: Training, model: Any) -> int:
         problem = problem and f"{best} is damaged: {problem}"
     if problem is not None:
         logger.warning(
-            "the best held-out loss was at step %d, but %s; the weights are those of the last step",
+            "the best held-out %s was at step %d, but %s; the weights are those of the last step",
+            section.metric_for_best_model,
             state.best_step,
             problem,
         )
         return state.step
     method.restore(best, model)
-    logger.info("the weights are those of step %d, the best held-out loss", state.best_step)
+    logger.info(
+        "the weights are those of step %d, the best held-out %s",
+        state.best_step,
+        section.metric_for_best_model,
+    )
     return state.best_step
 
 

@@ -38,6 +38,9 @@ NEWER_KEYS: frozenset[str] = frozenset(
         "model.add_tokens",
         "preference.desirable_weight",
         "preference.undesirable_weight",
+        "training.eval_metrics",
+        "training.eval_metric_rows",
+        "training.metric_for_best_model",
     }
 )
 

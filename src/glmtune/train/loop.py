@@ -70,7 +70,8 @@ def train(training: Training, show_samples: Callable[[], None] | None = None) ->
                 _save(training, random_state())
             if stops:
                 logger.info(
-                    "no better held-out loss in %d evaluations; stopping at step %d",
+                    "no better held-out %s in %d evaluations; stopping at step %d",
+                    training.section.metric_for_best_model,
                     state.evaluations_without_gain,
                     state.step,
                 )

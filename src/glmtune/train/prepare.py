@@ -18,6 +18,7 @@ from glmtune.train.checkpoint import (
 from glmtune.train.engines.choose import make_engine
 from glmtune.train.engines.deepspeed import check_deepspeed
 from glmtune.train.engines.fsdp import check_sharding
+from glmtune.train.evaluation import check_scored
 from glmtune.train.identity import (
     check_identity,
     deciding_values,
@@ -31,6 +32,7 @@ from glmtune.train.output import RunFolder, prepare_output
 from glmtune.train.precision import check_base
 from glmtune.train.processes import Processes, seed_everything, start_processes
 from glmtune.train.training import Task, Training
+from glmtune.use.evaluate.metrics import check_installed
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ def prepare_run(recipe: RunRecipe, *, resume: bool) -> Processes:
     method.check_fits(recipe.adapter, recipe.model.name_or_path)
     optimizer_class(recipe.training)
     check_base(recipe)
+    check_installed(recipe.training.eval_metrics)
     processes = start_processes(recipe)
     check_sharding(recipe.training, processes.num_processes)
     check_deepspeed(recipe.training, processes.num_processes)
@@ -79,6 +82,7 @@ def prepare_training(
         CheckpointError: the checkpoint belongs to another run, or all are damaged.
     """
     folder = RunFolder(Path(recipe.output.dir))
+    check_scored(recipe.training, data)
     plan = plan_batches(recipe, data.rows, processes, data.replay)
     num_steps = count_steps(recipe, plan)
     if recipe.trains:

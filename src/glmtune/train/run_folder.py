@@ -19,6 +19,7 @@ from glmtune.files import explain_write_error
 from glmtune.methods.adapter_folder import CARD
 from glmtune.prove.metrics import METRICS
 from glmtune.recipe.recipe import RECIPE
+from glmtune.use.evaluate.names import SCORES_FILES
 
 RUN_FILES = (
     "adapter_config.json",
@@ -32,6 +33,11 @@ RUN_FILES = (
     "loss.png",  # of earlier versions
     "report.html",
     "report.json",
+    *(
+        name.replace(".json", ending)
+        for name in SCORES_FILES
+        for ending in (".json", ".answers.jsonl", ".base-answers.jsonl", ".judge.jsonl")
+    ),
 )
 # Of a complete model. They may be a user's own, unless our card is there too.
 MODEL_FILES = ("config.json", "generation_config.json", "pytorch_model.bin")

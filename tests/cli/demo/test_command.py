@@ -23,6 +23,11 @@ def test_the_demo_shows_every_stage(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert re.search(r"proofs:  \d of 9 passed, .*report\.html", shown)
     assert "glmtune train chatglm3-lora" in shown
     assert (tmp_path / "demo" / "adapter" / "report.html").is_file()
+    scores = json.loads((tmp_path / "demo" / "adapter" / "scores.json").read_text("utf-8"))
+    assert scores["base"]["exact"]["num_rows"] == scores["scores"]["exact"]["num_rows"] == 102
+    report = (tmp_path / "demo" / "adapter" / "report.html").read_text("utf-8")
+    assert "held_out.json</span> 102 rows, answers" in report
+    assert "not distinguishable" in report  # 3 steps teach nothing
     assert base_of(tmp_path / "demo" / "adapter") == "nano", "no folder of this machine"
 
 

@@ -11,11 +11,7 @@ import pytest
 from glmtune.cli.demo.folder import prepare
 from glmtune.cli.demo.fractions import GAUGE, GENERAL, HELD_OUT, TRAIN, to_json
 from glmtune.cli.demo.fractions import rows as make_rows
-from glmtune.cli.demo.score import MAX_NEW_TOKENS, Question, answer, count_right
-from glmtune.conversation import Conversation, Message
 from glmtune.errors import OutputError
-from glmtune.use.generate import Sampling
-from glmtune.use.open import open_session
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -118,27 +114,3 @@ def test_a_run_of_the_users_own_in_the_demos_folder_is_not_replaced(tmp_path: Pa
     with pytest.raises(OutputError, match=r"adapter/recipe\.yaml changed"):
         prepare(folder)
     assert (adapter / "adapter_model.safetensors").read_text() == "its weights"
-
-
-def test_questions_asked_together_are_answered_as_one_by_one(taught_model_dir: Path) -> None:
-    greedy = Sampling(temperature=0, max_new_tokens=MAX_NEW_TOKENS)
-    session = open_session(str(taught_model_dir), sampling=greedy)
-    asked_of_it = ["北京天气怎么样？", "你叫什么名字？", "再说一次你叫什么名字，好吗？"]
-    alone = []
-    for text in asked_of_it:
-        session.reset()
-        alone.append(session.reply(text).messages[-1].content)
-    questions = [Question(Conversation((Message("user", text),)), "") for text in asked_of_it]
-    lengths = {len(session.template.prompt_ids(question.prompt)) for question in questions}
-    assert len(lengths) > 1, "with equal lengths this proves little"
-
-    together = answer(session.model, session.template, questions)
-
-    assert together == alone
-    assert together[1] == "我是小助手。😀 鑫！"
-
-
-def test_only_answers_that_are_right_to_the_letter_count() -> None:
-    question = Question(Conversation((Message("user", "一加一"),)), "二。")
-
-    assert count_right([question] * 3, ["二。", "二", "二。 "]) == 1

@@ -2,7 +2,7 @@
 
     fractions.py    fractions to reduce   -> train.json, held_out.json
     folder.py       rows and a recipe     -> a folder, without losing a user's files
-    score.py        held-out questions    -> answers, right or wrong
+    score.py        held-out questions    -> answers before and after, and an evaluation
 
 The run itself is `glmtune.train.run.fine_tune` with `recipe.yaml`, as for every user.
 """

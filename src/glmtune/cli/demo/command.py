@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from glmtune.cli.demo.folder import DemoFolder
-    from glmtune.cli.demo.score import Question
+    from glmtune.cli.demo.score import Answers
     from glmtune.prove.proof import Proof
     from glmtune.train.run import Result
+    from glmtune.use.evaluate.answers import AnswersTask
+    from glmtune.use.evaluate.results import Evaluation
     from glmtune.use.generate import Sampling
 
 NUM_STAGES = 5
@@ -49,7 +51,7 @@ def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
         from transformers.utils import logging
 
         from glmtune.cli.demo.folder import prepare
-        from glmtune.cli.demo.score import answer, count_right, read_questions
+        from glmtune.cli.demo.score import answer, count_right, read_questions, write_scores
         from glmtune.use.open import open_session
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # for files that load at once
@@ -61,11 +63,11 @@ def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
         show_base(console, base.model)
         say(console, HELLO, base.stream(HELLO))
     with _stage(console, 2, "The rows, in alpaca format"):
-        questions = read_questions(folder.held_out)
-        show_rows(console, folder, questions)
-    with _stage(console, 3, f"The base answers the {len(questions)} held-out questions"):
-        before = answer(base.model, base.template, questions)
-        console.print(f"exact matches: {count_right(questions, before)} of {len(questions)}")
+        task = read_questions(folder.held_out, base.template)
+        show_rows(console, folder, len(task.rows))
+    with _stage(console, 3, f"The base answers the {len(task.rows)} held-out questions"):
+        before = answer(base.model, task)
+        console.print(f"exact matches: {count_right(task, before)} of {len(task.rows)}")
     with _stage(console, 4, f"Training, as by `glmtune train {folder.recipe_file}`"):
         from glmtune.train.run import fine_tune
 
@@ -76,8 +78,10 @@ def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
         show_result(console, folder, result)
     with _stage(console, NUM_STAGES, "The tuned model answers the same questions"):
         tuned = open_session(model, folder.adapter, dtype="float32", sampling=_greedy())
-        after = answer(tuned.model, tuned.template, questions)
-        show_answers(console, questions, before, after)
+        after = answer(tuned.model, task)
+        show_answers(console, task, before, after)
+        show_scores(console, write_scores(model, folder.adapter, task, before, after))
+        rewrite_pages(folder.adapter)
         say(console, HELLO, tuned.stream(HELLO))
     show_next(console, folder, time.perf_counter() - started)
 
@@ -106,7 +110,7 @@ def show_base(console: "Console", model: "PreTrainedModel") -> None:
     )
 
 
-def show_rows(console: "Console", folder: "DemoFolder", questions: "Sequence[Question]") -> None:
+def show_rows(console: "Console", folder: "DemoFolder", num_questions: int) -> None:
     """Show a few rows, and one as the tokens that training sees."""
     from glmtune.cli.printing import print_row
     from glmtune.data.sources import read_rows
@@ -120,7 +124,7 @@ def show_rows(console: "Console", folder: "DemoFolder", questions: "Sequence[Que
             console.print(f"  input       {row['input']}", markup=False)
         console.print(f"  output      {row['output']}\n", style="green", markup=False)
     console.print(
-        f"{folder.held_out}: {len(questions)} fractions to ask. This run never sees them, and the "
+        f"{folder.held_out}: {num_questions} fractions to ask. This run never sees them, and the "
         "rows that nano was tuned on have no fractions."
     )
     replay, asked = folder.recipe.data.replayed, folder.recipe.checks.general_rows
@@ -165,9 +169,9 @@ def show_proofs(console: "Console", folder: "DemoFolder", proofs: "Sequence[Proo
 
 def show_answers(
     console: "Console",
-    questions: "Sequence[Question]",
-    before: Sequence[str],
-    after: Sequence[str],
+    task: "AnswersTask",
+    before: "Answers",
+    after: "Answers",
 ) -> None:
     """Count right answers, and show those of the base and the tuned model side by side."""
     from rich.table import Table
@@ -175,28 +179,50 @@ def show_answers(
 
     from glmtune.cli.demo.score import count_right
 
-    wrong = [i for i, question in enumerate(questions) if after[i] != question.expected]
-    total = len(questions)
+    questions, rows = task.questions, task.rows
+    wrong = [row for row in rows if after[row].answer.strip() != questions[row].reference]
+    total, right = len(rows), count_right(task, after)
     console.print(
-        f"exact matches: {count_right(questions, before)} of {total} before, "
-        f"[bold]{total - len(wrong)} of {total}[/bold] after "
-        f"({(total - len(wrong)) / total:.1%})"
+        f"exact matches: {count_right(task, before)} of {total} before, "
+        f"[bold]{right} of {total}[/bold] after ({right / total:.1%})"
     )
     table = Table()
     for heading in ("held-out question", "base", "tuned", ""):
         table.add_column(heading, overflow="fold")  # Chinese has no spaces to break at
-    chosen = range(0, total, -(-total // SHOWN_ROWS))
-    for index in [*chosen, *[i for i in wrong if i not in chosen][:3]]:
-        question, right = questions[index], index not in wrong
+    chosen = rows[:: -(-total // SHOWN_ROWS)]
+    for row in [*chosen, *[row for row in wrong if row not in chosen][:3]]:
+        question, is_right = questions[row], row not in wrong
+        expected = _step_by_step(question.reference or "")
         table.add_row(
             Text(question.text.replace("\n", " / ")),
-            Text(_one_line(before[index]), style="dim"),
-            Text(_step_by_step(after[index]), style="green" if right else "red"),
-            Text("right" if right else f"wrong, expected\n{_step_by_step(question.expected)}"),
+            Text(_one_line(before[row].answer), style="dim"),
+            Text(_step_by_step(after[row].answer), style="green" if is_right else "red"),
+            Text("right" if is_right else f"wrong, expected\n{expected}"),
         )
     console.print(table, soft_wrap=False)
     if wrong:
         console.print("Its mistakes are at the end of the table.", style="dim")
+
+
+def show_scores(console: "Console", result: "Evaluation") -> None:
+    """Show every score with its interval and the verdict; they are in the report, too."""
+    for name, score in result.scores.items():
+        difference = result.differences.get(name)
+        verdict = "" if difference is None or difference.verdict is None else difference.verdict
+        base = (result.base or {})[name].value
+        console.print(
+            f"{name:<13}{base:7.2f} -> {score.value:6.2f}  "
+            f"(95 %: {score.low:.2f} to {score.high:.2f})  {verdict}"
+        )
+
+
+def rewrite_pages(adapter: Path) -> None:
+    """Write the report and the card again, now with the scores."""
+    from glmtune.prove.folder_card import rewrite_card
+    from glmtune.prove.report.page import rewrite_report
+
+    rewrite_report(adapter)
+    rewrite_card(adapter)
 
 
 def _one_line(text: str) -> str:

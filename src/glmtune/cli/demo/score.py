@@ -1,60 +1,67 @@
-"""Held-out questions -> a model's answers, and how many are right to the letter.
+"""The evaluation of the demo: held-out rows, answered before and after, scored as by evaluate.
 
-Prompts are built and answers are read by the template that trained the model, so a wrong
-answer is never the fault of another prompt.
+The result is in the folder of the run, as `glmtune evaluate` would write it, so the report and the
+card show it, and that command can score the same answers by another metric.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from glmtune.conversation import Conversation
-from glmtune.data.formats import FORMATS, convert
-from glmtune.data.sources import read_rows
+from glmtune.recipe.sections import DataSection
 from glmtune.template.base import Template
-from glmtune.use.generate import Request, Sampling, generate
+from glmtune.use.evaluate.answers import AnswersTask, answers_task, choose_metrics
+from glmtune.use.evaluate.kept import Line
+from glmtune.use.evaluate.names import scores_file
+from glmtune.use.evaluate.results import Evaluation
+from glmtune.use.evaluate.run import keep_answers, open_model, write_result
+from glmtune.use.evaluate.task import ModelChoice
+from glmtune.use.generate import Sampling
 
 MAX_NEW_TOKENS = 64  # no answer of the demo is longer
+METRICS = ("exact", "number", "rouge-l-char")
+BATCH_SIZE = 32
+
+Answers = Mapping[int, Line]
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A prompt and the expected answer."""
-
-    prompt: Conversation
-    expected: str
-
-    @property
-    def text(self) -> str:
-        """The text of the prompt's last turn."""
-        return self.prompt.messages[-1].content
-
-
-def read_questions(path: Path) -> list[Question]:
-    """Read alpaca rows as questions.
+def read_questions(path: Path, template: Template) -> AnswersTask:
+    """Read the held-out rows.
 
     Raises:
         DataError: a row cannot be read.
     """
-    conversations = [convert(row, FORMATS["alpaca"]) for row in read_rows(path)]
-    return [
-        Question(Conversation(messages[:-1]), messages[-1].content)
-        for messages in (conversation.messages for conversation in conversations)
-    ]
+    return answers_task(
+        DataSection(train=(str(path),), format="alpaca"),
+        template,
+        choose_metrics(METRICS),
+        sampling=Sampling(temperature=0, max_new_tokens=MAX_NEW_TOKENS),
+        context_length=None,
+    )
 
 
-def answer(model: Any, template: Template, questions: Sequence[Question]) -> list[str]:
-    """Answer questions, many at once, always with the likeliest token."""
-    requests = [Request(template.prompt_ids(q.prompt), MAX_NEW_TOKENS) for q in questions]
-    greedy = Sampling(temperature=0)
-    answers = {
-        written.index: template.parse(written.ids)[-1].content
-        for written in generate(model, requests, stop_ids=template.stop_ids, sampling=greedy)
-    }
-    return [answers[index] for index in range(len(questions))]
+def answer(model: Any, task: AnswersTask) -> Answers:
+    """Answer all questions, many at once, always with the likeliest token."""
+    return {line.row: line for line in task.lines(model, task.rows, BATCH_SIZE)}
 
 
-def count_right(questions: Sequence[Question], answers: Sequence[str]) -> int:
+def count_right(task: AnswersTask, answers: Answers) -> int:
     """Count the answers that are right to the letter."""
-    return sum(q.expected == a for q, a in zip(questions, answers, strict=True))
+    return int(task.measure(answers)["exact"].measured.values.sum() / 100)
+
+
+def write_scores(
+    model: str, adapter: Path, task: AnswersTask, before: Answers, after: Answers
+) -> Evaluation:
+    """Write the evaluation of the base and the tuned model into the folder of the run.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    opened = open_model(ModelChoice(model, str(adapter), dtype="float32"))
+    output = adapter / scores_file("answers")
+    kept = {
+        "tuned": keep_answers(opened, task, output, after.values()),
+        "base": keep_answers(opened, task, output, before.values(), is_base=True),
+    }
+    return write_result(opened, task, kept, output)

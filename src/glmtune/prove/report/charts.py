@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from glmtune.recipe.choices import METRIC_NAMES
 from glmtune.units import number
 
 SIZE = 1000  # of the square that the paths are in
@@ -87,6 +88,9 @@ def make_charts(lines: Sequence[Line]) -> list[Chart]:
     charts = [loss_chart(lines)]
     lines = thin(lines)
     charts += [_make_chart(title, unit, names, lines) for title, unit, names in _OTHERS]
+    scores = {f"eval_{name}": name for name in METRIC_NAMES if name != "length"}
+    measured = {key: name for key, name in scores.items() if any(key in line for line in lines)}
+    charts.append(_make_chart("Held-out answers", "percent", measured, lines))
     return [chart for chart in charts if chart is not None]
 
 

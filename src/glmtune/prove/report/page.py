@@ -24,6 +24,7 @@ from glmtune.inspect.shown_row import harmless
 from glmtune.prove.metrics import METRICS, read_metrics, until
 from glmtune.prove.report.charts import loss_chart, make_charts, thin
 from glmtune.prove.report.facts import ReportFacts, read_facts, write_facts
+from glmtune.prove.scores import read_scores
 from glmtune.recipe.recipe import RECIPE, Recipe
 from glmtune.units import duration, number
 
@@ -147,6 +148,7 @@ def render_run(
         proofs=proofs,
         verdicts={v: sum(p.verdict == v for p in proofs) for v in ("passed", "failed", "not run")},
         charts=make_charts(lines),
+        evaluations=read_scores(output),
         lines=thin(lines),
         num_lines=len(lines),
         findings=findings[:MAX_FINDINGS],
