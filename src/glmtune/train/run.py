@@ -25,6 +25,7 @@ from glmtune.recipe.recipe import Recipe, RunRecipe
 from glmtune.recipe.sections import TrainingSection
 from glmtune.template.select import template_for
 from glmtune.train.before import Before, log_samples, look_at_base, prove_packing, prove_prompts
+from glmtune.train.callbacks import Callback
 from glmtune.train.dry_run import dry_run
 from glmtune.train.engines.engine import Engine
 from glmtune.train.finish import ProofResults, finish, write_run_report
@@ -72,7 +73,11 @@ class Result:
 
 
 def fine_tune(
-    recipe: Recipe, *, resume: bool = False, loss: LossFunction = cross_entropy_sum
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    loss: LossFunction = cross_entropy_sum,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Tune a model according to a recipe.
 
@@ -80,6 +85,7 @@ def fine_tune(
         recipe: the whole run.
         resume: continue from the newest intact checkpoint in `output.dir`.
         loss: what to minimize, to try an idea: (logits, targets) -> a sum.
+        callbacks: called with each line of metrics; one that returns True ends the run.
 
     Raises:
         GlmtuneError: one of its children, for everything that the user can fix. Earlier
@@ -95,7 +101,9 @@ def fine_tune(
         before = look_at_base(recipe, model, data, processes)
         if processes.is_main:
             before = replace(before, asked=prove_prompts(recipe, data))
-        return train_and_prove(recipe, processes, model, data, task, before, resume=resume)
+        return train_and_prove(
+            recipe, processes, model, data, task, before, resume=resume, callbacks=callbacks
+        )
 
 
 def choose_task(recipe: Recipe, loss: LossFunction) -> Task:
@@ -147,6 +155,7 @@ def train_and_prove(
     before: Before,
     *,
     resume: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Train, publish, prove and report.
 
@@ -157,7 +166,7 @@ def train_and_prove(
         data: encoded rows.
         task: what is learned from them.
         before: what the base answered.
-        resume: as for `fine_tune`.
+        resume, callbacks: as for `fine_tune`.
 
     Raises:
         GlmtuneError: as `fine_tune`.
@@ -166,7 +175,9 @@ def train_and_prove(
     if recipe.trains:
         check_trained(model, recipe.adapter)
     before = replace(before, start=liveness.remember(model))
-    training = prepare_training(recipe, processes, model, data, task, resume=resume)
+    training = prepare_training(
+        recipe, processes, model, data, task, resume=resume, callbacks=callbacks
+    )
     del model  # the engine has it, and gives it back
     before = replace(before, packed=prove_packing(training))
     dry_run(training)

@@ -114,7 +114,7 @@ def test_the_policy_of_the_page_blocks_an_injected_script(browser: Any, run_dir:
 
     page.goto(path.as_uri())
 
-    assert page.title() == "Run run · glmtune"
+    assert page.title() == "chatglm3-6b · lora r=8 · glmtune"
     assert loaded == [path.as_uri()]
     page.close()
 
