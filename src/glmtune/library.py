@@ -61,7 +61,7 @@ def _without_loading_bars() -> Iterator[None]:
     """Switch off the bars of transformers, which stay in a notebook as lines of their own."""
     from transformers.utils import logging as transformers_logging
 
-    were_shown = transformers_logging.is_progress_bar_enabled()  # type: ignore[no-untyped-call]
+    were_shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
@@ -480,9 +480,10 @@ def _sampling(options: Mapping[str, Any]) -> "Sampling":
                 f"{', '.join(_RANGES)}."
             )
         low, high, expected = _RANGES[name]
-        kinds: tuple[type, ...] = (int,) if "int" in str(types[name]) else (int, float)
-        is_right = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
-        if not is_right and not (name == "seed" and value is None):
+        is_whole = "int" in str(types[name])
+        kinds = int if is_whole else int | float
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
+        if not (is_number and low <= value <= high) and not (name == "seed" and value is None):
             raise RecipeError(f"{name}={value!r}: expected {expected}.")
     return Sampling(**options)
 

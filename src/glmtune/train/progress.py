@@ -94,7 +94,7 @@ class _Cell:
 
         now = time.perf_counter()
         each = (now - self._began) / (self._step - self._first)
-        html = HTML(
+        html = HTML(  # type: ignore[no-untyped-call]
             progress_html(
                 self._losses,
                 self._num_steps,
@@ -104,7 +104,7 @@ class _Cell:
             )
         )
         if self._handle is None:
-            self._handle = display(html, display_id=True)
+            self._handle = display(html, display_id=True)  # type: ignore[no-untyped-call]
         else:
             self._handle.update(html)
         self._shown_at = now

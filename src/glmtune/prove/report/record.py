@@ -10,7 +10,7 @@ from typing import Any
 
 from glmtune.errors import OutputError
 from glmtune.prove.metrics import METRICS, read_metrics
-from glmtune.prove.report.facts import ReportFacts, read_facts
+from glmtune.prove.report.facts import NO_FACTS, ReportFacts, read_facts
 from glmtune.recipe.recipe import RECIPE
 from glmtune.recipe.yaml_text import YamlError, parse_yaml
 
@@ -57,14 +57,24 @@ class RunRecord:
         return bool(self.value("adapter.method") != "none")
 
 
-def read_record(folder: Path) -> RunRecord:
+def read_record(folder: Path, *, damaged_too: bool = False) -> RunRecord:
     """Read the files of a run.
+
+    Args:
+        folder: the output folder.
+        damaged_too: read on if `report.json` is damaged or of a later version; `why_missing` then
+            says so.
 
     Raises:
         OutputError: the folder holds no run, or a file of it is damaged.
     """
     text = read_recipe_text(folder)
-    facts, why_missing = read_facts(folder, text)
+    try:
+        facts, why_missing = read_facts(folder, text)
+    except OutputError as error:
+        if not damaged_too:
+            raise
+        facts, why_missing = NO_FACTS, str(error)
     lines = read_metrics(folder / METRICS)
     return RunRecord(folder, text, _sections(text), lines, facts, why_missing)
 

@@ -118,7 +118,7 @@ def key_figures(lines: Sequence[Mapping[str, Any]], saved_step: int | None = Non
 def tokens_seen(record: RunRecord) -> int | None:
     """Estimate the tokens that were trained on: those of a row, times the rows of all epochs."""
     data, rows = record.facts.data, record.facts.num_train_rows
-    epochs = key_figures(record.lines)["epochs"]
+    epochs: float | None = key_figures(record.lines)["epochs"]
     if data is None or rows is None or epochs is None or not data.num_examples:
         return None
     return round(data.num_tokens / data.num_examples * rows * epochs)
