@@ -16,7 +16,7 @@ help:
 	@echo "make check     lint, then the quick tests"
 	@echo "make coverage  all tests, and the share of src/ that they run; fails below 90 %"
 	@echo "make fix       let ruff repair what it can"
-	@echo "make docs      write docs/cli.md again"
+	@echo "make docs      write docs/cli.md and docs/api.md again"
 
 demo: install
 	$(RUN)/glmtune demo
@@ -49,6 +49,7 @@ fix: install
 
 docs: install
 	$(RUN)/python -m typer glmtune.cli.main utils docs --name glmtune --output docs/cli.md
+	$(RUN)/python docs/make_api.py
 
 install: $(VENV)/installed
 

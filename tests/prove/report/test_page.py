@@ -169,7 +169,8 @@ def test_a_report_of_a_pretraining_tells_perplexities_and_its_own_command(
     assert "nano · pre-training by full · 8 examples" in Page(html).text
     assert re.search(r"Perplexity, token</span><b>45.25</b>", html)
     assert "glmtune pretrain run/recipe.yaml output.dir=run-again" in html
-    assert "glmtune train" not in html
+    assert "glmtune train run/recipe.yaml" not in html
+    assert "glmtune chat" not in html  # it completes texts
 
 
 def test_a_report_of_an_evaluation_has_nothing_to_talk_to(

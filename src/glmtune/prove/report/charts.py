@@ -22,6 +22,7 @@ MAX_LINES = 3000  # of metrics that are drawn; a screen has no more columns
 TEXT_WIDTH, TEXT_HEIGHT = 60, 8  # of a curve in a terminal, in characters
 TINY = 1e-9  # relative difference of two values that are drawn as one
 SMALLEST_STEP = 1e-290  # of an axis; below it powers of ten lose their digits
+NUM_COLORS = 8  # of the style sheet
 LOG_RANGE = 50  # largest over smallest value, from which on an axis is logarithmic
 SMALLEST = 1e-6  # value that a logarithmic curve can show
 
@@ -44,11 +45,14 @@ class Curve:
         name: for the legend.
         line: the path through all points, with a gap where a value is not finite.
         dots: a path that draws each point, for curves of few points; "" for others.
+        color: its number among the curves that were asked for, with or without values, so that a
+            run has one color in all charts.
     """
 
     name: str
     line: str
     dots: str
+    color: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +220,7 @@ def draw(
         may_be_log: use a logarithmic axis where the values span a wide range.
         saved_step: a step to mark, unless it is the last one.
     """
+    colors = {name: index % NUM_COLORS for index, name in enumerate(series)}
     series = {name: points for name, points in series.items() if points}
     finite = [y for points in series.values() for y in points.values() if y is not None]
     steps: list[int] = sorted({step for points in series.values() for step in points})
@@ -235,9 +240,8 @@ def draw(
     curves = []
     for name, points in series.items():
         placed = [(x(s), None if v is None else y(v)) for s, v in points.items()]
-        curves.append(
-            Curve(name, _line_path(placed), _dot_path(placed) if len(placed) <= 60 else "")
-        )
+        dots = _dot_path(placed) if len(placed) <= 60 else ""
+        curves.append(Curve(name, _line_path(placed), dots, colors[name]))
     data = {
         "names": list(series),
         "steps": steps,

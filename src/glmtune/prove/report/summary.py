@@ -251,9 +251,14 @@ def next_commands(record: RunRecord) -> Iterator[Command]:
     facts, folder = record.facts, shown_folder(record.folder)
     verdicts = {proof.name: proof.verdict for proof in facts.proofs}
     if facts.is_finished and record.trains and verdicts.get(SAVED) != "failed":
-        yield Command("Talk to it", _line("chat", folder))
-        to_file = ("rows.json", "--model", folder, "-o", "answers.jsonl")
-        yield Command("Answer a file of rows", _line("predict", *to_file))
+        if record.is_pretraining:  # it completes texts, and has not learned to answer
+            keys = (f"model.name_or_path={folder}", "data.train=ROWS.json")
+            line = _line("train", "chatglm3-lora", *keys, f"output.dir={folder}-chat")
+            yield Command("Teach it to answer", line)
+        else:
+            yield Command("Talk to it", _line("chat", folder))
+            to_file = ("rows.json", "--model", folder, "-o", "answers.jsonl")
+            yield Command("Answer a file of rows", _line("predict", *to_file))
         if verdicts.get(MERGED) == "passed":
             yield Command(
                 "Merge it into its base", _line("merge", folder, "-o", f"{folder}-merged")
@@ -303,7 +308,7 @@ def loss_line(figures: Figures, saved_step: int | None) -> str:
     parts = []
     if figures["last_loss"] is not None:
         first, last = number(figures["first_loss"]), number(figures["last_loss"])
-        parts.append(f"loss {first} to {last}")
+        parts.append(f"loss {last}" if first == last else f"loss {first} to {last}")
     if figures["last_held_out"] is not None:
         parts.append(f"held-out loss {number(figures['last_held_out'])}")
     for kind, rewards in list(figures["rewards"].items())[:1]:
