@@ -56,19 +56,22 @@ report = glmtune.lint(rows, "nano")
     'glmtune.chat("nano", "你叫什么名字？", temperature=0).text',
     (
         "## Training\n\nEvery keyword is a key of the recipe. The cell shows the loss while it "
-        "trains, then the verdict of the proofs, the curve and two answers.",
-        "## 训练\n\n每个关键字都是配方中的键。训练时这里显示损失曲线，结束后显示检验结果、曲线和两条回答。",
+        "trains, then the verdict of the proofs, the curve and two answers. So small a model "
+        "trains all of its weights; a large one gets the default, LoRA.",
+        "## 训练\n\n每个关键字都是配方中的键。训练时这里显示损失曲线，"
+        "结束后显示检验结果、曲线和两条回答。模型很小，所以训练全部权重；大模型用默认的 LoRA。",
     ),
     """\
 run = glmtune.fine_tune(
     "nano",
     rows,
-    r=16,
-    target_modules="all-linear",
-    num_train_epochs=12,
-    learning_rate=2e-3,
-    gradient_accumulation_steps=1,
-    checks={"forgetting": None},
+    adapter={"method": "full"},
+    num_train_epochs=20,
+    learning_rate=5e-4,
+    lr_scheduler_type="constant",
+    gradient_accumulation_steps=3,
+    save_strategy="no",
+    checks={"forgetting": None, "highest_learning_rate": 0.02, "smallest_batch": 1},
 )
 run""",
     ("## After", "## 训练之后"),
@@ -82,15 +85,15 @@ session = run.load(temperature=0)
 for question in ("你好", "谁开发了你？"):
     print(question, "->", session.reply(question).text)""",
     (
-        "## What is left\n\nThe adapter, the recipe and a report are in the folder of the run. "
-        "`merge` makes a complete model of it, and compares its answers with those of the adapter.",
-        "## 留下的文件\n\n适配器、配方和报告都在输出文件夹里。`merge` 把适配器合并成完整模型，"
-        "并核对合并前后的回答。",
+        "## What is left\n\nThe model, the recipe and a report are in the folder of the run. "
+        "`Run.open` opens it again; `run.export` writes it for other tools.",
+        "## 留下的文件\n\n模型、配方和报告都在输出文件夹里。`Run.open` 可再次打开，"
+        "`run.export` 可导出给其他工具。",
     ),
     """\
-merged = run.merge(f"{run.folder}-merged")
-print(run.folder, sorted(path.name for path in run.folder.iterdir())[:6])
-[(check.name, check.verdict) for check in merged.checks]""",
+again = glmtune.Run.open(run.folder)
+print(again.report())
+[(proof.name, proof.verdict) for proof in again.proofs]""",
     (
         "## ChatGLM3-6B\n\nOn a GPU with 16 GB, with the recipe that comes with the package:\n\n"
         '```python\nrun = glmtune.fine_tune(\n    "chatglm3-lora", rows,\n'
@@ -112,7 +115,7 @@ OWN_TASK: list[Cell] = [
     """\
 import random
 
-digits = "一 二 三 四 五 六 七 八 九 十 十一 十二".split()
+digits = ["一", "二", "三", "四", "五", "六", "七", "八", "九", "十", "十一", "十二"]
 dates = [(month, day) for month in range(1, 13) for day in range(1, 11)]
 random.Random(0).shuffle(dates)
 rows = [
@@ -145,15 +148,15 @@ run = glmtune.fine_tune(
     "nano",
     train,
     eval=test,
-    r=16,
-    target_modules="all-linear",
+    adapter={"method": "full"},
     max_length=64,
-    per_device_train_batch_size=8,
+    per_device_train_batch_size=16,
     gradient_accumulation_steps=1,
-    num_train_epochs=4,
-    learning_rate=3e-3,
+    num_train_epochs=8,
+    learning_rate=1e-3,
     logging_steps=4,
-    checks={"forgetting": None, "highest_learning_rate": 0.01},
+    save_strategy="no",
+    checks={"forgetting": None, "highest_learning_rate": 0.02},
 )
 run""",
     ("And after?", "训练之后呢？"),
@@ -166,6 +169,11 @@ wrong = [(x["prompt"], x["answer"], x["reference"]) for x in after]
 [each for each in wrong if each[1] != each[2]][:5]""",
     ("One of your own:", "自己问一句："),
     'run.chat("用数字写日期：十月一日", temperature=0).text',
+    (
+        "Everything that the run did and proved is in its report:",
+        "训练与检验的全部细节都在报告里：",
+    ),
+    "print(run.report())",
 ]
 
 NOTEBOOKS = {"rows_to_chat": ROWS_TO_CHAT, "own_task": OWN_TASK}

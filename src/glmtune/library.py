@@ -49,6 +49,8 @@ def quiet_libraries() -> Iterator[None]:
     with warnings.catch_warnings():
         for kind in (FutureWarning, DeprecationWarning):
             warnings.simplefilter("ignore", kind)
+        # tqdm, in a notebook without the widgets that its bars would be.
+        warnings.filterwarnings("ignore", message="IProgress not found")
         noisy.setLevel(logging.ERROR)
         try:
             yield

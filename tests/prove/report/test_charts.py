@@ -101,6 +101,12 @@ def test_a_loss_over_a_wide_range_has_a_logarithmic_axis() -> None:
     assert ys[1] - ys[0] == pytest.approx(ys[2] - ys[1], abs=0.2)  # equal ratios, equal distances
 
 
+def test_numbers_of_any_size_can_be_drawn() -> None:
+    for values in ([5e-324, 1.0], [1e-280, 1e100], [1e-9, 1e9]):
+        [chart] = make_charts(lines(values))
+        assert 2 <= len(chart.y_ticks) <= 12
+
+
 def test_the_step_that_was_saved_is_marked_unless_it_is_the_last() -> None:
     measured = lines([3.0, 2.0, 2.5, 2.6, 2.7])
 

@@ -226,7 +226,7 @@ def draw(
     steps: list[int] = sorted({step for points in series.values() for step in points})
     if len(finite) < 2 or len(steps) < 2:
         return None
-    is_log = may_be_log and min(finite) > 0 and max(finite) / min(finite) >= LOG_RANGE
+    is_log = may_be_log and min(finite) > SMALLEST_STEP and max(finite) >= LOG_RANGE * min(finite)
     scale = math.log10 if is_log else float
     low, high, y_ticks = (_log_axis if is_log else _round_axis)(min(finite), max(finite))
     first, last = steps[0], steps[-1]
