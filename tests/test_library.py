@@ -1,6 +1,7 @@
 """`import glmtune`: instant, and the same functions as the commands."""
 
 import copy
+import json
 import logging
 import subprocess
 import sys
@@ -165,6 +166,31 @@ def test_a_loss_of_ones_own_is_minimized(place: Path, tiny_model_dir: Path) -> N
     assert own.loss is not None
     assert usual.loss is not None
     assert own.loss == pytest.approx(usual.loss / 2)
+
+
+def test_the_report_shows_a_row_of_the_task_where_the_first_step_learned_a_general_one(
+    place: Path, tiny_model_dir: Path
+) -> None:
+    general = [{"instruction": f"第{number}问", "output": "好"} for number in range(40)]
+    Path("general.json").write_text(json.dumps(general), encoding="utf-8")
+    one_row = {"per_device_train_batch_size": 1, "max_steps": 1}
+
+    run = glmtune.fine_tune(
+        tiny_model_dir, ROWS, replay={"path": "general.json", "ratio": 8}, dir="replayed",
+        **(QUICK | one_row),
+    )  # fmt: skip
+
+    assert run.metrics[0]["replayed_rows"] == 1  # or the test shows nothing
+    example = run.record.facts.example
+    assert example is not None
+    assert str(run.record.value("data.train")[0]) in example.place
+
+
+def test_a_loss_of_ones_own_is_refused_where_a_preference_has_one(place: Path) -> None:
+    with pytest.raises(RecipeError, match="has a loss of its own, preference"):
+        glmtune.fine_tune(
+            "nano", ROWS, preference={"stage": "dpo"}, loss=cross_entropy_sum, dir="x"
+        )
 
 
 def test_lint_and_plan_read_rows_in_memory(place: Path, tiny_model_dir: Path) -> None:

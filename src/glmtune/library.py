@@ -152,6 +152,11 @@ def fine_tune(
             )
         folder = free_folder(Path(recipe.output.dir))
         recipe = recipe_for(recipe, None, {"output.dir": str(folder)})
+    if loss is not None and recipe.is_preference:
+        raise RecipeError(
+            f"preference.stage={recipe.preference.stage} has a loss of its own, preference.loss, "
+            "and `loss=` is another. Leave one of them out."
+        )
     result = train(recipe, resume=resume, loss=loss or cross_entropy_sum, callbacks=callbacks)
     return Run(result.adapter_dir)
 

@@ -243,8 +243,8 @@ def write_run_report(training: Training, model: Any, results: ProofResults, seco
     """
     output, data, plan = training.folder.path, training.data, training.plan
     trainable, total = method.count_parameters(model)
-    first = plan.step_rows(0)
-    row = next((each for each in first if each not in data.replay), first[0])  # of the task
+    of_the_task = (each for each in plan.step_rows(0) if each not in data.replay)
+    row = next(of_the_task, data.rows[0])
     example, place = data.examples[row], data.origin(row)
     facts = ReportFacts(
         is_finished=bool(results.proofs),

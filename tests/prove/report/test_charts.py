@@ -102,8 +102,8 @@ def test_a_loss_over_a_wide_range_has_a_logarithmic_axis() -> None:
 
 
 def test_numbers_of_any_size_can_be_drawn() -> None:
-    for values in ([5e-324, 1.0], [1e-280, 1e100], [1e-9, 1e9]):
-        [chart] = make_charts(lines(values))
+    for low, high in ((5e-324, 1.0), (1e-280, 1e100), (1e-9, 1e9)):
+        [chart] = make_charts(lines([low, high]))
         assert 2 <= len(chart.y_ticks) <= 12
 
 

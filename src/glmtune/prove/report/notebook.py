@@ -32,8 +32,8 @@ def run_html(record: RunRecord) -> str:
         prompt_text=prompt_text,
         folder=record.folder,
         losses=loss_line(key_figures(record.lines, facts.saved_step), facts.saved_step),
-        verdict=verdict_line(facts.proofs),
-        verdicts=count_verdicts(facts.proofs),
+        verdict=verdict_line(facts.all_proofs),
+        verdicts=count_verdicts(facts.all_proofs),
         chart=loss_chart(record.lines, facts.saved_step),
     )
 

@@ -293,7 +293,7 @@ def text_lines(record: RunRecord) -> list[str]:
     if losses := loss_line(figures, facts.saved_step):
         lines.append(losses)
     if facts.proofs:
-        lines.append(verdict_line(facts.proofs))
+        lines.append(verdict_line(facts.all_proofs))
     if facts.samples:
         sample = facts.samples[0]
         asked = _short(prompt_text(sample.prompt.text), from_end=True)
