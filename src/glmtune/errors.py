@@ -8,6 +8,10 @@ is one. The command line prints them without a traceback.
 class GlmtuneError(Exception):
     """Base class of the errors that the user can fix; any other exception is a bug."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Show the message alone in a notebook, as the command line does; IPython asks for this."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class RecipeError(GlmtuneError):
     """A recipe, or a `key=value` on the command line, cannot be used."""

@@ -16,7 +16,6 @@ from glmtune.cli.options import (
     shows_pairs,
 )
 from glmtune.cli.printing import printable
-from glmtune.gc_pause import loading
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,27 +97,11 @@ def check_rows(recipe: "Recipe", pairs: bool | None, console: "Console") -> "Lin
         pairs: as for `lint_data`.
         console: where to show the number of rows.
     """
-    from glmtune.data.lint.run import lint_data
+    from glmtune.library import lint_rows
 
-    template = None
-    if recipe.model.name_or_path:
-        with loading():
-            from glmtune.model.load import load_tokenizer
-            from glmtune.template.select import template_for
-
-        template = template_for(
-            load_tokenizer(recipe.model.name_or_path, recipe.model.add_tokens), recipe.data.layout
-        )
     with console.status("Reading rows") as status:
-        return lint_data(
-            recipe.data,
-            template,
-            recipe.lint,
-            general=recipe.checks.general_rows,
-            seed=recipe.training.seed,
-            pairs=pairs,
-            labeled=recipe.preference if recipe.has_labels else None,
-            progress=lambda num_rows: status.update(f"Reading rows: {num_rows:,} done"),
+        return lint_rows(
+            recipe, pairs, lambda num_rows: status.update(f"Reading rows: {num_rows:,} done")
         )
 
 

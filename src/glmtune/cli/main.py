@@ -19,6 +19,7 @@ import typer
 
 import glmtune
 from glmtune.cli.chat import chat
+from glmtune.cli.compare import compare
 from glmtune.cli.convert_recipe import convert_recipe
 from glmtune.cli.demo.command import demo
 from glmtune.cli.doctor import doctor
@@ -67,6 +68,7 @@ app.command()(info)
 app.command()(inspect)
 app.command()(lint)
 app.command()(report)
+app.command()(compare)
 app.command()(push)
 app.command()(download)
 app.command()(demo)

@@ -1,6 +1,5 @@
 """`glmtune merge`."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -30,19 +29,8 @@ def merge(
 
     Example: glmtune merge out/chatglm3-lora -o chatglm3-6b-tuned
     """
-    from glmtune.errors import CheckpointError
-    from glmtune.methods import method
-    from glmtune.use.export.run import export as write
+    from glmtune.library import merge as write
 
-    folder = adapter.expanduser()
-    if not method.is_adapter(folder):
-        if (folder / "config.json").is_file():
-            again = ["glmtune", "export", str(adapter), "--to", "chatglm", "-o", str(output)]
-            raise CheckpointError(
-                f"{adapter} is a complete model, so there is nothing to merge. Use it as it is, or "
-                f"write it again: {shlex.join(again)}"
-            )
-        method.check_folder(folder)  # says what is missing
     print_exported(
         write(
             adapter,

@@ -146,31 +146,20 @@ def answer_rows(
         sampling: how tokens are chosen.
         layout, dtype, batch_size, resume, any_template: the options of the command.
     """
-    from glmtune.model.load import load_config
-    from glmtune.use import predict as predicting
-    from glmtune.use.open import load_tuned, open_template
+    from glmtune.use.answer_rows import open_rows
 
-    base, folder, template = open_template(
-        recipe.model.name_or_path, adapter, layout=layout, any_template=any_template
+    rows = open_rows(
+        recipe.model.name_or_path,
+        recipe.data,
+        sampling,
+        adapter=adapter,
+        layout=layout,
+        dtype=dtype,
+        any_template=any_template,
     )
-    context_length: int | None = getattr(load_config(base), "max_position_embeddings", None)
-    questions = predicting.read_questions(recipe.data, template, context_length=context_length)
-    identity = predicting.identify(base, folder, template, questions, sampling, dtype)
-    answers = predicting.AnswerFile(output, identity)
-    if resume:
-        answers.resume()
-    waiting = [question for question in questions if question.row not in answers.lines]
-    new: Iterator[dict[str, Any]] = iter(())
-    if waiting:
-        new = predicting.predict(
-            load_tuned(base, folder, dtype=dtype),
-            template,
-            waiting,
-            sampling=sampling,
-            context_length=context_length,
-            batch_size=batch_size,
-        )
-    write_answers(answers, new, len(questions), output)
+    answers = rows.file(output, resume=resume)
+    new = rows.answers(done=answers.lines, batch_size=batch_size)
+    write_answers(answers, new, len(rows.questions), output)
 
 
 def write_answers(

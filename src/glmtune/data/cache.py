@@ -98,7 +98,7 @@ def encode_sources(
     before = _stamps(found)
     decides = [_contents(found), fingerprint, _decisive(options)]
     key = _hash_json([*decides, [sha256_of_file(Path(str(module.__file__))) for module in code]])
-    folder = _data_cache(cache_dir) / key
+    folder = cache_home(cache_dir) / "data" / key
     data = _open_cache(folder, opened_as)
     if data is None:
         with _show_progress(progress) as shown, paused():
@@ -118,11 +118,12 @@ def encode_sources(
     return data
 
 
-def _data_cache(cache_dir: str | Path | None) -> Path:
+def cache_home(cache_dir: str | Path | None = None) -> Path:
+    """Return the folder of all caches: the one given, $GLMTUNE_CACHE, or that of the user."""
     if cache_dir is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         cache_dir = os.environ.get("GLMTUNE_CACHE") or Path(home) / "glmtune"
-    return Path(cache_dir).expanduser() / "data"
+    return Path(cache_dir).expanduser()
 
 
 def _decisive(options: StoreOptions) -> dict[str, Any]:

@@ -67,10 +67,10 @@ class Preference:
         return (losses * counts).sum()
 
     def measured(self, *, is_training: bool) -> dict[str, tuple[float, float]]:
-        """Return how often the better answer has the higher reward, and the margin."""
+        """Return how often the better answer has the higher reward, and the mean rewards."""
         seen = self._seen[is_training]
         self._seen[is_training] = dict(_NOTHING)
-        return {name: (seen[name], seen["pairs"]) for name in ("reward_accuracy", "reward_margin")}
+        return {name: (seen[name], seen["pairs"]) for name in _NOTHING if name != "pairs"}
 
     def _note(self, rewards: Tensor, counts: Tensor, *, is_training: bool) -> None:
         margins = (rewards[::2] - rewards[1::2])[counts]
@@ -78,9 +78,13 @@ class Preference:
         seen["pairs"] += len(margins)
         seen["reward_accuracy"] += float((margins > 0).sum())
         seen["reward_margin"] += self._section.beta * float(margins.sum())
+        seen["reward_chosen"] += self._section.beta * float(rewards[::2][counts].sum())
+        seen["reward_rejected"] += self._section.beta * float(rewards[1::2][counts].sum())
 
 
-_NOTHING = {"pairs": 0.0, "reward_accuracy": 0.0, "reward_margin": 0.0}
+_NOTHING = dict.fromkeys(
+    ("pairs", "reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected"), 0.0
+)
 
 
 def pair_losses(better: Tensor, worse: Tensor, section: PreferenceSection) -> Tensor:

@@ -9,6 +9,7 @@ after everything has been written.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +252,8 @@ def write_run_report(training: Training, model: Any, results: ProofResults, seco
     """
     output, data, plan = training.folder.path, training.data, training.plan
     trainable, total = method.count_parameters(model)
-    row = plan.step_rows(0)[0]
+    of_the_task = (each for each in plan.step_rows(0) if each not in data.replay)
+    row = next(of_the_task, data.rows[0])
     example, place = data.examples[row], data.origin(row)
     facts = ReportFacts(
         is_finished=bool(results.proofs),
@@ -274,6 +276,7 @@ def write_run_report(training: Training, model: Any, results: ProofResults, seco
         example=show_row(example, example, data.tokenizer, place=place),
         proofs=results.proofs,
         samples=results.samples or None,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     page = write_report(output, facts)
     rewrite_card(output)

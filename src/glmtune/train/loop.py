@@ -65,9 +65,13 @@ def train(training: Training, show_samples: Callable[[], None] | None = None) ->
             is_best = _evaluation_is_due(training) and evaluate_and_compare(training)
             if show_samples is not None and _samples_are_due(training):
                 show_samples()
-            stops = _has_stopped_improving(training)
+            is_asked = training.callbacks.want_to_stop
+            stops = is_asked or _has_stopped_improving(training)
             if is_best or _checkpoint_is_due(training, is_last=stops):
                 _save(training, random_state())
+            if is_asked:
+                logger.info("a callback ends the run at step %d", state.step)
+                break
             if stops:
                 logger.info(
                     "no better held-out %s in %d evaluations; stopping at step %d",

@@ -9,6 +9,7 @@ from glmtune.data.batches import BatchPlan
 from glmtune.methods import method
 from glmtune.recipe.recipe import Recipe, RunRecipe
 from glmtune.train.alarms import Alarms, find_disproportions
+from glmtune.train.callbacks import Callback, Callbacks
 from glmtune.train.checkpoint import (
     TrainerState,
     load_state,
@@ -66,7 +67,14 @@ def prepare_run(recipe: RunRecipe, *, resume: bool) -> Processes:
 
 
 def prepare_training(
-    recipe: RunRecipe, processes: Processes, model: Any, data: RunData, task: Task, *, resume: bool
+    recipe: RunRecipe,
+    processes: Processes,
+    model: Any,
+    data: RunData,
+    task: Task,
+    *,
+    resume: bool,
+    callbacks: Sequence[Callback] = (),
 ) -> Training:
     """Plan the batches, make the engine, and restore the newest checkpoint if asked to resume.
 
@@ -77,6 +85,7 @@ def prepare_training(
         data: encoded rows.
         task: what is learned from them.
         resume: continue from a checkpoint in the output folder.
+        callbacks: called with each line of metrics.
 
     Raises:
         CheckpointError: the checkpoint belongs to another run, or all are damaged.
@@ -113,6 +122,7 @@ def prepare_training(
         state=state,
         folder=folder,
         alarms=Alarms(recipe.checks),
+        callbacks=Callbacks(callbacks),
     )
 
 

@@ -34,6 +34,7 @@ from glmtune.train.before import (
     prove_packing,
     prove_prompts,
 )
+from glmtune.train.callbacks import Callback
 from glmtune.train.dry_run import dry_run
 from glmtune.train.engines.engine import Engine
 from glmtune.train.finish import ProofResults, finish, write_run_report
@@ -82,7 +83,11 @@ class Result:
 
 
 def fine_tune(
-    recipe: Recipe, *, resume: bool = False, loss: LossFunction = cross_entropy_sum
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    loss: LossFunction = cross_entropy_sum,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Tune a model according to a recipe.
 
@@ -90,6 +95,7 @@ def fine_tune(
         recipe: the whole run.
         resume: continue from the newest intact checkpoint in `output.dir`.
         loss: what to minimize, to try an idea: (logits, targets) -> a sum.
+        callbacks: called with each line of metrics; one that returns True ends the run.
 
     Raises:
         GlmtuneError: one of its children, for everything that the user can fix. Earlier
@@ -106,7 +112,9 @@ def fine_tune(
         before = look_at_base(recipe, model, data, processes)
         if processes.is_main:
             before = replace(before, asked=prove_prompts(recipe, data))
-        return train_and_prove(recipe, processes, model, data, task, before, resume=resume)
+        return train_and_prove(
+            recipe, processes, model, data, task, before, resume=resume, callbacks=callbacks
+        )
 
 
 def choose_task(recipe: Recipe, loss: LossFunction) -> Task:
@@ -162,6 +170,7 @@ def train_and_prove(
     before: Before,
     *,
     resume: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Train, publish, prove and report.
 
@@ -172,7 +181,7 @@ def train_and_prove(
         data: encoded rows.
         task: what is learned from them.
         before: what the base answered.
-        resume: as for `fine_tune`.
+        resume, callbacks: as for `fine_tune`.
 
     Raises:
         GlmtuneError: as `fine_tune`.
@@ -181,7 +190,9 @@ def train_and_prove(
     if recipe.trains:
         check_trained(model, recipe.adapter, len(recipe.model.add_tokens))
     before = replace(before, start=liveness.remember(model))
-    training = prepare_training(recipe, processes, model, data, task, resume=resume)
+    training = prepare_training(
+        recipe, processes, model, data, task, resume=resume, callbacks=callbacks
+    )
     del model  # the engine has it, and gives it back
     before = replace(before, packed=prove_packing(training))
     training = fit_packs(training)

@@ -144,7 +144,8 @@ def check_folder(output: Path, *, resume: bool, overwrite: bool) -> None:
     if held and not (resume or overwrite):
         raise OutputError(
             f"{output}: already holds a run ({', '.join(held[:3])}). Continue it with --resume, "
-            "choose another output.dir, or replace it with output.overwrite=true."
+            "choose another output.dir, or replace it with output.overwrite=true. "
+            "(In Python: resume=True, dir=..., or overwrite=True.)"
         )
     if (output / "config.json").exists() and not (output / CARD).exists():
         raise OutputError(

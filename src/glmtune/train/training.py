@@ -9,6 +9,7 @@ from glmtune.objective.next_token import NextToken, Objective
 from glmtune.recipe.recipe import RunRecipe
 from glmtune.recipe.sections import ChecksSection, TrainingSection
 from glmtune.train.alarms import Alarms
+from glmtune.train.callbacks import Callbacks
 from glmtune.train.checkpoint import TrainerState
 from glmtune.train.engines.engine import Engine
 from glmtune.train.load_rows import RunData
@@ -53,6 +54,7 @@ class Training:
         state: what a checkpoint saves of the loop itself.
         folder: where the run writes.
         alarms: warn of what is finite and looks wrong.
+        callbacks: of the user; they see each line of metrics, and may end the run.
     """
 
     recipe: RunRecipe
@@ -64,6 +66,7 @@ class Training:
     state: TrainerState
     folder: RunFolder
     alarms: Alarms
+    callbacks: Callbacks = field(default_factory=Callbacks)
 
     @property
     def section(self) -> TrainingSection:
@@ -80,3 +83,4 @@ class Training:
         if self.engine.processes.is_main:
             self.folder.metrics.write(values)
         self.engine.processes.log(values)
+        self.callbacks(values)

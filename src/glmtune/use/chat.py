@@ -57,6 +57,9 @@ class Reply:
         """The answer as it is streamed."""
         return reply_text(self.messages)
 
+    def __str__(self) -> str:
+        return self.text
+
 
 def reply_text(messages: Sequence[Message]) -> str:
     r"""Join messages to one text; a tool call is its name, a line break and the call.

@@ -61,6 +61,7 @@ def facts(tiny_model_dir: Path) -> ReportFacts:
         is_finished=True,
         num_steps=40,
         seconds=3725,
+        date="2026-11-27T20:35:11+00:00",
         num_trainable=1_949_696,
         num_parameters=6_245_533_696,
         template={"family": "chatglm3", "layout": "official"},

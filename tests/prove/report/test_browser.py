@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from glmtune.prove.compare import compare, write_page
 from glmtune.prove.report.facts import ReportFacts
 from glmtune.prove.report.page import rewrite_report, write_report, write_rows_page
 from glmtune.recipe.reading import build_recipe
@@ -38,7 +39,7 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-@pytest.fixture(params=["report", "bare report", "rows"])
+@pytest.fixture(params=["report", "bare report", "rows", "compare"])
 def page_file(
     request: pytest.FixtureRequest, run_dir: Path, facts: ReportFacts, tiny_model_dir: Path
 ) -> Path:
@@ -48,6 +49,11 @@ def page_file(
     if request.param == "bare report":
         (run_dir / "metrics.jsonl").unlink()
         return rewrite_report(run_dir)
+    if request.param == "compare":
+        write_report(run_dir, facts)
+        other = shutil.copytree(run_dir, run_dir.with_name("another-run"))
+        write_page(compare([run_dir, other]), run_dir / "compare.html")
+        return run_dir / "compare.html"
     return write_rows(tiny_model_dir, run_dir)
 
 
@@ -103,6 +109,22 @@ def brightness(colour: str) -> int:
     return sum(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(","))
 
 
+def test_a_button_copies_its_command(browser: Any, run_dir: Path, facts: ReportFacts) -> None:
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(write_report(run_dir, facts).as_uri())
+    button = page.locator("button[data-copy]").last
+
+    button.click()
+    page.wait_for_function("button => button.textContent !== 'copy'", arg=button.element_handle())
+
+    assert button.text_content() == "copied"
+    assert page.evaluate("navigator.clipboard.readText()") == button.get_attribute("data-copy")
+    command = button.get_attribute("data-copy")
+    assert command == "glmtune train run/recipe.yaml output.dir=run-again"
+    context.close()
+
+
 def test_the_policy_of_the_page_blocks_an_injected_script(browser: Any, run_dir: Path) -> None:
     path = rewrite_report(run_dir)
     html = path.read_text(encoding="utf-8")
@@ -114,7 +136,7 @@ def test_the_policy_of_the_page_blocks_an_injected_script(browser: Any, run_dir:
 
     page.goto(path.as_uri())
 
-    assert page.title() == "Run run · glmtune"
+    assert page.title() == "chatglm3-6b · lora r=8 · glmtune"
     assert loaded == [path.as_uri()]
     page.close()
 

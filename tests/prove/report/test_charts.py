@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from glmtune.prove.report.charts import make_charts, text_curve, thin
+from glmtune.prove.report.charts import Tick, make_charts, text_curve, thin
 
 
 def lines(losses: list[float | None]) -> list[dict[str, Any]]:
@@ -25,7 +25,7 @@ def test_a_curve_goes_through_its_points_between_round_numbers() -> None:
 
 
 def test_the_loss_of_preferences_is_per_pair() -> None:
-    [chart] = make_charts([line | {"reward_margin": 0.1} for line in lines([0.7, 0.2])])
+    chart, _ = make_charts([line | {"reward_margin": 0.1} for line in lines([0.7, 0.2])])
 
     assert chart.unit == "nats per pair of answers"
     assert "nats per pair of answers" in chart.summary
@@ -87,3 +87,31 @@ def test_a_curve_for_a_terminal_is_logarithmic_between_its_labeled_ends() -> Non
 def test_a_curve_for_a_terminal_can_show_one_value_and_zero() -> None:
     assert [row[10:] for row in text_curve([2.0])] == [" "] * 7 + ["▁"]
     assert next(iter(text_curve([1.0, 0.0]))).endswith("█ ")
+
+
+def test_a_loss_over_a_wide_range_has_a_logarithmic_axis() -> None:
+    [wide] = make_charts(lines([8.0, 0.8, 0.08]))
+    [narrow] = make_charts(lines([8.0, 4.0, 0.8]))
+
+    assert (wide.unit, narrow.unit) == (
+        "nats per learned token, logarithmic", "nats per learned token",
+    )  # fmt: skip
+    assert [tick.text for tick in wide.y_ticks] == ["0.01", "0.1", "1", "10"]
+    ys = [float(part.split()[1]) for part in wide.curves[0].line[1:].split("L")]
+    assert ys[1] - ys[0] == pytest.approx(ys[2] - ys[1], abs=0.2)  # equal ratios, equal distances
+
+
+def test_numbers_of_any_size_can_be_drawn() -> None:
+    for low, high in ((5e-324, 1.0), (1e-280, 1e100), (1e-9, 1e9)):
+        [chart] = make_charts(lines([low, high]))
+        assert 2 <= len(chart.y_ticks) <= 12
+
+
+def test_the_step_that_was_saved_is_marked_unless_it_is_the_last() -> None:
+    measured = lines([3.0, 2.0, 2.5, 2.6, 2.7])
+
+    [best] = make_charts(measured, saved_step=2)
+    [last] = make_charts(measured, saved_step=5)
+
+    assert best.mark == Tick(25, "saved: step 2")
+    assert last.mark is None

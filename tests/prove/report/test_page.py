@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from xml.etree import ElementTree
 import pytest
 
 from glmtune.errors import OutputError
-from glmtune.prove.proof import ALIVE, STOPS, TEMPLATE, Proof
+from glmtune.prove.proof import ALIVE, FORGETS, MERGED, SAVED, STOPS, TEMPLATE, Proof
 from glmtune.prove.report.facts import ReportFacts
 from glmtune.prove.report.page import rewrite_report, write_report, write_rows_page
 from glmtune.recipe.reading import build_recipe
+from glmtune.recipe.recipe import PretrainRecipe, Recipe
 
 VOID = {"meta", "link", "br", "img", "input", "path"}
 
@@ -69,12 +71,118 @@ def test_the_report_shows_everything_that_is_known(run_dir: Path, facts: ReportF
         "no-stop",
         "The logits differ.",
         "transformers",
-        f"glmtune train {run_dir}/recipe.yaml output.dir={run_dir}-again",
+        "glmtune train run/recipe.yaml output.dir=run-again",
+        "chatglm3-6b · lora r=8 · 8 rows · 2026-11-27 · 1 h 2 min",
+        "Ended 2026-11-27 20:35:11 UTC.",
+        "at most 0.25",  # a limit, beside what was measured
         "stopped at the token limit",
     ):
         assert text in page.text, text
     assert "Missing" not in page.text
     assert html.index("no-stop") < html.index("duplicate")  # the most severe first
+    changed, complete = page.text.index("data.eval_fraction"), page.text.index("All keys")
+    assert changed < complete  # what was chosen comes before what every recipe has
+
+
+def test_the_report_tells_neither_paths_nor_variables_of_the_machine(
+    run_dir: Path, facts: ReportFacts
+) -> None:
+    secret = {"environment": "TOKEN=abc", "system": "Linux", "GPUs": "none", "memory": "8 GiB"}
+    example = replace(facts.example, place="/home/me/rows.json:3") if facts.example else None
+    told = facts.model_copy(update={"machine": secret, "example": example})
+
+    html = write_report(run_dir, told).read_text(encoding="utf-8")
+
+    assert str(run_dir.parent) in (run_dir / "recipe.yaml").read_text(encoding="utf-8")
+    assert str(run_dir.parent) not in html
+    assert "TOKEN" not in html
+    assert "/home/me" not in html
+    assert "rows.json:3" in html
+    assert "of 8 GiB in this machine" in html
+
+
+def test_a_passed_proof_is_a_sentence_with_its_numbers_folded(
+    run_dir: Path, facts: ReportFacts
+) -> None:
+    proofs = (Proof(STOPS, "passed", "8 of 8 ended"), Proof(FORGETS, "failed", "it rose by 0.7"))
+
+    html = write_report(run_dir, facts.model_copy(update={"proofs": proofs})).read_text("utf-8")
+
+    assert "Its answers end by themselves.<details><summary>numbers</summary>8 of 8" in html
+    assert "Limit: at least 50% of the answers must end." in html
+    assert "<details open><summary>numbers</summary>it rose by 0.7" in html  # a failure is open
+
+
+def test_the_report_offers_what_comes_next_with_a_button_to_copy_it(
+    run_dir: Path, facts: ReportFacts
+) -> None:
+    saved, merged = Proof(SAVED, "passed"), Proof(MERGED, "passed")
+    broken = write_report(run_dir, facts).read_text("utf-8")  # its saved files failed their proof
+    whole = write_report(run_dir, facts.model_copy(update={"proofs": (saved, merged)}))
+
+    html = whole.read_text(encoding="utf-8")
+    assert "glmtune chat" not in broken
+    for line in (
+        "glmtune chat run",
+        "glmtune predict rows.json --model run -o answers.jsonl",
+        "glmtune merge run -o run-merged",
+        "glmtune train run/recipe.yaml output.dir=run-again",
+    ):
+        assert f'<code>{line}</code><button type="button" data-copy="{line}"' in html
+
+
+def write_lines(run_dir: Path, lines: list[dict[str, Any]], **sections: Any) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run_dir / "metrics.jsonl").write_text(text, encoding="utf-8")
+    tree = {
+        "model": {"name_or_path": "nano"}, "data": {"train": "a.json", "eval": "b.json"},
+        "output": {"dir": "out"}, **sections,
+    }  # fmt: skip
+    kind = PretrainRecipe if "objective" in sections else Recipe
+    (run_dir / "recipe.yaml").write_text(build_recipe(tree, kind=kind).to_yaml(), encoding="utf-8")
+
+
+def test_a_report_of_preferences_tells_rewards(run_dir: Path, facts: ReportFacts) -> None:
+    values = {"accuracy": 0.75, "margin": 0.5, "chosen": 0.3, "rejected": -0.2}
+    rewards = {f"{at}reward_{key}": value for at in ("", "eval_") for key, value in values.items()}
+    steps = [{"step": step, "loss": 0.6, **rewards} for step in (1, 2)]
+    write_lines(run_dir, steps, preference={"stage": "dpo"})
+
+    html = write_report(run_dir, facts).read_text(encoding="utf-8")
+
+    text = Page(html).text
+    assert "nano · dpo by lora r=8 · 8 pairs" in text
+    assert re.search(r"Reward accuracy, held out</span><b>75 %</b>", html)
+    assert "better 0.3, worse -0.2" in text
+    for chart in ("Reward margin", "Reward accuracy", "Rewards of the answers"):
+        assert f"<b>{chart}</b>" in html
+
+
+def test_a_report_of_a_pretraining_tells_perplexities_and_its_own_command(
+    run_dir: Path, facts: ReportFacts
+) -> None:
+    steps = [{"step": s, "loss": 4 / s, "perplexity_token": 90.5 / s} for s in (1, 2)]
+    write_lines(run_dir, steps, objective={}, adapter={"method": "full"})
+
+    html = write_report(run_dir, facts).read_text(encoding="utf-8")
+
+    assert "nano · pre-training by full · 8 examples" in Page(html).text
+    assert re.search(r"Perplexity, token</span><b>45.25</b>", html)
+    assert "glmtune pretrain run/recipe.yaml output.dir=run-again" in html
+    assert "glmtune train run/recipe.yaml" not in html
+    assert "glmtune chat" not in html  # it completes texts
+
+
+def test_a_report_of_an_evaluation_has_nothing_to_talk_to(
+    run_dir: Path, facts: ReportFacts
+) -> None:
+    write_lines(run_dir, [{"step": 0, "eval_loss": 1.5}], adapter={"method": "none"})
+
+    html = write_report(run_dir, facts).read_text(encoding="utf-8")
+
+    assert "nano · evaluated, not trained" in Page(html).text
+    assert re.search(r"Held-out loss</span><b>1.5</b>", html)
+    assert "glmtune chat" not in html
 
 
 def test_a_proof_that_is_missing_is_shown_as_not_run(run_dir: Path, facts: ReportFacts) -> None:
@@ -157,6 +265,7 @@ def test_the_report_of_a_stopped_run_is_marked_as_stopped(
     text = Page(write_report(run_dir, stopped).read_text(encoding="utf-8")).text
 
     assert "The run was stopped after step 40 of 100." in text
+    assert "Continue this runglmtune train run/recipe.yaml output.dir=run --resume" in text
 
 
 def test_a_damaged_facts_file_is_named_with_what_to_do(run_dir: Path) -> None:

@@ -70,6 +70,7 @@ class ReportFacts(BaseModel):
             here are shown as not run.
         samples: held-out prompts, answered with and without the adapter.
         command: repeats the run; None derives it from the folder.
+        date: when the run ended, as ISO 8601 writes it, in UTC.
         versions, machine: found when the facts are made; empty means "not recorded".
     """
 
@@ -96,6 +97,7 @@ class ReportFacts(BaseModel):
     proofs: tuple[Proof, ...] = ()
     samples: tuple[Sample, ...] | None = None
     command: str | None = None
+    date: str | None = None
     versions: Mapping[str, str] = Field(default_factory=library_versions)
     machine: Mapping[str, str] = Field(default_factory=machine_facts)
 

@@ -91,3 +91,17 @@ for (const chart of document.querySelectorAll(".chart")) {
     show(index + step);
   });
 }
+
+// ---- commands: copy one; where the clipboard is closed, select it for the keyboard
+for (const button of document.querySelectorAll("button[data-copy]")) {
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(button.dataset.copy);
+      button.textContent = "copied";
+    } catch {
+      getSelection().selectAllChildren(button.previousElementSibling);
+      button.textContent = "selected";
+    }
+    setTimeout(() => (button.textContent = "copy"), 1500);
+  });
+}
