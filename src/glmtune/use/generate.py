@@ -318,6 +318,14 @@ class Slot:
         return bool(self.completion) and self.completion[-1] in self.stop_ids
 
     @property
+    def is_plainly_sampled(self) -> bool:
+        """Whether its tokens are sampled by temperature, top-p and top-k alone."""
+        own = self.sampling
+        is_penalized = own.presence_penalty or own.frequency_penalty or own.repetition_penalty != 1
+        is_special = self.constraint is not None or self.num_top is not None or self.failure
+        return own.temperature > 0 and not is_penalized and not is_special
+
+    @property
     def is_finished(self) -> bool:
         """Whether it ended, reached its limit, or failed."""
         is_full = len(self.completion) >= self.request.max_new_tokens
@@ -519,10 +527,21 @@ def _sample(scores: Tensor, slots: Sequence[Slot]) -> list[int]:
     if all(s.sampling.is_plain_greedy and not s.constraint and s.num_top is None for s in slots):
         likeliest: list[int] = scores.argmax(-1).tolist()
         return likeliest
-    return [
-        -1 if slot.failure else _sample_one(own, slot)
-        for slot, own in zip(slots, scores, strict=True)
-    ]
+    tokens = [-1] * len(slots)
+    alike: dict[tuple[float, float, int], list[int]] = {}
+    for index, slot in enumerate(slots):
+        if slot.is_plainly_sampled:
+            own = slot.sampling
+            alike.setdefault((own.temperature, own.top_p, own.top_k), []).append(index)
+        elif not slot.failure:
+            tokens[index] = _sample_one(scores[index], slot)
+    no_ids = torch.empty(0, dtype=torch.long, device=scores.device)  # no warper reads them
+    for members in alike.values():
+        processed = slots[members[0]].processors(no_ids, scores[members])  # type: ignore[arg-type]
+        for index, probabilities in zip(members, processed.softmax(-1), strict=True):
+            generator = slots[index].request.generator
+            tokens[index] = int(torch.multinomial(probabilities, 1, generator=generator))
+    return tokens
 
 
 def _sample_one(scores: Tensor, slot: Slot) -> int:
