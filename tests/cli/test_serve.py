@@ -17,7 +17,7 @@ from glmtune.errors import CheckpointError, GlmtuneError, RecipeError
 
 
 def serve(*arguments: str) -> None:
-    CliRunner().invoke(app, ["serve", "none", *arguments], catch_exceptions=False)
+    CliRunner().invoke(app, ["serve", "./none", *arguments], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(
