@@ -1,6 +1,7 @@
 """Rows that are written together are written as alone, whatever the model family."""
 
 import copy
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,12 +16,15 @@ from glmtune.kernels.row_cache import ROOM, RowCache
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
 from glmtune.use.generate import (
+    Batch,
     Completion,
     Request,
     Sampling,
+    Slot,
     generate,
     generate_stepwise,
     make_cache,
+    row_attention,
 )
 
 VOCAB = 61
@@ -327,3 +331,71 @@ def test_every_seed_of_64_bits_makes_sampling_repeatable() -> None:
         )
         assert torch.equal(first, second)
         assert not torch.equal(first, third)
+
+
+# ---- a batch that sequences join and leave at any time ------------------------------------------
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    family=st.sampled_from(sorted(MODELS)),
+    seed=st.integers(0, 1000),
+    batch_size=st.integers(1, 4),
+    num_kept=st.integers(0, 3),
+    prompt_tokens=st.sampled_from([None, 20]),
+)
+def test_sequences_that_join_leave_and_come_back_are_those_that_transformers_writes_alone(
+    family: str, seed: int, batch_size: int, num_kept: int, prompt_tokens: int | None
+) -> None:
+    """Some begin as others do, some leave for a while, and long prompts are computed in parts."""
+    draw, model = random.Random(seed), MODELS[family]
+    beginning, other = prompts_of([30, 8], seed)
+    ends = prompts_of([draw.randint(1, 40) for _ in range(6)], seed + 1)
+    requests = [Request((beginning if draw.random() < 0.6 else other) + end, 8) for end in ends]
+    cache = make_cache(model, batch_size + num_kept)
+    batch = Batch(model, cache, batch_size, prompt_tokens=prompt_tokens)
+    waiting = [Slot(request, GREEDY, STOPS, index) for index, request in enumerate(requests)]
+    slots = [*waiting]
+
+    with row_attention(model, cache):
+        while waiting or batch.slots:
+            while waiting and batch.num_free:
+                batch.join(waiting.pop(0))
+            batch.step()
+            for slot in [*batch.slots]:
+                if slot.is_finished or draw.random() < 0.15:
+                    batch.leave(slot)
+                    waiting += [] if slot.is_finished else [slot]
+
+    assert [slot.completion for slot in slots] == [by_transformers(model, r) for r in requests]
+
+
+def test_a_sequence_copies_the_longest_beginning_that_a_row_still_holds() -> None:
+    model = MODELS["llama"]
+    cache = make_cache(model, 3)
+    batch = Batch(model, cache, 1)
+    long, short = prompts_of([20, 5], seed=3)
+    reused = []
+    with row_attention(model, cache):
+        for ids in (long, [*long[:12], *short], short, [*long, *short], [*long, *short]):
+            slot = Slot(Request(ids, 1), GREEDY, ())
+            batch.join(slot)
+            reused.append(slot.num_cached)
+            batch.step()
+            batch.leave(slot)
+
+    assert reused == [0, 12, 0, 20, 24]  # one token at least is computed
+
+
+def test_a_penalty_makes_tokens_of_the_completion_less_likely() -> None:
+    model = MODELS["llama"]
+
+    def repeats(**penalties: float) -> int:
+        sampling = Sampling(temperature=0, **penalties)
+        [each] = generate(model, [Request([5, 6], 25)], stop_ids=(), sampling=sampling)
+        return len(each.ids) - len(set(each.ids))
+
+    plain = repeats()
+    assert plain > repeats(presence_penalty=2.0)
+    assert plain > repeats(frequency_penalty=2.0)
+    assert repeats(presence_penalty=100.0) == 0

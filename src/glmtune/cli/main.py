@@ -37,6 +37,7 @@ from glmtune.cli.predict import predict
 from glmtune.cli.pretrain import pretrain
 from glmtune.cli.push import push
 from glmtune.cli.report import report
+from glmtune.cli.serve import serve
 from glmtune.cli.streams import flush_streams, prepare_streams
 from glmtune.cli.tokenizer import tokenizer
 from glmtune.cli.train import train
@@ -62,6 +63,7 @@ app.command(context_settings=ANY_KEY)(init)
 app.command()(chat)
 app.command()(predict)
 app.command()(evaluate)
+app.command()(serve)
 app.command()(merge)
 app.command()(export)
 app.command()(info)

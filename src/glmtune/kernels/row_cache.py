@@ -145,6 +145,19 @@ class RowCache(Cache):
             for buffer in buffers:
                 buffer[slot] = buffer[other]
 
+    def copy(self, to: int, source: int, num_tokens: int) -> None:
+        """Copy the first real tokens of a slot, after its virtual ones, to another."""
+        end = num_tokens + self.virtual.number
+        for buffers in self._buffers.values():
+            for buffer in buffers:
+                buffer[to, :, :end] = buffer[source, :, :end]
+
+    def swap(self, slot: int, other: int) -> None:
+        """Exchange two slots."""
+        for buffers in self._buffers.values():
+            for buffer in buffers:
+                buffer[[slot, other]] = buffer[[other, slot]]
+
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,16 @@ takes its slot at once (continuous batching, on a CPU too and with virtual token
 A completion does not depend on which sequences share a batch: greedy completions are those of one
 sequence at a time (up to rounding, in half precision), and every sequence samples with its own
 generator.
+
+`generate` and `generate_stepwise` read an iterable of prompts. A server, whose prompts come and go
+at any time, drives a `Batch` itself.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +41,7 @@ from glmtune.kernels.row_cache import ATTENTION, RowCache, supports_row_cache, v
 
 BATCH_SIZE = 32  # sequences at once, which about saturates a CPU
 PROMPT_TOKENS = 1024  # in one step, unless a single prompt is longer
+LEAST_PROMPT_TOKENS = 16  # of each prompt that is computed in parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,8 @@ class Sampling:
         top_p: only the most likely tokens that together have this probability; 1 is all.
         top_k: only this many of the most likely tokens; 0 is all.
         repetition_penalty: above 1, tokens of the prompt and the completion become less likely.
+        presence_penalty: is subtracted from the score of every token of the completion.
+        frequency_penalty: likewise, times how often the completion has the token.
         seed: makes sampling repeatable; None samples differently each time.
     """
 
@@ -58,7 +64,19 @@ class Sampling:
     top_p: float = 0.8
     top_k: int = 0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the most likely token is taken as the model scores it."""
+        return (
+            self.temperature == 0
+            and self.repetition_penalty == 1
+            and not self.presence_penalty
+            and not self.frequency_penalty
+        )
 
     def processors(self) -> LogitsProcessorList:
         """Return the processors of the scores, in the order of transformers."""
@@ -113,17 +131,6 @@ class Completion:
     index: int
     ids: list[int]
     has_ended: bool
-
-
-@dataclass(slots=True)
-class _Slot:
-    """A sequence of the batch that is being generated."""
-
-    index: int
-    request: Request
-    ids: list[int]  # prompt and completion so far
-    num_cached: int
-    completion: list[int] = field(default_factory=list)
 
 
 AnyCache = RowCache | DynamicCache
@@ -212,100 +219,360 @@ def generate_stepwise(
         CheckpointError: the scores of a token are not finite.
     """
     waiting = enumerate(requests)
-    batch_size = cache.num_rows if isinstance(cache, RowCache) else 1
-    processors = sampling.processors()
-    slots: list[_Slot] = []
-    with _row_attention(model, cache):
+    batch = Batch(model, cache)
+    with row_attention(model, cache):
         while True:
-            slots += _admit(waiting, batch_size - len(slots))
-            if not slots:
+            for slot in _admit(waiting, batch.num_free, stop_ids, sampling):
+                batch.join(slot)
+            if not batch.slots:
                 return
-            scores = _score(model, slots, cache)  # (slots, vocab), float32
-            tokens = _sample(scores, slots, processors, sampling)
-            for slot, token_id in zip(slots, tokens, strict=True):
-                slot.num_cached = len(slot.ids)
-                slot.ids.append(token_id)
-                slot.completion.append(token_id)
-            has_ended = [slot.completion[-1] in stop_ids for slot in slots]
-            is_finished = [
-                ended or len(slot.completion) >= slot.request.max_new_tokens
-                for slot, ended in zip(slots, has_ended, strict=True)
-            ]
-            for slot, ended, finished in zip(slots, has_ended, is_finished, strict=True):
-                yield Completion(slot.index, slot.completion, ended), finished
-            for index in reversed([i for i, finished in enumerate(is_finished) if finished]):
-                last = slots.pop()
-                if index < len(slots):
-                    slots[index] = last
-                    assert isinstance(cache, RowCache)
-                    cache.replace(index, len(slots))
-            if not slots and isinstance(cache, DynamicCache):
-                cache = DynamicCache(config=model.config)
+            batch.step()
+            if failed := next((slot for slot in batch.slots if slot.failure), None):
+                raise CheckpointError(failed.failure)
+            for slot in batch.slots:
+                yield Completion(slot.index, slot.completion, slot.has_ended), slot.is_finished
+            for slot in reversed([slot for slot in batch.slots if slot.is_finished]):
+                batch.leave(slot)
 
 
-def _admit(waiting: Iterator[tuple[int, Request]], num_free: int) -> list[_Slot]:
+def _admit(
+    waiting: Iterator[tuple[int, Request]],
+    num_free: int,
+    stop_ids: Sequence[int],
+    sampling: Sampling,
+) -> Iterator["Slot"]:
     """Take prompts for the next step, at most as many as there are free slots."""
-    new: list[_Slot] = []
     num_tokens = 0
     for index, request in islice(waiting, num_free):
-        new.append(_Slot(index, request, list(request.ids), request.num_cached))
+        yield Slot(request, sampling, stop_ids, index)
         num_tokens += len(request.ids) - request.num_cached
         if num_tokens >= PROMPT_TOKENS:
             break
-    return new
 
 
-@torch.no_grad()
-@without_cudnn()
-def _score(model: Any, slots: Sequence[_Slot], cache: AnyCache) -> Tensor:
-    """Run the new tokens of every slot, and score the next one: (slots, vocab), float32."""
-    fresh = [slot.ids[slot.num_cached :] for slot in slots]
-    lengths = [len(ids) for ids in fresh]
-    if isinstance(cache, RowCache):
-        inputs = cache.feed([slot.num_cached for slot in slots], lengths, model.device)
-    else:
-        inputs = {"past_key_values": cache}
-    input_ids = torch.tensor([[token for ids in fresh for token in ids]])  # (1, seq)
-    is_faster = onednn_is_faster(model, input_ids.size(1))
-    with nullcontext() if is_faster else onednn(enabled=False):
-        output = model(
-            input_ids=input_ids.to(model.device),
-            use_cache=True,
-            logits_to_keep=torch.tensor(lengths).cumsum(0) - 1,  # the last of every slot
-            **inputs,
+class Constraint(Protocol):
+    """Restricts what a completion may be."""
+
+    def restrict(self, completion: Sequence[int], scores: Tensor) -> Tensor:
+        """Return the scores, (vocab,), with those of tokens that may not come next at -inf."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """How likely a token was, by the model's own scores.
+
+    Attributes:
+        token_id: of the token.
+        logprob: the natural logarithm of its probability, before temperature and penalties.
+        top: the most likely tokens in its place, with theirs.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+class Slot:
+    """A sequence that is generated in a batch.
+
+    Args:
+        request: the prompt.
+        sampling: how its tokens are sampled.
+        stop_ids: tokens that end it.
+        index: of the request.
+        group: sequences of one group may copy keys and values of a common prefix.
+        constraint: on the completion.
+        num_top: record the score of every token, and of this many others; None records nothing.
+
+    Attributes:
+        ids: prompt and completion so far.
+        num_cached: of these, how many the cache holds.
+        completion: the tokens so far.
+        scores: of those tokens, if asked for.
+        failure: why it cannot be continued, "" while it can.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        sampling: Sampling,
+        stop_ids: Sequence[int],
+        index: int = 0,
+        *,
+        group: str = "",
+        constraint: Constraint | None = None,
+        num_top: int | None = None,
+    ) -> None:
+        self.request, self.sampling, self.stop_ids = request, sampling, stop_ids
+        self.index, self.group = index, group
+        self.constraint, self.num_top = constraint, num_top
+        self.processors = sampling.processors()
+        self.ids = list(request.ids)
+        self.num_cached = request.num_cached
+        self.completion: list[int] = []
+        self.scores: list[TokenScore] = []
+        self.failure = ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its last token is a stop token."""
+        return bool(self.completion) and self.completion[-1] in self.stop_ids
+
+    @property
+    def is_plainly_sampled(self) -> bool:
+        """Whether its tokens are sampled by temperature, top-p and top-k alone."""
+        own = self.sampling
+        is_penalized = own.presence_penalty or own.frequency_penalty or own.repetition_penalty != 1
+        is_special = self.constraint is not None or self.num_top is not None or self.failure
+        return own.temperature > 0 and not is_penalized and not is_special
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it ended, reached its limit, or failed."""
+        is_full = len(self.completion) >= self.request.max_new_tokens
+        return is_full or self.has_ended or bool(self.failure)
+
+
+@dataclass(slots=True)
+class _Prefix:
+    """Keys and values that a sequence left in the cache."""
+
+    group: str
+    ids: list[int]
+    last_used: int
+
+
+class Batch:
+    """Sequences that are generated together, and join and leave between two tokens.
+
+    They use the first rows of the cache, in their order. With more rows than `batch_size`, a row
+    whose sequence has left keeps its keys and values: a sequence that joins copies those of the
+    longest beginning that it shares with any row of its group, and computes the rest.
+
+    Args:
+        model: a causal language model in evaluation mode, inside `row_attention`.
+        cache: from `make_cache`.
+        batch_size: the most sequences at once; None is what the cache holds.
+        prompt_tokens: compute at most about this many tokens of prompts in a step, those of short
+            prompts first, so that nobody waits for a long one; None computes prompts whole.
+        before_step: is called with the sequences and their numbers of new tokens.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        cache: AnyCache,
+        batch_size: int | None = None,
+        *,
+        prompt_tokens: int | None = None,
+        before_step: Callable[[Sequence[Slot], Sequence[int]], None] | None = None,
+    ) -> None:
+        self._model, self._cache = model, cache
+        self._num_rows = cache.num_rows if isinstance(cache, RowCache) else 1
+        self.batch_size = min(batch_size or self._num_rows, self._num_rows)
+        self._prompt_tokens, self._before_step = prompt_tokens, before_step
+        self.slots: list[Slot] = []
+        self._prefixes: dict[int, _Prefix] = {}  # by row, which no sequence uses
+        self._clock = 0
+
+    @property
+    def num_free(self) -> int:
+        """How many sequences may join."""
+        return self.batch_size - len(self.slots)
+
+    @property
+    def keeps_prefixes(self) -> bool:
+        """Whether rows keep what a sequence left."""
+        return self._num_rows > self.batch_size
+
+    def join(self, slot: Slot) -> None:
+        """Add a sequence, which gets its first token in the next step."""
+        assert self.num_free > 0
+        if self.keeps_prefixes:
+            slot.num_cached = self._take_prefix(slot)
+        self.slots.append(slot)
+
+    def leave(self, slot: Slot) -> None:
+        """Remove a sequence; the last one takes its row."""
+        index, last = self.slots.index(slot), len(self.slots) - 1
+        if index < last:
+            assert isinstance(self._cache, RowCache)
+            if self.keeps_prefixes:
+                self._cache.swap(index, last)
+            else:
+                self._cache.replace(index, last)
+            self.slots[index] = self.slots[last]
+        self.slots.pop()
+        self._clock += 1
+        if self.keeps_prefixes and slot.num_cached and not slot.failure:
+            self._prefixes[last] = _Prefix(slot.group, slot.ids[: slot.num_cached], self._clock)
+        slot.num_cached = 0  # of a row that is another's now
+        if isinstance(self._cache, DynamicCache):
+            self._cache = DynamicCache(config=self._model.config)
+
+    def step(self) -> list[Slot]:
+        """Compute one step, and return the sequences that got a token or failed."""
+        lengths = self._new_tokens()
+        if self._before_step is not None:
+            self._before_step(self.slots, lengths)
+        scores = self._score(lengths)  # (slots, vocab), float32
+        for slot, length in zip(self.slots, lengths, strict=True):
+            slot.num_cached += length
+        ready = [i for i, slot in enumerate(self.slots) if slot.num_cached == len(slot.ids)]
+        slots = [self.slots[i] for i in ready]
+        tokens = _sample(scores[ready], slots)
+        for slot, token_id in zip(slots, tokens, strict=True):
+            if not slot.failure:
+                slot.ids.append(token_id)
+                slot.completion.append(token_id)
+        return slots
+
+    def _new_tokens(self) -> list[int]:
+        """Decide how many tokens of every sequence are computed in the next step."""
+        missing = [len(slot.ids) - slot.num_cached for slot in self.slots]
+        if self._prompt_tokens is None or sum(missing) <= self._prompt_tokens:
+            return missing
+        lengths, room = [1] * len(missing), self._prompt_tokens
+        for index in sorted(range(len(missing)), key=missing.__getitem__):
+            lengths[index] = min(missing[index], max(room, LEAST_PROMPT_TOKENS))
+            room -= lengths[index]
+        return lengths
+
+    @torch.no_grad()
+    @without_cudnn()
+    def _score(self, lengths: Sequence[int]) -> Tensor:
+        """Run the new tokens of every slot, and score the next one: (slots, vocab), float32."""
+        cached = [slot.num_cached for slot in self.slots]
+        spans = zip(self.slots, cached, lengths, strict=True)
+        input_ids = torch.tensor(
+            [[token for slot, past, length in spans for token in slot.ids[past : past + length]]]
+        )  # (1, seq)
+        if isinstance(self._cache, RowCache):
+            inputs = self._cache.feed(cached, lengths, self._model.device)
+        else:
+            inputs = {"past_key_values": self._cache}
+        is_faster = onednn_is_faster(self._model, input_ids.size(1))
+        with nullcontext() if is_faster else onednn(enabled=False):
+            output = self._model(
+                input_ids=input_ids.to(self._model.device),
+                use_cache=True,
+                logits_to_keep=torch.tensor(lengths).cumsum(0) - 1,  # the last of every slot
+                **inputs,
+            )
+        scores: Tensor = output.logits[0].float()
+        if not scores.isfinite().all():
+            for slot, is_finite in zip(self.slots, scores.isfinite().all(-1), strict=True):
+                slot.failure = "" if is_finite else _not_finite(slot, output.logits.dtype)
+        return scores
+
+    def _take_prefix(self, slot: Slot) -> int:
+        """Fill the row of a new sequence with a prefix it shares; return how many tokens."""
+        assert isinstance(self._cache, RowCache)
+        self._clock += 1
+        row = len(self.slots)
+        rows = [
+            (i, other.group, other.ids[: other.num_cached]) for i, other in enumerate(self.slots)
+        ]
+        rows += [(i, prefix.group, prefix.ids) for i, prefix in self._prefixes.items()]
+        num_shared, best = max(
+            ((_num_shared(slot.ids, ids), i) for i, group, ids in rows if group == slot.group),
+            default=(0, row),
         )
-    scores: Tensor = output.logits[0].float()
-    if not scores.isfinite().all():
-        slot = slots[int((~scores.isfinite()).any(-1).int().argmax())]
-        raise CheckpointError(
-            f"the model's scores for token {len(slot.completion) + 1} of the answer "
-            f"are not finite, in {output.logits.dtype}. float16 may have overflowed: try "
-            "--dtype bfloat16. Otherwise the weights, or the adapter's, are damaged."
-        )
-    return scores
+        if best in self._prefixes and num_shared == len(self._prefixes[best].ids):
+            self._exchange(row, best)  # the new sequence continues all of it
+            return num_shared
+        if best in self._prefixes:
+            self._prefixes[best].last_used = self._clock
+        if row in self._prefixes:
+            self._save_prefix(row)
+        if num_shared and best != row:
+            self._cache.copy(row, best, num_shared)
+        self._prefixes.pop(row, None)
+        return num_shared
+
+    def _exchange(self, row: int, best: int) -> None:
+        """Take the prefix of a row as it is, and put another one in its place."""
+        assert isinstance(self._cache, RowCache)
+        del self._prefixes[best]
+        if best != row:
+            self._cache.swap(row, best)
+            if row in self._prefixes:
+                self._prefixes[best] = self._prefixes.pop(row)
+
+    def _save_prefix(self, row: int) -> None:
+        """Move a prefix out of a row, over the one that was not used for the longest time."""
+        assert isinstance(self._cache, RowCache)
+        unused = set(range(row + 1, self._num_rows)) - self._prefixes.keys()
+        oldest = min(self._prefixes, key=lambda each: self._prefixes[each].last_used)
+        to = min(unused, default=oldest)
+        if to != row:
+            self._cache.copy(to, row, len(self._prefixes[row].ids))
+            self._prefixes[to] = self._prefixes[row]
 
 
-def _sample(
-    scores: Tensor, slots: Sequence[_Slot], processors: LogitsProcessorList, sampling: Sampling
-) -> list[int]:
+def _num_shared(ids: Sequence[int], others: Sequence[int]) -> int:
+    """Count the tokens of a common beginning; at least one of `ids` is left to compute."""
+    longest = min(len(ids) - 1, len(others))
+    return next((i for i in range(longest) if ids[i] != others[i]), longest)
+
+
+def _not_finite(slot: Slot, dtype: torch.dtype) -> str:
+    return (
+        f"the model's scores for token {len(slot.completion) + 1} of the answer "
+        f"are not finite, in {dtype}. float16 may have overflowed: try "
+        "--dtype bfloat16. Otherwise the weights, or the adapter's, are damaged."
+    )
+
+
+def _sample(scores: Tensor, slots: Sequence[Slot]) -> list[int]:
     """Sample the next token of every slot from (slots, vocab)."""
-    if not sampling.temperature and not processors:
+    if all(s.sampling.is_plain_greedy and not s.constraint and s.num_top is None for s in slots):
         likeliest: list[int] = scores.argmax(-1).tolist()
         return likeliest
-    tokens = []
-    for slot, own in zip(slots, scores, strict=True):
-        ids = torch.tensor([slot.ids], device=scores.device)  # (1, seq)
-        processed = processors(ids, own[None])  # type: ignore[arg-type]  # typed as LongTensor
-        if sampling.temperature == 0:
-            token = processed.argmax(-1)
-        else:
-            token = torch.multinomial(processed.softmax(-1), 1, generator=slot.request.generator)
-        tokens.append(int(token))
+    tokens = [-1] * len(slots)
+    alike: dict[tuple[float, float, int], list[int]] = {}
+    for index, slot in enumerate(slots):
+        if slot.is_plainly_sampled:
+            own = slot.sampling
+            alike.setdefault((own.temperature, own.top_p, own.top_k), []).append(index)
+        elif not slot.failure:
+            tokens[index] = _sample_one(scores[index], slot)
+    no_ids = torch.empty(0, dtype=torch.long, device=scores.device)  # no warper reads them
+    for members in alike.values():
+        processed = slots[members[0]].processors(no_ids, scores[members])  # type: ignore[arg-type]
+        for index, probabilities in zip(members, processed.softmax(-1), strict=True):
+            generator = slots[index].request.generator
+            tokens[index] = int(torch.multinomial(probabilities, 1, generator=generator))
     return tokens
 
 
+def _sample_one(scores: Tensor, slot: Slot) -> int:
+    """Sample the next token of a slot from (vocab,)."""
+    sampling, raw = slot.sampling, scores
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        used = torch.tensor(slot.completion, dtype=torch.long, device=scores.device)
+        counts = torch.bincount(used, minlength=scores.numel())
+        scores = scores - sampling.frequency_penalty * counts
+        scores = scores - sampling.presence_penalty * (counts > 0)
+    if slot.constraint is not None:
+        scores = slot.constraint.restrict(slot.completion, scores)
+    ids = torch.tensor([slot.ids], device=scores.device)  # (1, seq)
+    processed = slot.processors(ids, scores[None])  # type: ignore[arg-type]  # typed as LongTensor
+    if sampling.temperature == 0:
+        token = int(processed.argmax(-1))
+    else:
+        generator = slot.request.generator
+        token = int(torch.multinomial(processed.softmax(-1), 1, generator=generator))
+    if slot.num_top is not None:
+        logprobs = raw.log_softmax(-1)
+        values, top = logprobs.topk(slot.num_top) if slot.num_top else (raw[:0], raw[:0])
+        pairs = tuple(zip(top.long().tolist(), values.tolist(), strict=True))
+        slot.scores.append(TokenScore(token, float(logprobs[token]), pairs))
+    return token
+
+
 @contextmanager
-def _row_attention(model: Any, cache: AnyCache) -> Iterator[None]:
+def row_attention(model: Any, cache: AnyCache | None) -> Iterator[None]:
     """Temporarily use the attention function of `RowCache`, whatever the model was loaded with."""
     before = model.config._attn_implementation
     if not isinstance(cache, RowCache) or before == ATTENTION:

@@ -391,7 +391,7 @@ def test_every_command_that_a_remedy_names_exists() -> None:
 
     named = {name for each in SYMPTOMS for name in re.findall(r"`glmtune (\S+?)[ `]", each.remedy)}
 
-    assert {"chat", "info", "inspect", "plan", "predict", "train"} <= named <= known
+    assert {"chat", "info", "inspect", "plan", "predict", "serve", "train"} <= named <= known
 
 
 def test_every_recipe_value_that_a_remedy_names_is_valid() -> None:

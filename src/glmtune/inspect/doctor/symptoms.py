@@ -245,7 +245,8 @@ SYMPTOMS: tuple[Symptom, ...] = (
         "vLLM and P-Tuning",
         r"KeyError: ['\"]?transformer\.prefix_encoder",
         "vLLM cannot load a checkpoint with a P-Tuning v2 prefix.",
-        "Generate with `glmtune chat` or `glmtune predict`, or train LoRA, which vLLM supports.",
+        "Serve it with `glmtune serve`, write answers with `glmtune predict`, or train LoRA, which "
+        "vLLM supports.",
     ),
     Symptom(
         "vLLM architecture",
