@@ -371,7 +371,7 @@ def perplexity_task(opened: "OpenedModel", section: "DataSection") -> "Task":
     """Make the task of measuring texts."""
     from glmtune.model.load import load_tokenizer
     from glmtune.use.evaluate import perplexity
+    from glmtune.use.open import tokenizer_folder
 
-    return perplexity.perplexity_task(
-        section, load_tokenizer(opened.base), context_length=opened.context_length
-    )
+    tokenizer = load_tokenizer(tokenizer_folder(opened.base, opened.adapter))
+    return perplexity.perplexity_task(section, tokenizer, context_length=opened.context_length)
