@@ -68,10 +68,11 @@ def taught_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: P
     """The tiny checkpoint after overfitting on `LESSONS`, in the official layout."""
     import torch
 
-    from glmtune.conversation import Conversation, Message, render_tool_call
+    from glmtune.conversation import Conversation, Message
     from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
     from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
     from glmtune.template.chatglm import ChatGLMTemplate
+    from glmtune.tool_calls import render_tool_call
 
     tokenizer = ChatGLMTokenizer.from_pretrained(tiny_model_dir)
     model = ChatGLMForConditionalGeneration.from_pretrained(tiny_model_dir)

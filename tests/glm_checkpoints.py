@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import SENTENCES
 from tests.template.glm_templates import TEMPLATES, glm_tokenizer
+from tests.tiny_model import SENTENCES
 
 KINDS = {"glm": "glm-4-9b", "glm4": "glm-4-0414", "glm4_moe": "glm-4.5"}
 STOPS = ("<|endoftext|>", "<|user|>", "<|observation|>")  # of generation_config.json

@@ -9,17 +9,9 @@ from typing import Any
 
 import pytest
 
-from glmtune.conversation import (
-    MAX_DEPTH,
-    TOOLS_PROMPT,
-    Message,
-    check_tool_name,
-    check_turns,
-    parse_tool_call,
-    read_messages,
-    render_tool_call,
-)
+from glmtune.conversation import TOOLS_PROMPT, Message, check_turns, read_messages
 from glmtune.errors import TemplateError
+from glmtune.tool_calls import MAX_DEPTH, check_tool_name, parse_tool_call, render_tool_call
 
 
 def _call(name: str, arguments: Any, call_id: str | None = None) -> dict[str, Any]:

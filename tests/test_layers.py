@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "glmtune"
 
 # From the ground up: a module imports from its own room, from the rooms above it in this list,
 # and never from a room beside it on the same line.
-GROUND = ("errors", "files", "units", "machine", "conversation", "gc_pause")
+GROUND = ("errors", "files", "units", "machine", "tool_calls", "conversation", "gc_pause")
 ROOMS = (
     ("kernels", "recipe"),
     ("model",),

@@ -134,6 +134,16 @@ def test_predictions_can_be_written_to_a_file_that_is_not_lost(run: glmtune.Run)
         run.predict(ROWS[:2], output="answers.jsonl")
 
 
+def test_answers_are_scored_against_those_of_the_rows(run: glmtune.Run) -> None:
+    result = run.evaluate(ROWS, metrics=["exact"], with_base=True, max_new_tokens=6)
+
+    answers = [line["answer"] for line in run.predict(ROWS, max_new_tokens=6)]
+    right = sum(answer == row["output"] for answer, row in zip(answers, ROWS, strict=True))
+    assert result.scores["exact"].value == pytest.approx(100 * right / len(ROWS))
+    assert result.base is not None
+    assert not list(run.folder.glob("scores*"))
+
+
 def test_a_callback_ends_a_run_and_the_same_rows_resume_it(
     place: Path, tiny_model_dir: Path
 ) -> None:

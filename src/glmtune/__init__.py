@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from glmtune.errors import GlmtuneError as GlmtuneError
     from glmtune.library import chat as chat
+    from glmtune.library import evaluate as evaluate
     from glmtune.library import export as export
     from glmtune.library import fine_tune as fine_tune
     from glmtune.library import lint as lint
@@ -34,6 +35,7 @@ _PUBLIC = {
     "load": "glmtune.library",
     "chat": "glmtune.library",
     "predict": "glmtune.library",
+    "evaluate": "glmtune.library",
     "merge": "glmtune.library",
     "export": "glmtune.library",
     "lint": "glmtune.library",

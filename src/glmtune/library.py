@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from glmtune.errors import CheckpointError, RecipeError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from glmtune.train.callbacks import Callback
     from glmtune.train.plan.forecast import Plan
     from glmtune.use.chat import ChatSession, Reply
+    from glmtune.use.evaluate.results import Evaluation
     from glmtune.use.export.run import Exported
     from glmtune.use.generate import Sampling
 
@@ -290,6 +292,69 @@ def predict(
         file.write(opened.answers(done=file.lines, batch_size=batch_size))
         lines = file.lines
     return [lines[row] for row in sorted(lines)]
+
+
+@_quiet
+def evaluate(
+    model: str | Path,
+    rows: Any,
+    *,
+    metrics: Sequence[str] = (),
+    adapter: str | Path | None = None,
+    with_base: bool = False,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    layout: Layout | None = None,
+    dtype: str = "auto",
+    batch_size: int = 32,
+    any_template: bool = False,
+    columns: Mapping[str, str] | None = None,
+    **sampling: Any,
+) -> "Evaluation":
+    """Answer rows and score the answers against those in the rows, as `glmtune evaluate` does.
+
+    Args:
+        model, adapter, layout, dtype, any_template: as for `load`.
+        rows: as for `fine_tune`, each with an answer.
+        metrics: names such as "exact" and "rouge-l", or FILE.py:FUNCTION; empty takes the default.
+        with_base: also evaluate the base without the adapter, and compare the two.
+        output: a JSON file of the result, the answers next to it; None writes none.
+        overwrite: replace an existing `output`.
+        batch_size, columns, sampling: as for `predict`.
+
+    Returns:
+        `scores`, and with `with_base` those of the `base` and the `differences`, each by metric;
+        a score has a `value` and its interval of 95 %, from `low` to `high`.
+
+    Raises:
+        GlmtuneError: a model, a row or a metric cannot be used, or `output` cannot be written.
+    """
+    from glmtune.use.evaluate.answers import DEFAULT_METRICS, answers_task, choose_metrics
+    from glmtune.use.evaluate.run import evaluate as run_evaluation
+    from glmtune.use.evaluate.run import open_model
+    from glmtune.use.evaluate.task import ModelChoice
+
+    keys = {**NOTHING_WRITTEN, "data.columns": dict(columns or {})}
+    recipe = make_recipe(str(model), rows, keys)
+    choice = ModelChoice(
+        recipe.model.name_or_path,
+        None if adapter is None else str(adapter),
+        _checked_layout(layout),
+        _checked_dtype(dtype),
+        any_template,
+        batch_size,
+    )
+    opened = open_model(choice)
+    task = answers_task(
+        recipe.data,
+        opened.template,
+        choose_metrics([*(metrics or DEFAULT_METRICS)]),
+        sampling=_sampling({"temperature": 0.0, **sampling}),
+        context_length=opened.context_length,
+    )
+    with TemporaryDirectory() as folder:
+        target = Path(folder) / "scores.json" if output is None else Path(output)
+        return run_evaluation(opened, task, target, with_base=with_base, overwrite=overwrite)
 
 
 @_quiet

@@ -21,6 +21,7 @@ from glmtune.recipe.recipe import RECIPE, Recipe
 
 if TYPE_CHECKING:
     from glmtune.use.chat import ChatSession, Reply
+    from glmtune.use.evaluate.results import Evaluation
     from glmtune.use.export.run import Exported
 
 
@@ -129,6 +130,13 @@ class Run:
 
         model, adapter = self._names()
         return predict(model, rows, adapter=adapter, **options)
+
+    def evaluate(self, rows: Any, **options: Any) -> "Evaluation":
+        """Score answers to rows; options as for `glmtune.evaluate`."""
+        from glmtune.library import evaluate
+
+        model, adapter = self._names()
+        return evaluate(model, rows, adapter=adapter, **options)
 
     def merge(self, output: str | Path, **options: Any) -> "Exported":
         """Merge the adapter into its base; options as for `glmtune.merge`."""

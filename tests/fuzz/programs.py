@@ -9,15 +9,11 @@ from tests.fuzz.mutations import mutate_bytes, mutate_value, nasty
 from tests.fuzz.rows import GOOD
 from tests.fuzz.surface import Attempt, Healthy, Surface
 
-from glmtune.conversation import (
-    Conversation,
-    parse_tool_call,
-    read_messages,
-    render_tool_call,
-)
+from glmtune.conversation import Conversation, read_messages
 from glmtune.inspect.doctor.log import diagnose, read_log
 from glmtune.inspect.doctor.symptoms import SYMPTOMS
 from glmtune.model.chatglm.reply import process_response
+from glmtune.tool_calls import parse_tool_call, render_tool_call
 from glmtune.use.predict import AnswerFile
 
 TALKS = [row for row in GOOD if "messages" in row]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from tests.fuzz import folders, programs, recipes, rows
+from tests.fuzz import folders, programs, recipes, requests, rows
 from tests.fuzz.surface import Surface
 
 SURFACES: Sequence[Surface] = (
@@ -10,6 +10,7 @@ SURFACES: Sequence[Surface] = (
     *rows.SURFACES,
     *programs.SURFACES,
     *folders.SURFACES,
+    *requests.SURFACES,
 )
 
 

@@ -36,7 +36,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, render_tool_call
+from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
 from glmtune.data.batches import MicroBatch, pack_examples
 from glmtune.data.packing import group_rows, pack
 from glmtune.errors import TemplateError
@@ -55,6 +55,7 @@ from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.sections import ObjectiveSection, TrainingSection
 from glmtune.template.base import IGNORE, Example
 from glmtune.template.chatglm import ChatGLMTemplate
+from glmtune.tool_calls import render_tool_call
 from glmtune.train.optimizer import make_optimizer, make_scheduler
 from glmtune.train.run import fine_tune
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from glmtune.conversation import Conversation, Message, render_tool_call
+from glmtune.conversation import Conversation, Message
 from glmtune.methods import lora
 from glmtune.methods.layers import adapted_layers
 from glmtune.model.load import load_model, load_tokenizer
@@ -15,6 +15,7 @@ from glmtune.prove.answers import Prompt, first_prompt
 from glmtune.recipe.methods import LoraSection
 from glmtune.template.base import Template
 from glmtune.template.select import template_for
+from glmtune.tool_calls import render_tool_call
 
 NAME = Conversation(
     (

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from glmtune.conversation import Conversation, render_tool_call
+from glmtune.conversation import Conversation
 from glmtune.prove.answers import Prompt, answer_all, answer_limit
 from glmtune.prove.stops import StopRate, count_ended
 from glmtune.template.base import IGNORE, Template
+from glmtune.tool_calls import render_tool_call
 
 
 def test_a_row_cut_before_its_first_learned_token_is_the_prompt_that_chat_makes(

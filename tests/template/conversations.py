@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from glmtune.conversation import Conversation, Message, render_tool_call
+from glmtune.conversation import Conversation, Message
 from glmtune.model.chatglm.chat_format import SPECIAL_TOKENS
 from glmtune.template.base import IGNORE, Example
+from glmtune.tool_calls import render_tool_call
 
 
 def talk(*turns: tuple[str, str] | Message) -> Conversation:

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.template.conversations import dialogues, learned, talk
 
-from glmtune.conversation import Conversation, Message, render_tool_call
+from glmtune.conversation import Conversation, Message
 from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.template.base import IGNORE
 from glmtune.template.chatglm import ChatGLMTemplate
+from glmtune.tool_calls import render_tool_call
 
 
 def test_the_oldest_exchanges_are_dropped_first(tiny_tokenizer: ChatGLMTokenizer) -> None:

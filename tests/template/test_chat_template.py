@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from tests.template.conversations import flags, learned, talk, texts
 from tests.template.fast_tokenizers import CHATML, CONTROL, LLAMA3, fast_tokenizer
 
-from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, render_tool_call
+from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
 from glmtune.errors import TemplateError
 from glmtune.template.base import is_learned
 from glmtune.template.chat_template import ChatTemplate
+from glmtune.tool_calls import render_tool_call
 
 TOKENIZER = fast_tokenizer(None, "<|im_end|>")  # all of them have the same vocabulary
 

@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.template.conversations import answers, calls, dialogues, learned, talk
 
-from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, render_tool_call
+from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
 from glmtune.errors import TemplateError
 from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 from glmtune.recipe.choices import LAYOUTS, Layout
 from glmtune.template.base import IGNORE, is_learned
 from glmtune.template.chatglm import ChatGLMTemplate
+from glmtune.tool_calls import render_tool_call
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,7 @@ from tests.data.formats.rows import ROWS, SINGLE
 from tests.template.conversations import flags, learned, talk, texts
 from tests.template.glm_templates import GLM_4_5, MARKS, SPECIAL, TEMPLATES, glm_tokenizer
 
-from glmtune.conversation import (
-    TOOLS_PROMPT,
-    Conversation,
-    Message,
-    parse_tool_call,
-    render_tool_call,
-)
+from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
 from glmtune.data.formats import FORMATS, convert
 from glmtune.data.rows import Row
 from glmtune.errors import TemplateError
@@ -27,6 +21,7 @@ from glmtune.template.base import IGNORE, is_learned
 from glmtune.template.chat_template import ChatTemplate
 from glmtune.template.glm import GlmTemplate
 from glmtune.template.select import template_for
+from glmtune.tool_calls import parse_tool_call, render_tool_call
 
 TOKENIZERS = {name: glm_tokenizer(template) for name, template in TEMPLATES.items()}
 GLMS = {name: GlmTemplate(tokenizer) for name, tokenizer in TOKENIZERS.items()}

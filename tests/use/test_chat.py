@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, parse_tool_call
+from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
 from glmtune.errors import CheckpointError, TemplateError
+from glmtune.tool_calls import parse_tool_call
 from glmtune.use.chat import ChatSession, reply_text, system_messages
 from glmtune.use.generate import Sampling
 from glmtune.use.open import open_session

@@ -164,8 +164,8 @@ def answer(session: "ChatSession", text: str, role: "Role" = "user") -> None:
 
 def report(reply: "Reply") -> None:
     """Note on stderr whether an answer was cut, calls a tool or lost old messages."""
-    from glmtune.conversation import parse_tool_call, render_arguments
     from glmtune.inspect.visible import visible
+    from glmtune.tool_calls import parse_tool_call, render_arguments
 
     if reply.num_left_out:
         note(f"the {reply.num_left_out} oldest messages no longer fit and were dropped")

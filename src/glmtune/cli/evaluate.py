@@ -144,7 +144,7 @@ def evaluate(
     choice = ModelChoice(
         model, None if adapter is None else str(adapter), layout, dtype, any_template, batch_size
     )
-    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed)
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed=seed)
     opened = open_model(choice)
     if task == "answers":
         made = answers_task(opened, section, names_of(metric), sampling)

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, parse_tool_call
+from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
 from glmtune.errors import TemplateError
 from glmtune.files import sha256_of_text
 from glmtune.template.base import IGNORE, Example, Template, decode, is_learned
 from glmtune.template.probes import PROBES
 from glmtune.template.time_limit import time_limit
+from glmtune.tool_calls import parse_tool_call
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

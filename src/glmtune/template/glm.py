@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, parse_tool_call
+from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
 from glmtune.errors import TemplateError
 from glmtune.template.base import IGNORE, Example, decode, is_learned
 from glmtune.template.chat_template import (
@@ -49,6 +49,7 @@ from glmtune.template.glm_replies import (
     split_thought,
 )
 from glmtune.template.time_limit import time_limit
+from glmtune.tool_calls import parse_tool_call
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -281,7 +282,9 @@ class GlmTemplate(ChatTemplate):
         parts = [{"role": "assistant", "thought": thought, "content": text}]
         written = render(self._tokenizer, parts, None, chat_template=_AFTER_THINK)
         written.append(self._end_of(answer))
-        return Example([*prompt, *written], [IGNORE] * len(prompt) + written)
+        weight = is_learned(answer)
+        weights = [1.0] * len(prompt) + [weight] * len(written) if type(weight) is float else None
+        return Example([*prompt, *written], [IGNORE] * len(prompt) + written, weights=weights)
 
     # ---- reading ---------------------------------------------------------------------------
 

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, parse_tool_call
+from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
 from glmtune.data.formats import FORMATS, KeyScan, Notes, check_roles, convert, detect
 from glmtune.data.rows import Row, RowError
 from glmtune.data.sources import read_rows
 from glmtune.errors import DataError
+from glmtune.tool_calls import parse_tool_call
 
 WEATHER = {"name": "get_weather", "description": "天气", "parameters": {"type": "object"}}
 CALL = "```python\ntool_call(city='北京')\n```"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from glmtune.conversation import render_tool_call
 from glmtune.errors import TemplateError
 from glmtune.model.chatglm.reply import process_response
+from glmtune.tool_calls import render_tool_call
 
 WITH_TOOLS: list[dict[str, Any]] = [{"role": "system", "content": "", "tools": [{"name": "t"}]}]
 

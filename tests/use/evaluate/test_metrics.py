@@ -5,9 +5,9 @@ from typing import Any, get_args
 
 import pytest
 
-from glmtune.conversation import render_tool_call
 from glmtune.errors import DataError
 from glmtune.recipe.choices import METRIC_NAMES
+from glmtune.tool_calls import render_tool_call
 from glmtune.use.evaluate.answers import choose_metrics
 from glmtune.use.evaluate.metrics import (
     METRICS,

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.conftest import SENTENCES, TURNS
+from tests.conftest import TURNS
+from tests.tiny_model import SENTENCES
 from tests.use.serve.conftest import Running, ask, running, until
 
 from glmtune.conversation import Conversation, Message, read_messages

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from glmtune.conversation import Conversation, Message, check_tool_name, check_turns
+from glmtune.conversation import Conversation, Message, check_turns
 from glmtune.data.formats.detection import detect, rename
 from glmtune.data.formats.format import Format
 from glmtune.data.formats.keys import LABELS, check_keys, is_marked_bad, read_label
@@ -13,6 +13,7 @@ from glmtune.data.formats.roles import Roles
 from glmtune.data.formats.values import bad, cannot_render
 from glmtune.data.rows import Row, RowError
 from glmtune.errors import DataError, TemplateError
+from glmtune.tool_calls import check_tool_name
 
 
 def convert(

@@ -12,13 +12,7 @@ from dataclasses import replace
 from itertools import groupby, pairwise
 from typing import Any, cast
 
-from glmtune.conversation import (
-    TOOLS_PROMPT,
-    Message,
-    Role,
-    read_messages,
-    render_tool_call,
-)
+from glmtune.conversation import TOOLS_PROMPT, Message, Role, read_messages
 from glmtune.data.formats.keys import LOSS_KEYS, MEDIA, refuse_media
 from glmtune.data.formats.roles import (
     CHATGLM3_ROLES,
@@ -40,6 +34,7 @@ from glmtune.data.formats.values import (
 )
 from glmtune.data.rows import Row
 from glmtune.errors import TemplateError
+from glmtune.tool_calls import render_tool_call
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 """Types of a part of a content that has text."""

@@ -168,8 +168,8 @@ class Scan:
         self._compare(section.eval_fraction, seed)
         for check, row, fault in self._habits.find():
             self._add(check, self._places[row], fault, is_held_out=False)
-        if self._labels and (fault := self._labels.balance()):
-            self._add("labels", _of_all(section.train), fault, is_held_out=False)
+        if self._labels and (unbalanced := self._labels.balance()):
+            self._add("labels", _of_all(section.train), unbalanced, is_held_out=False)
         not_checked = dict.fromkeys(self._lint.off, "switched off by lint.off")
         if not can_find_near():
             not_checked.setdefault("near-duplicate", _NEEDS_RENSA)

@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from glmtune.conversation import TOOL_FUNCTION, Conversation, Message, parse_tool_call
+from glmtune.conversation import Conversation, Message
 from glmtune.data.lint.findings import Fault
 from glmtune.data.lint.texts import around
+from glmtune.tool_calls import TOOL_FUNCTION, parse_tool_call
 
 INTERPRETERS = ("interpreter", "code_interpreter", "python")  # their content is a program
 _PLAIN_CALL = re.compile(

@@ -18,9 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from glmtune.conversation import ROLES, TOOL_FUNCTION, TOOLS_PROMPT
+from glmtune.conversation import ROLES, TOOLS_PROMPT
 from glmtune.model.chatglm.fast_tokenizer import ESCAPE, ESCAPED, GUARD
 from glmtune.recipe.choices import Layout
+from glmtune.tool_calls import TOOL_FUNCTION
 
 _ROLE_OF: Mapping[str, str] = {
     **{role: role for role in ROLES},

@@ -13,8 +13,9 @@ Source: ChatGLM3, `process_response` in modeling_chatglm.py; the reference is sp
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glmtune.conversation import checked_messages, parse_tool_call
+from glmtune.conversation import checked_messages
 from glmtune.model.chatglm.chat_format import split_reply
+from glmtune.tool_calls import parse_tool_call
 
 
 def process_response(

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from glmtune.errors import RecipeError
-from glmtune.model.files import HUB_ID
+from glmtune.model.hubs import HUB_ID
 from glmtune.prove.card import without_paths
 from glmtune.prove.metrics import until
 from glmtune.prove.proof import (

@@ -31,9 +31,9 @@ from typing import Any, Literal
 
 import regex  # type: ignore[import-untyped]  # has classes for scripts, unlike `re`
 
-from glmtune.conversation import parse_tool_call
 from glmtune.errors import DataError
 from glmtune.recipe.choices import MetricName
+from glmtune.tool_calls import parse_tool_call
 
 MAX_DIGITS = 200  # of a number; longer ones are texts
 EPSILON = 1e-8  # in the denominator of F1, as rouge-chinese has it

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glmtune.conversation import TOOLS_PROMPT, Conversation, Message, render_tool_call
+from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
 from glmtune.errors import TemplateError
 from glmtune.machine import host_memory
 from glmtune.methods import method
 from glmtune.model.load import load_frozen_model
 from glmtune.template.base import Template
+from glmtune.tool_calls import render_tool_call
 from glmtune.use.export.job import Job
 from glmtune.use.export.merge import merge_in_place
 from glmtune.use.export.weights import Weights

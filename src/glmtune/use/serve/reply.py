@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glmtune.conversation import Message, parse_tool_call
+from glmtune.conversation import Message
 from glmtune.template.base import decode
 from glmtune.template.pieces import UNFINISHED
+from glmtune.tool_calls import parse_tool_call
 from glmtune.use.chat import reply_text
 from glmtune.use.generate import TokenScore
 from glmtune.use.serve.hosted import Served
