@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, get_args
 
 from glmtune.errors import CheckpointError, RecipeError
 from glmtune.gc_pause import loading
-from glmtune.recipe.choices import LAYOUTS, Layout
+from glmtune.recipe.choices import LAYOUTS, Dtype, Layout
 from glmtune.recipe.keywords import free_folder, names_folder, recipe_for
 from glmtune.recipe.recipe import Recipe
 
@@ -569,11 +569,8 @@ def _checked_layout(layout: str | None) -> Layout | None:
     raise RecipeError(f"layout={layout!r}: expected one of {', '.join(LAYOUTS)}.")
 
 
-def _checked_dtype(dtype: str) -> str:
-    from typing import get_args
-
-    from glmtune.recipe.choices import Dtype
-
-    if dtype not in get_args(Dtype):
-        raise RecipeError(f"dtype={dtype!r}: expected one of {', '.join(get_args(Dtype))}.")
-    return dtype
+def _checked_dtype(dtype: str) -> Dtype:
+    for known in get_args(Dtype):
+        if dtype == known:
+            return cast("Dtype", known)
+    raise RecipeError(f"dtype={dtype!r}: expected one of {', '.join(get_args(Dtype))}.")
