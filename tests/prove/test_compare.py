@@ -16,9 +16,10 @@ from glmtune.prove.compare import Comparison, compare, write_page
 from glmtune.prove.proof import ALIVE, STOPS, Proof
 from glmtune.prove.report.facts import ReportFacts, write_facts
 from glmtune.recipe.reading import build_recipe
+from glmtune.use.evaluate.results import Evaluation, Score
 
 EVIL = "<script>document.title='owned'</script>"
-SCORE = {"value": 87.3, "low": 80.1, "high": 92.0, "num_rows": 102, "corpus": None}
+SCORE = Score(value=87.3, low=80.1, high=92.0, num_rows=102)
 MakeRun = Callable[..., Path]
 
 
@@ -106,8 +107,10 @@ def test_answers_to_the_same_prompt_stand_beside_that_of_the_base(make_run: Make
 
 def test_scores_are_shown_with_their_intervals(make_run: MakeRun) -> None:
     first, second = make_run("a"), make_run("b")
-    result = {"kind": "x", "data": ["/home/me/test.json"], "scores": {"exact": SCORE}}
-    (first / "scores.json").write_text(json.dumps(result), encoding="utf-8")
+    result = Evaluation(
+        task="answers", model="m", data=("/home/me/test.json",), num_rows=9, scores={"exact": SCORE}
+    )
+    result.write(first / "scores.json")
     (second / "scores.json").write_text("{", encoding="utf-8")
 
     found = compare([first, second])

@@ -12,12 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, Field
+from typing import Any
 
 from glmtune.errors import OutputError
-from glmtune.files import explain_write_error, read_json_as, write_atomically
+from glmtune.files import explain_write_error, write_atomically
 from glmtune.prove.answers import Answer
 from glmtune.prove.card import without_paths
 from glmtune.prove.proof import Proof
@@ -32,27 +30,12 @@ from glmtune.prove.report.summary import (
     tokens_seen,
 )
 from glmtune.units import duration, number, readable
+from glmtune.use.evaluate.names import SCORES_FILES
+from glmtune.use.evaluate.results import Score, read_evaluation
 
 PAGE = "compare.html"
 MARK = "glmtune compare"  # in our page, so that no other file is replaced
 ABSENT = "-"
-# The results of `glmtune evaluate` in the folder of a run.
-SCORES = ("scores.json", "scores-choice.json", "scores-perplexity.json")
-Real = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class _Score(BaseModel):
-    value: Real
-    low: Real
-    high: Real
-    num_rows: Annotated[int, Field(ge=0)]
-
-
-class _Scores(BaseModel):
-    """What a comparison reads of a result of `glmtune evaluate`; other fields are left alone."""
-
-    data: tuple[str, ...] = ()
-    scores: Mapping[str, _Score]
 
 
 @dataclass(frozen=True)
@@ -68,7 +51,7 @@ class ComparedRun:
 
     name: str
     record: RunRecord
-    scores: Mapping[tuple[str, str], _Score]
+    scores: Mapping[tuple[str, str], Score]
     notes: tuple[str, ...]
 
     @cached_property
@@ -206,18 +189,16 @@ def _read(name: str, folder: Path) -> ComparedRun:
         notes.append(f"{folder / 'recipe.yaml'}: is not a recipe; its keys are not compared.")
     if not record.lines:
         notes.append("It has no metrics.")
-    scores: dict[tuple[str, str], _Score] = {}
-    for file in SCORES:
+    scores: dict[tuple[str, str], Score] = {}
+    for file in SCORES_FILES:
         if not (folder / file).is_file():
             continue
-        remedy = "Run `glmtune evaluate` again."
         try:
-            found = read_json_as(folder / file, _Scores, OutputError, remedy=remedy)[0]
+            found = read_evaluation(folder / file)
         except OutputError as error:
             notes.append(str(error))
             continue
-        data = ", ".join(Path(each).name for each in found.data)
-        scores |= {(metric, data): score for metric, score in found.scores.items()}
+        scores |= {(metric, found.data_names): score for metric, score in found.scores.items()}
     return ComparedRun(name, record, scores, tuple(str(without_paths(each)) for each in notes))
 
 
