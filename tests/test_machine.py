@@ -104,6 +104,8 @@ for name in ("resource", "fcntl", "pwd", "grp", "termios"):
 del os.sysconf, os.sched_getaffinity, os.killpg, os.fork
 names = [each.name for each in pkgutil.walk_packages(glmtune.__path__, "glmtune.")]
 names.remove("glmtune.__main__")  # runs the command line
+for optional in ("kernels.triton_swiglu", "use.evaluate.lm_eval_model"):  # of other packages
+    names.remove(f"glmtune.{optional}")
 for name in names:
     importlib.import_module(name)
 from glmtune import machine

@@ -46,11 +46,16 @@ def _changed(content: Any, random: Random) -> Any:
             del parent[key]
         case 1 if isinstance(parent, dict):
             parent[random.choice(("x", "dtype", "num_labels", "r", str(key) + "s"))] = parent[key]
-        case 2 if isinstance(parent[key], int | float):
+        case 2 if isinstance(parent[key], float) or _is_size(parent[key]):
             parent[key] *= random.choice((-1, 2, 0.5, 10**6))
         case _:
             parent[key] = nasty(random)
     return content
+
+
+def _is_size(value: Any) -> bool:
+    """Whether an integer can be multiplied by a fraction."""
+    return isinstance(value, int) and abs(value) < 2**63
 
 
 def _places(content: Any) -> Any:

@@ -19,8 +19,8 @@ from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import PretrainRecipe
 from glmtune.train import loop
 from glmtune.train.pretrain import pretrain
-from glmtune.train.step import StepResult, optimizer_step
-from glmtune.train.training import Training
+from glmtune.train.smaller_packs import step_or_smaller
+from glmtune.train.step import StepResult
 
 CONFIG = {
     "num_layers": 2,
@@ -141,14 +141,14 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bytes(
     pretrain(recipe_for(tiny_tokenizer, texts, whole))
     steps = 0
 
-    def interrupted(training: Training, *args: Any) -> StepResult:
+    def interrupted(*args: Any) -> StepResult:
         nonlocal steps
         steps += 1
         if steps == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return optimizer_step(training, *args)
+        return step_or_smaller(*args)
 
-    monkeypatch.setattr(loop, "optimizer_step", interrupted)
+    monkeypatch.setattr(loop, "step_or_smaller", interrupted)
     first = pretrain(recipe_for(tiny_tokenizer, texts, stopped))
     assert (first.is_finished, first.num_steps) == (False, 4)
     second = pretrain(recipe_for(tiny_tokenizer, texts, stopped), resume=True)

@@ -1,6 +1,7 @@
 """What a layout and a length limit do to a row is reported."""
 
 from collections.abc import Callable, Mapping
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from glmtune.data.lint.tokens import LengthCost, Lengths
 from glmtune.recipe.choices import Layout
 from glmtune.template.base import Template
 
-LONG = alpaca("数数", "一二三四五六七八九十" * 30)
+NUMBERS = "一二三四五六七八九十"
+LONG = alpaca("数数", "".join(map("".join, permutations(NUMBERS, 3)))[:300])
 
 
 def test_the_tutorials_cut_loses_the_stop_and_a_part_of_the_answer(

@@ -155,7 +155,8 @@ def test_pairs_and_sharded_weights_are_not_supported(tiny_model_dir: Path) -> No
     for change in ("stage=dpo", "training.sharding=fsdp2"):
         tree = {"model": {"name_or_path": str(tiny_model_dir)}, "data": {"train": "rows.json"}}
         with pytest.raises(
-            RecipeError, match=r"does not support preference\.stage=dpo, training\.sharding and"
+            RecipeError,
+            match=r"does not support preference\.stage=dpo and kto, training\.sharding and",
         ):
             make_plan(build_recipe(tree | {"output": {"dir": "out"}}, [change]))
 

@@ -244,8 +244,14 @@ def start_long_answer(server: Running, *, stream: bool) -> socket.socket:
 
 @pytest.fixture
 def slow(hosted: Hosted) -> Iterator[None]:
-    """A model that takes a while for each token, so that nothing ends by itself."""
-    handle = hosted.lanes[0].model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    """A model that takes a while for each token, and never writes one that ends an answer."""
+    stops = list({id for name in hosted.names.values() for id in name.template.stop_ids})
+
+    def forbid_stops(_: Any, __: Any, output: Any) -> None:
+        time.sleep(0.02)
+        output.logits[..., stops] = -1e9
+
+    handle = hosted.lanes[0].model.register_forward_hook(forbid_stops)
     yield
     handle.remove()
 

@@ -67,17 +67,16 @@ class Habits:
     def __init__(self) -> None:
         self._rows: list[_Facts] = []
         self._pairing = Pairing()
-        self._num_answers = self._num_off = 0
+        self._num_answered = self._num_off = 0
         self._first_off: int | None = None
 
     def add(self, row: int, conversation: Conversation) -> None:
         """Look at a row that is learned; `row` is its index."""
-        for message in conversation:
-            if message.role == "assistant":
-                self._num_answers += 1
-                if message.is_learned is False:
-                    self._num_off += 1
-                    self._first_off = row if self._first_off is None else self._first_off
+        answers = [message for message in conversation if message.role == "assistant"]
+        self._num_answered += bool(answers)
+        if answers and all(answer.is_learned is False for answer in answers):
+            self._num_off += 1
+            self._first_off = row if self._first_off is None else self._first_off
         question, answer = _first_turn(conversation)
         if question and answer:
             self._rows.append(_facts(row, question, answer, conversation))
@@ -86,10 +85,10 @@ class Habits:
     def find(self) -> Found:
         """Yield what the rows show together."""
         yield from self._mispaired()
-        if self._first_off is not None and self._num_off > self._num_answers / 2:
+        if self._first_off is not None and self._num_off > self._num_answered / 2:
             why = (
-                f"{self._num_off:,} of {self._num_answers:,} answers are marked as not learned, so "
-                "most of the set teaches nothing"
+                f"all answers of {self._num_off:,} of {self._num_answered:,} rows are marked as "
+                "not learned, so most of the set teaches nothing"
             )
             yield "few-learned", self._first_off, Fault("warning", why, "")
         if len(self._rows) < FEWEST_ROWS:

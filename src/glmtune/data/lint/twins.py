@@ -152,7 +152,8 @@ class Twins:
             same = _earlier_same(row_keys, rows)
             alike = _earlier_same(np.asarray(self._plain_keys), rows)
             near = _nearest(digests, bands, rows, section.near_duplicate)
-            near |= {row: (other, 1.0) for row, other in alike.items()}
+            if self._finds_near:
+                near |= {row: (other, 1.0) for row, other in alike.items()}
             copies = Counter(same.values())
             for row, first in same.items():
                 yield Twin("duplicate", row, first, _duplicate(copies[first]))

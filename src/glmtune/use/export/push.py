@@ -177,9 +177,11 @@ def _seal(uploads: list[Upload]) -> None:
             continue
         content = json.loads(_read(upload.path) if upload.text is None else upload.text)
         recorded = content.get("files") if isinstance(content, dict) else None
-        changed = [name for name in recorded or () if name in texts]
+        if not isinstance(recorded, dict):
+            continue
+        changed = [name for name in recorded if name in texts]
         if changed:
-            files = {**content["files"], **{name: sha256_of_text(texts[name]) for name in changed}}
+            files = {**recorded, **{name: sha256_of_text(texts[name]) for name in changed}}
             text = json.dumps({**content, "files": files}, ensure_ascii=False, indent=2) + "\n"
             uploads[index] = Upload(upload.name, upload.path, text)
 
