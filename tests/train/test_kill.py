@@ -29,7 +29,7 @@ def recipe(model: Path, rows: Path, output: Path) -> Path:
         "training": {
             "per_device_train_batch_size": 1,
             "gradient_accumulation_steps": 4,
-            "num_train_epochs": 4,
+            "num_train_epochs": 2,
             "learning_rate": 5e-3,
             "logging_steps": 1,
             "save_strategy": "steps",
@@ -38,6 +38,7 @@ def recipe(model: Path, rows: Path, output: Path) -> Path:
             "eval_steps": 5,
             "use_cpu": True,
         },
+        "checks": {"stock_reader": False},
         "output": {"dir": str(output), "report_to": "none"},
     }
     path = output.with_suffix(".yaml")
