@@ -83,7 +83,7 @@ def sync(file: IO[Any], path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush every file of a folder to disk, whoever wrote it."""
+    """Flush every file of a folder to disk, also those of other libraries."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             with path.open("rb") as file:

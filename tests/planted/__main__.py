@@ -28,7 +28,7 @@ AREAS = {
 HEAD = """# Planted faults
 
 Most ways in which a fine-tuning goes wrong raise no error: the curve looks right and the model is
-wrong. `tests/planted` holds such faults as data, plants each, and asks what a user is told. This
+wrong. `tests/planted` holds such faults as data, plants each, and says what a user sees. This
 page is written by `python -m tests.planted` from what was said; CI runs the same tests.
 """
 MISSES = """

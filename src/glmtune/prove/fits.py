@@ -106,7 +106,7 @@ def score_fit(
         TrainingError: a loss is not finite.
     """
     pairs = [split(examples[row]) for row in rows]
-    # The other question has another answer, or nothing could be told from it.
+    # The other question has another answer, or nothing could be said of it.
     others = [_other(pairs, index) for index in range(len(pairs))]
     was_training = model.training
     model.eval()

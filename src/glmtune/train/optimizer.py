@@ -51,7 +51,7 @@ def make_optimizer(
 
 
 def on_device_settings(section: TrainingSection, devices: set[torch.device]) -> dict[str, Any]:
-    """Return what AdamW is told about where it runs: on a GPU one kernel updates all weights."""
+    """Return the arguments of AdamW that depend on the device: one kernel for all on a GPU."""
     is_on_gpu = {device.type for device in devices} == {"cuda"}
     return {"fused": True} if is_on_gpu and section.optim == "adamw_torch" else {}
 

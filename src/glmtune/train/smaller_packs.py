@@ -7,7 +7,7 @@ A step's loss is a mean over its rows, however they are packed, so the step lear
 the rounding of sums in another order, and to dropout, which draws other numbers. Every step begins
 with the packs of the plan, so a resumed run repeats the same attempts. There is no second attempt
 where one row alone does not fit, where the packs define the loss (`training.average`), where texts
-are cut anew for each pack (pre-training), and with several processes, which wait for each other.
+are cut again for each pack (pre-training), and with several processes, which wait for each other.
 """
 
 import logging
@@ -70,7 +70,7 @@ def step_or_smaller(
 
 
 def _smaller(training: Training, part: MicroBatch) -> Batch | None:
-    """Pack the rows of the step anew, into at most half the tokens of the pack that failed."""
+    """Pack the rows of the step again, into at most half the tokens of the pack that failed."""
     plan, data = training.plan, training.data
     if (
         len(part.rows) < 2

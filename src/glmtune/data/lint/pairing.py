@@ -1,4 +1,4 @@
-"""Do answers stand with their questions? Told by the words that both have.
+"""Do answers stand with their questions? Judged by the words that both have.
 
 An answer takes up words of its question. In a block of rows, the pieces of two characters that few
 questions have vote for the question that an answer is about:

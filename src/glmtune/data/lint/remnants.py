@@ -1,4 +1,4 @@
-"""Checks of what collecting and converting rows leaves behind in a text.
+"""Checks of what collecting and converting rows leaves in a text.
 
 As in `texts.py`, each check takes a conversation and returns the first fault in it, and what a
 question asks for is not a fault in its answer.

@@ -1,4 +1,4 @@
-"""A judge: a model behind any OpenAI-compatible URL says which of two answers is better.
+"""A judge: a model at any OpenAI-compatible URL says which of two answers is better.
 
     ours, theirs      asked twice, in both orders, since judges prefer one position
     both say ours     100        both say theirs  0        a tie, or they disagree  50
@@ -65,7 +65,7 @@ class _Reply(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """A model behind a URL.
+    """A model at a URL.
 
     Attributes:
         url: of the API, such as http://127.0.0.1:8000/v1.

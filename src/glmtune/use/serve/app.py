@@ -152,7 +152,7 @@ class _Guard:
     """Ask for the key, and count and log every request.
 
     Args:
-        app: the application behind it.
+        app: the application that it runs.
         access: who may use it.
         metrics: counts the requests.
     """

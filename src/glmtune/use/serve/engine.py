@@ -301,7 +301,7 @@ class Engine:
                 job.notify()
 
     def _fail(self, lane: Lane, error: Exception) -> None:
-        """End the sequences of a lane whose step failed, and begin it anew."""
+        """End the sequences of a lane whose step failed, and begin it again."""
         is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
         what = "out of memory" if is_memory else f"{type(error).__name__}: {str(error)[:200]}"
         logger.error("a step failed: %s", what)

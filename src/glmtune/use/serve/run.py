@@ -32,7 +32,7 @@ class Address:
     Attributes:
         host: a name or an IP address.
         port: 0 takes a free one.
-        is_open: a key is not wanted, whoever can reach the host.
+        is_open: no key is needed, even if others can reach the host.
     """
 
     host: str = "127.0.0.1"
