@@ -216,6 +216,7 @@ def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(
         (OutputError, "is a folder", (rows, "-o", tmp_path)),
         (DataError, "is missing", (rows, "--task", "choice")),
         (DataError, "no 'text' in it", (rows, "--task", "perplexity")),
+        (DataError, "expected the URL of an OpenAI-compatible API", (rows, "--judge", "x")),
     ]
     for kind, message, words in wrong:
         more = () if "-o" in words else ("-o", tmp_path / "result.json")

@@ -31,6 +31,7 @@ from glmtune.recipe.shipped import is_recipe
 
 if TYPE_CHECKING:
     from glmtune.recipe.sections import DataSection
+    from glmtune.use.evaluate.judge import Judge
     from glmtune.use.evaluate.kept import Line
     from glmtune.use.evaluate.results import Evaluation, Score
     from glmtune.use.evaluate.run import OpenedModel
@@ -136,11 +137,13 @@ def evaluate(
     section = read_section(sources, overrides, model)
 
     with loading():
+        from glmtune.use.evaluate.judge import Judge
         from glmtune.use.evaluate.run import evaluate as run
         from glmtune.use.evaluate.run import open_model
         from glmtune.use.evaluate.task import ModelChoice
         from glmtune.use.generate import Sampling
 
+    judged_by = None if judge is None else Judge(judge, judge_model)  # a wrong URL is refused
     choice = ModelChoice(
         model, None if adapter is None else str(adapter), layout, dtype, any_template, batch_size
     )
@@ -156,8 +159,8 @@ def evaluate(
         result = run(
             opened, made, target, with_base=with_base, overwrite=overwrite, show=show_lines
         )
-        if judge is not None:
-            result = ask_judge(judge, judge_model, made, result, target, overwrite=overwrite)
+        if judged_by is not None:
+            result = ask_judge(judged_by, made, result, target, overwrite=overwrite)
     except KeyboardInterrupt:
         typer.echo(
             "Stopped. The answers so far are kept; repeat the command to continue.", err=True
@@ -245,14 +248,13 @@ def answers_task(
 
 
 def ask_judge(
-    url: str, name: str, task: "Task", result: "Evaluation", target: Path, *, overwrite: bool
+    judge: "Judge", task: "Task", result: "Evaluation", target: Path, *, overwrite: bool
 ) -> "Evaluation":
     """Let a judge compare the answers."""
     from glmtune.use.evaluate.answers import AnswersTask
-    from glmtune.use.evaluate.judge import Judge, add_verdicts
+    from glmtune.use.evaluate.judge import add_verdicts
 
     assert isinstance(task, AnswersTask)
-    judge = Judge(url, name)
     return add_verdicts(judge, task, result, target, overwrite=overwrite, show=show_lines)
 
 
