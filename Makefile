@@ -18,7 +18,7 @@ help:
 	@echo "make coverage  the quick tests, and the share of src/ that they run; fails below 90 %"
 	@echo "make fix       let ruff repair what it can"
 	@echo "make fuzz      100,000 mutated inputs; make faults, make kills: the other long tests"
-	@echo "make docs      write docs/cli.md and docs/api.md again"
+	@echo "make docs      write the generated pages again: commands, API, recipe keys, failures"
 	@echo "make newest    the quick tests, with the newest release of each dependency"
 
 demo: install
@@ -64,6 +64,8 @@ fix: install
 docs: install
 	$(RUN)/python -m typer glmtune.cli.main utils docs --name glmtune --output docs/cli.md
 	$(RUN)/python docs/make_api.py
+	$(RUN)/python docs/make_recipe_keys.py
+	$(RUN)/python docs/make_faq.py
 
 # Of one release of torch the CPU build is preferred, since its version ends in +cpu.
 # The ranges of pyproject.toml are ignored, which pip reports as conflicts: that is the question here.

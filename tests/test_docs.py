@@ -1,6 +1,7 @@
 """The documentation: commands and tests that exist, links that lead to files, every key."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +92,28 @@ def test_the_command_page_is_the_one_that_make_docs_writes(tmp_path: Path) -> No
 
     fresh = (tmp_path / "cli.md").read_text(encoding="utf-8")
     assert fresh == (ROOT / "docs" / "cli.md").read_text(encoding="utf-8"), "run `make docs`"
+
+
+def test_the_page_of_keys_and_those_of_failures_are_the_ones_that_make_docs_writes() -> None:
+    keys = runpy.run_path(str(ROOT / "docs" / "make_recipe_keys.py"))["page"]()
+    failures = runpy.run_path(str(ROOT / "docs" / "make_faq.py"))
+
+    assert keys == (ROOT / "docs" / "recipe_keys.md").read_text("utf-8"), "run `make docs`"
+    for name, words in failures["PAGES"].items():
+        written = (ROOT / "docs" / name).read_text("utf-8")
+        assert failures["page"](words) == written, "run `make docs`"
+
+
+def test_a_failure_is_found_by_its_message_and_a_key_by_its_name() -> None:
+    keys = (ROOT / "docs" / "recipe_keys.md").read_text("utf-8")
+    faq, faq_zh = ((ROOT / "docs" / name).read_text("utf-8") for name in ("faq.md", "faq_zh.md"))
+
+    # type and default come from the models, the sentence from docs/recipes.md
+    row = "| `lora_alpha` | number, above 0 | 16 | the update is scaled by `lora_alpha / r` |"
+    assert row in keys
+    assert "| `max_steps` | whole number, above 0 or null | null | number of optimizer" in keys
+    listed = set(re.findall(r"^\| `(\w+)` \|", keys, re.MULTILINE))
+    assert {key for section in Recipe.model_fields for key in keys_of(section)} <= listed
+    for page in (faq, faq_zh):
+        assert "'GenerationConfig' object has no attribute '_eos_token_tensor'" in page
+    assert faq.count("\n### ") == faq_zh.count("\n### ") > 60
