@@ -81,6 +81,9 @@ install: $(VENV)/installed
 
 # torch goes first and by itself: where the default index has no CPU build, PyTorch's own has.
 $(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is not Python 3.11 or newer. Name one that is: make test PYTHON=python3.12"; \
+		exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install --constraint constraints.txt torch \
 		|| $(RUN)/pip install --constraint constraints.txt --index-url $(CPU_TORCH) torch
