@@ -2,11 +2,15 @@
 
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from glmtune.cli.main import app
@@ -14,6 +18,7 @@ from glmtune.recipe.explain import keys_of
 from glmtune.recipe.recipe import PretrainRecipe, Recipe
 
 ROOT = Path(__file__).parents[1]
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer has no name for it
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
@@ -26,15 +31,27 @@ def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_exists(page: Path) -> None:
-    known = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
-    known |= {group.typer_instance.info.name for group in app.registered_groups}  # type: ignore[union-attr]
-    blocks = re.findall(r"```(?:bash|text)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    used = {
-        match[1] for block in blocks for match in re.finditer(r"^glmtune ([a-z-]+)", block, re.M)
-    }
+def test_every_command_of_a_page_has_arguments_and_options_that_exist(page: Path) -> None:
+    program: Any = get_command(app)
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(?:bash|console|text)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    shown = [line.removeprefix("$ ") for line in lines if re.match(r"(\$ )?glmtune [^\[]", line)]
+    wrong = []
+    for line in shown:
+        if "[OPTIONS]" in line:  # the usage lines of docs/cli.md
+            continue
+        try:
+            context = program.make_context("glmtune", shlex.split(line, comments=True)[1:])
+            given = [*context._protected_args, *context.args]
+            name, command, rest = program.resolve_command(context, given)
+            command.make_context(name, rest, parent=context)
+        except typer.Exit:  # --help
+            continue
+        except USAGE_ERROR as error:
+            wrong.append(f"{line}: {error.format_message()}")
 
-    assert used <= known
+    assert wrong == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
