@@ -6,7 +6,7 @@ NEWEST := .venv-newest
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 PYTEST ?= $(RUN)/python -m pytest
 
-.PHONY: help demo test test-slow test-all fuzz faults kills coverage check lint fix docs newest install clean
+.PHONY: help demo test test-slow test-all fuzz faults kills coverage check lint fix docs site newest install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make fix       let ruff repair what it can"
 	@echo "make fuzz      100,000 mutated inputs; make faults, make kills: the other long tests"
 	@echo "make docs      write the generated pages again: commands, API, recipe keys, failures"
+	@echo "make site      build the documentation, in English and Chinese, as pages in build/site/site"
 	@echo "make newest    the quick tests, with the newest release of each dependency"
 
 demo: install
@@ -66,6 +67,10 @@ docs: install
 	$(RUN)/python docs/make_api.py
 	$(RUN)/python docs/make_recipe_keys.py
 	$(RUN)/python docs/make_faq.py
+
+# The site is in build/site/site; it can be opened from the disk.
+site: install
+	$(RUN)/python docs/make_site.py
 
 # Of one release of torch the CPU build is preferred, since its version ends in +cpu.
 # The ranges of pyproject.toml are ignored, which pip reports as conflicts: that is the question here.

@@ -1,0 +1,42 @@
+// Search runs in a worker, which browsers refuse to pages that are opened from the disk. There a
+// hidden frame takes its place: the same messages, the same script, no network.
+if (location.protocol === "file:") {
+  window.Worker = class {
+    constructor(url) {
+      const source = new URL(url, document.baseURI).href;
+      const queue = [];
+      this.frame = document.createElement("iframe");
+      this.frame.hidden = true;
+      document.body.appendChild(this.frame);
+      this.inside = this.frame.contentWindow;
+      this.listen = (event) => {
+        if (event.source === this.inside && this.onmessage) this.onmessage(event);
+      };
+      window.addEventListener("message", this.listen);
+      // Messages arrive later, as those of a worker do: the page is in the middle of an event.
+      this.inside.postMessage = (data) => setTimeout(() => window.dispatchEvent(
+        new MessageEvent("message", { data, source: this.inside }),
+      ));
+      this.send = (data) => queue.push(data);
+      const script = this.inside.document.createElement("script");
+      script.src = source;
+      script.onload = () => {
+        this.send = (data) => setTimeout(() => this.inside.dispatchEvent(
+          new this.inside.MessageEvent("message", { data }),
+        ));
+        queue.forEach((data) => this.send(data));
+      };
+      script.onerror = (event) => this.onerror && this.onerror(event);
+      this.inside.document.body.appendChild(script);
+    }
+
+    postMessage(data) {
+      this.send(data);
+    }
+
+    terminate() {
+      window.removeEventListener("message", this.listen);
+      this.frame.remove();
+    }
+  };
+}
