@@ -4,6 +4,9 @@
 """
 
 import runpy
+import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,3 +87,35 @@ def test_a_link_or_an_anchor_that_leads_nowhere_is_found(tmp_path: Path) -> None
     )
 
     assert list(SITE["dead_links"](tmp_path)) == ["a.html: b.html#gone", "a.html: lost.png"]
+
+
+@pytest.mark.slow  # builds the site, and looks for two words in a browser
+def test_search_finds_chinese_words_and_error_texts_in_a_site_on_disk(tmp_path: Path) -> None:
+    pytest.importorskip("zensical", reason="zensical is not installed: pip install '.[docs]'")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("there is no chromium or google-chrome on the PATH")
+    command = [sys.executable, str(DOCS / "make_site.py"), str(tmp_path)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+
+    asked: list[str] = []
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        for page_name, words, found in (
+            ("zh/index.html", "显存", "显存小，或者没有显卡"),
+            ("index.html", "_eos_token_tensor", "Old model, generation settings"),
+        ):
+            page = browser.new_page()
+            page.on("request", lambda request: asked.append(request.url))
+            page.goto((tmp_path / "site" / page_name).as_uri())
+            page.wait_for_timeout(300)  # the page listens for its key when it is ready
+            page.keyboard.press("/")
+            box = page.get_by_placeholder("Search")
+            box.fill(words)
+            page.get_by_text(found).first.wait_for(timeout=20_000)
+            assert box.input_value() == words
+        browser.close()
+
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []

@@ -13,10 +13,13 @@ if (location.protocol === "file:") {
         if (event.source === this.inside && this.onmessage) this.onmessage(event);
       };
       window.addEventListener("message", this.listen);
-      // Messages arrive later, as those of a worker do: the page is in the middle of an event.
-      this.inside.postMessage = (data) => setTimeout(() => window.dispatchEvent(
-        new MessageEvent("message", { data, source: this.inside }),
-      ));
+      // As with a worker, each side has its own copy of a message, and gets it after this event.
+      this.inside.postMessage = (message) => {
+        const data = structuredClone(message);
+        setTimeout(() => window.dispatchEvent(
+          new MessageEvent("message", { data, source: this.inside }),
+        ));
+      };
       this.send = (data) => queue.push(data);
       const script = this.inside.document.createElement("script");
       script.src = source;
@@ -31,7 +34,7 @@ if (location.protocol === "file:") {
     }
 
     postMessage(data) {
-      this.send(data);
+      this.send(structuredClone(data));
     }
 
     terminate() {
