@@ -6,7 +6,7 @@ them keeps the C library from shrinking its heap:
     pack 1    [aaaa][bbbb]g                     g: a gradient, which stays
     pack 2     ..........g[aaaaa][bbbbb]        too long for what is free before it
 
-Without these settings the memory of a run grows every few packs; docs/performance.md has the
+Without these settings the memory of a run grows every few packs; docs/performance_rules.md has the
 measurements.
 """
 
