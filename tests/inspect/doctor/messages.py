@@ -1,11 +1,11 @@
 """Real messages, shortened where they are long, each with its symptom; docs/faq.md shows them."""
 
 OLD_TOKENIZER = """\
-  File "/root/.cache/huggingface/modules/transformers_modules/chatglm3-6b/tokenization_chatglm.py"
+  File "/home/a/.cache/huggingface/modules/transformers_modules/chatglm3-6b/tokenization_chatglm.py"
 TypeError: ChatGLMTokenizer._pad() got an unexpected keyword argument 'padding_side'
 """
 OLD_CACHE = """\
-  File "/root/.cache/huggingface/modules/transformers_modules/chatglm3-6b/modeling_chatglm.py"
+  File "/home/a/.cache/huggingface/modules/transformers_modules/chatglm3-6b/modeling_chatglm.py"
     past_length = past_key_values[0][0].shape[0]
 AttributeError: 'NoneType' object has no attribute 'shape'
 """
