@@ -11,11 +11,11 @@ glmtune need not be installed. In turn, on the same rows and targets, one optimi
               flash_attn is installed too; otherwise its rows see each other, and the table says so
 
 and greedy writing of 1, 32 and 128 rows by ours and by transformers' `generate`. Every turn is
-timed after one that warms up. Floors: for a step the products that cannot be left out at the rate
-that this card reaches with products of ChatGLM3's shapes; for writing the time to read the weights
-once per token, at the rate of a copy. First the attention that this card uses is compared with the
-loop over examples. A peer that fails, or for which no time is left (4 minutes with --quick, 10
-without), is named below the table.
+timed after one that warms up. Floors: for a step the products that cannot be left out, attention's
+own included, at the rate that this card reaches with products of ChatGLM3's shapes; for writing the
+time to read the weights once per token, at the rate of a copy. First the attention that this card
+uses is compared with the loop over examples. A peer that fails, or for which no time is left (4
+minutes with --quick, 10 without), is named below the table.
 
 `--small` runs everything with a tiny model, on a CPU too, to try the script: its figures say
 nothing.
@@ -49,7 +49,7 @@ import glmtune.kernels.packed_attention  # noqa: F401  # registers attention ove
 from benchmarks.checkpoint import config_of
 from benchmarks.figures import Figure, table
 from benchmarks.slices import FFN, FUSED, HIDDEN, WHOLE, row_of, rows_of, work_per_token
-from glmtune.data.batches import pack_examples
+from glmtune.data.batches import MicroBatch, pack_examples
 from glmtune.data.packing import group_rows
 from glmtune.kernels import varlen_attention
 from glmtune.kernels.bucketed_attention import attend_by_buckets
@@ -199,6 +199,15 @@ def product_rate(bench: Bench, rows: int) -> float:
     return operations / statistics.median(times) / 1e9
 
 
+def attention_per_token(rows: Sequence[Example]) -> float:
+    """Operations of attention's own products, per token: two forward and four backward.
+
+    Only scores of earlier tokens count, which is half of each product.
+    """
+    squares = sum(len(row.input_ids) ** 2 for row in rows)
+    return 6 * WHOLE * HIDDEN * squares / sum(len(row.input_ids) for row in rows)
+
+
 def copied_bytes_per_second(bench: Bench) -> float:
     """Bytes that a copy reads and writes in a second."""
     numel = 2**29 if bench.size.layers == WHOLE else 2**20
@@ -255,13 +264,20 @@ class Stopwatch(transformers.TrainerCallback):
 
 
 def our_step(tuned: Any, device: torch.device, pack_tokens: int) -> Callable[[list[Example]], None]:
-    """The step of `glmtune train` with packs of so many tokens."""
+    """The step of `glmtune train` with packs of so many tokens.
+
+    Packs are made before the first turn: a run makes those of the next step during a step, and
+    the peers' batches are not timed either.
+    """
     trained = [p for p in tuned.parameters() if p.requires_grad]
     optimizer = make_optimizer(tuned, OPTIMIZER)
+    made: dict[int, list[MicroBatch]] = {}
 
     def step(rows: list[Example]) -> None:
-        groups = group_rows(range(len(rows)), [len(r.input_ids) for r in rows], pack_tokens)
-        packs = [pack_examples(rows, group) for group in groups]
+        if id(rows) not in made:
+            groups = group_rows(range(len(rows)), [len(r.input_ids) for r in rows], pack_tokens)
+            made[id(rows)] = [pack_examples(rows, group) for group in groups]
+        packs = made[id(rows)]
         learned = sum(count_learned_tokens(pack.labels) for pack in packs)
         losses = []
         for pack in packs:
@@ -369,7 +385,8 @@ def compare_steps(
     """Let every pipeline learn the same rows, each with an adapter of its own."""
     tokens, longest = sum(len(r.input_ids) for r in rows), max(len(r.input_ids) for r in rows)
     rate = max(product_rate(bench, n) for n in (2048, 8192))
-    floor = rate * 1e9 / work_per_token(WHOLE) if bench.size.layers == WHOLE else None
+    work = work_per_token(WHOLE) + attention_per_token(rows)
+    floor = rate * 1e9 / work if bench.size.layers == WHOLE else None
     ours: dict[str, float] = {}
     model.set_attn_implementation("packed")
     tuned = lora.attach(model, LoraSection(r=rank, target_modules=tuple(targets)))

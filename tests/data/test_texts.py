@@ -110,6 +110,17 @@ def test_a_row_without_text_is_refused_or_listed(
     assert report.num_without_labels == 1
 
 
+def test_half_a_character_is_refused_by_its_line_or_listed(
+    tiny_tokenizer: ChatGLMTokenizer, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": SHORT}) + '\n{"text": "\\ud83d"}\n', encoding="utf-8")
+
+    with pytest.raises(DataError, match=r"a\.jsonl:2.*half of a surrogate pair"):
+        encode(path, tiny_tokenizer)
+    assert encode(path, tiny_tokenizer, bad_rows="skip").report.num_bad_rows == 1
+
+
 def test_a_window_too_short_to_be_of_use_is_refused(
     tiny_tokenizer: ChatGLMTokenizer, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ AREAS = {
     "test_fits": ("Rows, as the base sees them", "before the first step"),
     "test_templates": ("Prompts and packs", "before the first step"),
     "test_runs": ("Settings", "before the first step; where nothing moved, also at the end"),
+    "test_arithmetic": ("Arithmetic", "before the first step, at the step, or by the proofs"),
     "test_resume": ("Between a run and its resumption", "when it is resumed"),
     "test_artefacts": ("What a run left", "when it is opened"),
 }

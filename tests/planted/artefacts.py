@@ -33,7 +33,7 @@ class ArtefactFault:
     Attributes:
         plant: changes the copies.
         words: of the error or the warning.
-        opened: "adapter" over "base", or over "merged"; or "merged" alone.
+        opened: "adapter" over "base", or over "merged"; "merged" alone; "adapter into base" merges.
         layout: that is asked for; None takes that of the folder.
     """
 
@@ -93,6 +93,13 @@ def _negate(tensors: dict[str, Any]) -> None:
 def _round(tensors: dict[str, Any]) -> None:
     for name, tensor in tensors.items():
         tensors[name] = tensor.to(torch.bfloat16).float()
+
+
+def _quantize(place: Place) -> None:
+    path = place.base / "config.json"
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    method = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    path.write_text(json.dumps({**tree, "quantization_config": method}), encoding="utf-8")
 
 
 def _halve(name: str, of: str = "adapter") -> Callable[[Place], Any]:
@@ -168,6 +175,9 @@ ARTEFACT_FAULTS: dict[str, ArtefactFault] = {
     "prompts of another layout": ArtefactFault(_nothing, "tutorial", layout="tutorial"),
     "the adapter over the model it was merged into": ArtefactFault(
         _nothing, "other weights", "adapter over merged"
+    ),
+    "merged into a base of 4 bits": ArtefactFault(
+        _quantize, "its weights are quantized", "adapter into base"
     ),
     "a tensor of the merged model zeroed": ArtefactFault(
         _tensors(BASE_WEIGHTS, _zero_one, "merged"), CHANGED, "merged"

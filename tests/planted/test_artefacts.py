@@ -49,6 +49,9 @@ def place(whole: Place, tmp_path: Path) -> Place:
 
 
 def answer(place: Place, opened: str, layout: Any = None) -> str:
+    if opened == "adapter into base":
+        export(place.adapter, place.base.parent / "new", base=str(place.base), prove=False)
+        return ""
     what, _, over = opened.partition(" over ")
     folder = place.adapter if over else None
     name = getattr(place, over or what)

@@ -131,7 +131,8 @@ def documents(rows: Iterable[Row], column: str, refuse: OnBad) -> Iterator[tuple
     Args:
         rows: of one source.
         column: which holds the text.
-        refuse: called with a row that has no text; it is skipped unless this raises.
+        refuse: called with a row that has no text, or half a character; it is skipped unless this
+            raises.
     """
     first: Row | None = None
     lines: list[str] = []
@@ -139,12 +140,11 @@ def documents(rows: Iterable[Row], column: str, refuse: OnBad) -> Iterator[tuple
         if first is not None and not _follows(row, first, len(lines)):
             yield first, "\n".join(lines)
             first, lines = None, []
-        text = row.get(column)
-        if not isinstance(text, str):
-            refuse(_no_text(row, column))
+        if (problem := _why_no_text(row, column)) is not None:
+            refuse(BadRow(row.file, row.line, column, problem, row_excerpt(row)))
             continue
         first = first or row
-        lines.append(text)
+        lines.append(str(row[column]))
     if first is not None:
         yield first, "\n".join(lines)
 
@@ -154,15 +154,23 @@ def _follows(row: Row, first: Row, num_lines: int) -> bool:
     return is_text_file and (row.file, row.line) == (first.file, first.line + num_lines)
 
 
-def _no_text(row: Row, column: str) -> BadRow:
-    if column in row:
-        problem = f"{column!r} holds {type(row[column]).__name__}, expected text"
-    else:
-        problem = (
+def _why_no_text(row: Row, column: str) -> str | None:
+    if column not in row:
+        return (
             f"there is no {column!r} in it; it has {', '.join(map(repr, row))}. Name the column "
             "that holds the text: data.columns.text=NAME in a recipe"
         )
-    return BadRow(row.file, row.line, column, problem, row_excerpt(row))
+    text = row[column]
+    if not isinstance(text, str):
+        return f"{column!r} holds {type(text).__name__}, expected text"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # JSON can contain it, and no tokenizer accepts it
+        half = text[error.start]
+        return (
+            f"half of a surrogate pair, {half!r}, is not a character. Write the text again as UTF-8"
+        )
+    return None
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -117,6 +117,14 @@ class PackLayout:
         made: tuple[list[Bucket], Tensor] = self._made[key]
         return made
 
+    def part(self, span: slice, lengths: Sequence[int]) -> "PackLayout":
+        """Return the layout of consecutive causal examples, the same one for every layer."""
+        key = ("part", span.start, span.stop)
+        if key not in self._made:
+            self._made[key] = PackLayout(lengths)
+        made: PackLayout = self._made[key]
+        return made
+
     def _make_varlen_calls(
         self, device: torch.device, num_virtual: int, width: int
     ) -> tuple[list[VarlenCall], Tensor | None]:

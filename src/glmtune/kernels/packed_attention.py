@@ -43,8 +43,8 @@ belongs to token i // heads:
 
 On an accelerator the examples do not take turns: variable-length attention computes all of them in
 one call, or, where a GPU cannot, bucketed attention in a few (`glmtune.kernels.varlen_attention`,
-`bucketed_attention`). Neither waits for the GPU if it gets the `pack_layout` that was made with the
-pack.
+`bucketed_attention`). On Hopper, long examples have calls of their own (`long_attention`). None of
+them waits for the GPU if it gets the `pack_layout` that was made with the pack.
 
 Registered with transformers as `packed`, so a model of any family selects it by
 `attn_implementation="packed"`. Without `cu_seq_lens_q` (in generation, or for padded batches)
@@ -64,7 +64,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from glmtune.kernels import varlen_attention
+from glmtune.kernels import long_attention, varlen_attention
 from glmtune.kernels.bucketed_attention import attend_by_buckets
 from glmtune.kernels.pack_layout import PackLayout
 
@@ -151,11 +151,17 @@ def _attend_on_accelerator(
 ) -> Tensor | None:
     """Attend in as few calls as the device can; None where only a mask says what may be seen."""
     may_use = not dropout and (not is_masked or window is not None)
-    if may_use and varlen_attention.works(query.device, query.dtype, query.size(-1)):
-        return varlen_attention.attend_by_varlen(
-            query, key, value, layout,
-            scaling=scaling, virtual=virtual, window=window if is_masked else None,
-        )  # fmt: skip
+    kind = (query.device, query.dtype, query.size(-1))
+    if may_use and varlen_attention.works(*kind):
+        together = partial(varlen_attention.attend_by_varlen, scaling=scaling)
+        is_plain = virtual is None and not is_masked
+        if is_plain and long_attention.takes(layout) and long_attention.works(*kind):
+            return long_attention.attend_with_long(
+                query, key, value, layout, scaling=scaling, others=together
+            )
+        return together(
+            query, key, value, layout, virtual=virtual, window=window if is_masked else None
+        )
     if is_masked:
         return None
     return attend_by_buckets(

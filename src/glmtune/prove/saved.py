@@ -31,7 +31,7 @@ def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
         The largest difference between two logits, which is 0.0.
 
     Raises:
-        TrainingError: the logits, or tensors, differ.
+        TrainingError: the logits, or tensors, differ, or the model's own logits vary.
         CheckpointError: a tensor is missing on disk, or unexpected.
     """
     method = method_of(model)
@@ -41,6 +41,7 @@ def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
     with method.as_saved(model, folder) as saved:
         difference = (trained - logits_of(saved, probe)).abs().max().item()
     if difference != 0:  # true for NaN too
+        _check_repeatable(model, trained, probe)
         raise TrainingError(
             f"{folder}: the logits of the saved {method.what} differ from those of the trained "
             f"{method.what} (by {difference:.3g}). The file is not what was trained; keep the "
@@ -48,6 +49,22 @@ def check_saved(model: Any, folder: Path, probe: MicroBatch) -> float:
         )
     method.check_tensors(model, folder)
     return difference
+
+
+def _check_repeatable(model: Any, first: Tensor, probe: MicroBatch) -> None:
+    """Blame the model rather than the file where it scores the same probe differently each time.
+
+    Raises:
+        TrainingError: it does.
+    """
+    difference = (first - logits_of(model, probe)).abs().max().item()
+    if difference > 0:
+        raise TrainingError(
+            "the trained model scores the same rows differently each time (by "
+            f"{difference:.3g}), in evaluation: a layer still drops out, or draws random numbers. "
+            "So neither its held-out loss nor its answers can be trusted. Set the dropouts of the "
+            "recipe and of the model's config.json to 0, or correct the layer's eval()."
+        )
 
 
 def logits_of(model: Any, probe: MicroBatch) -> Tensor:
