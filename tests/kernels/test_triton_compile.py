@@ -13,6 +13,12 @@ import glmtune.kernels
 
 # The kernels of each module, and the values of their compile-time parameters.
 KERNELS: dict[str, dict[str, tuple[dict[str, int], ...]]] = {
+    "triton_rotary": {
+        "_turn": tuple(
+            {"IS_GROUPED": grouped, "IS_BACKWARD": backward, "HEADS": 4, "PAIRS": 64}
+            for grouped, backward in ((1, 0), (1, 1), (0, 1))
+        )
+    },
     "triton_swiglu": {"_forward": ({"BLOCK": 1024},), "_backward": ({"BLOCK": 1024},)},
 }
 POINTERS = ("fused", "gated", "of_gated", "query", "key", "value", "cos", "sin")
