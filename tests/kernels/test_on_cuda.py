@@ -131,6 +131,20 @@ def test_attention_over_packs_on_cuda_is_that_of_each_example_in_float32() -> No
         check_close(one, other, 2**-6)
 
 
+def test_attention_on_cuda_is_the_same_with_keys_as_they_are_and_repeated() -> None:
+    def attend(repeats: int) -> list[Tensor]:
+        torch.manual_seed(0)
+        shapes = [(1, heads, TOKENS, HEAD_DIM) for heads in (32, 2, 2)]
+        query, key, value = given = [randn(*shape).requires_grad_() for shape in shapes]
+        key, value = (each.repeat_interleave(repeats, dim=1) for each in (key, value))
+        layout = PackLayout(LENGTHS)
+        found = varlen_attention.attend_by_varlen(query, key, value, layout, scaling=None)
+        return [found, *torch.autograd.grad(found, given, randn(*found.shape))]
+
+    for found, expected in zip(attend(1), attend(16), strict=True):
+        check_close(found, expected)
+
+
 @pytest.mark.parametrize(
     ("width_in", "width_out", "rank"), [(HIDDEN, FUSED, 8), (HIDDEN, 2 * FFN, 16), (FFN, HIDDEN, 5)]
 )

@@ -30,7 +30,9 @@ def test_no_kernel_is_left_out() -> None:
     assert {name for name in modules if name.startswith("triton_")} == KERNELS.keys()
 
 
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize(
+    "capability", [80, 90, *(pytest.param(each, marks=pytest.mark.slow) for each in (75, 86, 89))]
+)
 @pytest.mark.parametrize("module", KERNELS)
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION is unset")
 def test_kernels_compile_in_bfloat16(

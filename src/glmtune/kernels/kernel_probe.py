@@ -21,7 +21,9 @@ def works(what: str, device: torch.device, check: Callable[[], None]) -> bool:
     try:
         check()
     except Exception as error:  # a compiler for many cards may fail in any way
-        reason = (str(error) or repr(error)).splitlines()[0]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+        # The first line of a compiler's error is a place, the last one says what is wrong.
+        reason = " ... ".join(dict.fromkeys((lines[0], lines[-1])))
         logger.info("%s is computed by torch on %s, without Triton: %s", what, device, reason)
         return False
     return True
