@@ -17,7 +17,7 @@ from torch import Tensor
 HEADS = 4  # of a token at a time
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["angle_rows"])  # or it is compiled again for another length
 def _turn(
     fused, query, key, value, cos, sin,
     fused_row, query_row, query_head, key_row, key_head, value_row, value_head,
