@@ -10,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from glmtune.kernels import rotary
 from glmtune.kernels.rotary import Heads
+from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
 
 
 @pytest.fixture
@@ -62,6 +64,40 @@ def test_values_and_gradients_are_those_of_torch(
     of_expected = torch.autograd.grad(expected, fused, weights)
     tolerance = {"atol": 1e-6, "rtol": 1e-6} if dtype == torch.float32 else {"atol": 0, "rtol": 0}
     torch.testing.assert_close([*found, *of_found], [*expected, *of_expected], **tolerance)
+
+
+@pytest.mark.parametrize("shares_keys", [True, False])
+def test_a_model_learns_the_same_by_the_kernels(
+    shares_keys: bool, on_cpu_too: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ChatGLMConfig(
+        num_layers=1, hidden_size=32, ffn_hidden_size=48, kv_channels=8, num_attention_heads=4,
+        multi_query_attention=shares_keys, multi_query_group_num=2, padded_vocab_size=64,
+    )  # fmt: skip
+    model: Any = ChatGLMForConditionalGeneration(config).train()
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    ids = torch.arange(5)[None]
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        model(input_ids=ids, block_position_ids=ids.flip(1), labels=ids).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    found = gradients()
+    monkeypatch.setattr(rotary, "_has_kernel", lambda device, dtype: False)
+    expected = gradients()
+
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_what_a_hook_has_seen_of_the_projection_stays(on_cpu_too: None) -> None:
+    heads = Heads(4, 2, is_grouped=True)
+    fused, cos, sin = inputs(heads, 16, 4, (1, 1), torch.float32)
+    seen = fused.clone()
+
+    rotary.split_and_rotate(fused, cos, sin, heads)
+
+    assert torch.equal(fused, seen)
 
 
 def test_its_gradient_is_one_tensor_also_through_checkpointing(on_cpu_too: None) -> None:
