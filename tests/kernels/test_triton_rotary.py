@@ -139,9 +139,9 @@ def test_angles_of_another_dtype_or_number_of_positions_are_left_to_torch(
 def test_the_operators_say_truly_what_they_make(kernels: Any) -> None:
     tests = ("test_schema", "test_faketensor")
     fused, cos, sin = inputs(Heads(4, 2, is_grouped=True), 16, 4, (1, 1), torch.float32)
-    torch.library.opcheck(kernels.split_and_rotate, (fused, cos, sin, 4, 2, True), test_utils=tests)
+    torch.library.opcheck(kernels.split_operator, (fused, cos, sin, 4, 2, True), test_utils=tests)
     parts = kernels.split_and_rotate(fused, cos, sin, 4, 2, True)
-    torch.library.opcheck(kernels.rotate_back_and_join, (*parts, cos, sin, True), test_utils=tests)
+    torch.library.opcheck(kernels.join_operator, (*parts, cos, sin, True), test_utils=tests)
 
 
 def test_the_probe_passes_and_would_see_another_result(

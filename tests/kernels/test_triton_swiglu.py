@@ -43,11 +43,23 @@ def test_no_rows_are_no_kernel(kernels: Any) -> None:
 
 def test_the_operators_say_truly_what_they_change(kernels: Any) -> None:
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(kernels.swiglu, (torch.randn(2, 8),), test_utils=tests)
+    torch.library.opcheck(kernels.operator, (torch.randn(2, 8),), test_utils=tests)
     torch.library.opcheck(
-        kernels.swiglu_backward_, (torch.randn(2, 8), torch.randn(2, 4)), test_utils=tests
+        kernels.backward_operator, (torch.randn(2, 8), torch.randn(2, 4)), test_utils=tests
     )
 
 
 def test_the_probe_passes(kernels: Any) -> None:
     fused._check_kernels(torch.device("cpu"), torch.float32)
+
+
+def test_a_second_gradient_is_refused_as_on_a_cpu(
+    kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "_has_kernels", lambda device, dtype: True)
+    x = torch.randn(1, 3, 12, requires_grad=True)
+    gated = fused.swiglu(2 * x).sum()
+    gated.backward(retain_graph=True)
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gated.backward()

@@ -92,7 +92,9 @@ class _SwiGLU(torch.autograd.Function):
         if _has_kernels(fused.device, fused.dtype) and fused.is_contiguous():
             from glmtune.kernels import triton_swiglu
 
-            gated: Tensor = triton_swiglu.swiglu(fused.flatten(0, -2))
+            is_graph = torch.compiler.is_compiling()
+            compute = triton_swiglu.operator if is_graph else triton_swiglu.swiglu
+            gated: Tensor = compute(fused.flatten(0, -2))
             return gated.view(*fused.shape[:-1], gated.size(-1))
         gate, up = fused.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
@@ -106,7 +108,11 @@ class _SwiGLU(torch.autograd.Function):
             from glmtune.kernels import triton_swiglu
 
             flat = fused.flatten(0, -2)  # a view, since it is contiguous
-            triton_swiglu.swiglu_backward_(flat, grad.flatten(0, -2).contiguous())
+            is_graph = torch.compiler.is_compiling()
+            overwrite = (
+                triton_swiglu.backward_operator if is_graph else triton_swiglu.swiglu_backward_
+            )
+            overwrite(flat, grad.flatten(0, -2).contiguous())
             overwritten: Tensor = flat.view_as(fused)
             return overwritten
         both, of_gated = (tensor.flatten(0, -2) for tensor in (fused, grad))

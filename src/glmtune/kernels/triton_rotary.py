@@ -19,32 +19,31 @@ HEADS = 4  # of a token at a time
 
 @triton.jit(do_not_specialize=["angle_rows"])  # or it is compiled again for another length
 def _turn(
-    fused, query, key, value, cos, sin,
-    fused_row, query_row, query_head, key_row, key_head, value_row, value_head,
-    angle_rows, queries, keys, size, pairs,
+    fused, query, key, value, cos, sin, angle_rows,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, SIZE: tl.constexpr, ANGLES: tl.constexpr,
     IS_GROUPED: tl.constexpr, IS_BACKWARD: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)  # rows times channels may pass 2**31
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)  # among all of the fused tensor
     channel, pair = tl.arange(0, 2 * PAIRS)[None, :], tl.arange(0, PAIRS)
     if IS_GROUPED:  # [all queries | all keys | all values]
-        is_query, is_key = head < queries, (head >= queries) & (head < queries + keys)
-        is_value = (head >= queries + keys) & (head < queries + 2 * keys)
-        of_query, of_key, of_value = head, head - queries, head - queries - keys
+        is_query, is_key = head < QUERIES, (head >= QUERIES) & (head < QUERIES + KEYS)
+        is_value = (head >= QUERIES + KEYS) & (head < QUERIES + 2 * KEYS)
+        of_query, of_key, of_value = head, head - QUERIES, head - QUERIES - KEYS
     else:  # [query, key, value] head by head
-        inside, index = head < 3 * queries, head // 3
+        inside, index = head < 3 * QUERIES, head // 3
         is_query, is_key = inside & (head % 3 == 0), inside & (head % 3 == 1)
         is_value = inside & (head % 3 == 2)
         of_query, of_key, of_value = index, index, index
-    is_channel = channel < size
+    is_channel = channel < SIZE
     is_fused = (is_query | is_key | is_value)[:, None] & is_channel
     is_query, is_key = is_query[:, None] & is_channel, is_key[:, None] & is_channel
     is_kept = is_value[:, None]
     is_value = is_kept & is_channel
-    at_fused = fused + row * fused_row + head[:, None] * size + channel
-    at_query = query + row * query_row + of_query[:, None] * query_head + channel
-    at_key = key + row * key_row + of_key[:, None] * key_head + channel
-    at_value = value + row * value_row + of_value[:, None] * value_head + channel
+    at_fused = fused + (row * (QUERIES + 2 * KEYS) + head[:, None]) * SIZE + channel
+    at_query = query + (row * QUERIES + of_query[:, None]) * SIZE + channel
+    at_key = key + (row * KEYS + of_key[:, None]) * SIZE + channel
+    at_value = value + (row * KEYS + of_value[:, None]) * SIZE + channel
     if IS_BACKWARD:  # each number is in one of the three
         given = tl.load(at_query, mask=is_query, other=0.0)
         given += tl.load(at_key, mask=is_key, other=0.0)
@@ -52,16 +51,16 @@ def _turn(
     else:
         given = tl.load(at_fused, mask=is_fused, other=0.0)
     kind = given.dtype
-    angle = (row % angle_rows) * pairs + pair
-    c = tl.load(cos + angle, mask=pair < pairs, other=1.0).to(tl.float32)[None, :]
-    s = tl.load(sin + angle, mask=pair < pairs, other=0.0).to(tl.float32)[None, :]
+    angle = (row % angle_rows) * ANGLES + pair
+    c = tl.load(cos + angle, mask=pair < ANGLES, other=1.0).to(tl.float32)[None, :]
+    s = tl.load(sin + angle, mask=pair < ANGLES, other=0.0).to(tl.float32)[None, :]
     if IS_BACKWARD:
         s = -s
     first, second = tl.split(tl.reshape(given, (HEADS, PAIRS, 2)))
     x, y = first.to(tl.float32), second.to(tl.float32)
     turned_x = ((x * c).to(kind).to(tl.float32) - (y * s).to(kind).to(tl.float32)).to(kind)
     turned_y = ((y * c).to(kind).to(tl.float32) + (x * s).to(kind).to(tl.float32)).to(kind)
-    is_kept = is_kept | (pair >= pairs)[None, :]
+    is_kept = is_kept | (pair >= ANGLES)[None, :]
     turned_x, turned_y = tl.where(is_kept, first, turned_x), tl.where(is_kept, second, turned_y)
     turned = tl.reshape(tl.join(turned_x, turned_y), (HEADS, 2 * PAIRS))
     if IS_BACKWARD:
@@ -82,23 +81,21 @@ def _launch(
     is_backward: bool,
 ) -> None:
     """Turn (batch, seq, width) into three of (batch, seq, heads, size), or the other way around."""
-    rows = fused.size(0) * fused.size(1)
-    query, key, value = (part.flatten(0, 1) for part in parts)
-    assert all(tensor.stride(-1) == 1 for tensor in (fused, query, key, value))
-    if not rows:
+    batch, seq, _ = fused.shape
+    _, _, queries, size = parts[0].shape
+    keys = parts[1].size(2)
+    if not batch * seq:
         return
-    heads, size = query.size(1) + 2 * key.size(1), query.size(2)
-    strides = (each.stride(axis) for each in (query, key, value) for axis in (0, 1))
     with torch.cuda.device_of(fused):
-        _turn[rows, triton.cdiv(heads, HEADS)](
-            fused, query, key, value, cos, sin,
-            fused.size(2), *strides, cos.size(0) * cos.size(1), query.size(1), key.size(1), size,
-            cos.size(2),
-            is_grouped, is_backward, HEADS, triton.next_power_of_2(size) // 2, num_warps=2,
+        _turn[batch * seq, triton.cdiv(queries + 2 * keys, HEADS)](
+            fused, *parts, cos, sin, cos.size(0) * cos.size(1),
+            queries, keys, size, cos.size(2),
+            is_grouped, is_backward, HEADS, triton.next_power_of_2(size) // 2,
+            num_warps=2,
+            enable_fp_fusion=False,  # a fused product and sum is rounded once, torch's twice
         )  # fmt: skip
 
 
-@torch.library.custom_op("glmtune::split_and_rotate", mutates_args=())
 def split_and_rotate(
     fused: Tensor, cos: Tensor, sin: Tensor, queries: int, keys: int, is_grouped: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,6 +115,21 @@ def split_and_rotate(
     return parts
 
 
+def rotate_back_and_join(
+    of_query: Tensor, of_key: Tensor, of_value: Tensor, cos: Tensor, sin: Tensor, is_grouped: bool
+) -> Tensor:
+    """Make the gradient of the fused tensor from those of the heads.
+
+    Args:
+        of_query, of_key, of_value: contiguous (batch, seq, heads, size).
+        cos, sin, is_grouped: as for `split_and_rotate`.
+    """
+    of_fused = _fused_of(of_query, of_key)
+    parts = (of_query, of_key, of_value)
+    _launch(of_fused, parts, cos, sin, is_grouped=is_grouped, is_backward=True)
+    return of_fused
+
+
 def _heads_of(fused: Tensor, queries: int, keys: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, seq, width = fused.shape
     size = width // (queries + 2 * keys)
@@ -127,35 +139,28 @@ def _heads_of(fused: Tensor, queries: int, keys: int) -> tuple[Tensor, Tensor, T
     return query, key, value
 
 
-@split_and_rotate.register_fake
+def _fused_of(query: Tensor, key: Tensor) -> Tensor:
+    batch, seq, queries, size = query.shape
+    return query.new_empty(batch, seq, (queries + 2 * key.size(2)) * size)
+
+
+# For graphs of torch.compile; a call of an operator takes several times as long as a launch.
+split_operator = torch.library.custom_op(
+    "glmtune::split_and_rotate", split_and_rotate, mutates_args=()
+)
+join_operator = torch.library.custom_op(
+    "glmtune::rotate_back_and_join", rotate_back_and_join, mutates_args=()
+)
+
+
+@split_operator.register_fake
 def _(
     fused: Tensor, cos: Tensor, sin: Tensor, queries: int, keys: int, is_grouped: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _heads_of(fused, queries, keys)
 
 
-@torch.library.custom_op("glmtune::rotate_back_and_join", mutates_args=())
-def rotate_back_and_join(
-    of_query: Tensor, of_key: Tensor, of_value: Tensor, cos: Tensor, sin: Tensor, is_grouped: bool
-) -> Tensor:
-    """Make the gradient of the fused tensor from those of the heads, (batch, seq, heads, size).
-
-    Args:
-        of_query, of_key, of_value: contiguous in the last dimension.
-        cos, sin, is_grouped: as for `split_and_rotate`.
-    """
-    of_fused = _fused_of(of_query, of_key)
-    parts = (of_query, of_key, of_value)
-    _launch(of_fused, parts, cos, sin, is_grouped=is_grouped, is_backward=True)
-    return of_fused
-
-
-def _fused_of(query: Tensor, key: Tensor) -> Tensor:
-    batch, seq, queries, size = query.shape
-    return query.new_empty(batch, seq, (queries + 2 * key.size(2)) * size)
-
-
-@rotate_back_and_join.register_fake
+@join_operator.register_fake
 def _(
     of_query: Tensor, of_key: Tensor, of_value: Tensor, cos: Tensor, sin: Tensor, is_grouped: bool
 ) -> Tensor:

@@ -52,7 +52,6 @@ def _grid(rows: int, ffn: int) -> tuple[int, int]:
     return rows, -(-ffn // BLOCK)
 
 
-@torch.library.custom_op("glmtune::swiglu", mutates_args=())
 def swiglu(fused: Tensor) -> Tensor:
     """Gate the second half of the channels by SiLU of the first: (rows, 2 * ffn) -> (rows, ffn)."""
     rows, ffn = fused.size(0), fused.size(1) // 2
@@ -63,15 +62,22 @@ def swiglu(fused: Tensor) -> Tensor:
     return gated
 
 
-@swiglu.register_fake
-def _(fused: Tensor) -> Tensor:
-    return fused.new_empty(fused.size(0), fused.size(1) // 2)
-
-
-@torch.library.custom_op("glmtune::swiglu_backward_", mutates_args=("fused",))
 def swiglu_backward_(fused: Tensor, of_gated: Tensor) -> None:
     """Write the gradient of (rows, 2 * ffn) over it, from that of (rows, ffn)."""
     rows, ffn = of_gated.shape
     if of_gated.numel():
         with torch.cuda.device_of(fused):
             _backward[_grid(rows, ffn)](fused, of_gated, ffn, BLOCK)
+    torch.autograd.graph.increment_version(fused)  # so that nobody takes it for what it was
+
+
+# For graphs of torch.compile; a call of an operator takes several times as long as a launch.
+operator = torch.library.custom_op("glmtune::swiglu", swiglu, mutates_args=())
+backward_operator = torch.library.custom_op(
+    "glmtune::swiglu_backward_", swiglu_backward_, mutates_args=("fused",)
+)
+
+
+@operator.register_fake
+def _(fused: Tensor) -> Tensor:
+    return fused.new_empty(fused.size(0), fused.size(1) // 2)
