@@ -41,10 +41,10 @@ class _HalfUpdates(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the layer and the active adapters."""
         layer: Any = self
-        if x.device.type in LEFT_TO_PEFT or not _can_update(layer, x) or args or kwargs:
+        names = [] if x.device.type in LEFT_TO_PEFT else _plain_updates(layer, x)
+        if not names or args or kwargs:
             found: Tensor = super().forward(x, *args, **kwargs)
             return found
-        names = [name for name in layer.active_adapters if name in layer.lora_A]
         base, dropouts = layer.base_layer, layer.lora_dropout
         if len(names) == 1 and _is_plain_linear(base, x) and not _drops(dropouts[names[0]]):
             return lora_linear(x, base.weight, base.bias, *_update(layer, names[0]))
@@ -61,15 +61,15 @@ def _with_half_updates(kind: Any) -> Any:
     return type(f"Half{kind.__name__}", (_HalfUpdates, kind), {})
 
 
-def _can_update(layer: Any, x: Tensor) -> bool:
-    """Whether the active adapters are plain, and 16 bits are what they get."""
-    if x.dtype not in HALF or layer.disable_adapters or layer.merged:
-        return False
+def _plain_updates(layer: Any, x: Tensor) -> list[str]:
+    """Name the active adapters, if all of them are plain and 16 bits are what they get."""
     device = x.device.type
+    if x.dtype not in HALF or layer.disable_adapters or layer.merged:
+        return []
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return False
+        return []
     names = [name for name in layer.active_adapters if name in layer.lora_A]
-    return bool(names) and all(_is_plain_update(layer, name) for name in names)
+    return names if all(_is_plain_update(layer, name) for name in names) else []
 
 
 def _is_plain_update(layer: Any, name: str) -> bool:
