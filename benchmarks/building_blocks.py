@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from transformers import GlmConfig
 from transformers.models.glm.modeling_glm import GlmMLP, GlmRMSNorm, apply_rotary_pos_emb
 
+from glmtune.kernels.rotary import rotate_pairs
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.modeling_chatglm import (
     ChatGLMMLP,
     ChatGLMRMSNorm,
     ChatGLMRotaryEmbedding,
-    rotate_pairs,
 )
 
 HIDDEN, HEADS, HEAD_DIM, EPSILON = 4096, 32, 128, 1e-5

@@ -3,7 +3,7 @@
 It truncates bfloat16 where a GPU rounds it, so it is float16 and float32 that are compared here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,18 +11,10 @@ import torch
 
 from glmtune.kernels import fused
 
-pytest.importorskip(
-    "triton", reason="triton is not installed; torch's wheels for CUDA bring it along"
-)
 
-
-@pytest.fixture(scope="module")
-def kernels() -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")  # is looked at where the kernels are defined
-        from glmtune.kernels import triton_swiglu
-
-        yield triton_swiglu
+@pytest.fixture
+def kernels(interpreted: Callable[[str], Any]) -> Any:
+    return interpreted("triton_swiglu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -51,7 +43,23 @@ def test_no_rows_are_no_kernel(kernels: Any) -> None:
 
 def test_the_operators_say_truly_what_they_change(kernels: Any) -> None:
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(kernels.swiglu, (torch.randn(2, 8),), test_utils=tests)
+    torch.library.opcheck(kernels.operator, (torch.randn(2, 8),), test_utils=tests)
     torch.library.opcheck(
-        kernels.swiglu_backward_, (torch.randn(2, 8), torch.randn(2, 4)), test_utils=tests
+        kernels.backward_operator, (torch.randn(2, 8), torch.randn(2, 4)), test_utils=tests
     )
+
+
+def test_the_probe_passes(kernels: Any) -> None:
+    fused._check_kernels(torch.device("cpu"), torch.float32)
+
+
+def test_a_second_gradient_is_refused_as_on_a_cpu(
+    kernels: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "_has_kernels", lambda device, dtype: True)
+    x = torch.randn(1, 3, 12, requires_grad=True)
+    gated = fused.swiglu(2 * x).sum()
+    gated.backward(retain_graph=True)
+
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        gated.backward()

@@ -112,27 +112,54 @@ def test_a_window_is_the_window_of_the_kernel() -> None:
     torch.testing.assert_close(output[0, 5], expected[0, :, 0], atol=1e-5, rtol=1e-4)
 
 
-def test_keys_are_repeated_where_torch_has_no_grouped_queries(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("takes_fewer", "heads"), [(True, 2), (False, 4)])
+def test_without_an_argument_for_them_keys_are_repeated_only_where_the_kernel_wants_it(
+    takes_fewer: bool, heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: dict[str, object] = {}
+    given: list[tuple[int, object, object]] = []
 
     def of_torch_2_11(
         query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor,
-        max_q: int, max_k: int, *, scale: float | None = None, window_size: object = None,
+        max_q: int, max_k: int, *, scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
     ) -> Tensor:  # fmt: skip
-        given.update(heads=key.size(1), window=window_size, longest=(max_q, max_k))
-        return query
+        given.append((key.size(1), window_size, (max_q, max_k)))
+        if key.size(1) < query.size(1) and not takes_fewer:
+            raise RuntimeError("the number of heads differs")
+        call = VarlenCall(slice(0), slice(0), cu_seq_q, cu_seq_k, max_q, max_k, True)
+        return by_plain_torch(query, key, value, call, scale, window_size)
 
     monkeypatch.setattr(varlen_attention, "_torch_varlen", lambda: of_torch_2_11)
-    varlen_attention._has_grouped_queries.cache_clear()
+    trials = (varlen_attention._takes_gqa_argument, varlen_attention._takes_fewer_keys)
+    for trial in trials:
+        trial.cache_clear()
     try:
-        query, key = torch.zeros(1, 4, 5, 8), torch.zeros(1, 2, 5, 8)
-        attend_by_varlen(query, key, key, PackLayout([3, 2]), scaling=None)
+        query, key = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8)
+        output = attend_by_varlen(query, key, key, PackLayout([3, 2]), scaling=None)
     finally:
-        varlen_attention._has_grouped_queries.cache_clear()
+        for trial in trials:
+            trial.cache_clear()
 
-    assert given == {"heads": 4, "window": (-1, 0), "longest": (3, 3)}
+    assert given[-1] == (heads, (-1, 0), (3, 3))
+    first, repeated = query[:, :, :3], key[:, :, :3].repeat_interleave(2, dim=1)
+    expected = F.scaled_dot_product_attention(first, repeated, repeated, is_causal=True)
+    torch.testing.assert_close(output[:, :3], expected.transpose(1, 2))
+
+
+def test_the_gradient_of_a_pack_is_not_copied_to_give_it_its_batch_dimension() -> None:
+    query = torch.randn(1, HEADS, 9, HEAD_DIM, requires_grad=True)
+
+    output = attend_by_varlen(
+        query, query, query, PackLayout([6, 3]), scaling=None, varlen=lambda query, *_: query
+    )
+
+    names, node = [], output.grad_fn
+    while node is not None:
+        names.append(node.name())
+        node = node.next_functions[0][0] if node.next_functions else None
+    views = {"UnsqueezeBackward0", "TransposeBackward0", "SqueezeBackward1"}
+    assert names[-1] == "torch::autograd::AccumulateGrad"
+    assert set(names[:-1]) <= views
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +68,14 @@ def logp_alone(model: Any, side: Example) -> Tensor:
     learned = [i for i, label in enumerate(side.labels) if label != IGNORE]
     total: Tensor = sum(logps[i - 1, side.input_ids[i]] for i in learned)  # type: ignore[assignment]
     return total
+
+
+def test_positions_made_on_the_host_as_for_a_gpu_give_the_same(tiny_model_dir: Path) -> None:
+    model, part = tuned(tiny_model_dir).eval(), pairs_of(SIDES)
+
+    found = sequence_logps(model, replace(part, **part._of_the_host()))
+
+    torch.testing.assert_close(found, sequence_logps(model, part))
 
 
 def test_each_answer_of_a_pack_has_its_own_probability(tiny_model_dir: Path) -> None:

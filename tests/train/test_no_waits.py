@@ -4,7 +4,8 @@ A tensor on `meta` has no values, so whatever would read one fails here, as `.it
 `nonzero` and a boolean index do, for which a GPU is waited for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +20,11 @@ from glmtune.kernels import varlen_attention
 from glmtune.methods import method
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
+from glmtune.objective.kto import Kto
 from glmtune.objective.next_token import next_token_loss
+from glmtune.objective.preference import Preference
 from glmtune.recipe.methods import LoraSection, PtuningV2Section
+from glmtune.recipe.sections import PreferenceSection
 from glmtune.template.base import IGNORE, Example
 from glmtune.train.neftune import add_noise
 
@@ -71,6 +75,24 @@ def test_a_micro_batch_of_chatglm_never_waits(dtype: torch.dtype, section: Any) 
 
     is_half = dtype == torch.bfloat16  # float32 takes the buckets
     assert varlen_attention.works(META, dtype, 8) is is_half
+
+
+@pytest.mark.parametrize("stage", ["dpo", "kto"])
+@pytest.mark.parametrize("family", [chatglm, llama])
+def test_preferences_never_wait(stage: str, family: Callable[[], Any]) -> None:
+    model = method.attach(family().bfloat16(), LoraSection()).train().to(META)
+    part = pack_examples([*EXAMPLES, EXAMPLES[0]], range(4))
+    is_good = torch.tensor([True, False, True, True])
+    section = PreferenceSection()
+    objective = Preference(section) if stage == "dpo" else Kto(section, 64)
+    assert objective.count(part) == (2 if stage == "dpo" else 4)  # of what is on the host
+    on_device = replace(part, is_good=is_good).to(META)
+
+    with FakeTensorMode(allow_non_fake_inputs=True) if family is llama else nullcontext():
+        loss = objective.loss(model, on_device)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def test_checkpointing_and_prefixes_never_wait() -> None:

@@ -68,7 +68,7 @@ def attend_by_buckets(
 def _rows(x: Tensor, bucket: Bucket) -> Tensor:
     """Take a bucket's examples: (1, heads, seq, head_dim) -> (examples, heads, longest, ...)."""
     examples, longest = bucket.rows.shape
-    taken = x[0].index_select(1, bucket.rows.flatten())
+    taken = x.squeeze(0).index_select(1, bucket.rows.flatten())
     return taken.view(taken.size(0), examples, longest, taken.size(2)).transpose(0, 1)
 
 

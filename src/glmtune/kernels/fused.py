@@ -14,7 +14,6 @@ finds that it works.
 """
 
 import functools
-import logging
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-logger = logging.getLogger(__name__)
+from glmtune.kernels import kernel_probe
 
 BLOCK_NUMEL = 2**19  # float32 elements processed at a time, to stay in the CPU cache
 
@@ -93,7 +92,9 @@ class _SwiGLU(torch.autograd.Function):
         if _has_kernels(fused.device, fused.dtype) and fused.is_contiguous():
             from glmtune.kernels import triton_swiglu
 
-            gated: Tensor = triton_swiglu.swiglu(fused.flatten(0, -2))
+            is_graph = torch.compiler.is_compiling()
+            compute = triton_swiglu.operator if is_graph else triton_swiglu.swiglu
+            gated: Tensor = compute(fused.flatten(0, -2))
             return gated.view(*fused.shape[:-1], gated.size(-1))
         gate, up = fused.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
@@ -107,7 +108,11 @@ class _SwiGLU(torch.autograd.Function):
             from glmtune.kernels import triton_swiglu
 
             flat = fused.flatten(0, -2)  # a view, since it is contiguous
-            triton_swiglu.swiglu_backward_(flat, grad.flatten(0, -2).contiguous())
+            is_graph = torch.compiler.is_compiling()
+            overwrite = (
+                triton_swiglu.backward_operator if is_graph else triton_swiglu.swiglu_backward_
+            )
+            overwrite(flat, grad.flatten(0, -2).contiguous())
             overwritten: Tensor = flat.view_as(fused)
             return overwritten
         both, of_gated = (tensor.flatten(0, -2) for tensor in (fused, grad))
@@ -124,22 +129,27 @@ class _SwiGLU(torch.autograd.Function):
 
 @functools.cache
 def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether Triton's kernels give what torch gives on this device; a failure is logged once."""
-    if device.type != "cuda":
-        return False
-    try:
-        from glmtune.kernels import triton_swiglu
+    return kernel_probe.works("SwiGLU", device, lambda: _check_kernels(device, dtype))
 
-        fused = torch.linspace(-6, 6, 4 * 2 * 96, device=device).to(dtype).view(4, 2 * 96)
-        gate, up = fused.chunk(2, dim=-1)
-        expected = F.silu(gate) * up
-        torch.testing.assert_close(triton_swiglu.swiglu(fused), expected)
-        triton_swiglu.swiglu_backward_(fused.clone(), expected)
-    except Exception as error:  # a compiler for many cards may fail in any way
-        reason = (str(error) or repr(error)).splitlines()[0]
-        logger.info("SwiGLU is computed by torch on %s, without Triton: %s", device, reason)
-        return False
-    return True
+
+@torch.no_grad()
+def _check_kernels(device: torch.device, dtype: torch.dtype) -> None:
+    """Compare Triton's kernels with torch.
+
+    Raises:
+        AssertionError: the numbers differ.
+    """
+    from glmtune.kernels import triton_swiglu
+
+    fused = torch.linspace(-6, 6, 4 * 2 * 96, device=device).to(dtype).view(4, 2 * 96)
+    gate, up = fused.chunk(2, dim=-1)
+    silu = F.silu(gate)
+    torch.testing.assert_close(triton_swiglu.swiglu(fused), silu * up)
+    of_gated = up.contiguous()
+    of_gate = torch.ops.aten.silu_backward(of_gated * up, gate)
+    of_fused = fused.clone()
+    triton_swiglu.swiglu_backward_(of_fused, of_gated)
+    torch.testing.assert_close(of_fused, torch.cat((of_gate, of_gated * silu), dim=-1))
 
 
 def swiglu(fused: Tensor) -> Tensor:

@@ -9,8 +9,6 @@ of `glmtune.kernels.fused`, up to the exponential's last bit. `glmtune.kernels.f
 where a probe works; importing this module needs triton, which torch's wheels for CUDA bring along.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -19,8 +17,8 @@ from torch import Tensor
 BLOCK = 1024  # channels of a row at a time
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _forward(fused: Any, gated: Any, ffn: Any, BLOCK: tl.constexpr) -> None:  # noqa: N803
+@triton.jit
+def _forward(fused, gated, ffn, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)  # rows times channels may pass 2**31
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < ffn
@@ -32,8 +30,8 @@ def _forward(fused: Any, gated: Any, ffn: Any, BLOCK: tl.constexpr) -> None:  # 
     tl.store(gated + row * ffn + channel, (silu * up).to(kind), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _backward(fused: Any, of_gated: Any, ffn: Any, BLOCK: tl.constexpr) -> None:  # noqa: N803
+@triton.jit
+def _backward(fused, of_gated, ffn, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < ffn
@@ -54,24 +52,32 @@ def _grid(rows: int, ffn: int) -> tuple[int, int]:
     return rows, -(-ffn // BLOCK)
 
 
-@torch.library.custom_op("glmtune::swiglu", mutates_args=())
 def swiglu(fused: Tensor) -> Tensor:
     """Gate the second half of the channels by SiLU of the first: (rows, 2 * ffn) -> (rows, ffn)."""
     rows, ffn = fused.size(0), fused.size(1) // 2
     gated = fused.new_empty(rows, ffn)
     if gated.numel():
-        _forward[_grid(rows, ffn)](fused, gated, ffn, BLOCK)
+        with torch.cuda.device_of(fused):
+            _forward[_grid(rows, ffn)](fused, gated, ffn, BLOCK)
     return gated
 
 
-@swiglu.register_fake
-def _(fused: Tensor) -> Tensor:
-    return fused.new_empty(fused.size(0), fused.size(1) // 2)
-
-
-@torch.library.custom_op("glmtune::swiglu_backward_", mutates_args=("fused",))
 def swiglu_backward_(fused: Tensor, of_gated: Tensor) -> None:
     """Write the gradient of (rows, 2 * ffn) over it, from that of (rows, ffn)."""
     rows, ffn = of_gated.shape
     if of_gated.numel():
-        _backward[_grid(rows, ffn)](fused, of_gated, ffn, BLOCK)
+        with torch.cuda.device_of(fused):
+            _backward[_grid(rows, ffn)](fused, of_gated, ffn, BLOCK)
+    torch.autograd.graph.increment_version(fused)  # so that nobody takes it for what it was
+
+
+# For graphs of torch.compile; a call of an operator takes several times as long as a launch.
+operator = torch.library.custom_op("glmtune::swiglu", swiglu, mutates_args=())
+backward_operator = torch.library.custom_op(
+    "glmtune::swiglu_backward_", swiglu_backward_, mutates_args=("fused",)
+)
+
+
+@operator.register_fake
+def _(fused: Tensor) -> Tensor:
+    return fused.new_empty(fused.size(0), fused.size(1) // 2)

@@ -1,7 +1,9 @@
 """Attention over packs by torch's variable-length kernel, in one call for all examples.
 
 It needs 16 bits, and a GPU of compute capability 8.0 or later (Ampere); whether it works is tried
-once. torch 2.11 has no grouped queries there, so keys and values are repeated.
+once. Its kernel lets several query heads share a key. torch 2.12 and later want this said by an
+argument; before, the heads are simply fewer, and keys are repeated only where a trial with fewer of
+them gives other numbers.
 
 Source: torch.nn.attention.varlen; its kernel is FlashAttention-2, https://arxiv.org/abs/2307.08691.
 """
@@ -41,9 +43,31 @@ def _torch_varlen() -> Callable[..., Any] | None:
 
 
 @functools.cache
-def _has_grouped_queries() -> bool:
+def _takes_gqa_argument() -> bool:
     found = _torch_varlen()
     return found is not None and "enable_gqa" in inspect.signature(found).parameters
+
+
+@functools.cache
+def _takes_fewer_keys(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether two query heads and one key give what they give with the key repeated."""
+    query = torch.linspace(-1, 1, 5 * 2 * 64, device=device).to(dtype).view(5, 2, 64)
+    key = query[:, :1].flip(0).contiguous()
+    ends = torch.tensor([0, 3, 5], dtype=torch.int32, device=device)
+    attend = _torch_varlen()
+    assert attend is not None
+    found = []
+    try:
+        for repeats in (2, 1):
+            given = [each.clone().requires_grad_() for each in (query, key, key)]
+            keys = (each.repeat_interleave(repeats, dim=1) for each in given[1:])
+            with torch.enable_grad():
+                output = attend(given[0], *keys, ends, ends, 3, 3, window_size=(-1, 0))
+                found.append([output, *torch.autograd.grad(output.square().sum(), given)])
+        torch.testing.assert_close(found[1], found[0], atol=0.02, rtol=0.02)
+    except (RuntimeError, ValueError, TypeError, AssertionError):
+        return False
+    return True
 
 
 def by_torch(
@@ -59,9 +83,9 @@ def by_torch(
     assert attend is not None  # `works` has been asked
     repeats = query.size(1) // key.size(1)
     given: dict[str, Any] = {"scale": scaling, "window_size": window}
-    if repeats > 1 and _has_grouped_queries():
+    if repeats > 1 and _takes_gqa_argument():
         given["enable_gqa"] = True
-    elif repeats > 1:
+    elif repeats > 1 and not _takes_fewer_keys(query.device, query.dtype):
         key, value = (each.repeat_interleave(repeats, dim=1) for each in (key, value))
     ends, longest = (call.query_ends, call.key_ends), (call.longest_query, call.longest_key)
     output: Tensor = attend(query, key, value, *ends, *longest, **given)
@@ -93,12 +117,13 @@ def attend_by_varlen(
     Returns:
         (1, seq, heads, head_dim).
     """
-    query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))
+    # Unlike `[0]`, `squeeze` copies no gradient.
+    query, key, value = (each.squeeze(0).transpose(0, 1) for each in (query, key, value))
     number = 0
     if virtual is not None:
         number = virtual[0].size(2)
         key, value = (
-            torch.cat((first[0].transpose(0, 1).to(own.dtype), own))
+            torch.cat((first.squeeze(0).transpose(0, 1).to(own.dtype), own))
             for first, own in zip(virtual, (key, value), strict=True)
         )
     width = query.size(1) * query.size(2)
@@ -106,9 +131,9 @@ def attend_by_varlen(
     back = -1 if window is None else window - 1
     outputs = [
         varlen(
-            query[call.queries],
-            key[call.keys],
-            value[call.keys],
+            _taken(query, call.queries),
+            _taken(key, call.keys),
+            _taken(value, call.keys),
             call,
             scaling,
             (back, 0) if call.is_causal else (-1, -1),
@@ -117,6 +142,12 @@ def attend_by_varlen(
     ]
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return (output if places is None else output[places])[None]
+
+
+def _taken(x: Tensor, which: slice | Tensor) -> Tensor:
+    """Take rows of a tensor; all of them without the copy of the gradient that slicing makes."""
+    is_all = isinstance(which, slice) and (which.start, which.stop) == (0, len(x))
+    return x if is_all else x[which]
 
 
 def works(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:

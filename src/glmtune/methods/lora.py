@@ -25,6 +25,7 @@ from glmtune.methods.adapter_folder import (
     read_tensors,
     write_card,
 )
+from glmtune.methods.half_lora import use_half_updates
 from glmtune.methods.layers import adapted_layers
 from glmtune.methods.pissa import (
     as_difference,
@@ -294,8 +295,12 @@ class PeftAdapter:
 
 
 def _keep_half_inputs(model: Any) -> None:
-    """Avoid the float32 copy of the input that plain LoRA layers would keep for the gradient."""
+    """Avoid the float32 copy of the input that plain LoRA layers would keep for the gradient.
+
+    On an accelerator all of the update is computed in 16 bits.
+    """
     for _, layer in adapted_layers(model):
+        use_half_updates(layer)
         for name, lora_a in getattr(layer, "lora_A", {}).items():
             is_plain = type(lora_a) is nn.Linear and name not in layer.lora_variant
             if is_plain and isinstance(layer.lora_dropout[name], nn.Identity):

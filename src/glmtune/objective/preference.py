@@ -26,7 +26,13 @@ from torch.utils.checkpoint import checkpoint
 
 from glmtune.data.batches import MicroBatch
 from glmtune.kernels.chunked_loss import rows_per_chunk
-from glmtune.objective.next_token import accepts_score, labels_of_next, unwrap
+from glmtune.objective.measurements import Measurements
+from glmtune.objective.next_token import (
+    accepts_score,
+    labels_of_next,
+    learned_positions,
+    unwrap,
+)
 from glmtune.recipe.sections import PreferenceSection
 from glmtune.template.base import IGNORE
 
@@ -40,12 +46,11 @@ class Preference:
 
     def __init__(self, section: PreferenceSection) -> None:
         self._section = section
-        self._seen = {True: dict(_NOTHING), False: dict(_NOTHING)}
+        self._noted = {True: Measurements(), False: Measurements()}
 
     def count(self, part: MicroBatch) -> int:
         """Count the pairs, without those that only keep an idle process busy."""
-        _, lengths = learned_positions(part)
-        return int((lengths[::2] > 0).sum())
+        return int((learned_lengths(part)[::2] > 0).sum())
 
     def loss(self, model: Any, part: MicroBatch) -> Tensor:
         """Sum the loss over the pairs of a micro-batch.
@@ -55,7 +60,7 @@ class Preference:
             part: a pack of pairs.
         """
         section = self._section
-        _, lengths = learned_positions(part)
+        lengths = learned_lengths(part)
         learned = sequence_logps(model, part)
         if section.has_reference:
             learned = learned - reference_logps(model, part)
@@ -68,18 +73,21 @@ class Preference:
 
     def measured(self, *, is_training: bool) -> dict[str, tuple[float, float]]:
         """Return how often the better answer has the higher reward, and the mean rewards."""
-        seen = self._seen[is_training]
-        self._seen[is_training] = dict(_NOTHING)
+        seen = dict(_NOTHING)
+        for pairs, right, margin, chosen, rejected in self._noted[is_training].take():
+            seen["pairs"] += pairs
+            seen["reward_accuracy"] += right
+            seen["reward_margin"] += self._section.beta * margin
+            seen["reward_chosen"] += self._section.beta * chosen
+            seen["reward_rejected"] += self._section.beta * rejected
         return {name: (seen[name], seen["pairs"]) for name in _NOTHING if name != "pairs"}
 
     def _note(self, rewards: Tensor, counts: Tensor, *, is_training: bool) -> None:
-        margins = (rewards[::2] - rewards[1::2])[counts]
-        seen = self._seen[is_training]
-        seen["pairs"] += len(margins)
-        seen["reward_accuracy"] += float((margins > 0).sum())
-        seen["reward_margin"] += self._section.beta * float(margins.sum())
-        seen["reward_chosen"] += self._section.beta * float(rewards[::2][counts].sum())
-        seen["reward_rejected"] += self._section.beta * float(rewards[1::2][counts].sum())
+        better, worse = (torch.where(counts, each, 0) for each in (rewards[::2], rewards[1::2]))
+        margins = better - worse
+        self._noted[is_training].note(
+            counts.sum(), (margins > 0).sum(), margins.sum(), better.sum(), worse.sum()
+        )
 
 
 _NOTHING = dict.fromkeys(
@@ -117,21 +125,19 @@ def _log_not(log_p: Tensor) -> Tensor:
 
 def sequence_logps(model: Any, part: MicroBatch) -> Tensor:
     """Sum the log-probabilities of the learned tokens of each sequence: float32, (sequences,)."""
-    predicts, _ = learned_positions(part)
-    following = labels_of_next(part.labels)
-    targets = following[predicts]
-    given = {**part.inputs(), "use_cache": False, "logits_to_keep": predicts}
+    keep, targets = learned_positions(part)
+    given = {**part.inputs(), "use_cache": False, "logits_to_keep": keep}
     if accepts_score(model):
 
         def score(hidden: Tensor, output_layer: nn.Module) -> Tensor:
-            return _logps_by_chunks(hidden, output_layer, targets)
+            return _logps_by_chunks(hidden.flatten(0, -2), output_layer, targets)
 
         logps = model(**given, score=score).loss
     else:
-        logps = _logps(model(**given).logits, targets)
+        logps = _logps(model(**given).logits.flatten(0, -2), targets)
     sequences = part.cu_seq_lens
     assert sequences is not None  # pairs come in packs
-    positions = predicts[0].nonzero()[:, 0]
+    positions = keep[0].nonzero()[:, 0] if keep.dtype == torch.bool else keep
     index = torch.searchsorted(sequences[1:].long(), positions, right=True)
     sums: Tensor = logps.float().new_zeros(len(sequences) - 1).index_add(0, index, logps.float())
     return sums
@@ -173,9 +179,9 @@ def reference_logps(model: Any, part: MicroBatch) -> Tensor:
     return logps.detach()
 
 
-def learned_positions(part: MicroBatch) -> tuple[Tensor, Tensor]:
-    """Find the positions that predict learned tokens, (1, seq), and their count per sequence."""
+def learned_lengths(part: MicroBatch) -> Tensor:
+    """Count the learned tokens of each sequence: int64, (sequences,)."""
     assert part.cu_seq_lens is not None  # pairs come in packs
     predicts = labels_of_next(part.labels) != IGNORE
     before = F.pad(predicts[0].long().cumsum(0), (1, 0))  # (seq + 1,)
-    return predicts, before[part.cu_seq_lens.long()].diff()
+    return before[part.cu_seq_lens.long()].diff()

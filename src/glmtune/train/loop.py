@@ -19,8 +19,11 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from glmtune.data.batches import batches
+import torch
+
+from glmtune.data.batches import BatchPlan, batches
 from glmtune.machine import peak_memory_bytes
+from glmtune.train.ahead import one_ahead
 from glmtune.train.checkpoint import prune_checkpoints, random_state, save_checkpoint
 from glmtune.train.evaluation import evaluate, evaluate_and_compare, measured
 from glmtune.train.progress import Progress
@@ -52,6 +55,8 @@ def train(training: Training, show_samples: Callable[[], None] | None = None) ->
     steps = batches(
         data.examples, data.lengths, training.plan, state.step, last, training.task.make
     )
+    if may_be_ahead(training.plan, training.engine.processes.device):
+        steps = one_ahead(steps)
     window = _Window()
     with _stop_on_signal() as should_stop, Progress(num_steps, state.step, is_main) as bar:
         for batch in steps:
@@ -83,6 +88,11 @@ def train(training: Training, show_samples: Callable[[], None] | None = None) ->
     if not num_steps:  # nothing is trained, and the model is evaluated as it is
         evaluate(training)
     return True
+
+
+def may_be_ahead(plan: Any, device: torch.device) -> bool:
+    """Whether the packs of the next step can be made, and had better be, during a step."""
+    return device.type != "cpu" and type(plan) is BatchPlan
 
 
 class _Window:

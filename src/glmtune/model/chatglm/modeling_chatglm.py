@@ -55,6 +55,7 @@ from transformers.utils.generic import (
 from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.kernels.fused import rms_norm, swiglu
+from glmtune.kernels.rotary import Heads, split_and_rotate
 from glmtune.model.chatglm.chat_format import ChatIds
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.reply import process_response
@@ -121,27 +122,6 @@ class ChatGLMRotaryEmbedding(nn.Module):
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channel pairs (0,1), (2,3), ... of every head by the angle of their position.
-
-    There are angles for the first half of each head, and the rest of it is left as it is; with
-    block positions there are angles for all of it. The pairs are adjacent, unlike Llama's
-    (i, i + rotated // 2), so the two are not interchangeable. The arithmetic is in the dtype of
-    `x`, as in the original.
-    Source: RoFormer, https://arxiv.org/abs/2104.09864, section 3.4.2.
-
-    Args:
-        x: queries or keys, (batch, heads, seq, head_dim); the result has its shape.
-        cos: (batch, seq, pairs); one angle per pair.
-        sin: as `cos`.
-    """
-    rotated = 2 * cos.size(-1)
-    first, second = x[..., :rotated].unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (batch, 1, seq, pairs)
-    turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return torch.cat((turned.flatten(-2), x[..., rotated:]), dim=-1)
-
-
 def repeat_kv(x: Tensor, repeats: int) -> Tensor:
     """Copy each head for its query heads: (batch, kv_heads, ...) -> (batch, heads, ...)."""
     return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
@@ -196,6 +176,7 @@ class ChatGLMAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.num_key_value_heads = config.num_key_value_heads
         self.num_key_value_groups = self.num_heads // self.num_key_value_heads
+        self.heads = Heads(self.num_heads, self.num_key_value_heads, config.multi_query_attention)
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
         self.is_causal = True
@@ -207,20 +188,6 @@ class ChatGLMAttention(nn.Module):
         self.dense = nn.Linear(
             self.num_heads * self.head_dim, config.hidden_size, bias=config.add_bias_linear
         )
-
-    def split_heads(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Split (batch, seq, width) into queries, keys and values of (batch, heads, seq, head_dim).
-
-        The width is [all queries | all keys | all values] when heads share keys and values, and
-        [query, key, value] head by head when they do not.
-        """
-        if self.config.multi_query_attention:
-            heads = (self.num_heads, self.num_key_value_heads, self.num_key_value_heads)
-            parts = fused.unflatten(-1, (-1, self.head_dim)).split(heads, dim=2)
-        else:
-            parts = fused.unflatten(-1, (self.num_heads, -1)).chunk(3, dim=-1)
-        query, key, value = (part.transpose(1, 2) for part in parts)
-        return query, key, value
 
     def forward(
         self,
@@ -235,10 +202,9 @@ class ChatGLMAttention(nn.Module):
         Returns:
             Output (batch, seq, hidden), and the attention weights from the eager implementation.
         """
-        query, key, value = self.split_heads(self.query_key_value(hidden_states))
-        query = rotate_pairs(query, *position_embeddings)
-        key = rotate_pairs(key, *position_embeddings)
-        value = value.contiguous()  # a view would keep all of the fused tensor for the gradient
+        query, key, value = split_and_rotate(
+            self.query_key_value(hidden_states), *position_embeddings, self.heads
+        )
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(
