@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, get_args
 
 from glmtune.errors import CheckpointError, RecipeError
 from glmtune.gc_pause import loading
-from glmtune.recipe.choices import LAYOUTS, Dtype, Layout
+from glmtune.recipe.choices import LAYOUTS, Compute, Dtype, Layout
 from glmtune.recipe.keywords import free_folder, names_folder, recipe_for
 from glmtune.recipe.recipe import Recipe
 
@@ -170,7 +170,7 @@ def load(
     *,
     layout: Layout | None = None,
     dtype: str = "auto",
-    compute: Literal["int8"] | None = None,
+    compute: Compute | None = None,
     system: str | None = None,
     tools: Sequence[Any] | None = None,
     any_template: bool = False,
@@ -183,7 +183,7 @@ def load(
         adapter: a folder that `fine_tune` wrote.
         layout: how prompts are built; None takes that of the adapter, or "official".
         dtype: of the weights, or "auto".
-        compute: "int8" multiplies in int8, on a CPU.
+        compute: "int8" multiplies in int8, "fp8" in float8 on a GPU that can.
         system: a system message.
         tools: declarations of tools, as ChatGLM3 takes them.
         any_template: allow an adapter that was trained on other prompts.
