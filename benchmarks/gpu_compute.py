@@ -198,16 +198,42 @@ def product_rate(
     return {key: round(value, 1) for key, value in found.items()}
 
 
+def errors_of_layers(bench: Bench) -> dict[str, list[float]]:
+    """Errors of y and dx of layers of 8 bits, as a share of those of float64."""
+    is_whole = bench.size.layers == WHOLE
+    shapes = ((FUSED, HIDDEN), (HIDDEN, HIDDEN), (2 * FFN, HIDDEN), (HIDDEN, FFN))
+    found: dict[str, list[float]] = {}
+    for kind in (int8.Int8Linear, fp8.Fp8Linear):
+        for name, shape in zip(NAMES, shapes, strict=True):
+            out, width = shape if is_whole else (shape[0] // 64 * 16, shape[1] // 64 * 16)
+            with bench.point(f"{kind.__name__}, {name}, error"):
+                linear = torch.nn.Linear(width, out, device=bench.device, dtype=BF16)
+                x = torch.randn(300, width, device=bench.device, dtype=BF16, requires_grad=True)
+                dy = torch.randn(300, out, device=bench.device, dtype=BF16)
+                y = kind(linear)(x)
+                (dx,) = torch.autograd.grad(y, x, dy)
+                weight = linear.weight.detach().double()
+                expected = x.detach().double() @ weight.T + linear.bias.detach().double()
+                pairs = ((y.detach(), expected), (dx, dy.double() @ weight))
+                found[f"{kind.__name__}, {name}"] = [
+                    round(float((each.double() - true).norm() / true.norm()), 4)
+                    for each, true in pairs
+                ]
+    return found
+
+
 # ---- the report ----------------------------------------------------------------------------------
 
 
 def measure(bench: Bench) -> dict[str, Any]:
     """Measure everything, and return what goes into the JSON file."""
+    errors = errors_of_layers(bench)
     steps, products = compare_steps(bench), product_rates(bench)
     return {
         **facts(bench, "packed"),
         "why_no_kernels": scaled_linear.why_no_kernels(bench.device),
         "why_no_fp8": scaled_linear.why_no_fp8(bench.device),
+        "errors_of_layers": errors,
         "steps": steps,
         "products": products,
         "tiles": _tiles(),
@@ -241,6 +267,9 @@ def show(bench: Bench, found: dict[str, Any]) -> None:
     for name, peak in found["peak_gib"].items():
         if "packs of" in name:
             print(f"\npeak, {name}: {peak} GiB")
+    print("\nerror of a layer and of its gradient:")
+    for name, errors in found["errors_of_layers"].items():
+        print(f"  {name}: {errors}")
     print("\nproducts, 10^12 operations/s:")
     for name, rates in found["products"].items():
         print(f"  {name}: {', '.join(f'{key} {value:,}' for key, value in rates.items())}")

@@ -124,6 +124,6 @@ def test_the_benchmark_of_the_arithmetic_on_a_gpu_runs_through_on_a_tiny_model(
     assert {"bf16", "int8", "fp8"} <= found["steps"].keys()
     for name in ("int8", "fp8"):
         cosine = found["steps"][name]["cosine_of_gradient_with_bf16"]
-        assert 0.95 < cosine < 1
+        assert 0.95 < cosine < 1.001
         assert all(speed > 0 for speed in found["steps"][name]["tokens_per_second"].values())
     assert "these figures say nothing" in capsys.readouterr().out

@@ -317,11 +317,16 @@ def why_no_fp8(device: torch.device) -> str | None:
 
 def _in_a_thread(work: Callable[[torch.device], None], device: torch.device) -> str | None:
     """Try something without the modes of the caller, which are per thread; say what went wrong."""
+
+    def with_device() -> None:
+        with torch.cuda.device(device):  # of a thread, too
+            work(device)
+
     with ThreadPoolExecutor(1) as thread:
         try:
-            thread.submit(work, device).result()
+            thread.submit(with_device).result()
         except Exception as error:  # a compiler for many cards may fail in any way
-            return (str(error) or repr(error)).splitlines()[0]
+            return (str(error) or repr(error)).strip().splitlines()[-1]
     return None
 
 
