@@ -231,8 +231,11 @@ def measure(bench: Bench) -> dict[str, Any]:
     steps, products = compare_steps(bench), product_rates(bench)
     return {
         **facts(bench, "packed"),
-        "why_no_kernels": scaled_linear.why_no_kernels(bench.device),
-        "why_no_fp8": scaled_linear.why_no_fp8(bench.device),
+        "why_not": {
+            "int8 kernels": scaled_linear.why_no_kernels(bench.device, torch.int8),
+            "fp8 kernels": scaled_linear.why_no_kernels(bench.device, FP8),
+            "fp8 products": scaled_linear.why_no_fp8(bench.device),
+        },
         "errors_of_layers": errors,
         "steps": steps,
         "products": products,
@@ -273,9 +276,9 @@ def show(bench: Bench, found: dict[str, Any]) -> None:
     print("\nproducts, 10^12 operations/s:")
     for name, rates in found["products"].items():
         print(f"  {name}: {', '.join(f'{key} {value:,}' for key, value in rates.items())}")
-    for kind in ("why_no_kernels", "why_no_fp8"):
-        if found[kind]:
-            print(f"\n{kind}: {found[kind]}")
+    for name, why in found["why_not"].items():
+        if why:
+            print(f"\nno {name}: {why}")
     for line in bench.left_out:
         print(f"\nleft out: {line}")
 

@@ -164,7 +164,7 @@ def test_the_operators_say_truly_what_they_give(dtype: torch.dtype) -> None:
         (scaled_linear.quantize, (x, scale, False, dtype)),
         (scaled_linear.quantize, (x, None, True, dtype)),
         (scaled_linear.multiply, (rows, row_scale, weight, scale[:2], scale[:2], torch.float16)),
-        (scaled_linear.transpose, (weight.view(INT8),)),
+        (scaled_linear.transpose, (weight,)),
     ):
         torch.library.opcheck(operator, given, test_utils=tests)
 
@@ -280,7 +280,7 @@ def check_products(
 @pytest.mark.parametrize("rows", [1, 77, 2048, 8191])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_int8_cuda_products_are_those_of_float64(shape: tuple[int, int], rows: int) -> None:
-    assert scaled_linear.why_no_kernels(torch.device("cuda", 0)) is None
+    assert scaled_linear.why_no_kernels(torch.device("cuda", 0), INT8) is None
     check_products(Int8Linear, shape, rows, 0.02)
 
 
@@ -289,6 +289,7 @@ def test_int8_cuda_products_are_those_of_float64(shape: tuple[int, int], rows: i
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fp8_cuda_products_are_those_of_float64(shape: tuple[int, int], rows: int) -> None:
     assert scaled_linear.why_no_fp8(torch.device("cuda", 0)) is None
+    assert scaled_linear.why_no_kernels(torch.device("cuda", 0), FP8) is None
     check_products(Fp8Linear, shape, rows, 0.05)
 
 
@@ -320,7 +321,7 @@ def test_int8_cuda_numbers_that_are_not_finite_are_not_rounded_away(bad: float) 
 def test_int8_cuda_without_kernels_gives_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     linear, layer = layer_on_gpu(Int8Linear, (FFN, HIDDEN))
     x = torch.randn(64, FFN, device="cuda", dtype=torch.bfloat16)
-    monkeypatch.setattr(scaled_linear, "has_kernels", lambda device: False)
+    monkeypatch.setattr(scaled_linear, "has_kernels", lambda device, dtype: False)
 
     error = (layer(x) - linear(x)).norm() / linear(x).norm()
 

@@ -161,7 +161,7 @@ def quantize(model: Any, dtype: torch.dtype, device: torch.device | None = None)
     """
     replace_linear(model, Int8Linear, dtype, device)
     if device is not None and device.type == "cuda":
-        if (why := why_no_kernels(device)) is not None:
+        if (why := why_no_kernels(device, torch.int8)) is not None:
             logger.warning(
                 "int8 saves memory on %s, but no time: the weights are converted for every "
                 "product, since %s",
