@@ -207,7 +207,7 @@ def load(
         adapter,
         layout=_checked_layout(layout),
         dtype=_checked_dtype(dtype),
-        compute=compute,
+        compute=_checked_compute(compute),
         system=system_messages(system, tools),
         sampling=_sampling(sampling),
         any_template=any_template,
@@ -567,6 +567,17 @@ def _checked_layout(layout: str | None) -> Layout | None:
     if layout is None:
         return None
     raise RecipeError(f"layout={layout!r}: expected one of {', '.join(LAYOUTS)}.")
+
+
+def _checked_compute(compute: str | None) -> Compute | None:
+    for known in get_args(Compute):
+        if compute == known:
+            return cast("Compute", known)
+    if compute is not None:
+        raise RecipeError(
+            f"compute={compute!r}: expected one of {', '.join(get_args(Compute))}, or None."
+        )
+    return None
 
 
 def _checked_dtype(dtype: str) -> Dtype:
