@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tests.kernels.test_int8 import exact, rounded_rows, turned
+from tests.train.test_run import _own_cache, interrupting, metrics, recipe_for, rows, weights
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -18,7 +19,10 @@ from glmtune.methods import lora
 from glmtune.model.load import load_frozen_model
 from glmtune.model.quantization import Quantization
 from glmtune.recipe.methods import LoraSection
+from glmtune.train.run import fine_tune
 from glmtune.use.export import merge
+
+__all__ = ["_own_cache", "rows"]  # fixtures
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 INT8 = torch.int8
@@ -229,6 +233,29 @@ def test_fp8_and_another_quantization_are_refused_together(tiny_model_dir: Path)
         load_frozen_model(
             tiny_model_dir, device=GPU, compute="fp8", quantization=Quantization("bnb", 8)
         )
+
+
+@pytest.mark.slow
+def test_a_run_in_fp8_passes_its_proofs_and_resumes_to_the_same_bytes(
+    tiny_model_dir: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaled_linear, "why_no_fp8", lambda device: None)  # torch's expressions
+
+    def recipe(output: str) -> Any:
+        return recipe_for(
+            tiny_model_dir, rows, tmp_path / output, "model.compute=fp8",
+            "target_modules=all-linear",
+        )  # fmt: skip
+
+    whole = fine_tune(recipe("whole"))
+    cut = fine_tune(recipe("cut"), loss=interrupting(4))
+    resumed = fine_tune(recipe("cut"), resume=True)
+
+    losses = [line["loss"] for line in metrics(tmp_path / "whole") if "loss" in line]
+    assert losses[-1] < 0.95 * losses[0]
+    assert (cut.is_finished, resumed.is_finished) == (False, True)
+    assert whole.num_steps == resumed.num_steps
+    assert weights(tmp_path / "whole") == weights(tmp_path / "cut")
 
 
 def test_a_plan_for_a_gpu_that_is_not_here_loads_the_shapes_of_fp8(tiny_model_dir: Path) -> None:
