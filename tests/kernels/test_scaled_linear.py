@@ -16,9 +16,10 @@ from glmtune.kernels.fp8 import Fp8Linear
 from glmtune.kernels.int8 import Int8Linear
 from glmtune.kernels.scaled_linear import FP8, dequantize
 from glmtune.methods import lora
-from glmtune.model.load import load_frozen_model
+from glmtune.model.load import check_compute, load_frozen_model
 from glmtune.model.quantization import Quantization
 from glmtune.recipe.methods import LoraSection
+from glmtune.train.prepare import prepare_run
 from glmtune.train.run import fine_tune
 from glmtune.use.export import merge
 
@@ -228,10 +229,28 @@ def test_fp8_is_refused_before_anything_is_read_where_no_product_has_it() -> Non
         load_frozen_model("there is no such model", device=CPU, compute="fp8")
 
 
+def test_a_run_in_fp8_is_refused_on_a_cpu_before_a_row_is_read(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_for(
+        tiny_model_dir, tmp_path / "no rows.json", tmp_path / "out", "model.compute=fp8"
+    )
+
+    with pytest.raises(RecipeError, match="and this would run on cpu"):
+        prepare_run(recipe, resume=False)
+    with pytest.raises(RecipeError, match="and this would run on mps. Leave it out."):
+        check_compute("fp8", torch.device("mps"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_fp8_and_another_quantization_are_refused_together(tiny_model_dir: Path) -> None:
     with pytest.raises(RecipeError, match=r"compute='fp8' and quantization are two ways"):
         load_frozen_model(
-            tiny_model_dir, device=GPU, compute="fp8", quantization=Quantization("bnb", 8)
+            tiny_model_dir,
+            device=GPU,
+            device_map="meta",
+            compute="fp8",
+            quantization=Quantization("bnb", 8),
         )
 
 

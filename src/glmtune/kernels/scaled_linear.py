@@ -308,6 +308,8 @@ def why_no_fp8(device: torch.device) -> str | None:
     """Say why a device cannot multiply fp8; None if it has."""
     if device.type != "cuda":
         return f"this would run on {device.type}"
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} sees none here"
     capability = torch.cuda.get_device_capability(device)
     if capability < FP8_CAPABILITY:
         name = torch.cuda.get_device_name(device)

@@ -265,7 +265,12 @@ def load_frozen_model(
     from glmtune.kernels.half_precision import widen
 
     is_planned = device_map == "meta"
-    _check_compute(compute, device, quantization, is_planned=is_planned)
+    check_compute(compute, device, is_planned=is_planned)
+    if compute is not None and quantization is not None:
+        raise RecipeError(
+            f"compute={compute!r} and quantization are two ways to hold the same layers. Leave one "
+            "of them out."
+        )
     stored, computed = _choose_dtypes(name, dtype, device, may_emulate=may_emulate)
     if quantization is not None and quantization.library == "torchao":
         stored = computed  # torchao has one dtype for both
@@ -299,49 +304,37 @@ def _log_widened(stored: "torch.dtype") -> None:
     )
 
 
-def _check_compute(
-    compute: Compute | None,
-    device: "torch.device",
-    quantization: "Quantization | None",
-    *,
-    is_planned: bool,
+def check_compute(
+    compute: Compute | None, device: "torch.device", *, is_planned: bool = False
 ) -> None:
-    """Refuse what cannot be computed, before anything is loaded.
+    """Refuse what a device cannot compute, before anything is loaded.
 
     Args:
         compute: of the linear layers.
-        device: to run on; it need not exist if this is a plan.
-        quantization: of the same layers.
-        is_planned: whether only shapes are loaded.
+        device: to run on; a GPU need not be here if this is a plan.
+        is_planned: whether only shapes will be loaded.
 
     Raises:
         RecipeError: says why, and what else there is.
     """
-    if compute is None:
-        return
-    if quantization is not None:
-        raise RecipeError(
-            f"compute={compute!r} and quantization are two ways to hold the same layers. Leave one "
-            "of them out."
-        )
-    if compute == "int8" and device.type not in ("cpu", "cuda"):
+    has_int8 = device.type in ("cpu", "cuda")
+    if compute == "int8" and not has_int8:
         raise RecipeError(
             f"model.compute=int8 is made for CPUs and NVIDIA GPUs, and this would run on "
             f"{device.type}. Leave it out, or set training.use_cpu=true."
         )
     if compute == "fp8" and (why := _why_no_fp8(device, is_planned=is_planned)) is not None:
+        instead = "Use model.compute=int8, or leave it out." if has_int8 else "Leave it out."
         raise RecipeError(
             "model.compute=fp8 needs a GPU of compute capability 8.9 or later (RTX 40 and 50, L4, "
-            f"H100 and later), and {why}. Use model.compute=int8, or leave it out."
+            f"H100 and later), and {why}. {instead}"
         )
 
 
 def _why_no_fp8(device: "torch.device", *, is_planned: bool) -> str | None:
     from glmtune.kernels.scaled_linear import why_no_fp8
 
-    if is_planned and device.type == "cuda":
-        return None
-    return why_no_fp8(device)
+    return None if is_planned and device.type == "cuda" else why_no_fp8(device)
 
 
 def _choose_dtypes(
