@@ -8,13 +8,22 @@ adapters are trained instead.
 Source: Micikevicius et al. 2022, https://arxiv.org/abs/2209.05433, for the format.
 """
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from glmtune.kernels.replace_linear import replace_linear
-from glmtune.kernels.scaled_linear import ALIGNMENT, FP8, quantize_by_torch, scaled_linear
+from glmtune.kernels.scaled_linear import (
+    ALIGNMENT,
+    FP8,
+    quantize_by_torch,
+    scaled_linear,
+    why_no_kernels,
+)
+
+logger = logging.getLogger(__name__)
 
 
 class Fp8Linear(nn.Linear):
@@ -53,3 +62,7 @@ def quantize(model: Any, dtype: torch.dtype, device: torch.device | None = None)
         return Fp8Linear(linear) if is_aligned else linear
 
     replace_linear(model, make, dtype, device)
+    if device is not None and device.type == "cuda":
+        used = model.get_output_embeddings().weight.device  # with its index
+        if (why := why_no_kernels(used, FP8)) is not None:  # compiles them, too
+            logger.warning("activations are rounded to fp8 in several passes, since %s", why)

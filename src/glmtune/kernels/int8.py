@@ -161,11 +161,12 @@ def quantize(model: Any, dtype: torch.dtype, device: torch.device | None = None)
     """
     replace_linear(model, Int8Linear, dtype, device)
     if device is not None and device.type == "cuda":
-        if (why := why_no_kernels(device, torch.int8)) is not None:
+        used = model.get_output_embeddings().weight.device  # with its index
+        if (why := why_no_kernels(used, torch.int8)) is not None:  # compiles them, too
             logger.warning(
                 "int8 saves memory on %s, but no time: the weights are converted for every "
                 "product, since %s",
-                torch.cuda.get_device_name(device),
+                torch.cuda.get_device_name(used),
                 why,
             )
     elif not machine.has_int8_products():

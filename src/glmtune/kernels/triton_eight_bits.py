@@ -273,10 +273,10 @@ def _choose_tiles(rows: Tensor, num_columns: int, launch: Callable[[Tiles], None
 
 
 def _milliseconds(work: Callable[[], None]) -> float:
-    """Time a kernel on the current stream; infinite for one that this device cannot hold."""
+    """Time a kernel on the current stream; infinite for one that does not fit this device."""
     try:
         work()
-    except triton.runtime.errors.OutOfResources:
+    except triton.TritonError:  # too much shared memory, or too many registers
         return float("inf")
     began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     began.record()
