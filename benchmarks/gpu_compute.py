@@ -71,7 +71,7 @@ QUANTIZE: dict[str, Callable[[Any, torch.dtype], None]] = {
 
 
 def gradient(tuned: Any, bench: Bench, rows: list[Example]) -> tuple[float, Tensor]:
-    """The loss of a pack and the gradient of the adapter, on the CPU."""
+    """The loss of a pack per token and the gradient of the adapter, on the CPU."""
     lengths = [len(row.input_ids) for row in rows]
     first = next(iter(group_rows(range(len(rows)), lengths, min(PACKS))))
     loss = next_token_loss(tuned, pack_examples(rows, first).to(bench.device))
@@ -80,7 +80,7 @@ def gradient(tuned: Any, bench: Bench, rows: list[Example]) -> tuple[float, Tens
     found = torch.cat([p.grad.float().flatten().cpu() for p in trained if p.grad is not None])
     for parameter in trained:
         parameter.grad = None
-    return float(loss.detach()), found
+    return float(loss.detach()) / sum(len(rows[index].input_ids) for index in first), found
 
 
 def measure_step(bench: Bench, name: str, rows: list[Example]) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def compare_steps(bench: Bench) -> dict[str, Any]:
             reference["kept"] = own
         if own is not None:
             found["cosine_of_gradient_with_bf16"] = float(
-                torch.cosine_similarity(own, reference["kept"], dim=0)
+                torch.cosine_similarity(own.double(), reference["kept"].double(), dim=0)
             )
         results[name] = found
         gc.collect()

@@ -166,10 +166,10 @@ def test_the_operators_say_truly_what_they_give(dtype: torch.dtype) -> None:
     rows, row_scale = scaled_linear.quantize(x, None, False, dtype)
     weight = rows[:2]
     for operator, given in (
-        (scaled_linear.quantize, (x, scale, False, dtype)),
-        (scaled_linear.quantize, (x, None, True, dtype)),
-        (scaled_linear.multiply, (rows, row_scale, weight, scale[:2], scale[:2], torch.float16)),
-        (scaled_linear.transpose, (weight,)),
+        (scaled_linear.quantize_op, (x, scale, False, dtype)),
+        (scaled_linear.quantize_op, (x, None, True, dtype)),
+        (scaled_linear.multiply_op, (rows, row_scale, weight, scale[:2], scale[:2], torch.float16)),
+        (scaled_linear.transpose_op, (weight,)),
     ):
         torch.library.opcheck(operator, given, test_utils=tests)
 

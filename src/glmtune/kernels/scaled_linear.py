@@ -14,8 +14,9 @@ second copy kept in memory would save them, and take what 8 bits have saved.
 The gradient is e4m3, too: with a scale for each row its range suffices, and e5m2, which is made for
 one scale for a whole tensor, rounds twice as coarsely.
 
-Each operator below is a torch expression. On a GPU where a probe finds that Triton gives the same,
-`glmtune.kernels.triton_eight_bits` computes it in one pass. x is not saved for the backward pass.
+Each function below is a torch expression. On a GPU where a probe finds that Triton gives the same,
+`glmtune.kernels.triton_eight_bits` computes it in one pass. Elsewhere the expression is an
+operator, so that a plan counts its result and no more. x is not saved for the backward pass.
 """
 
 import functools
@@ -42,7 +43,6 @@ CHUNK_NUMEL = 1 << 24  # elements that a torch expression converts to float32 at
 # ---- rows of 8 bits ------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("glmtune::quantize_8bit", mutates_args=())
 def quantize(
     x: Tensor, column_scale: Tensor | None, is_mixed: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -58,6 +58,9 @@ def quantize(
         (rows, width) of `dtype`, and float32 scales, (rows, 1). A row with NaN or infinity has a
         scale that is not finite.
     """
+    if not x.is_cuda:
+        found: tuple[Tensor, Tensor] = quantize_op(x, column_scale, is_mixed, dtype)
+        return found
     is_wide = not is_mixed or block_size(x.size(1)) >= ALIGNMENT
     if is_wide and has_kernels(x.device, dtype):
         from glmtune.kernels import triton_eight_bits
@@ -68,7 +71,15 @@ def quantize(
     return quantize_by_torch(x, column_scale, is_mixed, dtype)
 
 
-@quantize.register_fake
+@torch.library.custom_op("glmtune::quantize_8bit", mutates_args=())
+def quantize_op(
+    x: Tensor, column_scale: Tensor | None, is_mixed: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Do so where there is no kernel."""
+    return quantize_by_torch(x, column_scale, is_mixed, dtype)
+
+
+@quantize_op.register_fake
 def _(
     x: Tensor, column_scale: Tensor | None, is_mixed: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -97,7 +108,6 @@ def quantize_by_torch(
 # ---- products ------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("glmtune::multiply_8bit", mutates_args=())
 def multiply(
     rows: Tensor,
     row_scale: Tensor,
@@ -119,16 +129,30 @@ def multiply(
     Returns:
         (rows, columns).
     """
-    if rows.device.type == "cuda" and rows.dtype == FP8:
-        return _multiply_fp8(rows, row_scale, weight, column_scale, bias, dtype)
-    if rows.dtype == torch.int8 and has_kernels(rows.device, torch.int8):
+    product: Callable[..., Tensor] = multiply_op
+    if rows.is_cuda and rows.dtype == FP8:
+        product = _multiply_fp8
+    elif rows.is_cuda and has_kernels(rows.device, torch.int8):
         from glmtune.kernels import triton_eight_bits
 
-        return triton_eight_bits.multiply(rows, row_scale, weight, column_scale, bias, dtype)
+        product = triton_eight_bits.multiply
+    return product(rows, row_scale, weight, column_scale, bias, dtype)
+
+
+@torch.library.custom_op("glmtune::multiply_8bit", mutates_args=())
+def multiply_op(
+    rows: Tensor,
+    row_scale: Tensor,
+    weight: Tensor,
+    column_scale: Tensor | None,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Do so where there is no kernel."""
     return multiply_by_torch(rows, row_scale, weight, column_scale, bias, dtype)
 
 
-@multiply.register_fake
+@multiply_op.register_fake
 def _(
     rows: Tensor,
     row_scale: Tensor,
@@ -166,10 +190,13 @@ def _multiply_fp8(
     dtype: torch.dtype,
 ) -> Tensor:
     """Multiply by torch's product with a scale per row and column, whose results are bfloat16."""
-    if not rows.numel():
-        return rows.new_zeros(rows.size(0), weight.size(0), dtype=dtype)
+    num_rows = rows.size(0)
+    if not num_rows:
+        return rows.new_empty(0, weight.size(0), dtype=dtype)
+    if num_rows < ALIGNMENT:  # cuBLAS has no product of one row for every shape
+        rows, row_scale = (_with_more_rows(each, ALIGNMENT) for each in (rows, row_scale))
     if column_scale is None:
-        column_scale = row_scale.new_ones(weight.size(0))
+        column_scale = _ones(weight.size(0), weight.device)
     result: Tensor = torch._scaled_mm(
         rows,
         weight.T,
@@ -179,20 +206,38 @@ def _multiply_fp8(
         out_dtype=torch.bfloat16,
         use_fast_accum=True,  # its error is small beside that of 4 significant bits
     )
-    return result.to(dtype)
+    return result[:num_rows].to(dtype)
 
 
-@torch.library.custom_op("glmtune::transpose_8bit", mutates_args=())
+def _with_more_rows(x: Tensor, number: int) -> Tensor:
+    """Copy rows to a tensor of `number` rows; what is in the others does not matter."""
+    longer = x.new_empty(number, x.size(1))
+    longer[: x.size(0)] = x
+    return longer
+
+
+@functools.cache
+def _ones(number: int, device: torch.device) -> Tensor:
+    return torch.ones(number, device=device)
+
+
 def transpose(weight: Tensor) -> Tensor:
     """Copy a contiguous (out, in) of int8 or float8_e4m3fn to (in, out)."""
-    if has_kernels(weight.device, weight.dtype):
+    if weight.is_cuda and has_kernels(weight.device, weight.dtype):
         from glmtune.kernels import triton_eight_bits
 
         return triton_eight_bits.transpose(weight.view(torch.int8)).view(weight.dtype)
+    turned: Tensor = transpose_op(weight)
+    return turned
+
+
+@torch.library.custom_op("glmtune::transpose_8bit", mutates_args=())
+def transpose_op(weight: Tensor) -> Tensor:
+    """Do so where there is no kernel."""
     return weight.T.contiguous()
 
 
-@transpose.register_fake
+@transpose_op.register_fake
 def _(weight: Tensor) -> Tensor:
     return weight.new_empty(weight.size(1), weight.size(0))
 

@@ -11,6 +11,7 @@ once for each layer and order of magnitude of rows. Importing this module needs 
 
 # mypy: disable-error-code="no-untyped-call, no-untyped-def, untyped-decorator"
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -180,25 +181,30 @@ def quantize(
         (rows, width) of `dtype`, and float32 scales, (rows, 1).
     """
     num_rows, width = x.shape
-    rows = x.new_empty(x.shape, dtype=dtype)
-    row_scale = x.new_empty(num_rows, 1, dtype=torch.float32)
-    size = block_size(width) if is_mixed else 64
-    blocks = max(16, triton.next_power_of_2(triton.cdiv(width, size)))  # a product has 16 rows
-    if x.numel():
+    rows = torch.empty_like(x, dtype=dtype)
+    row_scale = torch.empty((num_rows, 1), dtype=torch.float32, device=x.device)
+    size, blocks = _blocks(width, is_mixed)
+    if num_rows:
         _quantize[(num_rows,)](
             x, x if column_scale is None else column_scale, rows, row_scale, width,
             LIMIT=limit, SIZE=size, BLOCKS=blocks, IS_SCALED=column_scale is not None,
-            IS_MIXED=is_mixed, IS_ROUNDED=dtype == torch.int8,
-            num_warps=WARPS,
+            IS_MIXED=is_mixed, IS_ROUNDED=dtype == torch.int8, num_warps=WARPS,
         )  # fmt: skip
     return rows, row_scale
+
+
+@functools.cache
+def _blocks(width: int, is_mixed: bool) -> tuple[int, int]:
+    """Return the channels of a block, and how many blocks are in memory at a time."""
+    size = block_size(width) if is_mixed else 64
+    return size, max(16, 1 << (-(-width // size) - 1).bit_length())  # a product has 16 rows
 
 
 def transpose(weight: Tensor) -> Tensor:
     """Copy a contiguous (out, in) of bytes to (in, out)."""
     height, width = weight.shape
     target = weight.new_empty(width, height)
-    grid = (triton.cdiv(height, TILE), triton.cdiv(width, TILE))
+    grid = (-(-height // TILE), -(-width // TILE))
     _transpose[grid](weight, target, height, width, TILE, num_warps=8)
     return target
 
@@ -232,8 +238,8 @@ def multiply(
 
     def launch(tiles: Tiles, *, is_timed: bool = False) -> None:
         scale, added = (None, None) if is_timed else (column_scale, bias)
-        tiles_down = triton.cdiv(num_rows, tiles.rows)
-        _multiply[(tiles_down * triton.cdiv(num_columns, tiles.columns),)](
+        down, across = -(-num_rows // tiles.rows), -(-num_columns // tiles.columns)
+        _multiply[(down * across,)](
             rows, row_scale, weight, row_scale if scale is None else scale,
             row_scale if added is None else added, y, num_rows, num_columns, inner,
             HAS_SCALE=scale is not None, HAS_BIAS=added is not None,
@@ -259,16 +265,19 @@ def _choose_tiles(rows: Tensor, num_columns: int, launch: Callable[[Tiles], None
         launch: computes the product without scale and bias: one kernel to compile for each.
     """
     num_rows, inner = rows.shape
-    if rows.device.type != "cuda":  # the interpreter
+    if not rows.is_cuda:  # the interpreter
         return candidates(num_rows, 0)[0]
+    if num_rows <= FEW_ROWS.rows:
+        return FEW_ROWS
+    key = (rows.device, num_columns, inner, num_rows.bit_length())
+    if key in _fastest:
+        return _fastest[key]
     properties: Any = torch.cuda.get_device_properties(rows.device)
     default = properties.shared_memory_per_block  # ROCm has no larger one to opt in to
     found = candidates(num_rows, getattr(properties, "shared_memory_per_block_optin", default))
     if len(found) == 1 or torch.cuda.is_current_stream_capturing():
         return found[0]
-    key = (rows.device, num_columns, inner, num_rows.bit_length())
-    if key not in _fastest:
-        _fastest[key] = min(found, key=lambda tiles: _milliseconds(lambda: launch(tiles)))
+    _fastest[key] = min(found, key=lambda tiles: _milliseconds(lambda: launch(tiles)))
     return _fastest[key]
 
 
