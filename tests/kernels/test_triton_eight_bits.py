@@ -35,6 +35,8 @@ def quantized(shape: tuple[int, int]) -> Tensor:
         (200, True, False, INT8),
         (192, False, False, FP8),
         (200, True, False, FP8),
+        (4224, False, True, INT8),  # more than are in registers at a time
+        (4200, True, False, FP8),
     ],
 )
 def test_rows_are_rounded_as_by_torch(

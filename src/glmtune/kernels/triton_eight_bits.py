@@ -1,6 +1,6 @@
 """Linear layers of 8-bit numbers in Triton: quantizing rows, transposing, and the int8 product.
 
-    quantize     one pass: mix channels or multiply them by scales, largest of the row, cast
+    quantize     mix channels or multiply them by scales; largest of the row; cast: one kernel
     transpose    (out, in) -> (in, out), since products of 8 bits read both operands along the sum
     multiply     int8 @ int8 -> int32 -> times a scale per row and column, plus bias, rounded once
 
@@ -25,7 +25,7 @@ from glmtune.kernels.channel_mixing import block_size
 
 TILE = 128  # rows and columns that are transposed at a time
 GROUP = 8  # tiles of rows that share tiles of the weight in the cache
-WARPS = 16  # that quantize a row
+CHANNELS, WARPS = 4096, 16  # of a row that is quantized: in registers at a time
 LARGER = tl.standard._elementwise_max
 TIMED_LAUNCHES = 3
 
@@ -45,29 +45,41 @@ def _quantize(
     IS_ROUNDED: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)  # rows times channels may pass 2**31
-    channel = tl.arange(0, BLOCKS)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
-    inside = channel < width
-    value = tl.load(x + row * width + channel, mask=inside, other=0.0)
-    if IS_SCALED:
-        value = value.to(tl.float32) * tl.load(column_scale + channel, mask=inside, other=0.0)
+    block = tl.arange(0, BLOCKS)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
     if IS_MIXED:  # Sylvester's matrix is -1 where i & j has an odd number of bits
         common = tl.arange(0, SIZE)[:, None] & tl.arange(0, SIZE)[None, :]
         common = common ^ (common >> 4)
         common = common ^ (common >> 2)
         common = common ^ (common >> 1)
-        signs = (1 - 2 * (common & 1)).to(value.dtype)
-        value = tl.dot(value, signs, input_precision="ieee")
-    value = value.to(tl.float32)
-    size = tl.abs(value)
-    size = tl.where(size <= 3.4028234e38, size, float("inf"))  # a maximum may pass over NaN
-    # What `tl.max` calls, which itself does not run in the interpreter if triton came before it.
-    largest = tl.reduce(tl.reduce(size, 1, LARGER), 0, LARGER)
-    largest = tl.maximum(largest, 1e-30)
-    value = value * (LIMIT / largest)
-    if IS_ROUNDED:
-        value = (value + 12582912.0) - 12582912.0  # 1.5 * 2**23: to the nearest, ties to even
-    tl.store(rows + row * width + channel, value.to(rows.dtype.element_ty), mask=inside)
-    tl.store(row_scale + row, largest / LIMIT)
+        signs = (1 - 2 * (common & 1)).to(x.dtype.element_ty)
+    largest = tl.full((BLOCKS, SIZE), 1e-30, tl.float32)
+    factor = 1.0
+    for is_last in tl.static_range(2):  # the second time the row is read from the cache
+        for start in range(0, width, BLOCKS * SIZE):
+            channel = start + block
+            inside = channel < width
+            value = tl.load(x + row * width + channel, mask=inside, other=0.0)
+            if IS_SCALED:
+                scale = tl.load(column_scale + channel, mask=inside, other=0.0)
+                value = value.to(tl.float32) * scale
+            if IS_MIXED:
+                value = tl.dot(value, signs, input_precision="ieee")
+            value = value.to(tl.float32)
+            if is_last:
+                value = value * factor
+                if IS_ROUNDED:
+                    value = (value + 12582912.0) - 12582912.0  # 1.5 * 2**23: ties to even
+                at = rows + row * width + channel
+                tl.store(at, value.to(rows.dtype.element_ty), mask=inside)
+            else:
+                size = tl.abs(value)  # a maximum may pass over NaN
+                size = tl.where(size <= 3.4028234e38, size, float("inf"))
+                largest = tl.maximum(largest, size)
+        if not is_last:
+            # What `tl.max` calls; itself it does not run in the interpreter if triton came first.
+            most = tl.reduce(tl.reduce(largest, 1, LARGER), 0, LARGER)
+            factor = LIMIT / most
+            tl.store(row_scale + row, most / LIMIT)
 
 
 @triton.jit
@@ -197,7 +209,8 @@ def quantize(
 def _blocks(width: int, is_mixed: bool) -> tuple[int, int]:
     """Return the channels of a block, and how many blocks are in memory at a time."""
     size = block_size(width) if is_mixed else 64
-    return size, max(16, 1 << (-(-width // size) - 1).bit_length())  # a product has 16 rows
+    blocks = 1 << (-(-width // size) - 1).bit_length()
+    return size, min(max(16, blocks), CHANNELS // size)  # a product has 16 rows
 
 
 def transpose(weight: Tensor) -> Tensor:
