@@ -238,7 +238,7 @@ def test_a_run_in_fp8_is_refused_on_a_cpu_before_a_row_is_read(
 
     with pytest.raises(RecipeError, match="and this would run on cpu"):
         prepare_run(recipe, resume=False)
-    with pytest.raises(RecipeError, match="and this would run on mps. Leave it out."):
+    with pytest.raises(RecipeError, match=r"and this would run on mps\. Leave it out\."):
         check_compute("fp8", torch.device("mps"))
     assert not (tmp_path / "out").exists()
 
