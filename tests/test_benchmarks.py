@@ -109,3 +109,21 @@ def test_the_benchmark_of_a_gpu_runs_through_on_a_tiny_model(
     out = capsys.readouterr().out
     assert "these figures say nothing" in out
     assert "Trainer, padded batches of 2" in out
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_arithmetic_on_a_gpu_runs_through_on_a_tiny_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import gpu_compute
+
+    monkeypatch.setattr(gpu_compute, "TURNS", 1)
+    gpu_compute.main(["--small", "--json", str(tmp_path / "gpu_compute.json")])
+
+    found = json.loads((tmp_path / "gpu_compute.json").read_text(encoding="utf-8"))
+    assert {"bf16", "int8", "fp8"} <= found["steps"].keys()
+    for name in ("int8", "fp8"):
+        cosine = found["steps"][name]["cosine_of_gradient_with_bf16"]
+        assert 0.95 < cosine < 1.001
+        assert all(speed > 0 for speed in found["steps"][name]["tokens_per_second"].values())
+    assert "these figures say nothing" in capsys.readouterr().out

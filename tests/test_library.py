@@ -221,6 +221,7 @@ def test_lint_and_plan_read_rows_in_memory(place: Path, tiny_model_dir: Path) ->
         ({"temprature": 1}, "temprature=1: is not an option here"),
         ({"layout": "chatml"}, "layout='chatml': expected one of official"),
         ({"dtype": "fp16"}, "dtype='fp16': expected one of auto"),
+        ({"compute": "int4"}, "compute='int4': expected one of int8, fp8, or None"),
     ],
 )
 def test_an_option_out_of_range_is_refused_before_a_model_is_loaded(

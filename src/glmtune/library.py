@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, get_args
 
 from glmtune.errors import CheckpointError, RecipeError
 from glmtune.gc_pause import loading
-from glmtune.recipe.choices import LAYOUTS, Dtype, Layout
+from glmtune.recipe.choices import LAYOUTS, Compute, Dtype, Layout
 from glmtune.recipe.keywords import free_folder, names_folder, recipe_for
 from glmtune.recipe.recipe import Recipe
 
@@ -170,7 +170,7 @@ def load(
     *,
     layout: Layout | None = None,
     dtype: str = "auto",
-    compute: Literal["int8"] | None = None,
+    compute: Compute | None = None,
     system: str | None = None,
     tools: Sequence[Any] | None = None,
     any_template: bool = False,
@@ -183,7 +183,7 @@ def load(
         adapter: a folder that `fine_tune` wrote.
         layout: how prompts are built; None takes that of the adapter, or "official".
         dtype: of the weights, or "auto".
-        compute: "int8" multiplies in int8, on a CPU.
+        compute: "int8" multiplies in int8, "fp8" in float8 on a GPU that can.
         system: a system message.
         tools: declarations of tools, as ChatGLM3 takes them.
         any_template: allow an adapter that was trained on other prompts.
@@ -207,7 +207,7 @@ def load(
         adapter,
         layout=_checked_layout(layout),
         dtype=_checked_dtype(dtype),
-        compute=compute,
+        compute=_checked_compute(compute),
         system=system_messages(system, tools),
         sampling=_sampling(sampling),
         any_template=any_template,
@@ -567,6 +567,17 @@ def _checked_layout(layout: str | None) -> Layout | None:
     if layout is None:
         return None
     raise RecipeError(f"layout={layout!r}: expected one of {', '.join(LAYOUTS)}.")
+
+
+def _checked_compute(compute: str | None) -> Compute | None:
+    for known in get_args(Compute):
+        if compute == known:
+            return cast("Compute", known)
+    if compute is not None:
+        raise RecipeError(
+            f"compute={compute!r}: expected one of {', '.join(get_args(Compute))}, or None."
+        )
+    return None
 
 
 def _checked_dtype(dtype: str) -> Dtype:

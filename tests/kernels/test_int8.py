@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from glmtune.errors import CheckpointError, RecipeError
+from glmtune.kernels.channel_mixing import rotate
 from glmtune.kernels.int8 import (
     EXACT_TERMS,
     Int8Linear,
@@ -20,7 +21,6 @@ from glmtune.kernels.int8 import (
     int8_matmul,
     int8_matmul_in_float32,
     quantize_rows,
-    rotate,
 )
 from glmtune.methods import lora
 from glmtune.model.load import load_frozen_model
@@ -211,8 +211,8 @@ def test_a_loaded_model_gives_nearly_the_same_scores(tiny_model_dir: Path, dtype
 
 
 def test_int8_is_refused_where_it_is_not_to_be_had(tiny_model_dir: Path) -> None:
-    with pytest.raises(RecipeError, match=r"int8 is made for CPUs, and this would run on cuda"):
-        load_frozen_model(str(tiny_model_dir), device=torch.device("cuda"), compute="int8")
+    with pytest.raises(RecipeError, match=r"int8 is made for CPUs and NVIDIA GPUs, and this would"):
+        load_frozen_model(str(tiny_model_dir), device=torch.device("mps"), compute="int8")
 
 
 def test_int8_and_another_quantization_are_refused_together(tiny_model_dir: Path) -> None:

@@ -108,6 +108,14 @@ def test_tokens_are_part_of_the_identity_only_where_a_recipe_adds_some() -> None
     assert deciding_values(recipe_with("model.add_tokens=[<x>]"))["model"]["add_tokens"] == ["<x>"]
 
 
+def test_the_arithmetic_is_part_of_the_identity_as_it_was_before_there_was_fp8() -> None:
+    recorded = [deciding_values(recipe_with(*each))["model"]["compute"] for each in (
+        (), ("model.compute=int8",), ("model.compute=fp8",)
+    )]  # fmt: skip
+
+    assert recorded == [None, "int8", "fp8"]
+
+
 def test_a_share_that_was_rounded_otherwise_before_is_named_and_any_other_is_not() -> None:
     recipe = recipe_with("training.warmup_steps=0.1", "data.eval_fraction=0.1")
 

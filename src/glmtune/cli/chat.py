@@ -52,7 +52,7 @@ def chat(
     layout: PromptLayout = None,
     dtype: DtypeOption = "auto",
     int8: Annotated[
-        bool, typer.Option("--int8", help="Compute in int8 on a CPU, with half the memory.")
+        bool, typer.Option("--int8", help="Compute in int8, with half the memory.")
     ] = False,
     max_new_tokens: MaxNewTokens = 512,
     temperature: Temperature = 0.8,

@@ -51,7 +51,7 @@ def serve(
     layout: PromptLayout = None,
     dtype: DtypeOption = "auto",
     int8: Annotated[
-        bool, typer.Option("--int8", help="Compute in int8 on a CPU, with half the memory.")
+        bool, typer.Option("--int8", help="Compute in int8, with half the memory.")
     ] = False,
     any_template: AnyTemplate = False,
 ) -> None:

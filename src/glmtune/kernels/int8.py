@@ -1,5 +1,7 @@
 """Frozen linear layers that multiply in int8: half the memory of bfloat16.
 
+This is the arithmetic of CPUs; `glmtune.kernels.scaled_linear` has that of GPUs.
+
 A weight is stored as int8 with a float32 scale per output channel. Activations are quantized
 dynamically with a scale per token, and so are the gradients in the backward pass:
 
@@ -26,8 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from glmtune import machine
+from glmtune.kernels.channel_mixing import block_size, rotate
 from glmtune.kernels.half_precision import onednn
 from glmtune.kernels.replace_linear import replace_linear
+from glmtune.kernels.scaled_linear import scaled_linear, why_no_kernels
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +40,6 @@ SMALLEST = 1e-30  # least maximum of a row; the inverse of a smaller one would o
 BLOCK_NUMEL = 1 << 19  # elements converted at a time, to stay in the CPU cache
 CHANNELS = 4096  # output channels at a time: int32 sums of all would be twice the activations
 FEW_ROWS = 6  # up to so many rows of activations, one product per row is faster
-BLOCK = 64  # the most channels that are mixed with each other
 EXACT_TERMS = 1024  # float32 holds the sum of so many products of two int8 exactly
 
 
@@ -85,37 +88,12 @@ class Int8Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
+        if input.device.type == "cuda":
+            return scaled_linear(input, self.weight, self.scale, self.bias, torch.int8)
         y: Tensor
         with onednn(enabled=True):  # torch's own kernels are slow for int8 and for mixing
             y = _Int8Product.apply(input, self.weight, self.scale)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(y.dtype)
-
-
-def block_size(width: int) -> int:
-    """How many channels are mixed with each other: a power of 2 that divides `width`."""
-    return min(BLOCK, width & -width)
-
-
-def hadamard(size: int) -> Tensor:
-    """Make Sylvester's Hadamard matrix of 1 and -1, (size, size).
-
-    It is symmetric, its square is `size` times the identity, and its upper left corner is the
-    smaller one.
-    """
-    matrix = torch.ones(1, 1)
-    while len(matrix) < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix
-
-
-HADAMARD = hadamard(BLOCK)  # built at import: under FakeTensorMode it would hold no data
-
-
-def rotate(x: Tensor) -> Tensor:
-    """Mix the channels of (..., channels) in blocks, which spreads an outlier over its block."""
-    size = block_size(x.size(-1))
-    blocks = x.reshape(-1, size) @ HADAMARD[:size, :size].to(x.dtype)
-    return blocks.view(x.shape)
 
 
 def quantize_rows(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -131,8 +109,8 @@ def quantize_rows(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor
     """
     rows = x.new_empty(x.shape, dtype=torch.int8)
     scale = x.new_empty(x.size(0), 1, dtype=torch.float32)
-    step = max(1, BLOCK_NUMEL // max(x.size(1), 1))
-    for start in range(0, x.size(0), step):
+    step = max(1, BLOCK_NUMEL // max(x.size(1), 1)) if x.device.type != "cuda" else len(x)
+    for start in range(0, x.size(0), max(step, 1)):
         part = x[start : start + step].to(torch.float32, copy=True)
         if column_scale is not None:
             part.mul_(column_scale)
@@ -173,15 +151,25 @@ def int8_matmul_in_float32(rows: Tensor, columns: Tensor) -> Tensor:
     return sums
 
 
-def quantize(model: Any, dtype: torch.dtype) -> None:
+def quantize(model: Any, dtype: torch.dtype, device: torch.device | None = None) -> None:
     """Freeze a model and quantize its linear layers to int8, except for the output layer.
 
     Args:
         model: a model of transformers; changed in place. Adapters are attached afterwards.
         dtype: of activations and of all tensors that stay floating point.
+        device: where the layers go, each as it is quantized; None leaves them where they are.
     """
-    replace_linear(model, Int8Linear, dtype)
-    if not machine.has_int8_products():
+    replace_linear(model, Int8Linear, dtype, device)
+    if device is not None and device.type == "cuda":
+        used = model.get_output_embeddings().weight.device  # with its index
+        if (why := why_no_kernels(used, torch.int8)) is not None:  # compiles them, too
+            logger.warning(
+                "int8 saves memory on %s, but no time: the weights are converted for every "
+                "product, since %s",
+                torch.cuda.get_device_name(used),
+                why,
+            )
+    elif not machine.has_int8_products():
         logger.warning(
             "this CPU has no int8 products (VNNI), so they are computed in float32: int8 saves "
             "memory here, but no time"

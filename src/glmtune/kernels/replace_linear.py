@@ -17,7 +17,12 @@ from torch import nn
 from glmtune.kernels.finite import check_finite
 
 
-def replace_linear(model: Any, make: Callable[[nn.Linear], nn.Module], dtype: torch.dtype) -> None:
+def replace_linear(
+    model: Any,
+    make: Callable[[nn.Linear], nn.Module],
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> None:
     """Freeze a model and replace its linear layers, except for the output layer.
 
     The output layer stays exact, since near-equal logits decide which token is chosen, and it is
@@ -27,6 +32,8 @@ def replace_linear(model: Any, make: Callable[[nn.Linear], nn.Module], dtype: to
         model: a model of transformers; changed in place. Adapters are attached afterwards.
         make: makes the replacement of a layer, which keeps no view of the layer's weight.
         dtype: of activations, and of all floating-point tensors of the checkpoint that remain.
+        device: where everything goes; None leaves it where it is. A layer is replaced there, so
+            that only one at a time is there in its stored dtype.
 
     Raises:
         CheckpointError: a weight is not finite; names it.
@@ -45,16 +52,17 @@ def replace_linear(model: Any, make: Callable[[nn.Linear], nn.Module], dtype: to
     def copy_tensors(module: nn.Module, prefix: str) -> None:
         for parameter in module.parameters(recurse=False):
             if parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype, copy=True)
+                parameter.data = parameter.data.to(device, dtype, copy=True)
         for name, buffer in list(module.named_buffers(recurse=False)):
             is_cast = prefix + name in stored and buffer.is_floating_point()
-            setattr(module, name, buffer.to(dtype if is_cast else buffer.dtype, copy=True))
+            setattr(module, name, buffer.to(device, dtype if is_cast else buffer.dtype, copy=True))
 
     parents = [(path, m) for path, m in model.named_modules() if not is_replaced(m)]
     for path, parent in parents:
         prefix = f"{path}." if path else ""
         for name, child in list(parent.named_children()):
             if is_replaced(child):
+                child.to(device)
                 check(child, f"{prefix}{name}.")
                 made = make(child)
                 copy_tensors(made, f"{prefix}{name}.")

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import CheckpointError, RecipeError
 
@@ -42,6 +42,7 @@ from glmtune.model.quantization import (
     quantize_to_nf4,
 )
 from glmtune.model.stored import check_all_loaded, check_stored
+from glmtune.recipe.choices import Compute
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +230,7 @@ def load_frozen_model(
     *,
     dtype: str = "auto",
     device: "torch.device",
-    compute: Literal["int8"] | None = None,
+    compute: Compute | None = None,
     device_map: Any = None,
     attn_implementation: str = "sdpa",
     quantization: "Quantization | None" = None,
@@ -246,8 +247,11 @@ def load_frozen_model(
         name: a folder, a hub id, or `nano`.
         dtype: of the weights, by torch's name, or "auto" for the checkpoint's own.
         device: where it will run.
-        compute: "int8" quantizes linear layers to int8 (`glmtune.kernels.int8`), on a CPU.
-        device_map: where the weights go; None is all of them to `device`.
+        compute: "int8" quantizes linear layers to int8 (`glmtune.kernels.int8`), on a CPU or an
+            NVIDIA GPU; "fp8" to float8 (`glmtune.kernels.fp8`), on a GPU that multiplies it. Each
+            layer is quantized where it goes, so the others are never there in 16 bits.
+        device_map: where the weights go; None is all of them to `device`. With `compute`, "meta" or
+            None.
         attn_implementation: a name that transformers knows.
         quantization: how linear layers are quantized; embeddings, norms and the output layer are
             not.
@@ -255,16 +259,22 @@ def load_frozen_model(
 
     Raises:
         CheckpointError: as for `load_model`.
-        RecipeError: int8 was requested with another quantization or without a CPU.
+        RecipeError: `compute` was requested with another quantization, or is not possible here.
     """
+    from glmtune.kernels import fp8, int8
     from glmtune.kernels.half_precision import widen
-    from glmtune.kernels.int8 import quantize
 
-    _check_int8(compute, device, quantization)
+    is_planned = device_map == "meta"
+    check_compute(compute, device, is_planned=is_planned)
+    if compute is not None and quantization is not None:
+        raise RecipeError(
+            f"compute={compute!r} and quantization are two ways to hold the same layers. Leave one "
+            "of them out."
+        )
     stored, computed = _choose_dtypes(name, dtype, device, may_emulate=may_emulate)
     if quantization is not None and quantization.library == "torchao":
         stored = computed  # torchao has one dtype for both
-    if device_map is None and device.type != "cpu":
+    if device_map is None and device.type != "cpu" and compute is None:
         device_map = {"": device}
     if quantization is not None:
         packing = quantization_config(quantization, computed)
@@ -277,8 +287,9 @@ def load_frozen_model(
             attn_implementation=attn_implementation,
             is_read_later=compute is not None,
         )
-    if compute == "int8":
-        quantize(model, stored)
+    if compute is not None:
+        quantize = {"int8": int8.quantize, "fp8": fp8.quantize}[compute]
+        quantize(model, stored, None if is_planned else device)
     if stored != computed:
         _log_widened(stored)
         widen(model)
@@ -293,21 +304,37 @@ def _log_widened(stored: "torch.dtype") -> None:
     )
 
 
-def _check_int8(
-    compute: str | None, device: "torch.device", quantization: "Quantization | None"
+def check_compute(
+    compute: Compute | None, device: "torch.device", *, is_planned: bool = False
 ) -> None:
-    if compute != "int8":
-        return
-    if quantization is not None:
+    """Refuse what a device cannot compute, before anything is loaded.
+
+    Args:
+        compute: of the linear layers.
+        device: to run on; a GPU need not be here if this is a plan.
+        is_planned: whether only shapes will be loaded.
+
+    Raises:
+        RecipeError: says why, and what else there is.
+    """
+    has_int8 = device.type in ("cpu", "cuda")
+    if compute == "int8" and not has_int8:
         raise RecipeError(
-            "compute='int8' and quantization are two ways to hold the same layers. Leave one of "
-            "them out."
+            f"model.compute=int8 is made for CPUs and NVIDIA GPUs, and this would run on "
+            f"{device.type}. Leave it out, or set training.use_cpu=true."
         )
-    if device.type != "cpu":
+    if compute == "fp8" and (why := _why_no_fp8(device, is_planned=is_planned)) is not None:
+        instead = "Use model.compute=int8, or leave it out." if has_int8 else "Leave it out."
         raise RecipeError(
-            f"model.compute=int8 is made for CPUs, and this would run on {device.type}. Leave it "
-            "out, or set training.use_cpu=true."
+            "model.compute=fp8 needs a GPU of compute capability 8.9 or later (RTX 40 and 50, L4, "
+            f"H100 and later), and {why}. {instead}"
         )
+
+
+def _why_no_fp8(device: "torch.device", *, is_planned: bool) -> str | None:
+    from glmtune.kernels.scaled_linear import why_no_fp8
+
+    return None if is_planned and device.type == "cuda" else why_no_fp8(device)
 
 
 def _choose_dtypes(

@@ -3,6 +3,7 @@
 from typing import Literal, get_args
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]  # of weights
+Compute = Literal["int8", "fp8"]  # the arithmetic of frozen linear layers
 Layout = Literal["official", "tutorial", "chatglm2", "plain"]  # how a row becomes token ids
 Overlong = Literal["drop", "truncate_prompt", "tutorial"]  # rows longer than data.max_length
 BadRows = Literal["fail", "skip"]  # rows that cannot be read

@@ -280,29 +280,31 @@ RUN_RULES: tuple[Rule["RunRecipe"], ...] = (
     ),
     Rule(
         ("model.compute=int8", "adapter.method=full"),
-        lambda recipe: recipe.model.compute == "int8" and _trains_weights(recipe),
-        "model.compute=int8 is for frozen weights, and adapter.method={adapter.method} trains "
-        "them. Use adapter.method=lora, or leave model.compute out",
+        lambda recipe: recipe.model.compute is not None and _trains_weights(recipe),
+        "model.compute={model.compute} is for frozen weights, and adapter.method={adapter.method} "
+        "trains them. Use adapter.method=lora, or leave model.compute out",
     ),
     Rule(
         ("model.compute=int8", "adapter.method=qlora"),
-        lambda recipe: recipe.model.compute == "int8" and isinstance(recipe.adapter, QloraSection),
-        "model.compute=int8 and adapter.method=qlora are two ways to store the same layers. Leave "
-        "one of them out",
+        lambda recipe: (
+            recipe.model.compute is not None and isinstance(recipe.adapter, QloraSection)
+        ),
+        "model.compute={model.compute} and adapter.method=qlora are two ways to store the same "
+        "layers. Leave one of them out",
     ),
     Rule(
         ("model.compute=int8", "adapter.use_dora=true"),
         lambda recipe: (
-            recipe.model.compute == "int8" and (_uses_dora(recipe) or _takes_from_base(recipe))
+            recipe.model.compute is not None and (_uses_dora(recipe) or _takes_from_base(recipe))
         ),
         "adapter.use_dora and adapter.init_lora_weights=pissa or olora need the weights in 16 "
-        "bits, and model.compute=int8 does not keep them. Leave one of the two out",
+        "bits, and model.compute={model.compute} does not keep them. Leave one of the two out",
     ),
     Rule(
         ("training.sharding=fsdp2", "model.compute=int8"),
-        lambda recipe: _is_sharded(recipe) and recipe.model.compute == "int8",
-        "training.{training.sharded_by} needs unpacked weights, and model.compute=int8 packs them. "
-        "Leave one of the two out",
+        lambda recipe: _is_sharded(recipe) and recipe.model.compute is not None,
+        "training.{training.sharded_by} needs unpacked weights, and model.compute={model.compute} "
+        "packs them. Leave one of the two out",
     ),
     Rule(
         ("training.sharding=fsdp2", "training.optim=adamw_bnb_8bit"),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from glmtune.recipe.choices import BadRows, Dtype, Layout, MetricName, Overlong, Stage
+from glmtune.recipe.choices import BadRows, Compute, Dtype, Layout, MetricName, Overlong, Stage
 from glmtune.recipe.numbers import (
     MOST_SIZE,
     Count,
@@ -44,7 +44,7 @@ class ModelSection(Section):
     # trained beside the LoRA.
     add_tokens: Words = ()
     dtype: Dtype = "auto"
-    compute: Literal["int8"] | None = None  # for frozen linear layers; None: that of `dtype`
+    compute: Compute | None = None  # for frozen linear layers; None: that of `dtype`
     attn_implementation: Literal["packed", "flash_attention_2", "flash_attention_3"] = "packed"
 
 

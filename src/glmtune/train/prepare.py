@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from glmtune.data.batches import BatchPlan
 from glmtune.methods import method
+from glmtune.model.load import check_compute
 from glmtune.recipe.recipe import Recipe, RunRecipe
 from glmtune.train.alarms import Alarms, find_disproportions
 from glmtune.train.callbacks import Callback, Callbacks
@@ -56,6 +57,7 @@ def prepare_run(recipe: RunRecipe, *, resume: bool) -> Processes:
     check_base(recipe)
     check_installed(recipe.training.eval_metrics)
     processes = start_processes(recipe)
+    check_compute(recipe.model.compute, processes.device)
     check_sharding(recipe.training, processes.num_processes)
     check_deepspeed(recipe.training, processes.num_processes)
     if processes.is_main:

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -24,7 +24,7 @@ from glmtune.methods.adapter_folder import CARD, CONFIG, check_template, load_ca
 from glmtune.model.config_file import TOKENIZER_CONFIG
 from glmtune.model.files import check_path
 from glmtune.model.load import load_frozen_model, load_tokenizer
-from glmtune.recipe.choices import LAYOUTS, Layout
+from glmtune.recipe.choices import LAYOUTS, Compute, Layout
 from glmtune.template.base import Template
 from glmtune.template.select import template_for
 from glmtune.use.chat import ChatSession
@@ -39,7 +39,7 @@ def open_session(
     *,
     layout: Layout | None = None,
     dtype: str = "auto",
-    compute: Literal["int8"] | None = None,
+    compute: Compute | None = None,
     system: Sequence[Message] = (),
     sampling: Sampling | None = None,
     any_template: bool = False,
@@ -51,7 +51,7 @@ def open_session(
         adapter_folder: what `glmtune train` wrote.
         layout: how prompts are built; None uses that of the adapter, or "official".
         dtype: of the weights, or "auto".
-        compute: "int8" multiplies in int8, on a CPU.
+        compute: "int8" multiplies in int8, "fp8" in float8 on a GPU that can.
         system: messages before the conversation.
         sampling: how tokens are sampled.
         any_template: allow an adapter that was trained on other prompts.
@@ -119,7 +119,7 @@ def load_tuned(
     folder: Path | None,
     *,
     dtype: str = "auto",
-    compute: Literal["int8"] | None = None,
+    compute: Compute | None = None,
 ) -> Any:
     """Load a model, and an adapter over it, on the fastest device.
 
@@ -127,7 +127,8 @@ def load_tuned(
         CheckpointError: a folder is damaged, or the adapter is of another model.
     """
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    device_map = None if device.type == "cpu" else "auto"  # spread over all GPUs
+    # Spread over all GPUs, or quantized on one.
+    device_map = None if device.type == "cpu" or compute is not None else "auto"
     model: Any = load_frozen_model(
         name, dtype=dtype, device=device, compute=compute, device_map=device_map
     )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from glmtune.errors import CheckpointError
+from glmtune.kernels.fp8 import Fp8Linear
 from glmtune.kernels.int8 import Int8Linear
 from glmtune.methods.pissa import as_plain_lora
 
@@ -29,8 +30,8 @@ def merge(model: Any) -> Any:
 
 
 def _is_packed(model: Any) -> bool:
-    in_int8 = any(isinstance(module, Int8Linear) for module in model.modules())
-    return in_int8 or getattr(model, "is_quantized", False)
+    is_packed = any(isinstance(module, Int8Linear | Fp8Linear) for module in model.modules())
+    return is_packed or getattr(model, "is_quantized", False)
 
 
 def can_merge(model: Any) -> bool:

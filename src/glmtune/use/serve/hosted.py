@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from glmtune.kernels.row_cache import RowCache, VirtualTokens, supports_row_cach
 from glmtune.methods import method
 from glmtune.methods.layers import adapted_layers
 from glmtune.model.load import load_tokenizer
-from glmtune.recipe.choices import Layout
+from glmtune.recipe.choices import Compute, Layout
 from glmtune.template.base import Template
 from glmtune.template.chatglm import ChatGLMTemplate
 from glmtune.template.select import template_for
@@ -132,7 +132,7 @@ def open_hosted(
     *,
     layout: Layout | None = None,
     dtype: str = "auto",
-    compute: Literal["int8"] | None = None,
+    compute: Compute | None = None,
     any_template: bool = False,
 ) -> Hosted:
     """Load a model, and adapters over it.
@@ -142,7 +142,7 @@ def open_hosted(
         adapters: folders by the names that requests give.
         layout: how prompts are built; None uses that of each adapter, or "official".
         dtype: of the weights, or "auto".
-        compute: "int8" multiplies in int8, on a CPU.
+        compute: "int8" multiplies in int8, "fp8" in float8 on a GPU that can.
         any_template: allow adapters that were trained on other prompts.
 
     Raises:
