@@ -27,6 +27,8 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
+from glmtune.kernels.decode_attention import DecodeSlots
+
 ATTENTION = "rows"
 ROOM = 256  # tokens by which all slots grow
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}
@@ -103,16 +105,30 @@ class Slots:
 
 
 class RowCache(Cache):
-    """Keys and values of up to `num_rows` rows, each after its virtual tokens."""
+    """Keys and values of up to `num_rows` rows, each after its virtual tokens.
 
-    def __init__(self, num_rows: int, virtual: VirtualTokens | None = None) -> None:
+    Args:
+        num_rows: how many rows.
+        virtual: precede every row.
+        num_spare: rows of the buffers after those, which no sequence uses.
+    """
+
+    def __init__(
+        self, num_rows: int, virtual: VirtualTokens | None = None, num_spare: int = 0
+    ) -> None:
         super().__init__(layers=[])
         self.num_rows = num_rows
+        self._num_stored = num_rows + num_spare
         self.virtual = virtual or VirtualTokens()
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._room = 0
         self._slot_index = torch.empty(0, dtype=torch.long)
         self._token_index = torch.empty(0, dtype=torch.long)
+
+    @property
+    def room(self) -> int:
+        """How many tokens every slot has room for."""
+        return self._room
 
     def feed(self, pasts: Sequence[int], lengths: Sequence[int], device: Any) -> dict[str, Any]:
         """Prepare the next forward pass.
@@ -126,18 +142,23 @@ class RowCache(Cache):
             The arguments of the model besides `input_ids`.
         """
         slots = Slots(tuple(past + self.virtual.number for past in pasts), tuple(lengths))
-        longest = max(slots.totals)
-        if longest > self._room:
-            self._room = longest + ROOM - longest % ROOM
-        self._slot_index = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+        self._make_room(max(slots.totals))
+        slot_index = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
         spans = zip(slots.pasts, slots.totals, strict=True)
-        self._token_index = torch.cat([torch.arange(past, total) for past, total in spans])
+        token_index = torch.cat([torch.arange(past, total) for past, total in spans])
+        # Copied once, and not in every layer.
+        self._slot_index, self._token_index = slot_index.to(device), token_index.to(device)
         positions = self._token_index - self.virtual.number + self.virtual.num_positions
         return {
-            "position_ids": positions.unsqueeze(0).to(device),  # (1, seq)
+            "position_ids": positions.unsqueeze(0),  # (1, seq)
             "past_key_values": self,
             "slots": slots,
         }
+
+    def _make_room(self, num_tokens: int) -> None:
+        """Let the buffers grow, when they are next written, so that a row may be so long."""
+        if num_tokens > self._room:
+            self._room = num_tokens + ROOM - num_tokens % ROOM
 
     def replace(self, slot: int, other: int) -> None:
         """Overwrite a slot by another."""
@@ -179,7 +200,7 @@ class RowCache(Cache):
         if buffer is not None and buffer.size(2) >= self._room:
             return buffer
         _, kv_heads, _, head_dim = states.shape
-        larger = states.new_zeros(self.num_rows, kv_heads, self._room, head_dim)
+        larger = states.new_zeros(self._num_stored, kv_heads, self._room, head_dim)
         if buffer is not None:
             larger[:, :, : buffer.size(2)] = buffer
         elif first is not None:
@@ -202,7 +223,7 @@ def rows_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    slots: Slots,
+    slots: Slots | DecodeSlots,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -215,7 +236,7 @@ def rows_attention(
         query: (1, heads, seq, head_dim).
         key, value: (slots, kv_heads, room, head_dim); each serves heads / kv_heads query heads.
         attention_mask: None.
-        slots: where the new tokens belong.
+        slots: where the new tokens belong; `DecodeSlots` are one token of each slot.
         dropout: 0, since this is not used in training.
         scaling: multiplies the scores.
         sliding_window: how many tokens one attends to, including itself; None is all.
@@ -224,6 +245,8 @@ def rows_attention(
     Returns:
         (1, seq, heads, head_dim), and None for the weights, which are never formed.
     """
+    if not isinstance(slots, Slots):
+        return slots.attend(query, key, value, scaling, sliding_window), None
     outputs = []
     totals, num_decoding = slots.totals, slots.num_decoding
     if num_decoding:

@@ -1,0 +1,181 @@
+"""A row cache whose decode steps need nothing from the host, so that a GPU need not wait for it.
+
+`RowCache` is told by the host, before each pass, where every new token belongs. Here tensors on the
+device say it, and each step moves them on by itself:
+
+              slot 0  slot 1  slot 2  (padding)        rows of a step: 1, 2, 4, 8, ...
+    token        a       b       c        0            the input, which is the last step's output
+    position     5       2       9        0            its position
+    place        5       2       9        0            where in its slot its key and value go
+    slot         0       1       2      spare          padding writes to a row that nobody uses
+
+With fixed rows and room a step is always the same kernels on the same tensors. On a CUDA device it
+is replayed as one graph; elsewhere it is called. A token attends up to its own place.
+
+Prompts are computed as in `RowCache`, in the same buffers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from glmtune.kernels.captured import CapturedCalls
+from glmtune.kernels.decode_attention import DecodeSlots
+from glmtune.kernels.routed_lora import RoutedLora
+from glmtune.kernels.row_cache import RowCache, VirtualTokens, supports_row_cache
+
+ROOM = 512  # tokens by which all slots grow, or by a quarter
+TOKEN, POSITION, PLACE, SLOT, IS_USED = range(5)  # rows of the state
+
+
+def supports_slot_cache(model: Any) -> bool:
+    """Whether a model can decode from a `SlotCache`, on one CUDA device and in one graph.
+
+    Hooks may do anything, so a model with hooks is called as usual, and so is one whose adapters
+    are assigned to tokens by the host.
+    """
+    if not supports_row_cache(model) or not getattr(model, "_can_compile_fullgraph", False):
+        return False
+    if any(isinstance(module, RoutedLora) for module in model.modules()):
+        return False
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    return (
+        {device.type for device in devices} == {"cuda"}
+        and len(devices) == 1
+        and not any(
+            module._forward_hooks or module._forward_pre_hooks for module in model.modules()
+        )
+    )
+
+
+class SlotCache(RowCache):
+    """Keys and values of up to `num_rows` rows, and the state of their decode steps.
+
+    Args:
+        num_rows: how many rows.
+        virtual: precede every row.
+    """
+
+    def __init__(self, num_rows: int, virtual: VirtualTokens | None = None) -> None:
+        super().__init__(num_rows, virtual, num_spare=1)
+        self._calls = CapturedCalls()
+        self._state = torch.zeros(5, num_rows, dtype=torch.long)
+        self._model_state: object = None
+        self._num_used = 0
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether a prompt has been computed, which makes the buffers."""
+        return bool(self._buffers)
+
+    def begin(
+        self, model: Any, tokens: Sequence[int], pasts: Sequence[int], num_steps: int
+    ) -> None:
+        """Prepare decode steps.
+
+        Args:
+            model: in evaluation mode. What was captured is forgotten if its weights have moved, or
+                if an adapter was merged, changed or switched on or off.
+            tokens: the next token of each of the first rows.
+            pasts: how many real tokens of each row are cached.
+            num_steps: how many steps there will be at most.
+        """
+        places = [past + self.virtual.number for past in pasts]
+        self._make_room(max(places) + num_steps)
+        if (now := _state_of(model)) != self._model_state:
+            self._calls.clear()
+            self._model_state = now
+        positions = [past + self.virtual.num_positions for past in pasts]
+        self._num_used = len(tokens)
+        rows, used = self._num_stepped, [1] * len(tokens)
+        padding = [0] * (rows - len(tokens))
+        slots = [*range(len(tokens)), *(self.num_rows for _ in padding)]
+        state = [[*each, *padding] for each in (tokens, positions, places)]
+        host = torch.tensor([*state, slots, [*used, *padding]])
+        if self._state.device != model.device:
+            self._state = self._state.to(model.device)
+        self._state[:, :rows].copy_(host)
+
+    def decode(self, model: Any) -> Tensor:
+        """Compute one step of the rows in use, without waiting for it.
+
+        Returns:
+            The scores of the next tokens, (rows, vocab), until the next step.
+        """
+        rows, room = self._num_stepped, self._room
+        state = self._state[:, :rows]
+
+        def work() -> Tensor:
+            output = model(
+                input_ids=state[None, TOKEN],
+                position_ids=state[None, POSITION],
+                past_key_values=_DecodeView(self, state[SLOT], state[PLACE]),
+                slots=DecodeSlots(state[PLACE], room),
+                use_cache=True,
+            )
+            logits: Tensor = output.logits[0]
+            return logits
+
+        return self._calls.call((rows, room), work, state.device)[: self._num_used]
+
+    def advance(self, tokens: Tensor) -> None:
+        """Take the next tokens, (rows,), as the input of the next step."""
+        self._state[TOKEN, : self._num_used] = tokens
+        self._state[POSITION:SLOT] += self._state[IS_USED]
+
+    @property
+    def _num_stepped(self) -> int:
+        """Rows of a step: a few sizes, so that there are few graphs."""
+        return min(1 << (self._num_used - 1).bit_length(), self.num_rows)
+
+    def _make_room(self, num_tokens: int) -> None:
+        if num_tokens <= self._room:
+            return
+        room = max(num_tokens, self._room + self._room // 4)
+        self._room = -(-room // ROOM) * ROOM
+        self._calls.clear()
+        for layer_index, buffers in self._buffers.items():
+            key, value = (self._with_room(buffer, buffer, None) for buffer in buffers)
+            self._buffers[layer_index] = key, value
+
+
+class _DecodeView(Cache):
+    """The first rows of a `SlotCache` in a decode step, for the layers of a model."""
+
+    def __init__(self, cache: SlotCache, slot: Tensor, place: Tensor) -> None:
+        super().__init__(layers=[])
+        self._cache, self._slot, self._place = cache, slot, place
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store keys and values, (1, kv_heads, rows, head_dim), and return those of all rows."""
+        key, value = self._cache._buffers[layer_idx]
+        key[self._slot, :, self._place] = key_states[0].transpose(0, 1)
+        value[self._slot, :, self._place] = value_states[0].transpose(0, 1)
+        rows = len(self._place)
+        return key[:rows], value[:rows]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Of the cache."""
+        return self._cache.get_seq_length(layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Of the cache."""
+        return self._cache.get_mask_sizes(query_length, layer_idx)
+
+
+def _state_of(model: nn.Module) -> list[object]:
+    """Describe what a graph of a model depends on besides numbers: where they are, and adapters."""
+    state: list[object] = []
+    for module in model.modules():
+        state += [id(module), module.training]
+        tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        state += [tensor.data_ptr() for tensor in tensors]
+        if hasattr(type(module), "merged_adapters"):  # a layer of peft
+            names = ("merged_adapters", "active_adapters", "disable_adapters", "scaling")
+            state.append(repr([getattr(module, name, None) for name in names]))
+    return state

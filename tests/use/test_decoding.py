@@ -1,0 +1,280 @@
+"""Sequences that are decoded ahead of the host are those that are decoded step by step."""
+
+import copy
+import random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.use.test_generate import GREEDY, MODELS, STOPS, VOCAB, prompts_of
+from torch import Tensor
+
+from glmtune.kernels.row_cache import RowCache, virtual_tokens_of
+from glmtune.kernels.slot_cache import ROOM, SlotCache, supports_slot_cache
+from glmtune.methods import method
+from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
+from glmtune.model.chatglm.modeling_chatglm import ChatGLMForConditionalGeneration
+from glmtune.recipe.methods import LoraSection
+from glmtune.use import generate as generating
+from glmtune.use.device_sampling import RowSampler, SampledRow, UniformNumbers
+from glmtune.use.generate import Batch, Request, Sampling, Slot, generate_stepwise, row_attention
+
+
+def written(
+    model: Any, requests: list[Request], cache: RowCache, sampling: Sampling = GREEDY
+) -> list[list[int]]:
+    steps = generate_stepwise(model, requests, cache, stop_ids=STOPS, sampling=sampling)
+    done = {each.index: each.ids for each, is_finished in steps if is_finished}
+    return [done[index] for index in range(len(requests))]
+
+
+def slots_for(model: Any, num_rows: int) -> SlotCache:
+    return SlotCache(num_rows, virtual_tokens_of(model))
+
+
+class Restricted:
+    """Allows even tokens only, and so must be sampled by the host."""
+
+    def restrict(self, completion: Any, scores: Tensor) -> Tensor:
+        allowed = scores.clone()
+        allowed[1::2] = -torch.inf
+        return allowed
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    family=st.sampled_from(sorted(MODELS)),
+    seed=st.integers(0, 1000),
+    batch_size=st.integers(1, 5),
+    num_kept=st.integers(0, 3),
+    prompt_tokens=st.sampled_from([None, 20]),
+)
+def test_sequences_that_join_and_leave_at_any_time_are_the_same_as_without_slots(
+    family: str, seed: int, batch_size: int, num_kept: int, prompt_tokens: int | None
+) -> None:
+    """Some begin as others do, some leave for a while, some the host has to sample."""
+    model = MODELS[family]
+    beginning, other = prompts_of([30, 8], seed)
+
+    def completions(cache: RowCache) -> list[list[int]]:
+        draw = random.Random(seed)
+        ends = prompts_of([draw.randint(1, 20) for _ in range(6)], seed + 1)
+        prompts = [(beginning if draw.random() < 0.6 else other) + end for end in ends]
+        waiting = []
+        for index, prompt in enumerate(prompts):
+            kind = draw.choice(["plain", "plain", "restricted", "scored"])
+            waiting.append(
+                Slot(
+                    Request(prompt, draw.randint(1, 9)), GREEDY, STOPS, index,
+                    constraint=Restricted() if kind == "restricted" else None,
+                    num_top=2 if kind == "scored" else None,
+                )
+            )  # fmt: skip
+        slots = [*waiting]
+        batch = Batch(model, cache, batch_size, prompt_tokens=prompt_tokens)
+        with row_attention(model, cache):
+            while waiting or batch.slots:
+                while waiting and batch.num_free:
+                    batch.join(waiting.pop(0))
+                for slot in batch.step():
+                    assert slot.num_cached == len(slot.ids) - 1
+                for slot in [*batch.slots]:
+                    if slot.is_finished or draw.random() < 0.1:
+                        batch.leave(slot)
+                        waiting += [] if slot.is_finished else [slot]
+        return [slot.completion for slot in slots]
+
+    virtual, rows = virtual_tokens_of(model), batch_size + num_kept
+    assert completions(SlotCache(rows, virtual)) == completions(RowCache(rows, virtual))
+
+
+def test_a_long_sequence_outgrows_its_slot() -> None:
+    model = MODELS["chatglm"]
+    requests = [
+        Request(ids, limit) for ids, limit in zip(prompts_of([3, 40]), (20, 30), strict=True)
+    ]
+    room, generating_room = ROOM, 40
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glmtune.kernels.slot_cache.ROOM", generating_room)
+        cache = slots_for(model, 2)
+        found = written(model, requests, cache)
+
+    assert found == written(model, requests, RowCache(2))
+    assert generating_room < cache.room < room
+
+
+def test_the_host_is_told_of_a_token_while_the_next_one_is_computed() -> None:
+    model, calls = copy.deepcopy(MODELS["chatglm"]), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    cache = slots_for(model, 2)
+    steps = generate_stepwise(
+        model, [Request(ids, 6) for ids in prompts_of([4, 5])], cache, stop_ids=(), sampling=GREEDY
+    )
+    seen = []
+    for completion, _ in steps:
+        seen.append((len(completion.ids), len(calls)))
+
+    first_of_both = seen[::2]
+    # The prompt; then the second token is read when two steps have been started, and so on. After
+    # the last token, which the limit foretells, none is started.
+    assert first_of_both == [(1, 1), (2, 3), (3, 4), (4, 5), (5, 6), (6, 6)]
+
+
+def filled(model: Any, num_rows: int) -> SlotCache:
+    """A cache in which each row has a prompt of three tokens."""
+    cache = slots_for(model, num_rows)
+    ids = torch.tensor([[12, 13, 14] * num_rows], device=model.device)
+    with torch.no_grad(), row_attention(model, cache):
+        fed = cache.feed([0] * num_rows, [3] * num_rows, model.device)
+        model(input_ids=ids, use_cache=True, **fed)
+    return cache
+
+
+@pytest.mark.parametrize("family", ["chatglm", "llama", "sliding window"])
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, Sampling(temperature=0.7, top_k=5, presence_penalty=0.5)]
+)
+def test_a_decode_step_never_waits_for_the_device(family: str, sampling: Sampling) -> None:
+    """On `meta` nothing can be read."""
+    model = copy.deepcopy(MODELS[family]).bfloat16().to("meta")
+    cache = filled(model, 3)
+    generator = torch.Generator().manual_seed(0)
+    row = SampledRow(sampling, UniformNumbers(generator), [12, 13, 14], [14])
+    with torch.no_grad(), row_attention(model, cache):
+        cache.begin(model, [14] * 3, [3] * 3, 5)
+        sampler = RowSampler([row] * 3, model.device)
+        for _ in range(3):
+            scores = cache.decode(model).float()
+            cache.advance(sampler.sample(scores))
+
+    assert scores.device.type == "meta"
+    assert scores.shape == (3, VOCAB)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        scores.sum().item()  # or this test would not see a wait
+
+
+def test_other_models_and_devices_take_the_row_cache() -> None:
+    assert not supports_slot_cache(MODELS["chatglm"])  # on a CPU
+    assert type(generating.make_cache(MODELS["chatglm"], 2)) is RowCache
+
+
+def test_a_graph_is_forgotten_when_weights_move_or_an_adapter_changes() -> None:
+    model = copy.deepcopy(MODELS["chatglm"])
+    tuned = method.attach(model, LoraSection(r=2)).eval()
+    cache = filled(tuned, 1)
+    forgotten: list[int] = []
+    cache._calls.clear = lambda: forgotten.append(1)  # type: ignore[method-assign]
+
+    def is_forgotten() -> bool:
+        forgotten.clear()
+        cache.begin(tuned, [14], [3], 1)
+        return bool(forgotten)
+
+    assert is_forgotten()  # the first time, there is none
+    assert not is_forgotten()
+    with torch.no_grad():
+        model.transformer.output_layer.weight.mul_(2.0)
+    assert not is_forgotten()  # a graph reads what the weights are now
+    with tuned.disable_adapter():
+        assert is_forgotten()
+    assert is_forgotten()
+    tuned.merge_adapter()
+    assert is_forgotten()
+    weight = model.transformer.output_layer.weight
+    weight.data = weight.data.clone()
+    assert is_forgotten()
+    assert not is_forgotten()
+
+
+def test_the_next_call_continues_with_the_graphs_of_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(generating, "supports_slot_cache", lambda model: True)
+    model, taken = copy.deepcopy(MODELS["chatglm"]), []
+
+    def answer(num_rows: int) -> list[list[int]]:
+        requests = [Request(ids, 8) for ids in prompts_of([4, 9, 2])]
+        answers = generating.generate(
+            model, requests, stop_ids=STOPS, sampling=GREEDY, batch_size=num_rows
+        )
+        done = {each.index: each.ids for each in answers}
+        taken.append(generating._kept.get(model))
+        return [done[index] for index in range(3)]
+
+    assert answer(2) == answer(2) == answer(3)
+    model.train()
+    answer(3)
+
+    assert taken[0] is taken[1]
+    assert taken[2] is not taken[1]  # for another number of rows
+    assert taken[3] is None  # in training the memory is for other things
+
+
+# ---- on a GPU -----------------------------------------------------------------------------------
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+
+
+@needs_cuda
+@pytest.mark.parametrize("family", ["chatglm", "chatglm with prefix", "llama", "sliding window"])
+def test_captured_steps_on_cuda_are_those_of_the_row_cache(family: str) -> None:
+    model = copy.deepcopy(MODELS[family]).cuda()
+    lengths, limits = [5, 1, 12, 3, 8, 2, 7, 4], [30, 2, 30, 30, 3, 30, 30, 30]
+    requests = [Request(*each) for each in zip(prompts_of(lengths), limits, strict=True)]
+    assert supports_slot_cache(model)
+    cache = slots_for(model, 3)
+
+    found = written(model, requests, cache)
+
+    assert found == written(model, requests, RowCache(3, virtual_tokens_of(model)))
+    assert cache._calls.num_graphs > 0
+
+
+@needs_cuda
+def test_captured_steps_on_cuda_in_bfloat16_score_as_the_row_cache_does() -> None:
+    torch.manual_seed(0)
+    config = ChatGLMConfig(
+        num_layers=2, hidden_size=256, ffn_hidden_size=96, kv_channels=32, num_attention_heads=8,
+        multi_query_attention=True, multi_query_group_num=2, padded_vocab_size=VOCAB,
+        add_qkv_bias=True,
+    )  # fmt: skip
+    model = ChatGLMForConditionalGeneration(config).cuda().bfloat16().eval()
+    scores = []
+    for cache in (slots_for(model, 3), RowCache(3)):
+        batch = Batch(model, cache)
+        with row_attention(model, cache):
+            for ids in prompts_of([5, 40, 17]):
+                batch.join(Slot(Request(ids, 30), GREEDY, (), num_top=VOCAB))
+            slots = [*batch.slots]
+            batch.step()
+            for slot in slots:  # the same input, whatever is likeliest
+                slot.ids[-1] = 20
+            batch.step()
+        scores.append(
+            torch.tensor([[logprob for _, logprob in sorted(s.scores[1].top)] for s in slots])
+        )
+
+    torch.testing.assert_close(*scores, atol=0.05, rtol=0.02)
+
+
+@needs_cuda
+def test_a_merged_adapter_on_cuda_is_captured_again() -> None:
+    model = copy.deepcopy(MODELS["chatglm"]).cuda()
+    tuned = method.attach(model, LoraSection(r=2)).eval()
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    cache, requests = slots_for(tuned, 2), [Request(ids, 12) for ids in prompts_of([5, 9])]
+
+    before = written(tuned, requests, cache)
+    with tuned.disable_adapter():
+        base = written(tuned, requests, cache)
+    tuned.merge_adapter()
+    merged = written(tuned, requests, cache)
+
+    assert before == merged
+    assert before != base
