@@ -1,13 +1,26 @@
 """Attention of a decode step: one new token of each slot, to all tokens of the slot up to it.
 
-keys of one layer, (rows, kv_heads, room, head_dim)
-slot 0   A A A A A a . .     place 5       the places are on the device, so that the host need
-slot 1   B B b . . . . .     place 2       not know them: a step can be recorded and replayed
+    keys of one layer, (rows, kv_heads, room, head_dim)
+    slot 0   A A A A A a . .     place 5       the places are on the device, so that the host need
+    slot 1   B B b . . . . .     place 2       not know them: a step can be recorded and replayed
+
+torch's attention with a mask reads all of the room, however little of it is filled: of ChatGLM3-6B
+28 KiB for each token, so 128 slots of 2,048 tokens are 7 GiB a step, beside 12 GiB of weights. On a
+GPU Triton's kernel reads what is filled (`glmtune.kernels.triton_decode`), where a probe finds that
+it works.
 """
+
+import functools
+import logging
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+logger = logging.getLogger(__name__)
+
+HEAD_DIMS = (16, 32, 64, 128, 256)  # of Triton's kernels
 
 
 class DecodeSlots:
@@ -41,6 +54,24 @@ class DecodeSlots:
         Returns:
             (1, rows, heads, head_dim).
         """
+        if kernels := decode_kernels(query.device, query.dtype, query.size(-1)):
+            scale = query.size(-1) ** -0.5 if scaling is None else scaling
+            output: Tensor = kernels.attend(
+                query[0].transpose(0, 1), key, value, self.place, scale,
+                sliding_window or self.room, 0,
+            )  # fmt: skip
+            return output.unsqueeze(0)
+        return self.attend_by_mask(query, key, value, scaling, sliding_window)
+
+    def attend_by_mask(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        sliding_window: int | None,
+    ) -> Tensor:
+        """Do what `attend` does by torch's attention and a mask."""
         rows, kv_heads, _, head_dim = key.shape
         # The query heads of a KV head take the place of tokens, so no key is copied.
         output = F.scaled_dot_product_attention(
@@ -64,3 +95,49 @@ class DecodeSlots:
             zeros = torch.zeros(is_hidden.shape, dtype=dtype, device=self.place.device)
             self._biases[kind] = zeros.masked_fill_(is_hidden, -torch.inf)
         return self._biases[kind]
+
+
+@functools.cache
+def decode_kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -> ModuleType | None:
+    """Return Triton's kernels if they give what torch gives; a failure is logged once.
+
+    Args:
+        device: of the queries.
+        dtype: of the queries.
+        head_dim: of the queries.
+    """
+    if device.type != "cuda" or head_dim not in HEAD_DIMS:
+        return None
+    try:
+        from glmtune.kernels import triton_decode
+
+        for rows in (1, 200):  # in parts, and whole
+            _probe(triton_decode, rows, device, dtype, head_dim)
+    except Exception as error:  # a compiler for many cards may fail in any way
+        reason = (str(error) or repr(error)).splitlines()[0]
+        logger.info("tokens are decoded without Triton's attention on %s: %s", device, reason)
+        return None
+    return triton_decode
+
+
+def _probe(
+    kernels: ModuleType, rows: int, device: torch.device, dtype: torch.dtype, head_dim: int
+) -> None:
+    """Compare the kernels with torch."""
+    room = 192
+    wave = torch.linspace(0, 999, (rows + 1) * 2 * room * head_dim, device=device)
+    key, value = (
+        of(wave).to(dtype).view(rows + 1, 2, room, head_dim) for of in (torch.sin, torch.cos)
+    )
+    query = value[:rows, :, 5:8].flatten(1, 2).transpose(0, 1)[None]  # (1, heads, rows, head_dim)
+    place = torch.arange(rows, device=device) * 29 % room + (room - 1) // rows
+    place.clamp_(max=room - 1)
+    expected = DecodeSlots(place, room).attend_by_mask(query, key[:rows], value[:rows], 0.1, None)
+    found = kernels.attend(query[0].transpose(0, 1), key, value, place, 0.1, room, 0)
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(found[None], expected, atol=tolerance, rtol=tolerance)
+    at = torch.arange(rows, device=device)
+    stored = key.clone(), value.clone()
+    kernels.store(query[0].transpose(0, 1)[:, :2], value[:rows, :, 3], at, place, *stored)
+    assert torch.equal(stored[0][at, :, place], query[0].transpose(0, 1)[:, :2])
+    assert torch.equal(stored[1][at, :, place], value[:rows, :, 3])

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from glmtune.kernels.captured import CapturedCalls
-from glmtune.kernels.decode_attention import DecodeSlots
+from glmtune.kernels.decode_attention import DecodeSlots, decode_kernels
 from glmtune.kernels.routed_lora import RoutedLora
 from glmtune.kernels.row_cache import RowCache, VirtualTokens, supports_row_cache
 
@@ -154,8 +154,12 @@ class _DecodeView(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Store keys and values, (1, kv_heads, rows, head_dim), and return those of all rows."""
         key, value = self._cache._buffers[layer_idx]
-        key[self._slot, :, self._place] = key_states[0].transpose(0, 1)
-        value[self._slot, :, self._place] = value_states[0].transpose(0, 1)
+        new_key, new_value = key_states[0].transpose(0, 1), value_states[0].transpose(0, 1)
+        if kernels := decode_kernels(key.device, key.dtype, key.size(-1)):
+            kernels.store(new_key, new_value, self._slot, self._place, key, value)
+        else:
+            key[self._slot, :, self._place] = new_key
+            value[self._slot, :, self._place] = new_value
         rows = len(self._place)
         return key[:rows], value[:rows]
 
