@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.use.test_generate import GREEDY, MODELS, STOPS, VOCAB, prompts_of
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from glmtune.kernels.row_cache import RowCache, virtual_tokens_of
 from glmtune.kernels.slot_cache import ROOM, SlotCache, supports_slot_cache
@@ -133,12 +135,29 @@ def filled(model: Any, num_rows: int) -> SlotCache:
     return cache
 
 
+class TensorsOfTheHost(TorchDispatchMode):
+    """Notes operations on tensors of the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        leaves = tree_flatten((args, kwargs, result))[0]
+        if any(isinstance(each, Tensor) and each.device.type == "cpu" for each in leaves):
+            self.operations.append(str(operation))
+        return result
+
+
 @pytest.mark.parametrize("family", ["chatglm", "llama", "sliding window"])
 @pytest.mark.parametrize(
     "sampling", [GREEDY, Sampling(temperature=0.7, top_k=5, presence_penalty=0.5)]
 )
 def test_a_decode_step_never_waits_for_the_device(family: str, sampling: Sampling) -> None:
-    """On `meta` nothing can be read."""
+    """On `meta` nothing can be read, and a copy from the host could not be captured."""
     model = copy.deepcopy(MODELS[family]).bfloat16().to("meta")
     cache = filled(model, 3)
     generator = torch.Generator().manual_seed(0)
@@ -146,10 +165,13 @@ def test_a_decode_step_never_waits_for_the_device(family: str, sampling: Samplin
     with torch.no_grad(), row_attention(model, cache):
         cache.begin(model, [14] * 3, [3] * 3, 5)
         sampler = RowSampler([row] * 3, model.device)
-        for _ in range(3):
-            scores = cache.decode(model).float()
-            cache.advance(sampler.sample(scores))
+        sampler.sample(torch.zeros(3, VOCAB, device="meta"))  # counts what penalties need
+        with TensorsOfTheHost() as seen:
+            for _ in range(3):
+                scores = cache.decode(model).float()
+                cache.advance(sampler.sample(scores))
 
+    assert seen.operations == []
     assert scores.device.type == "meta"
     assert scores.shape == (3, VOCAB)
     with pytest.raises((RuntimeError, NotImplementedError)):

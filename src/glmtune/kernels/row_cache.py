@@ -17,8 +17,8 @@ A model of any family takes a `RowCache` as `past_key_values`, with the argument
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from dataclasses import dataclass, replace
+from itertools import accumulate, takewhile
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
 from glmtune.kernels.decode_attention import DecodeSlots
+from glmtune.kernels.pack_layout import VarlenCall
+from glmtune.kernels.varlen_attention import Varlen, by_torch, works
 
 ATTENTION = "rows"
 ROOM = 256  # tokens by which all slots grow
@@ -88,10 +90,12 @@ class Slots:
     Attributes:
         pasts: cached tokens of every slot, before the new ones.
         lengths: new tokens of every slot, at least one.
+        prompts: where the prompts among them are, on an accelerator.
     """
 
     pasts: tuple[int, ...]
     lengths: tuple[int, ...]
+    prompts: "PromptPlaces | None" = None
 
     @property
     def num_decoding(self) -> int:
@@ -102,6 +106,44 @@ class Slots:
     def totals(self) -> tuple[int, ...]:
         """Tokens of every slot, including the new ones."""
         return tuple(map(sum, zip(self.pasts, self.lengths, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPlaces:
+    """Prompts of a pack, and all tokens of their slots, for one call of variable-length attention.
+
+    Attributes:
+        slot, token: int64, (keys,): the places of the keys, slot by slot.
+        call: the boundaries of prompts and slots.
+    """
+
+    slot: Tensor
+    token: Tensor
+    call: VarlenCall
+
+    @classmethod
+    def of(cls, slots: Slots, device: Any) -> "PromptPlaces | None":
+        """Describe the prompts, which come after all decoding slots; None if there are none."""
+        first, totals = slots.num_decoding, slots.totals
+        lengths, totals = slots.lengths[first:], totals[first:]
+        if not lengths:
+            return None
+        slot = torch.arange(first, first + len(totals)).repeat_interleave(torch.tensor(totals))
+        token = torch.cat([torch.arange(total) for total in totals])
+        query_ends, key_ends = (
+            torch.tensor([0, *accumulate(each)], dtype=torch.int32).to(device)
+            for each in (lengths, totals)
+        )
+        call = VarlenCall(
+            queries=slice(first, first + sum(lengths)),
+            keys=slice(0, sum(totals)),
+            query_ends=query_ends,
+            key_ends=key_ends,
+            longest_query=max(lengths),
+            longest_key=max(totals),
+            is_causal=True,
+        )
+        return cls(slot.to(device), token.to(device), call)
 
 
 class RowCache(Cache):
@@ -142,6 +184,8 @@ class RowCache(Cache):
             The arguments of the model besides `input_ids`.
         """
         slots = Slots(tuple(past + self.virtual.number for past in pasts), tuple(lengths))
+        if torch.device(device).type != "cpu":
+            slots = replace(slots, prompts=PromptPlaces.of(slots, device))
         self._make_room(max(slots.totals))
         slot_index = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
         spans = zip(slots.pasts, slots.totals, strict=True)
@@ -260,6 +304,9 @@ def rows_attention(
                 sliding_window,
             )
         )
+    if slots.prompts is not None and works(query.device, query.dtype, query.size(-1)):
+        outputs.append(_attend_prompts(query, key, value, slots.prompts, scaling, sliding_window))
+        return torch.cat(outputs, dim=1), None
     end = num_decoding
     for slot in range(num_decoding, len(slots.lengths)):
         start, end = end, end + slots.lengths[slot]
@@ -298,6 +345,27 @@ def _attend_decoding(
         scale=scaling,
     )  # (slots, kv_heads, heads / kv_heads, head_dim)
     return output.flatten(1, 2).unsqueeze(0)
+
+
+def _attend_prompts(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prompts: PromptPlaces,
+    scaling: float | None,
+    sliding_window: int | None,
+    varlen: Varlen = by_torch,
+) -> Tensor:
+    """Attend from the last tokens of several slots to all of theirs, in one call."""
+    output = varlen(
+        query[0].transpose(0, 1)[prompts.call.queries],
+        key[prompts.slot, :, prompts.token],  # (keys, kv_heads, head_dim)
+        value[prompts.slot, :, prompts.token],
+        prompts.call,
+        scaling,
+        (-1 if sliding_window is None else sliding_window - 1, 0),
+    )
+    return output.unsqueeze(0)
 
 
 def _attend_prompt(

@@ -52,6 +52,7 @@ from glmtune.use.host_sampling import TokenScore, explain_not_finite, sample
 
 BATCH_SIZE = 32  # sequences at once, which about saturates a CPU
 PROMPT_TOKENS = 1024  # in one step, unless a single prompt is longer
+PROMPT_TOKENS_ON_GPU = 8192
 PROMPTS_AT_ONCE = 8  # on a GPU, this part of a batch joins together
 LEAST_PROMPT_TOKENS = 16  # of each prompt that is computed in parts
 
@@ -258,7 +259,10 @@ def generate_stepwise(
     with row_attention(model, cache):
         while True:
             if batch.wants_more:
-                for slot in _admit(waiting, batch.num_free, stop_ids, sampling):
+                admitted = _admit(
+                    waiting, batch.num_free, batch.num_prompt_tokens, stop_ids, sampling
+                )
+                for slot in admitted:
                     batch.join(slot)
             if not batch.slots:
                 return
@@ -274,6 +278,7 @@ def generate_stepwise(
 def _admit(
     waiting: Iterator[tuple[int, Request]],
     num_free: int,
+    max_tokens: int,
     stop_ids: Sequence[int],
     sampling: Sampling,
 ) -> Iterator["Slot"]:
@@ -282,7 +287,7 @@ def _admit(
     for index, request in islice(waiting, num_free):
         yield Slot(request, sampling, stop_ids, index)
         num_tokens += len(request.ids) - request.num_cached
-        if num_tokens >= PROMPT_TOKENS:
+        if num_tokens >= max_tokens:
             break
 
 
@@ -408,6 +413,11 @@ class Batch:
     def num_free(self) -> int:
         """How many sequences may join."""
         return self.batch_size - len(self.slots)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """About how many tokens of prompts are worth a step."""
+        return PROMPT_TOKENS if self._decoder is None else PROMPT_TOKENS_ON_GPU
 
     @property
     def wants_more(self) -> bool:
