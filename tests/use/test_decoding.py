@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from glmtune.kernels.routed_lora import RoutedLora, Router
 from glmtune.kernels.row_cache import RowCache, virtual_tokens_of
 from glmtune.kernels.slot_cache import ROOM, SlotCache, supports_slot_cache
 from glmtune.methods import method
@@ -90,6 +92,42 @@ def test_sequences_that_join_and_leave_at_any_time_are_the_same_as_without_slots
 
     virtual, rows = virtual_tokens_of(model), batch_size + num_kept
     assert completions(SlotCache(rows, virtual)) == completions(RowCache(rows, virtual))
+
+
+def test_adapters_of_one_batch_keep_to_their_sequences() -> None:
+    model, router = copy.deepcopy(MODELS["chatglm"]), Router()
+    torch.manual_seed(0)
+    for name, module in list(model.named_modules()):
+        if name.endswith("query_key_value"):
+            layer = RoutedLora(module, router)
+            for adapter in ("x", "y"):
+                layer.add(adapter, torch.randn(2, 32), torch.randn(module.out_features, 2), 0.5)
+            model.set_submodule(name, layer)
+
+    def assign(slots: Sequence[Slot], lengths: Sequence[int]) -> None:
+        router.assign([slot.group for slot in slots], lengths, "cpu")
+
+    def completions(cache: RowCache, names: list[str]) -> list[list[int]]:
+        batch = Batch(model, cache, 3, before_step=assign)
+        prompts = zip(prompts_of([5, 3, 9, 5, 2, 8]), (4, 9, 12, 7, 3, 8), names, strict=True)
+        slots = [Slot(Request(ids, limit), GREEDY, (), group=name) for ids, limit, name in prompts]
+        waiting = [*slots]
+        with row_attention(model, cache):
+            while waiting or batch.slots:
+                while waiting and batch.num_free:
+                    batch.join(waiting.pop(0))
+                batch.step()
+                router.assign(["y"], [1], "cpu")  # as for an embedding between two steps
+                for slot in [*batch.slots]:
+                    if slot.is_finished:
+                        batch.leave(slot)
+        return [slot.completion for slot in slots]
+
+    names = ["x", "", "y", "y", "", "x"]
+    found = completions(SlotCache(4), names)
+
+    assert found == completions(RowCache(4), names)
+    assert found != completions(RowCache(4), [""] * 6)
 
 
 def test_a_long_sequence_outgrows_its_slot() -> None:

@@ -25,6 +25,7 @@ from glmtune import gc_pause
 
 logger = logging.getLogger(__name__)
 
+MOST_GRAPHS = 32  # then all are forgotten
 WARM_UPS = 2  # calls before the capture: libraries allocate, and kernels are compiled
 
 
@@ -55,6 +56,8 @@ class CapturedCalls:
         if device.type != "cuda" or self._has_failed:
             return work()
         if kind not in self._graphs:
+            if len(self._graphs) == MOST_GRAPHS:
+                self.clear()
             try:
                 self._graphs[kind] = self._capture(work, device)
             except Exception as error:  # of torch, a library or a compiler, in any layer

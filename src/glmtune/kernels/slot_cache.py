@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache
 
 from glmtune.kernels.captured import CapturedCalls
 from glmtune.kernels.decode_attention import DecodeSlots, decode_kernels
-from glmtune.kernels.routed_lora import RoutedLora
+from glmtune.kernels.routed_lora import RoutedLora, Router
 from glmtune.kernels.row_cache import RowCache, VirtualTokens, supports_row_cache
 
 ROOM = 512  # tokens by which all slots grow, or by a quarter
@@ -34,12 +34,9 @@ TOKEN, POSITION, PLACE, SLOT, IS_USED = range(5)  # rows of the state
 def supports_slot_cache(model: Any) -> bool:
     """Whether a model can decode from a `SlotCache`, on one CUDA device and in one graph.
 
-    Hooks may do anything, so a model with hooks is called as usual, and so is one whose adapters
-    are assigned to tokens by the host.
+    Hooks may do anything, so a model with hooks is called as usual.
     """
     if not supports_row_cache(model) or not getattr(model, "_can_compile_fullgraph", False):
-        return False
-    if any(isinstance(module, RoutedLora) for module in model.modules()):
         return False
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     return (
@@ -65,6 +62,8 @@ class SlotCache(RowCache):
         self._state = torch.zeros(5, num_rows, dtype=torch.long)
         self._model_state: object = None
         self._num_used = 0
+        self._routers: set[Router] = set()
+        self._adapters: tuple[str, ...] = ()
 
     @property
     def is_filled(self) -> bool:
@@ -72,7 +71,12 @@ class SlotCache(RowCache):
         return bool(self._buffers)
 
     def begin(
-        self, model: Any, tokens: Sequence[int], pasts: Sequence[int], num_steps: int
+        self,
+        model: Any,
+        tokens: Sequence[int],
+        pasts: Sequence[int],
+        num_steps: int,
+        adapters: Sequence[str] = (),
     ) -> None:
         """Prepare decode steps.
 
@@ -82,12 +86,16 @@ class SlotCache(RowCache):
             tokens: the next token of each of the first rows.
             pasts: how many real tokens of each row are cached.
             num_steps: how many steps there will be at most.
+            adapters: of each row, where a `RoutedLora` has several.
         """
         places = [past + self.virtual.number for past in pasts]
         self._make_room(max(places) + num_steps)
         if (now := _state_of(model)) != self._model_state:
             self._calls.clear()
             self._model_state = now
+        self._routers = {each.router for each in model.modules() if isinstance(each, RoutedLora)}
+        for router in self._routers:
+            self._adapters = router.assign_rows(adapters, self.num_rows, model.device)
         positions = [past + self.virtual.num_positions for past in pasts]
         self._num_used = len(tokens)
         rows, used = self._num_stepped, [1] * len(tokens)
@@ -107,6 +115,8 @@ class SlotCache(RowCache):
         """
         rows, room = self._num_stepped, self._room
         state = self._state[:, :rows]
+        for router in self._routers:
+            router.use_rows()
 
         def work() -> Tensor:
             output = model(
@@ -119,7 +129,7 @@ class SlotCache(RowCache):
             logits: Tensor = output.logits[0]
             return logits
 
-        return self._calls.call((rows, room), work, state.device)[: self._num_used]
+        return self._calls.call((rows, room, self._adapters), work, state.device)[: self._num_used]
 
     def advance(self, tokens: Tensor) -> None:
         """Take the next tokens, (rows,), as the input of the next step."""

@@ -124,7 +124,7 @@ class Decoder:
 
     def _prepare(self, slots: Sequence["Slot"], num_steps: int) -> None:
         tokens, pasts = [slot.ids[-1] for slot in slots], [slot.num_cached for slot in slots]
-        self._cache.begin(self._model, tokens, pasts, num_steps)
+        self._cache.begin(self._model, tokens, pasts, num_steps, [slot.group for slot in slots])
 
     def _start(self, slots: Sequence["Slot"]) -> _Step:
         """Start a step, without waiting for anything."""

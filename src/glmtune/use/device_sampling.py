@@ -29,7 +29,7 @@ class UniformNumbers:
     """Number i of a sequence, drawn from its generator in blocks.
 
     Args:
-        generator: of the sequence; None if it is not sampled.
+        generator: of the sequence; None is that of torch.
     """
 
     def __init__(self, generator: torch.Generator | None) -> None:
@@ -39,9 +39,9 @@ class UniformNumbers:
     def after(self, index: int) -> Tensor:
         """Return `BLOCK` numbers from one on, float32, on the CPU."""
         generator = self._generator
-        assert generator is not None, "a temperature above 0 needs a generator"
+        device = "cpu" if generator is None else generator.device
         while len(self._drawn) < index + BLOCK:
-            block = torch.rand(BLOCK, generator=generator, device=generator.device)
+            block = torch.rand(BLOCK, generator=generator, device=device)
             self._drawn = torch.cat((self._drawn, block.cpu()))
         return self._drawn[index : index + BLOCK]
 

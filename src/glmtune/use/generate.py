@@ -388,7 +388,8 @@ class Batch:
         batch_size: the most sequences at once; None is what the cache holds.
         prompt_tokens: compute at most about this many tokens of prompts in a step, those of short
             prompts first, so that nobody waits for a long one; None computes prompts whole.
-        before_step: is called with the sequences and their numbers of new tokens.
+        before_step: is called with the sequences and their numbers of new tokens, but not before
+            steps that a `Decoder` takes by itself.
     """
 
     def __init__(
@@ -464,10 +465,10 @@ class Batch:
     def step(self) -> list[Slot]:
         """Compute one step, and return the sequences that got a token or failed."""
         lengths = self._new_tokens()
-        if self._before_step is not None:
-            self._before_step(self.slots, lengths)
         if self._decoder is not None and self._decoder.can_step(self.slots, lengths):
             return self._decoder.step(self.slots)
+        if self._before_step is not None:
+            self._before_step(self.slots, lengths)
         scores = self._score(lengths)  # (slots, vocab), float32
         for slot, length in zip(self.slots, lengths, strict=True):
             slot.num_cached += length
