@@ -235,6 +235,8 @@ def test_a_graph_is_forgotten_when_weights_move_or_an_adapter_changes() -> None:
 
     assert is_forgotten()  # the first time, there is none
     assert not is_forgotten()
+    cache.look_at(tuned)
+    assert not forgotten
     with torch.no_grad():
         model.transformer.output_layer.weight.mul_(2.0)
     assert not is_forgotten()  # a graph reads what the weights are now
@@ -247,6 +249,10 @@ def test_a_graph_is_forgotten_when_weights_move_or_an_adapter_changes() -> None:
     weight.data = weight.data.clone()
     assert is_forgotten()
     assert not is_forgotten()
+    tuned.unmerge_adapter()
+    assert is_forgotten()
+    cache.look_at(tuned.unload())  # other modules, of the same weights
+    assert forgotten
 
 
 def test_the_next_call_continues_with_the_graphs_of_the_last(

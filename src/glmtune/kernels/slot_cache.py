@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache
 
 from glmtune.kernels.captured import CapturedCalls
 from glmtune.kernels.decode_attention import DecodeSlots, decode_kernels
-from glmtune.kernels.routed_lora import RoutedLora, Router
+from glmtune.kernels.routed_lora import RoutedLora
 from glmtune.kernels.row_cache import RowCache, VirtualTokens, supports_row_cache
 
 ROOM = 512  # tokens by which all slots grow, or by a quarter
@@ -60,15 +60,25 @@ class SlotCache(RowCache):
         super().__init__(num_rows, virtual, num_spare=1)
         self._calls = CapturedCalls()
         self._state = torch.zeros(5, num_rows, dtype=torch.long)
-        self._model_state: object = None
+        self._model_state: _ModelState | None = None
         self._num_used = 0
-        self._routers: set[Router] = set()
         self._adapters: tuple[str, ...] = ()
 
     @property
     def is_filled(self) -> bool:
         """Whether a prompt has been computed, which makes the buffers."""
         return bool(self._buffers)
+
+    def look_at(self, model: Any) -> None:
+        """Forget what was captured if the model has other modules, weights elsewhere or adapters.
+
+        `begin` sees by itself that tensors have moved, or that an adapter was merged, changed or
+        switched; other modules are seen here alone.
+        """
+        now = _ModelState(model)
+        if self._model_state is None or not now.is_like(self._model_state):
+            self._calls.clear()
+        self._model_state = now
 
     def begin(
         self,
@@ -81,8 +91,7 @@ class SlotCache(RowCache):
         """Prepare decode steps.
 
         Args:
-            model: in evaluation mode. What was captured is forgotten if its weights have moved, or
-                if an adapter was merged, changed or switched on or off.
+            model: in evaluation mode.
             tokens: the next token of each of the first rows.
             pasts: how many real tokens of each row are cached.
             num_steps: how many steps there will be at most.
@@ -90,11 +99,10 @@ class SlotCache(RowCache):
         """
         places = [past + self.virtual.number for past in pasts]
         self._make_room(max(places) + num_steps)
-        if (now := _state_of(model)) != self._model_state:
-            self._calls.clear()
-            self._model_state = now
-        self._routers = {each.router for each in model.modules() if isinstance(each, RoutedLora)}
-        for router in self._routers:
+        if self._model_state is None or self._model_state.has_changed():
+            self.look_at(model)
+        assert self._model_state is not None
+        for router in self._model_state.routers:
             self._adapters = router.assign_rows(adapters, self.num_rows, model.device)
         positions = [past + self.virtual.num_positions for past in pasts]
         self._num_used = len(tokens)
@@ -115,7 +123,8 @@ class SlotCache(RowCache):
         """
         rows, room = self._num_stepped, self._room
         state = self._state[:, :rows]
-        for router in self._routers:
+        assert self._model_state is not None, "decode steps begin with `begin`"
+        for router in self._model_state.routers:
             router.use_rows()
 
         def work() -> Tensor:
@@ -182,14 +191,33 @@ class _DecodeView(Cache):
         return self._cache.get_mask_sizes(query_length, layer_idx)
 
 
-def _state_of(model: nn.Module) -> list[object]:
-    """Describe what a graph of a model depends on besides numbers: where they are, and adapters."""
-    state: list[object] = []
-    for module in model.modules():
-        state += [id(module), module.training]
-        tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-        state += [tensor.data_ptr() for tensor in tensors]
-        if hasattr(type(module), "merged_adapters"):  # a layer of peft
-            names = ("merged_adapters", "active_adapters", "disable_adapters", "scaling")
-            state.append(repr([getattr(module, name, None) for name in names]))
-    return state
+class _ModelState:
+    """What a graph of a model depends on besides numbers: modules, where tensors are, adapters.
+
+    To look through all modules takes as long as a step, so it is done once, and what was found then
+    is compared before each run of steps.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        self._modules = [(id(module), module.training) for module in modules]
+        self._tensors = [*model.parameters(), *model.buffers()]
+        # Layers of peft tell which adapters they apply.
+        self._layers: list[Any] = [each for each in modules if hasattr(each, "merged_adapters")]
+        self._found = self._look()
+        self.routers = {each.router for each in modules if isinstance(each, RoutedLora)}
+
+    def has_changed(self) -> bool:
+        """Whether a tensor has moved, or an adapter was merged, changed or switched."""
+        return self._look() != self._found
+
+    def is_like(self, other: "_ModelState") -> bool:
+        """Whether a graph of the other is one of this, too."""
+        return self._modules == other._modules and self._found == other._found
+
+    def _look(self) -> list[object]:
+        found: list[object] = [tensor.data_ptr() for tensor in self._tensors]
+        for layer in self._layers:
+            found += [layer.disable_adapters, *layer.merged_adapters, None, *layer.active_adapters]
+            found += getattr(layer, "scaling", {}).values()
+        return found

@@ -56,6 +56,7 @@ class Decoder:
         self._under_way: _Step | None = None
         self._sampler = RowSampler([], model.device)
         self._num_left = 0  # steps that were prepared, and not yet started
+        self._has_looked = False  # at the model, since a cache may come from an earlier one
 
     def can_step(self, slots: Sequence["Slot"], lengths: Sequence[int]) -> bool:
         """Whether the next step of a batch can be left to `step`.
@@ -123,6 +124,9 @@ class Decoder:
         self._sampler = RowSampler([_row(slot) for slot in slots], self._model.device)
 
     def _prepare(self, slots: Sequence["Slot"], num_steps: int) -> None:
+        if not self._has_looked:
+            self._cache.look_at(self._model)
+            self._has_looked = True
         tokens, pasts = [slot.ids[-1] for slot in slots], [slot.num_cached for slot in slots]
         self._cache.begin(self._model, tokens, pasts, num_steps, [slot.group for slot in slots])
 
