@@ -173,6 +173,48 @@ def filled(model: Any, num_rows: int) -> SlotCache:
     return cache
 
 
+def test_prompts_join_a_quarter_of_a_batch_at_a_time() -> None:
+    """A step with prompts takes as long as several that are captured."""
+    model = MODELS["chatglm"]
+    limits = {"row cache": [], "slots": []}  # type: dict[str, list[int]]
+    for name, cache in (("row cache", RowCache(8)), ("slots", SlotCache(8))):
+        batch = Batch(model, cache)
+        for index in range(8):
+            if batch.wants_more:
+                limits[name].append(batch.num_free)
+            batch.slots.append(Slot(Request([1], 1), GREEDY, (), index))
+
+    assert limits == {"row cache": [8, 7, 6, 5, 4, 3, 2, 1], "slots": [8, 7, 6, 5, 4, 3, 2]}
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(
+                not torch.cuda.is_available(), reason="torch sees no CUDA device"
+            ),
+        ),
+    ],
+)
+def test_sampled_answers_do_not_depend_on_the_other_rows(device: str) -> None:
+    model = copy.deepcopy(MODELS["chatglm"]).to(device)
+    sampling = Sampling(temperature=1.5, top_p=0.9, top_k=20, repetition_penalty=1.2, seed=7)
+    prompts = prompts_of([4, 4, 9, 2, 6])
+
+    def drawn(num_rows: int) -> list[list[int]]:
+        requests = [
+            Request(ids, 12, sampling.generator(torch.device(device), number))
+            for number, ids in enumerate(prompts)
+        ]
+        return written(model, requests, slots_for(model, num_rows), sampling)
+
+    assert drawn(1) == drawn(2) == drawn(5)
+    assert drawn(5) != written(model, [Request(ids, 12) for ids in prompts], slots_for(model, 5))
+
+
 class TensorsOfTheHost(TorchDispatchMode):
     """Notes operations on tensors of the CPU."""
 

@@ -90,11 +90,13 @@ class Slots:
     Attributes:
         pasts: cached tokens of every slot, before the new ones.
         lengths: new tokens of every slot, at least one.
-        prompts: where the prompts among them are, on an accelerator.
+        decoding: on an accelerator, the places of the decoding slots' tokens.
+        prompts: likewise, where the others' are.
     """
 
     pasts: tuple[int, ...]
     lengths: tuple[int, ...]
+    decoding: DecodeSlots | None = None
     prompts: "PromptPlaces | None" = None
 
     @property
@@ -106,6 +108,12 @@ class Slots:
     def totals(self) -> tuple[int, ...]:
         """Tokens of every slot, including the new ones."""
         return tuple(map(sum, zip(self.pasts, self.lengths, strict=True)))
+
+    def on_device(self, device: Any, room: int) -> "Slots":
+        """Copy to a device, once for all layers, what attention there needs; see `DecodeSlots`."""
+        places = torch.tensor(self.pasts[: self.num_decoding], dtype=torch.long)
+        decoding = DecodeSlots(places.to(device), room) if len(places) else None
+        return replace(self, decoding=decoding, prompts=PromptPlaces.of(self, device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +192,9 @@ class RowCache(Cache):
             The arguments of the model besides `input_ids`.
         """
         slots = Slots(tuple(past + self.virtual.number for past in pasts), tuple(lengths))
-        if torch.device(device).type != "cpu":
-            slots = replace(slots, prompts=PromptPlaces.of(slots, device))
         self._make_room(max(slots.totals))
+        if torch.device(device).type != "cpu":
+            slots = slots.on_device(device, self._room)
         slot_index = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
         spans = zip(slots.pasts, slots.totals, strict=True)
         token_index = torch.cat([torch.arange(past, total) for past, total in spans])
@@ -294,15 +302,15 @@ def rows_attention(
     outputs = []
     totals, num_decoding = slots.totals, slots.num_decoding
     if num_decoding:
+        decoding = (
+            query[:, :, :num_decoding],
+            key[:num_decoding],
+            value[:num_decoding],
+        )
         outputs.append(
-            _attend_decoding(
-                query[:, :, :num_decoding],
-                key[:num_decoding],
-                value[:num_decoding],
-                totals[:num_decoding],
-                scaling,
-                sliding_window,
-            )
+            _attend_decoding(*decoding, totals[:num_decoding], scaling, sliding_window)
+            if slots.decoding is None
+            else slots.decoding.attend(*decoding, scaling, sliding_window)
         )
     if slots.prompts is not None and works(query.device, query.dtype, query.size(-1)):
         outputs.append(_attend_prompts(query, key, value, slots.prompts, scaling, sliding_window))

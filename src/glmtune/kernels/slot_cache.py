@@ -34,7 +34,8 @@ TOKEN, POSITION, PLACE, SLOT, IS_USED = range(5)  # rows of the state
 def supports_slot_cache(model: Any) -> bool:
     """Whether a model can decode from a `SlotCache`, on one CUDA device and in one graph.
 
-    Hooks may do anything, so a model with hooks is called as usual.
+    Hooks may do anything, so a model with hooks is called as usual, and so is one whose `forward`
+    was replaced, as accelerate does.
     """
     if not supports_row_cache(model) or not getattr(model, "_can_compile_fullgraph", False):
         return False
@@ -43,7 +44,8 @@ def supports_slot_cache(model: Any) -> bool:
         {device.type for device in devices} == {"cuda"}
         and len(devices) == 1
         and not any(
-            module._forward_hooks or module._forward_pre_hooks for module in model.modules()
+            module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
+            for module in model.modules()
         )
     )
 

@@ -53,7 +53,7 @@ from glmtune.use.host_sampling import TokenScore, explain_not_finite, sample
 BATCH_SIZE = 32  # sequences at once, which about saturates a CPU
 PROMPT_TOKENS = 1024  # in one step, unless a single prompt is longer
 PROMPT_TOKENS_ON_GPU = 8192
-PROMPTS_AT_ONCE = 8  # on a GPU, this part of a batch joins together
+PROMPTS_AT_ONCE = 4  # on a GPU a quarter of a batch joins together
 LEAST_PROMPT_TOKENS = 16  # of each prompt that is computed in parts
 
 
