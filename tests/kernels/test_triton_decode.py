@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from glmtune.kernels.decode_attention import DecodeSlots
+from glmtune.model.chatglm.modeling_chatglm import rotate_pairs
 
 pytest.importorskip(
     "triton", reason="triton is not installed; torch's wheels for CUDA bring it along"
@@ -60,6 +61,37 @@ def test_each_row_attends_to_its_slot_up_to_its_place(
     torch.testing.assert_close(found[None], expected, **tolerance)
 
 
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("pairs", [4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_fused_projection_is_rotated_stored_and_attended_from(
+    dtype: torch.dtype, pairs: int, parts: int
+) -> None:
+    _, key, value = tensors(6, 2, 16, dtype)
+    fused = torch.randn(3, 11 * 16).to(dtype)[:, : 10 * 16]  # a view, as of a wider product
+    angle = torch.rand(1, 3, pairs)
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    slot, place = torch.tensor([0, 1, 3]), torch.tensor([0, 131, 0])  # the last one is padding
+    query, new_key, new_value = (
+        fused[None].unflatten(-1, (-1, 16)).transpose(1, 2).split((6, 2, 2), dim=1)
+    )
+    query, new_key = (rotate_pairs(each, cos, sin) for each in (query, new_key))
+    expected_key, expected_value = key.clone(), value.clone()
+    expected_key[slot, :, place] = new_key[0].transpose(0, 1)
+    expected_value[slot, :, place] = new_value[0].transpose(0, 1)
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = DecodeSlots(place, ROOM).attend_by_mask(
+            query, expected_key[:3], expected_value[:3], 0.3, None
+        )
+
+    found = kernels.rotate_store_attend(fused, cos[0], sin[0], slot, place, key, value, 0.3, parts)
+
+    tolerance = {"atol": 2e-3, "rtol": 2e-3} if dtype == torch.float16 else {}
+    torch.testing.assert_close(found[:2], expected[0, :2], **tolerance)
+    torch.testing.assert_close(key, expected_key)
+    assert torch.equal(value, expected_value)
+
+
 def test_a_key_and_a_value_of_each_row_go_to_their_places() -> None:
     _, key, value = tensors(4, 2, 16, torch.float16)
     new_key, new_value = torch.randn(2, 3, 5, 16).half()[:, :, 1:3]  # views of a wider product
@@ -84,6 +116,12 @@ def test_the_operators_say_truly_what_they_change() -> None:
     tests = ("test_schema", "test_faketensor")
     rows = query[0].transpose(0, 1)
     torch.library.opcheck(kernels.attend, (rows, key, value, place, 0.3, 9, 2), test_utils=tests)
+    fused, angle = torch.randn(3, 8 * 16), torch.rand(3, 4)
+    torch.library.opcheck(
+        kernels.rotate_store_attend,
+        (fused, angle, angle.clone(), place % 3, place, key, value, 0.3, 2),
+        test_utils=tests,
+    )
     torch.library.opcheck(
         kernels.store, (new, new.clone(), place % 3, place, key, value), test_utils=tests
     )
@@ -98,10 +136,13 @@ from glmtune.kernels import triton_decode
 CONSTANTS = {
     "_store": {"DIM": 128},
     "_attend": {"PARTS": 4, "GROUP": 16, "PADDED": 16, "DIM": 128, "KEYS": 64},
+    "_rotate_store_attend": {
+        "PARTS": 4, "GROUP": 16, "PADDED": 16, "DIM": 128, "KEYS": 64, "PAIRS": 32
+    },
     "_combine": {"PARTS": 32, "DIM": 128},
 }
 TYPES = {"scale": "fp32", "slot": "*i64", "place": "*i64", "exponents": "*fp32", "parts": "*fp32"}
-POINTERS = ("new_key", "new_value", "key", "value", "query", "output")
+POINTERS = ("fused", "cos", "sin", "new_key", "new_value", "key", "value", "query", "output")
 for name, constants in CONSTANTS.items():
     kernel = getattr(triton_decode, name)
     types = {each: "*bf16" if each in POINTERS else "i32" for each in kernel.arg_names}

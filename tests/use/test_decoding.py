@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from glmtune.kernels import slot_cache
 from glmtune.kernels.routed_lora import RoutedLora, Router
 from glmtune.kernels.row_cache import RowCache, virtual_tokens_of
 from glmtune.kernels.slot_cache import ROOM, SlotCache, supports_slot_cache
@@ -199,6 +201,26 @@ def test_sampled_answers_do_not_depend_on_the_other_rows() -> None:
 
     assert drawn(1) == drawn(2) == drawn(5)
     assert drawn(5) != written(model, [Request(ids, 12) for ids in prompts], slots_for(model, 5))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are in no interpreter here")
+def test_the_layers_of_chatglm_decode_by_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = pytest.importorskip("glmtune.kernels.triton_decode", reason="triton is missing")
+    model = MODELS["chatglm with prefix"]
+    requests = [Request(ids, limit) for ids, limit in zip(prompts_of([4, 7]), (3, 5), strict=True)]
+    expected = written(model, requests, RowCache(2, virtual_tokens_of(model)))
+    calls = []
+
+    def note(*given: Any) -> Tensor:
+        calls.append(1)
+        output: Tensor = kernels.rotate_store_attend(*given)
+        return output
+
+    chosen = SimpleNamespace(rotate_store_attend=note)
+    monkeypatch.setattr(slot_cache, "decode_kernels", lambda *_: chosen)
+
+    assert written(model, requests, slots_for(model, 2)) == expected
+    assert len(calls) >= 2 * 2  # of two layers
 
 
 class TensorsOfTheHost(TorchDispatchMode):

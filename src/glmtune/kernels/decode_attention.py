@@ -125,22 +125,40 @@ def _probe(
     kernels: ModuleType, rows: int, device: torch.device, dtype: torch.dtype, head_dim: int
 ) -> None:
     """Compare the kernels with torch."""
-    room = 192
+    room, pairs = 192, head_dim // 4
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    check = functools.partial(torch.testing.assert_close, atol=tolerance, rtol=tolerance)
     wave = torch.linspace(0, 999, (rows + 1) * 2 * room * head_dim, device=device)
     key, value = (
         of(wave).to(dtype).view(rows + 1, 2, room, head_dim) for of in (torch.sin, torch.cos)
     )
-    query = value[:rows, :, 5:8].flatten(1, 2).transpose(0, 1)[None]  # (1, heads, rows, head_dim)
-    place = torch.arange(rows, device=device) * 29 % room + (room - 1) // rows
-    place.clamp_(max=room - 1)
+    at = torch.arange(rows, device=device)
+    place = (at * 29 % room + (room - 1) // rows).clamp_(max=room - 1)
+    fused = value[:rows, 0, 5:15].flatten(1)  # 6 queries, 2 keys, 2 values
+    angles = wave[: rows * pairs].view(rows, pairs)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+
+    heads = fused.view(rows, 10, head_dim)
+    turned = heads[:, :8, : 2 * pairs].float().reshape(rows, 8, pairs, 2)
+    turn = torch.complex(cos.float(), sin.float())[:, None]
+    turned = torch.view_as_real(torch.view_as_complex(turned) * turn).flatten(-2).to(dtype)
+    rotated = torch.cat((turned, heads[:, :8, 2 * pairs :]), dim=-1)
+    query, new = rotated[:, :6], (rotated[:, 6:], heads[:, 8:])
+    expected = key.clone(), value.clone()
+    for buffer, states in zip(expected, new, strict=True):
+        buffer[at, :, place] = states
     slots = DecodeSlots(place, room)
     with sdpa_kernel(SDPBackend.MATH):  # the others may round float32 to fewer bits
-        expected = slots.attend_by_mask(query, key[:rows], value[:rows], 0.1, None)
-    found = kernels.attend(query[0].transpose(0, 1), key, value, place, 0.1, room, 0)
-    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(found[None], expected, atol=tolerance, rtol=tolerance)
-    at = torch.arange(rows, device=device)
+        attended = slots.attend_by_mask(
+            query.transpose(0, 1)[None], expected[0][:rows], expected[1][:rows], 0.1, None
+        )[0]
+
     stored = key.clone(), value.clone()
-    kernels.store(query[0].transpose(0, 1)[:, :2], value[:rows, :, 3], at, place, *stored)
-    assert torch.equal(stored[0][at, :, place], query[0].transpose(0, 1)[:, :2])
-    assert torch.equal(stored[1][at, :, place], value[:rows, :, 3])
+    kernels.store(*new, at, place, *stored)
+    assert all(torch.equal(*pair) for pair in zip(stored, expected, strict=True))
+    found = kernels.attend(query, *stored, place, 0.1, room, 0)
+    check(found, attended)
+    stored = key.clone(), value.clone()
+    found = kernels.rotate_store_attend(fused, cos, sin, at, place, *stored, 0.1, 0)
+    check(found, attended)
+    check(stored, expected)

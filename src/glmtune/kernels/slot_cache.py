@@ -133,7 +133,7 @@ class SlotCache(RowCache):
             output = model(
                 input_ids=state[None, TOKEN],
                 position_ids=state[None, POSITION],
-                past_key_values=_DecodeView(self, state[SLOT], state[PLACE]),
+                past_key_values=DecodeView(self, state[SLOT], state[PLACE]),
                 slots=DecodeSlots(state[PLACE], room),
                 use_cache=True,
             )
@@ -163,7 +163,7 @@ class SlotCache(RowCache):
             self._buffers[layer_index] = key, value
 
 
-class _DecodeView(Cache):
+class DecodeView(Cache):
     """The first rows of a `SlotCache` in a decode step, for the layers of a model."""
 
     def __init__(self, cache: SlotCache, slot: Tensor, place: Tensor) -> None:
@@ -183,6 +183,35 @@ class _DecodeView(Cache):
             value[self._slot, :, self._place] = new_value
         rows = len(self._place)
         return key[:rows], value[:rows]
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether `attend_fused` can be used."""
+        key, _ = self._cache._buffers[0]
+        return decode_kernels(key.device, key.dtype, key.size(-1)) is not None
+
+    def attend_fused(
+        self, fused: Tensor, cos: Tensor, sin: Tensor, scaling: float, layer_idx: int
+    ) -> Tensor:
+        """Rotate and store what a layer has projected, and attend, in two kernels at most.
+
+        Args:
+            fused: (1, rows, width): all queries, all keys, all values.
+            cos, sin: (1, rows, pairs): of the angles of the first pairs of adjacent channels.
+            scaling: multiplies the scores.
+            layer_idx: of the layer.
+
+        Returns:
+            (1, rows, heads * head_dim).
+        """
+        key, value = self._cache._buffers[layer_idx]
+        kernels = decode_kernels(key.device, key.dtype, key.size(-1))
+        assert kernels is not None
+        output: Tensor = kernels.rotate_store_attend(
+            fused[0], cos[0].contiguous(), sin[0].contiguous(), self._slot, self._place,
+            key, value, scaling, 0,
+        )  # fmt: skip
+        return output.flatten(1)[None]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Of the cache."""

@@ -27,7 +27,7 @@ Source: spec sections 2 to 6; GLM, https://arxiv.org/abs/2103.10360.
 # ruff: noqa: RUF012  # lists as class attributes are its convention
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,7 @@ from transformers.utils.generic import (
 from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.kernels.fused import rms_norm, swiglu
+from glmtune.kernels.slot_cache import DecodeView
 from glmtune.model.chatglm.chat_format import ChatIds
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.reply import process_response
@@ -222,6 +223,14 @@ class ChatGLMAttention(nn.Module):
         query, key, value = (part.transpose(1, 2) for part in parts)
         return query, key, value
 
+    def _decodes_fused(self, past_key_values: Any) -> TypeGuard[DecodeView]:
+        """Whether kernels of a GPU rotate, store and attend in a captured decode step."""
+        return (
+            isinstance(past_key_values, DecodeView)
+            and self.config.multi_query_attention
+            and past_key_values.has_kernels
+        )
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -235,6 +244,12 @@ class ChatGLMAttention(nn.Module):
         Returns:
             Output (batch, seq, hidden), and the attention weights from the eager implementation.
         """
+        if self._decodes_fused(past_key_values):
+            fused = self.query_key_value(hidden_states)
+            attended = past_key_values.attend_fused(
+                fused, *position_embeddings, self.scaling, self.layer_idx
+            )
+            return self.dense(attended), None
         query, key, value = self.split_heads(self.query_key_value(hidden_states))
         query = rotate_pairs(query, *position_embeddings)
         key = rotate_pairs(key, *position_embeddings)
