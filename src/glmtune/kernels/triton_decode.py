@@ -266,6 +266,7 @@ def rotate_store_attend(
             fused, cos, sin, slot, place, key, value, mixed, exponents, scale,
             fused.stride(0), key.stride(0), key.stride(1), parts, group,
             max(16, triton.next_power_of_2(group)), head_dim, KEYS, cos.size(1), num_stages=2,
+            enable_fp_fusion=False,  # which would skip roundings of torch
         )  # fmt: skip
         if parts > 1:
             _combine[(rows * heads,)](mixed, exponents, output, parts, head_dim)

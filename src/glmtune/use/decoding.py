@@ -56,6 +56,7 @@ class Decoder:
         self._under_way: _Step | None = None
         self._sampler = RowSampler([], model.device)
         self._num_left = 0  # steps that were prepared, and not yet started
+        self._copies: list[tuple[Tensor, torch.cuda.Event]] = []
         self._has_looked = False  # at the model, since a cache may come from an earlier one
 
     def can_step(self, slots: Sequence["Slot"], lengths: Sequence[int]) -> bool:
@@ -141,11 +142,23 @@ class Decoder:
         found = torch.stack((tokens, is_finite.long()))
         if found.device.type != "cuda":
             return _Step([*slots], found, None, logits.dtype)
-        copied = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        copied, is_there = self._take_copy(len(slots))
         copied.copy_(found, non_blocking=True)
-        is_there = torch.cuda.Event()  # type: ignore[no-untyped-call]
         is_there.record(torch.cuda.current_stream(found.device))
         return _Step([*slots], copied, is_there, logits.dtype)
+
+    def _take_copy(self, num_slots: int) -> tuple[Tensor, torch.cuda.Event]:
+        """Return pinned memory and an event for a step: two take turns, as one step is read late.
+
+        Both take long to make, compared with a step.
+        """
+        if not self._copies:
+            for _ in range(2):
+                pinned = torch.empty(2 * self._cache.num_rows, dtype=torch.long, pin_memory=True)
+                self._copies.append((pinned, torch.cuda.Event()))  # type: ignore[no-untyped-call]
+        self._copies.reverse()
+        pinned, event = self._copies[0]
+        return pinned[: 2 * num_slots].view(2, num_slots), event
 
     def _may_continue(self, step: _Step, slots: Sequence["Slot"]) -> bool:
         """Whether another step of the same sequences is wanted, as far as the host can know."""
