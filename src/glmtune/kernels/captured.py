@@ -6,9 +6,9 @@ launch:
 
     capture   work()  ->  graph, output        replay   the same kernels on what tensors hold now
 
-So `work` reads and writes only tensors that stay where they are, waits for nothing, and has no
-other effects. Where a graph cannot be captured, the function is called each time, and one line of
-the log says why.
+So `work` reads and writes only tensors that stay where they are, and waits for nothing. It is
+called for a warm-up first, after which what it has changed is restored. Where a graph cannot be
+captured, the function is called each time, and one line of the log says why.
 
 Source: https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
@@ -42,24 +42,24 @@ class CapturedCalls:
         """How many graphs there are."""
         return len(self._graphs)
 
-    def call(self, kind: Hashable, work: Callable[[], Tensor], device: torch.device) -> Tensor:
+    def call(self, kind: Hashable, work: Callable[[], Tensor], state: Tensor) -> Tensor:
         """Call a function, or replay it.
 
         Args:
             kind: of the call; two calls of one kind run the same kernels on the same tensors.
             work: the function.
-            device: of its tensors; on any but a CUDA device it is called.
+            state: is what it changes, if anything; on any but a CUDA device it is called.
 
         Returns:
             What it returns, which the next call of the same kind overwrites.
         """
-        if device.type != "cuda" or self._has_failed:
+        if state.device.type != "cuda" or self._has_failed:
             return work()
         if kind not in self._graphs:
             if len(self._graphs) == MOST_GRAPHS:
                 self.clear()
             try:
-                self._graphs[kind] = self._capture(work, device)
+                self._graphs[kind] = self._capture(work, state)
             except Exception as error:  # of torch, a library or a compiler, in any layer
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -79,16 +79,18 @@ class CapturedCalls:
         self._memory = None
 
     def _capture(
-        self, work: Callable[[], Tensor], device: torch.device
+        self, work: Callable[[], Tensor], state: Tensor
     ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        stream = _stream(device)
-        current = torch.cuda.current_stream(device)
+        stream = _stream(state.device)
+        current = torch.cuda.current_stream(state.device)
         stream.wait_stream(current)
         graph = torch.cuda.CUDAGraph()
         # A collection may free a tensor of the device, which must not happen within a capture.
         with torch.cuda.stream(stream), gc_pause.paused():
+            before = state.clone()
             for _ in range(WARM_UPS):
                 work()
+            state.copy_(before)
             stream.synchronize()
             if self._memory is None:
                 self._memory = torch.cuda.graph_pool_handle()

@@ -15,7 +15,8 @@ is replayed as one graph; elsewhere it is called. A token attends up to its own 
 Prompts are computed as in `RowCache`, in the same buffers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,6 +57,9 @@ class SlotCache(RowCache):
     Args:
         num_rows: how many rows.
         virtual: precede every row.
+
+    Attributes:
+        dtype: of the scores of the last step.
     """
 
     def __init__(self, num_rows: int, virtual: VirtualTokens | None = None) -> None:
@@ -64,6 +68,7 @@ class SlotCache(RowCache):
         self._state = torch.zeros(5, num_rows, dtype=torch.long)
         self._model_state: _ModelState | None = None
         self._num_used = 0
+        self.dtype = torch.float32
         self._adapters: tuple[str, ...] = ()
 
     @property
@@ -123,24 +128,46 @@ class SlotCache(RowCache):
         Returns:
             The scores of the next tokens, (rows, vocab), until the next step.
         """
-        rows, room = self._num_stepped, self._room
-        state = self._state[:, :rows]
+        return self._call("scores", partial(self._score, model))[: self._num_used]
+
+    def decode_greedily(self, model: Any) -> Tensor:
+        """Compute one step of the rows in use, and take the likeliest tokens as the next input.
+
+        Returns:
+            Those tokens, int64, (rows,), -1 where scores are not finite; until the next step.
+        """
+
+        def work() -> Tensor:
+            scores = self._score(model)
+            tokens = scores.argmax(-1)
+            state = self._state[:, : len(tokens)]
+            state[TOKEN] = tokens
+            state[POSITION:SLOT] += state[IS_USED]
+            return marked(tokens, scores)
+
+        return self._call("greedy", work)[: self._num_used]
+
+    def _call(self, what: str, work: Callable[[], Tensor]) -> Tensor:
+        """Call or replay a step."""
         assert self._model_state is not None, "decode steps begin with `begin`"
         for router in self._model_state.routers:
             router.use_rows()
+        kind = what, self._num_stepped, self._room, self._adapters
+        return self._calls.call(kind, work, self._state[:, : self._num_stepped])
 
-        def work() -> Tensor:
-            output = model(
-                input_ids=state[None, TOKEN],
-                position_ids=state[None, POSITION],
-                past_key_values=DecodeView(self, state[SLOT], state[PLACE]),
-                slots=DecodeSlots(state[PLACE], room),
-                use_cache=True,
-            )
-            logits: Tensor = output.logits[0]
-            return logits
-
-        return self._calls.call((rows, room, self._adapters), work, state.device)[: self._num_used]
+    def _score(self, model: Any) -> Tensor:
+        """Run a step: (rows of the step, vocab)."""
+        state = self._state[:, : self._num_stepped]
+        output = model(
+            input_ids=state[None, TOKEN],
+            position_ids=state[None, POSITION],
+            past_key_values=DecodeView(self, state[SLOT], state[PLACE]),
+            slots=DecodeSlots(state[PLACE], self._room),
+            use_cache=True,
+        )
+        logits: Tensor = output.logits[0]
+        self.dtype = logits.dtype
+        return logits
 
     def advance(self, tokens: Tensor) -> None:
         """Take the next tokens, (rows,), as the input of the next step."""
@@ -161,6 +188,12 @@ class SlotCache(RowCache):
         for layer_index, buffers in self._buffers.items():
             key, value = (self._with_room(buffer, buffer, None) for buffer in buffers)
             self._buffers[layer_index] = key, value
+
+
+def marked(tokens: Tensor, scores: Tensor) -> Tensor:
+    """Return tokens, (rows,), with -1 where scores, (rows, vocab), are not finite."""
+    total = scores.sum(-1, dtype=torch.float32)  # is finite as they all are
+    return torch.where(total - total == 0, tokens, -1)
 
 
 class DecodeView(Cache):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from glmtune.kernels.packed_attention import without_cudnn
-from glmtune.kernels.slot_cache import SlotCache
+from glmtune.kernels.slot_cache import SlotCache, marked
 from glmtune.use.device_sampling import BLOCK, RowSampler, SampledRow
 from glmtune.use.host_sampling import explain_not_finite, sample
 
@@ -32,7 +32,7 @@ class _Step:
 
     Attributes:
         slots: its sequences; None for one that has left since.
-        found: int64, (2, slots), on the host: the tokens, and whether their scores are finite.
+        found: int64, (slots,), on the host: the tokens, -1 where scores are not finite.
         is_there: when the copy of `found` has arrived; None if it is there.
         dtype: of the scores.
     """
@@ -133,19 +133,21 @@ class Decoder:
 
     def _start(self, slots: Sequence["Slot"]) -> _Step:
         """Start a step, without waiting for anything."""
-        logits = self._cache.decode(self._model)
-        scores = logits.float()
-        tokens = self._sampler.sample(scores)
-        self._cache.advance(tokens)
         self._num_left -= 1
-        is_finite = scores.sum(-1).isfinite()  # as the sum of finite scores is
-        found = torch.stack((tokens, is_finite.long()))
+        if self._sampler.is_plain_greedy:
+            found = self._cache.decode_greedily(self._model)
+        else:
+            scores = self._cache.decode(self._model).float()
+            tokens = self._sampler.sample(scores)
+            self._cache.advance(tokens)
+            found = marked(tokens, scores)
+        dtype = self._cache.dtype
         if found.device.type != "cuda":
-            return _Step([*slots], found, None, logits.dtype)
+            return _Step([*slots], found.clone(), None, dtype)
         copied, is_there = self._take_copy(len(slots))
         copied.copy_(found, non_blocking=True)
         is_there.record(torch.cuda.current_stream(found.device))
-        return _Step([*slots], copied, is_there, logits.dtype)
+        return _Step([*slots], copied, is_there, dtype)
 
     def _take_copy(self, num_slots: int) -> tuple[Tensor, torch.cuda.Event]:
         """Return pinned memory and an event for a step: two take turns, as one step is read late.
@@ -154,11 +156,11 @@ class Decoder:
         """
         if not self._copies:
             for _ in range(2):
-                pinned = torch.empty(2 * self._cache.num_rows, dtype=torch.long, pin_memory=True)
+                pinned = torch.empty(self._cache.num_rows, dtype=torch.long, pin_memory=True)
                 self._copies.append((pinned, torch.cuda.Event()))  # type: ignore[no-untyped-call]
         self._copies.reverse()
         pinned, event = self._copies[0]
-        return pinned[: 2 * num_slots].view(2, num_slots), event
+        return pinned[:num_slots], event
 
     def _may_continue(self, step: _Step, slots: Sequence["Slot"]) -> bool:
         """Whether another step of the same sequences is wanted, as far as the host can know."""
@@ -177,13 +179,12 @@ def _read(step: _Step) -> list["Slot"]:
     """Wait for a step, and give its tokens to those that are still there."""
     if step.is_there is not None:
         step.is_there.synchronize()
-    tokens, are_finite = step.found.tolist()
     changed = []
-    for slot, token, is_finite in zip(step.slots, tokens, are_finite, strict=True):
+    for slot, token in zip(step.slots, step.found.tolist(), strict=True):
         if slot is None:
             continue
         slot.num_cached += 1
-        if is_finite:
+        if token >= 0:
             slot.ids.append(token)
             slot.completion.append(token)
         else:

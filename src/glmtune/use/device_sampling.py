@@ -98,6 +98,11 @@ class RowSampler:
             self._completions = [[*row.completion] for row in rows]
         self._counts: Tensor | None = None
 
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether every row takes the likeliest token, as the model scores it."""
+        return not (self._samples or self._penalizes)
+
     def sample(self, scores: Tensor) -> Tensor:
         """Choose the next tokens by (rows, vocab), float32: int64, (rows,)."""
         if self._penalizes:
