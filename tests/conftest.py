@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from tests.tiny_model import make_llama, make_model, make_tokenizer
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices are slower on two threads
+if not torch.cuda.is_available():  # kernels run in the interpreter; read when triton is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # A busy machine generates examples slowly, and coverage slows it further: no fault of a test.

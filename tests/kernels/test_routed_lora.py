@@ -31,3 +31,23 @@ def test_every_token_gets_the_update_of_its_own_adapter_and_of_no_other() -> Non
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(last, expected[0, [0, 1, 4, 5]])
     assert not torch.allclose(expected, base(x))
+
+
+def test_a_step_of_fixed_rows_gives_what_tokens_of_their_own_do() -> None:
+    torch.manual_seed(0)
+    router = Router()
+    layer = RoutedLora(nn.Linear(6, 5).bfloat16(), router)
+    layer.add("x", torch.randn(2, 6), torch.randn(5, 2), 0.5)
+    layer.add("y", torch.randn(3, 6), torch.randn(5, 3), 2.0)
+    given, adapters = torch.randn(1, 4, 6).bfloat16(), ["y", "", "x", "y"]
+    router.assign(adapters, [1, 1, 1, 1], "cpu")
+    expected = layer(given)
+
+    in_use = router.assign_rows(adapters, 7, torch.device("cpu"))
+    flags = router.own_rows(4)
+
+    assert in_use == ("x", "y")
+    assert torch.equal(layer(given), expected)
+    assert flags is not None
+    router.assign_rows(["", "x"], 7, torch.device("cpu"))
+    assert flags["x"][:, 0].tolist() == [False, True, False, False]  # the same tensor

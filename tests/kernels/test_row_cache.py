@@ -5,13 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from tests.kernels.test_varlen_attention import by_plain_torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glmtune.kernels.row_cache import (
     ROOM,
     RowCache,
+    Slots,
     VirtualTokens,
+    _attend_prompts,
     config_supports_row_cache,
     rows_attention,
 )
@@ -89,6 +92,31 @@ def test_the_room_of_all_slots_grows_and_keeps_what_they_hold() -> None:
     step(cache, rows, [1, 1], None)
 
     assert cache.update(*torch.randn(2, 1, KV_HEADS, 2, HEAD_DIM), 0)[0].size(2) == 2 * ROOM
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_on_an_accelerator_all_that_attention_needs_is_copied_once(window: int | None) -> None:
+    """The way of a GPU, by plain torch."""
+    torch.manual_seed(0)
+    slots = Slots((2, 5, 0, 3), (1, 1, 4, 2))  # two decode, one begins, one goes on
+    query = torch.randn(1, HEADS, 8, HEAD_DIM)
+    key, value = torch.randn(2, 5, KV_HEADS, 12, HEAD_DIM)
+
+    def attend(slots: Slots) -> Tensor:
+        return rows_attention(
+            nn.Identity(), query, key, value, None, slots=slots, sliding_window=window
+        )[0]
+
+    expected, copied = attend(slots), slots.on_device("cpu", 12)
+    assert copied.prompts is not None
+    prompts = _attend_prompts(
+        query, key, value, copied.prompts, None, window, varlen=by_plain_torch
+    )
+
+    torch.testing.assert_close(attend(copied), expected)
+    torch.testing.assert_close(prompts, expected[:, 2:])
+    assert Slots((2, 5), (1, 1)).on_device("cpu", 12).prompts is None
+    assert Slots((0,), (3,)).on_device("cpu", 12).decoding is None
 
 
 @pytest.mark.parametrize(

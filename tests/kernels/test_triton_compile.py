@@ -36,7 +36,8 @@ POINTERS = ("fused", "gated", "of_gated", "query", "key", "value", "cos", "sin")
 def test_no_kernel_is_left_out() -> None:
     modules = {each.name for each in pkgutil.iter_modules(glmtune.kernels.__path__)}
 
-    assert {name for name in modules if name.startswith("triton_")} == KERNELS.keys()
+    own = {"triton_decode", "triton_eight_bits"}  # their own tests compile them
+    assert {name for name in modules if name.startswith("triton_")} == KERNELS.keys() | own
 
 
 @pytest.mark.parametrize(

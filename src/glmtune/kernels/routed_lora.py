@@ -5,6 +5,9 @@
 
     y = x W^T  for all tokens,  then  y[tokens of x] += scale * B_x A_x x  for each adapter in use
 
+A captured step cannot depend on how many tokens an adapter has: there the update of each adapter in
+use is computed for all rows, of which there are few, and taken for its own.
+
 Source: S-LoRA, https://arxiv.org/abs/2311.03285; the arithmetic of one adapter is peft's.
 """
 
@@ -22,6 +25,9 @@ class Router:
         self._tokens: dict[str, Tensor] = {}
         self._slots: dict[str, Tensor] = {}
         self._num_tokens = 0
+        self._is_own: dict[str, Tensor] = {}
+        self._in_use: tuple[str, ...] = ()
+        self._is_fixed = False
 
     def assign(self, adapters: Sequence[str], lengths: Sequence[int], device: Any) -> None:
         """Prepare the next pass.
@@ -31,6 +37,7 @@ class Router:
             lengths: its number of tokens in the pack.
             device: of the model.
         """
+        self._is_fixed = False
         self._num_tokens = sum(lengths)
         slot_of_token = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
         self._tokens, self._slots = {}, {}
@@ -38,6 +45,39 @@ class Router:
             has_adapter = torch.tensor([each == name for each in adapters])
             self._slots[name] = has_adapter.nonzero()[:, 0].to(device)
             self._tokens[name] = has_adapter[slot_of_token].nonzero()[:, 0].to(device)
+
+    def assign_rows(
+        self, adapters: Sequence[str], num_rows: int, device: torch.device
+    ) -> tuple[str, ...]:
+        """Prepare passes of one token each of some sequences, in tensors that stay where they are.
+
+        Args:
+            adapters: of every sequence.
+            num_rows: the most sequences there may be.
+            device: of the model.
+
+        Returns:
+            Which adapters are in use, which decides the kernels of the passes.
+        """
+        self._in_use = tuple(sorted(set(adapters) - {""}))
+        for name in self._in_use:
+            is_own = self._is_own.get(name)
+            if is_own is None or len(is_own) != num_rows or is_own.device != device:
+                self._is_own[name] = torch.zeros(num_rows, 1, dtype=torch.bool, device=device)
+            padded = [each == name for each in adapters] + [False] * (num_rows - len(adapters))
+            self._is_own[name].copy_(torch.tensor(padded)[:, None])
+        self.use_rows()
+        return self._in_use
+
+    def use_rows(self) -> None:
+        """Return to what `assign_rows` has prepared, if `assign` was called since."""
+        self._is_fixed = True
+
+    def own_rows(self, num_rows: int) -> Mapping[str, Tensor] | None:
+        """Return by adapter whether a row is its own, (rows, 1), after `assign_rows`."""
+        if not self._is_fixed:
+            return None
+        return {name: self._is_own[name][:num_rows] for name in self._in_use}
 
     def rows(self, num_rows: int) -> Mapping[str, Tensor]:
         """Return by adapter which rows of an input are its own.
@@ -64,7 +104,7 @@ class RoutedLora(nn.Module):
         self.lora_b = nn.ParameterDict()
         self._keys: dict[str, str] = {}  # a name may contain what a parameter's may not
         self._scales: dict[str, float] = {}
-        self._router = router
+        self.router = router
 
     def add(self, name: str, lora_a: Tensor, lora_b: Tensor, scale: float) -> None:
         """Add an adapter.
@@ -89,15 +129,28 @@ class RoutedLora(nn.Module):
             **kwargs: of the layer.
         """
         result: Tensor = self.base(x, *args, **kwargs)
-        for name, assigned in self._router.rows(x.size(-2)).items():
+        fixed = self.router.own_rows(x.size(-2))
+        if fixed is not None:
+            return self._update_all(result, x, fixed)
+        for name, assigned in self.router.rows(x.size(-2)).items():
             key = self._keys.get(name)
             if key is None:
                 continue
-            lora_a, lora_b = self.lora_a[key], self.lora_b[key]
             rows = assigned.to(x.device)  # a model may be spread over several devices
-            own = x.index_select(-2, rows).to(lora_a.dtype)
-            update = nn.functional.linear(nn.functional.linear(own, lora_a), lora_b)
-            before = result.index_select(-2, rows)
-            after = (before + update * self._scales[name]).to(result.dtype)
+            update = self._update(name, key, x.index_select(-2, rows))
+            after = (result.index_select(-2, rows) + update).to(result.dtype)
             result = result.index_copy(-2, rows, after)
         return result
+
+    def _update_all(self, result: Tensor, x: Tensor, own_rows: Mapping[str, Tensor]) -> Tensor:
+        """Compute the updates of all rows, and use those of an adapter's own."""
+        for name, is_own in own_rows.items():
+            if (key := self._keys.get(name)) is not None:
+                after = (result + self._update(name, key, x)).to(result.dtype)
+                result = torch.where(is_own, after, result)
+        return result
+
+    def _update(self, name: str, key: str, x: Tensor) -> Tensor:
+        lora_a, lora_b = self.lora_a[key], self.lora_b[key]
+        update = nn.functional.linear(nn.functional.linear(x.to(lora_a.dtype), lora_a), lora_b)
+        return update * self._scales[name]

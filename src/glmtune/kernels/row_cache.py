@@ -17,8 +17,8 @@ A model of any family takes a `RowCache` as `past_key_values`, with the argument
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from dataclasses import dataclass, replace
+from itertools import accumulate, takewhile
 from typing import Any
 
 import torch
@@ -26,6 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
+
+from glmtune.kernels.decode_attention import DecodeSlots
+from glmtune.kernels.pack_layout import VarlenCall
+from glmtune.kernels.varlen_attention import Varlen, by_torch, works
 
 ATTENTION = "rows"
 ROOM = 256  # tokens by which all slots grow
@@ -86,10 +90,14 @@ class Slots:
     Attributes:
         pasts: cached tokens of every slot, before the new ones.
         lengths: new tokens of every slot, at least one.
+        decoding: on an accelerator, the places of the decoding slots' tokens.
+        prompts: likewise, where the others' are.
     """
 
     pasts: tuple[int, ...]
     lengths: tuple[int, ...]
+    decoding: DecodeSlots | None = None
+    prompts: "PromptPlaces | None" = None
 
     @property
     def num_decoding(self) -> int:
@@ -101,18 +109,76 @@ class Slots:
         """Tokens of every slot, including the new ones."""
         return tuple(map(sum, zip(self.pasts, self.lengths, strict=True)))
 
+    def on_device(self, device: Any, room: int) -> "Slots":
+        """Copy to a device, once for all layers, what attention there needs; see `DecodeSlots`."""
+        places = torch.tensor(self.pasts[: self.num_decoding], dtype=torch.long)
+        decoding = DecodeSlots(places.to(device), room) if len(places) else None
+        return replace(self, decoding=decoding, prompts=PromptPlaces.of(self, device))
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPlaces:
+    """Prompts of a pack, and all tokens of their slots, for one call of variable-length attention.
+
+    Attributes:
+        slot, token: int64, (keys,): the places of the keys, slot by slot.
+        call: the boundaries of prompts and slots.
+    """
+
+    slot: Tensor
+    token: Tensor
+    call: VarlenCall
+
+    @classmethod
+    def of(cls, slots: Slots, device: Any) -> "PromptPlaces | None":
+        """Describe the prompts, which come after all decoding slots; None if there are none."""
+        first, totals = slots.num_decoding, slots.totals
+        lengths, totals = slots.lengths[first:], totals[first:]
+        if not lengths:
+            return None
+        slot = torch.arange(first, first + len(totals)).repeat_interleave(torch.tensor(totals))
+        token = torch.cat([torch.arange(total) for total in totals])
+        query_ends, key_ends = (
+            torch.tensor([0, *accumulate(each)], dtype=torch.int32).to(device)
+            for each in (lengths, totals)
+        )
+        call = VarlenCall(
+            queries=slice(first, first + sum(lengths)),
+            keys=slice(0, sum(totals)),
+            query_ends=query_ends,
+            key_ends=key_ends,
+            longest_query=max(lengths),
+            longest_key=max(totals),
+            is_causal=True,
+        )
+        return cls(slot.to(device), token.to(device), call)
+
 
 class RowCache(Cache):
-    """Keys and values of up to `num_rows` rows, each after its virtual tokens."""
+    """Keys and values of up to `num_rows` rows, each after its virtual tokens.
 
-    def __init__(self, num_rows: int, virtual: VirtualTokens | None = None) -> None:
+    Args:
+        num_rows: how many rows.
+        virtual: precede every row.
+        num_spare: rows of the buffers after those, which no sequence uses.
+    """
+
+    def __init__(
+        self, num_rows: int, virtual: VirtualTokens | None = None, num_spare: int = 0
+    ) -> None:
         super().__init__(layers=[])
         self.num_rows = num_rows
+        self._num_stored = num_rows + num_spare
         self.virtual = virtual or VirtualTokens()
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
         self._room = 0
         self._slot_index = torch.empty(0, dtype=torch.long)
         self._token_index = torch.empty(0, dtype=torch.long)
+
+    @property
+    def room(self) -> int:
+        """How many tokens every slot has room for."""
+        return self._room
 
     def feed(self, pasts: Sequence[int], lengths: Sequence[int], device: Any) -> dict[str, Any]:
         """Prepare the next forward pass.
@@ -126,18 +192,25 @@ class RowCache(Cache):
             The arguments of the model besides `input_ids`.
         """
         slots = Slots(tuple(past + self.virtual.number for past in pasts), tuple(lengths))
-        longest = max(slots.totals)
-        if longest > self._room:
-            self._room = longest + ROOM - longest % ROOM
-        self._slot_index = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+        self._make_room(max(slots.totals))
+        if torch.device(device).type != "cpu":
+            slots = slots.on_device(device, self._room)
+        slot_index = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
         spans = zip(slots.pasts, slots.totals, strict=True)
-        self._token_index = torch.cat([torch.arange(past, total) for past, total in spans])
+        token_index = torch.cat([torch.arange(past, total) for past, total in spans])
+        # Copied once, and not in every layer.
+        self._slot_index, self._token_index = slot_index.to(device), token_index.to(device)
         positions = self._token_index - self.virtual.number + self.virtual.num_positions
         return {
-            "position_ids": positions.unsqueeze(0).to(device),  # (1, seq)
+            "position_ids": positions.unsqueeze(0),  # (1, seq)
             "past_key_values": self,
             "slots": slots,
         }
+
+    def _make_room(self, num_tokens: int) -> None:
+        """Let the buffers grow, when they are next written, so that a row may be so long."""
+        if num_tokens > self._room:
+            self._room = num_tokens + ROOM - num_tokens % ROOM
 
     def replace(self, slot: int, other: int) -> None:
         """Overwrite a slot by another."""
@@ -179,7 +252,7 @@ class RowCache(Cache):
         if buffer is not None and buffer.size(2) >= self._room:
             return buffer
         _, kv_heads, _, head_dim = states.shape
-        larger = states.new_zeros(self.num_rows, kv_heads, self._room, head_dim)
+        larger = states.new_zeros(self._num_stored, kv_heads, self._room, head_dim)
         if buffer is not None:
             larger[:, :, : buffer.size(2)] = buffer
         elif first is not None:
@@ -202,7 +275,7 @@ def rows_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    slots: Slots,
+    slots: Slots | DecodeSlots,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -215,7 +288,7 @@ def rows_attention(
         query: (1, heads, seq, head_dim).
         key, value: (slots, kv_heads, room, head_dim); each serves heads / kv_heads query heads.
         attention_mask: None.
-        slots: where the new tokens belong.
+        slots: where the new tokens belong; `DecodeSlots` are one token of each slot.
         dropout: 0, since this is not used in training.
         scaling: multiplies the scores.
         sliding_window: how many tokens one attends to, including itself; None is all.
@@ -224,19 +297,24 @@ def rows_attention(
     Returns:
         (1, seq, heads, head_dim), and None for the weights, which are never formed.
     """
+    if not isinstance(slots, Slots):
+        return slots.attend(query, key, value, scaling, sliding_window), None
     outputs = []
     totals, num_decoding = slots.totals, slots.num_decoding
     if num_decoding:
-        outputs.append(
-            _attend_decoding(
-                query[:, :, :num_decoding],
-                key[:num_decoding],
-                value[:num_decoding],
-                totals[:num_decoding],
-                scaling,
-                sliding_window,
-            )
+        decoding = (
+            query[:, :, :num_decoding],
+            key[:num_decoding],
+            value[:num_decoding],
         )
+        outputs.append(
+            _attend_decoding(*decoding, totals[:num_decoding], scaling, sliding_window)
+            if slots.decoding is None
+            else slots.decoding.attend(*decoding, scaling, sliding_window)
+        )
+    if slots.prompts is not None and works(query.device, query.dtype, query.size(-1)):
+        outputs.append(_attend_prompts(query, key, value, slots.prompts, scaling, sliding_window))
+        return torch.cat(outputs, dim=1), None
     end = num_decoding
     for slot in range(num_decoding, len(slots.lengths)):
         start, end = end, end + slots.lengths[slot]
@@ -275,6 +353,27 @@ def _attend_decoding(
         scale=scaling,
     )  # (slots, kv_heads, heads / kv_heads, head_dim)
     return output.flatten(1, 2).unsqueeze(0)
+
+
+def _attend_prompts(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prompts: PromptPlaces,
+    scaling: float | None,
+    sliding_window: int | None,
+    varlen: Varlen = by_torch,
+) -> Tensor:
+    """Attend from the last tokens of several slots to all of theirs, in one call."""
+    output = varlen(
+        query[0].transpose(0, 1)[prompts.call.queries],
+        key[prompts.slot, :, prompts.token],  # (keys, kv_heads, head_dim)
+        value[prompts.slot, :, prompts.token],
+        prompts.call,
+        scaling,
+        (-1 if sliding_window is None else sliding_window - 1, 0),
+    )
+    return output.unsqueeze(0)
 
 
 def _attend_prompt(

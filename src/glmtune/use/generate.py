@@ -17,11 +17,12 @@ generator.
 at any time, drives a `Batch` itself.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -37,10 +38,22 @@ from transformers import (
 from glmtune.errors import CheckpointError
 from glmtune.kernels.half_precision import onednn, onednn_is_faster
 from glmtune.kernels.packed_attention import without_cudnn
-from glmtune.kernels.row_cache import ATTENTION, RowCache, supports_row_cache, virtual_tokens_of
+from glmtune.kernels.row_cache import (
+    ATTENTION,
+    RowCache,
+    VirtualTokens,
+    supports_row_cache,
+    virtual_tokens_of,
+)
+from glmtune.kernels.slot_cache import SlotCache, supports_slot_cache
+from glmtune.use.decoding import Decoder
+from glmtune.use.device_sampling import UniformNumbers
+from glmtune.use.host_sampling import TokenScore, explain_not_finite, sample
 
 BATCH_SIZE = 32  # sequences at once, which about saturates a CPU
 PROMPT_TOKENS = 1024  # in one step, unless a single prompt is longer
+PROMPT_TOKENS_ON_GPU = 8192
+PROMPTS_AT_ONCE = 4  # on a GPU a quarter of a batch joins together
 LEAST_PROMPT_TOKENS = 16  # of each prompt that is computed in parts
 
 
@@ -136,18 +149,21 @@ class Completion:
 AnyCache = RowCache | DynamicCache
 
 
-def make_cache(model: Any, batch_size: int = 1) -> AnyCache:
+def make_cache(model: Any, batch_size: int = 1, virtual: VirtualTokens | None = None) -> AnyCache:
     """Make a cache of keys and values for `batch_size` sequences.
 
-    A model whose layers keep something else than keys and values generates one sequence at a time,
-    with transformers' own cache.
+    A model on a GPU decodes from slots, in steps that are captured as CUDA graphs. A model whose
+    layers keep something else than keys and values generates one sequence at a time, with
+    transformers' own cache.
 
     Args:
-        model: in evaluation mode; its virtual tokens are computed now.
+        model: in evaluation mode.
         batch_size: sequences at once.
+        virtual: its virtual tokens; None computes them.
     """
     if supports_row_cache(model):
-        return RowCache(batch_size, virtual_tokens_of(model))
+        kind = SlotCache if supports_slot_cache(model) else RowCache
+        return kind(batch_size, virtual_tokens_of(model) if virtual is None else virtual)
     return DynamicCache(config=model.config)
 
 
@@ -185,13 +201,33 @@ def generate(
     was_training = model.training
     model.eval()
     try:
+        cache = _take_cache(model, batch_size)
         for completion, is_finished in generate_stepwise(
-            model, requests, make_cache(model, batch_size), stop_ids=stop_ids, sampling=sampling
+            model, requests, cache, stop_ids=stop_ids, sampling=sampling
         ):
             if is_finished:
                 yield completion
+        if isinstance(cache, SlotCache) and not was_training:
+            _kept[model] = cache
     finally:
         model.train(was_training)
+
+
+_kept: MutableMapping[Any, SlotCache] = WeakKeyDictionary()
+"""The last cache of models that only generate, with its graphs, which take long to capture."""
+
+
+def _take_cache(model: Any, batch_size: int) -> AnyCache:
+    """Take the cache that the last call has left, or make one."""
+    kept = _kept.pop(model, None)
+    if (
+        kept is not None
+        and kept.num_rows == batch_size
+        and supports_slot_cache(model)
+        and virtual_tokens_of(model).number == kept.virtual.number == 0
+    ):
+        return kept
+    return make_cache(model, batch_size)
 
 
 def generate_stepwise(
@@ -222,14 +258,18 @@ def generate_stepwise(
     batch = Batch(model, cache)
     with row_attention(model, cache):
         while True:
-            for slot in _admit(waiting, batch.num_free, stop_ids, sampling):
-                batch.join(slot)
+            if batch.wants_more:
+                admitted = _admit(
+                    waiting, batch.num_free, batch.num_prompt_tokens, stop_ids, sampling
+                )
+                for slot in admitted:
+                    batch.join(slot)
             if not batch.slots:
                 return
-            batch.step()
-            if failed := next((slot for slot in batch.slots if slot.failure), None):
+            changed = batch.step()
+            if failed := next((slot for slot in changed if slot.failure), None):
                 raise CheckpointError(failed.failure)
-            for slot in batch.slots:
+            for slot in changed:
                 yield Completion(slot.index, slot.completion, slot.has_ended), slot.is_finished
             for slot in reversed([slot for slot in batch.slots if slot.is_finished]):
                 batch.leave(slot)
@@ -238,6 +278,7 @@ def generate_stepwise(
 def _admit(
     waiting: Iterator[tuple[int, Request]],
     num_free: int,
+    max_tokens: int,
     stop_ids: Sequence[int],
     sampling: Sampling,
 ) -> Iterator["Slot"]:
@@ -246,7 +287,7 @@ def _admit(
     for index, request in islice(waiting, num_free):
         yield Slot(request, sampling, stop_ids, index)
         num_tokens += len(request.ids) - request.num_cached
-        if num_tokens >= PROMPT_TOKENS:
+        if num_tokens >= max_tokens:
             break
 
 
@@ -255,21 +296,6 @@ class Constraint(Protocol):
 
     def restrict(self, completion: Sequence[int], scores: Tensor) -> Tensor:
         """Return the scores, (vocab,), with those of tokens that may not come next at -inf."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenScore:
-    """How likely a token was, by the model's own scores.
-
-    Attributes:
-        token_id: of the token.
-        logprob: the natural logarithm of its probability, before temperature and penalties.
-        top: the most likely tokens in its place, with theirs.
-    """
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]
 
 
 class Slot:
@@ -289,6 +315,7 @@ class Slot:
         num_cached: of these, how many the cache holds.
         completion: the tokens so far.
         scores: of those tokens, if asked for.
+        uniform: numbers by which a GPU samples it.
         failure: why it cannot be continued, "" while it can.
     """
 
@@ -312,6 +339,7 @@ class Slot:
         self.completion: list[int] = []
         self.scores: list[TokenScore] = []
         self.failure = ""
+        self.uniform = UniformNumbers(request.generator)
 
     @property
     def has_ended(self) -> bool:
@@ -325,6 +353,11 @@ class Slot:
         is_penalized = own.presence_penalty or own.frequency_penalty or own.repetition_penalty != 1
         is_special = self.constraint is not None or self.num_top is not None or self.failure
         return own.temperature > 0 and not is_penalized and not is_special
+
+    @property
+    def is_sampled_on_device(self) -> bool:
+        """Whether a GPU can sample it by itself."""
+        return self.constraint is None and self.num_top is None
 
     @property
     def is_finished(self) -> bool:
@@ -355,7 +388,8 @@ class Batch:
         batch_size: the most sequences at once; None is what the cache holds.
         prompt_tokens: compute at most about this many tokens of prompts in a step, those of short
             prompts first, so that nobody waits for a long one; None computes prompts whole.
-        before_step: is called with the sequences and their numbers of new tokens.
+        before_step: is called with the sequences and their numbers of new tokens, but not before
+            steps that a `Decoder` takes by itself.
     """
 
     def __init__(
@@ -374,11 +408,27 @@ class Batch:
         self.slots: list[Slot] = []
         self._prefixes: dict[int, _Prefix] = {}  # by row, which no sequence uses
         self._clock = 0
+        self._decoder = Decoder(model, cache) if isinstance(cache, SlotCache) else None
 
     @property
     def num_free(self) -> int:
         """How many sequences may join."""
         return self.batch_size - len(self.slots)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """About how many tokens of prompts are worth a step."""
+        return PROMPT_TOKENS if self._decoder is None else PROMPT_TOKENS_ON_GPU
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether it is time for prompts.
+
+        Captured steps take a fraction of the time of a step with a prompt, so on a GPU prompts wait
+        until there are some together.
+        """
+        enough = 1 if self._decoder is None else -(-self.batch_size // PROMPTS_AT_ONCE)
+        return self.num_free >= enough or not self.slots
 
     @property
     def keeps_prefixes(self) -> bool:
@@ -394,6 +444,8 @@ class Batch:
 
     def leave(self, slot: Slot) -> None:
         """Remove a sequence; the last one takes its row."""
+        if self._decoder is not None:
+            self._decoder.leave(slot)
         index, last = self.slots.index(slot), len(self.slots) - 1
         if index < last:
             assert isinstance(self._cache, RowCache)
@@ -413,6 +465,8 @@ class Batch:
     def step(self) -> list[Slot]:
         """Compute one step, and return the sequences that got a token or failed."""
         lengths = self._new_tokens()
+        if self._decoder is not None and self._decoder.can_step(self.slots, lengths):
+            return self._decoder.step(self.slots)
         if self._before_step is not None:
             self._before_step(self.slots, lengths)
         scores = self._score(lengths)  # (slots, vocab), float32
@@ -420,7 +474,8 @@ class Batch:
             slot.num_cached += length
         ready = [i for i, slot in enumerate(self.slots) if slot.num_cached == len(slot.ids)]
         slots = [self.slots[i] for i in ready]
-        tokens = _sample(scores[ready], slots)
+        choose = sample if self._decoder is None else self._decoder.sample
+        tokens = choose(scores[ready], slots)
         for slot, token_id in zip(slots, tokens, strict=True):
             if not slot.failure:
                 slot.ids.append(token_id)
@@ -438,10 +493,22 @@ class Batch:
             room -= lengths[index]
         return lengths
 
-    @torch.no_grad()
-    @without_cudnn()
     def _score(self, lengths: Sequence[int]) -> Tensor:
         """Run the new tokens of every slot, and score the next one: (slots, vocab), float32."""
+        if self._decoder is not None and self._decoder.can_score(lengths):
+            logits = self._decoder.score(self.slots)
+        else:
+            logits = self._run(lengths)
+        scores = logits.float()
+        if not scores.isfinite().all():
+            for slot, is_finite in zip(self.slots, scores.isfinite().all(-1), strict=True):
+                slot.failure = "" if is_finite else explain_not_finite(slot, logits.dtype)
+        return scores
+
+    @torch.no_grad()
+    @without_cudnn()
+    def _run(self, lengths: Sequence[int]) -> Tensor:
+        """Run the new tokens of every slot through the model: (slots, vocab)."""
         cached = [slot.num_cached for slot in self.slots]
         spans = zip(self.slots, cached, lengths, strict=True)
         input_ids = torch.tensor(
@@ -459,11 +526,8 @@ class Batch:
                 logits_to_keep=torch.tensor(lengths).cumsum(0) - 1,  # the last of every slot
                 **inputs,
             )
-        scores: Tensor = output.logits[0].float()
-        if not scores.isfinite().all():
-            for slot, is_finite in zip(self.slots, scores.isfinite().all(-1), strict=True):
-                slot.failure = "" if is_finite else _not_finite(slot, output.logits.dtype)
-        return scores
+        logits: Tensor = output.logits[0]
+        return logits
 
     def _take_prefix(self, slot: Slot) -> int:
         """Fill the row of a new sequence with a prefix it shares; return how many tokens."""
@@ -514,61 +578,6 @@ def _num_shared(ids: Sequence[int], others: Sequence[int]) -> int:
     """Count the tokens of a common beginning; at least one of `ids` is left to compute."""
     longest = min(len(ids) - 1, len(others))
     return next((i for i in range(longest) if ids[i] != others[i]), longest)
-
-
-def _not_finite(slot: Slot, dtype: torch.dtype) -> str:
-    return (
-        f"the model's scores for token {len(slot.completion) + 1} of the answer "
-        f"are not finite, in {dtype}. float16 may have overflowed: try "
-        "--dtype bfloat16. Otherwise the weights, or the adapter's, are damaged."
-    )
-
-
-def _sample(scores: Tensor, slots: Sequence[Slot]) -> list[int]:
-    """Sample the next token of every slot from (slots, vocab)."""
-    if all(s.sampling.is_plain_greedy and not s.constraint and s.num_top is None for s in slots):
-        likeliest: list[int] = scores.argmax(-1).tolist()
-        return likeliest
-    tokens = [-1] * len(slots)
-    alike: dict[tuple[float, float, int], list[int]] = {}
-    for index, slot in enumerate(slots):
-        if slot.is_plainly_sampled:
-            own = slot.sampling
-            alike.setdefault((own.temperature, own.top_p, own.top_k), []).append(index)
-        elif not slot.failure:
-            tokens[index] = _sample_one(scores[index], slot)
-    no_ids = torch.empty(0, dtype=torch.long, device=scores.device)  # no warper reads them
-    for members in alike.values():
-        processed = slots[members[0]].processors(no_ids, scores[members])  # type: ignore[arg-type]
-        for index, probabilities in zip(members, processed.softmax(-1), strict=True):
-            generator = slots[index].request.generator
-            tokens[index] = int(torch.multinomial(probabilities, 1, generator=generator))
-    return tokens
-
-
-def _sample_one(scores: Tensor, slot: Slot) -> int:
-    """Sample the next token of a slot from (vocab,)."""
-    sampling, raw = slot.sampling, scores
-    if sampling.presence_penalty or sampling.frequency_penalty:
-        used = torch.tensor(slot.completion, dtype=torch.long, device=scores.device)
-        counts = torch.bincount(used, minlength=scores.numel())
-        scores = scores - sampling.frequency_penalty * counts
-        scores = scores - sampling.presence_penalty * (counts > 0)
-    if slot.constraint is not None:
-        scores = slot.constraint.restrict(slot.completion, scores)
-    ids = torch.tensor([slot.ids], device=scores.device)  # (1, seq)
-    processed = slot.processors(ids, scores[None])  # type: ignore[arg-type]  # typed as LongTensor
-    if sampling.temperature == 0:
-        token = int(processed.argmax(-1))
-    else:
-        generator = slot.request.generator
-        token = int(torch.multinomial(processed.softmax(-1), 1, generator=generator))
-    if slot.num_top is not None:
-        logprobs = raw.log_softmax(-1)
-        values, top = logprobs.topk(slot.num_top) if slot.num_top else (raw[:0], raw[:0])
-        pairs = tuple(zip(top.long().tolist(), values.tolist(), strict=True))
-        slot.scores.append(TokenScore(token, float(logprobs[token]), pairs))
-    return token
 
 
 @contextmanager

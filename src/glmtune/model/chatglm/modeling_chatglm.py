@@ -27,7 +27,7 @@ Source: spec sections 2 to 6; GLM, https://arxiv.org/abs/2103.10360.
 # ruff: noqa: RUF012  # lists as class attributes are its convention
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from glmtune.kernels.fused import rms_norm, swiglu
 from glmtune.kernels.rotary import Heads, split_and_rotate
+from glmtune.kernels.slot_cache import DecodeView
 from glmtune.model.chatglm.chat_format import ChatIds
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
 from glmtune.model.chatglm.reply import process_response
@@ -189,6 +190,14 @@ class ChatGLMAttention(nn.Module):
             self.num_heads * self.head_dim, config.hidden_size, bias=config.add_bias_linear
         )
 
+    def _decodes_fused(self, past_key_values: Any) -> TypeGuard[DecodeView]:
+        """Whether kernels of a GPU rotate, store and attend in a captured decode step."""
+        return (
+            isinstance(past_key_values, DecodeView)
+            and self.config.multi_query_attention
+            and past_key_values.has_kernels
+        )
+
     def forward(
         self,
         hidden_states: Tensor,
@@ -202,9 +211,13 @@ class ChatGLMAttention(nn.Module):
         Returns:
             Output (batch, seq, hidden), and the attention weights from the eager implementation.
         """
-        query, key, value = split_and_rotate(
-            self.query_key_value(hidden_states), *position_embeddings, self.heads
-        )
+        fused = self.query_key_value(hidden_states)
+        if self._decodes_fused(past_key_values):
+            attended = past_key_values.attend_fused(
+                fused, *position_embeddings, self.scaling, self.layer_idx
+            )
+            return self.dense(attended), None
+        query, key, value = split_and_rotate(fused, *position_embeddings, self.heads)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend: Callable[..., tuple[Tensor, Tensor | None]] = ALL_ATTENTION_FUNCTIONS.get_interface(

@@ -181,7 +181,7 @@ class Engine:
 
         return Batch(
             lane.model,
-            RowCache(num_rows, lane.virtual) if has_rows else make_cache(lane.model),
+            make_cache(lane.model, num_rows if has_rows else 1, lane.virtual),
             self.limits.max_batch,
             prompt_tokens=self.limits.prompt_tokens if has_rows else None,
             before_step=assign,

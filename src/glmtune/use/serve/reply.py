@@ -15,7 +15,7 @@ from glmtune.template.base import decode
 from glmtune.template.pieces import UNFINISHED
 from glmtune.tool_calls import parse_tool_call
 from glmtune.use.chat import reply_text
-from glmtune.use.generate import TokenScore
+from glmtune.use.host_sampling import TokenScore
 from glmtune.use.serve.hosted import Served
 from glmtune.use.serve.token_text import token_bytes, token_text
 
