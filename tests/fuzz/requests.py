@@ -11,7 +11,8 @@ from tests.fuzz.mutations import mutate_value
 from tests.fuzz.surface import Attempt, Healthy, Surface
 
 from glmtune.errors import GlmtuneError
-from glmtune.use.serve.app import Access, make_app
+from glmtune.use.serve.access import Access
+from glmtune.use.serve.app import make_app
 from glmtune.use.serve.engine import Engine, Limits
 from glmtune.use.serve.hosted import open_hosted
 from glmtune.use.serve.metrics import Metrics

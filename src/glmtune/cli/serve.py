@@ -62,10 +62,9 @@ def serve(
     adapters = read_adapters(adapter or [])
     with loading():
         require_packages()
-        from glmtune.use.serve.app import Access
+        from glmtune.use.serve.access import Access, Address, check_access
         from glmtune.use.serve.engine import Limits
         from glmtune.use.serve.hosted import open_hosted
-        from glmtune.use.serve.run import Address, check_access
         from glmtune.use.serve.run import serve as run
 
         address = Address(host, port, no_key)
