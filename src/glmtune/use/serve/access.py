@@ -122,3 +122,19 @@ def url_of(host: str, port: int) -> str:
     """Return the URL under which this machine reaches a server."""
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
+
+
+def require_packages() -> None:
+    """Refuse to start without the packages of the extra.
+
+    Raises:
+        RecipeError: says how to install them.
+    """
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise RecipeError(
+            f"a server needs the package {error.name}, which is not installed. "
+            "Run `pip install 'glmtune[serve]'`."
+        ) from None
