@@ -77,6 +77,7 @@ def running(folder: Path, access: Access | None = None) -> Iterator[Board]:
     try:
         yield Board(f"http://127.0.0.1:{bound.getsockname()[1]}", folder)
     finally:
+        app.state.end_waiting()
         server.should_exit = True
         thread.join(timeout=30)
         assert not thread.is_alive()

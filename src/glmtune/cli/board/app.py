@@ -69,11 +69,15 @@ def make_app(start: StartFolder, access: Access) -> Starlette:
     chat = Chat(start, runs)
     door = _Door(access)
 
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        yield
+    def end_waiting() -> None:
         recipes.end()
         data.end()
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        app.state.end_waiting = end_waiting  # before connections are closed
+        yield
+        end_waiting()
         await run_in_threadpool(chat.end)
 
     functions: dict[str, Callable[..., Any]] = {

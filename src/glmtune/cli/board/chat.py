@@ -125,7 +125,7 @@ class Chat:
             folder.mkdir(exist_ok=True)
             with log.open("wb") as file:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "glmtune", *command],
+                    [sys.executable, "-P", "-m", "glmtune", *command],
                     cwd=self._start.root,
                     env=environment,
                     stdin=subprocess.DEVNULL,

@@ -75,12 +75,11 @@ class Slot:
         Raises:
             BoardError: the page left, or asked for a newer one.
         """
-        self._turn += 1
-        turn = self._turn
         self.end()
+        turn = self._turn
         environment = {k: v for k, v in os.environ.items() if k != "GLMTUNE_API_KEY"}
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "glmtune", "--quiet", *arguments,
+            sys.executable, "-P", "-m", "glmtune", "--quiet", *arguments,
             cwd=self._folder, env=environment, limit=MOST_OUTPUT,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -98,12 +97,13 @@ class Slot:
         finally:
             _kill(process)
         if turn != self._turn:
-            raise BoardError("a newer request has taken its place.", 409)
+            raise BoardError("a newer request has taken its place, or the board ends.", 409)
         text = output[:MOST_OUTPUT].decode("utf-8", errors="replace")
         return Output(process.returncode or 0, text, log.decode("utf-8", errors="replace"))
 
     def end(self) -> None:
         """End the command that runs."""
+        self._turn += 1
         if self._running is not None:
             _kill(self._running)
             self._running = None

@@ -214,7 +214,7 @@ class Jobs:
         environment["COLUMNS"] = "120"  # of tables in the log
         try:
             child = subprocess.Popen(
-                [sys.executable, "-m", "glmtune.cli.board.supervise", str(folder), *command],
+                [sys.executable, "-P", "-m", "glmtune.cli.board.supervise", str(folder), *command],
                 cwd=self._start.root,
                 env=environment,
                 stdin=subprocess.DEVNULL,

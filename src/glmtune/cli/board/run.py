@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from glmtune.cli.board.app import make_app
 from glmtune.cli.board.folder import StartFolder
@@ -31,8 +32,17 @@ def run_board(
     if not root.is_dir():
         raise OutputError(f"{folder}: is not a folder. Give the one that holds rows and runs.")
     bound = bind(address)
+    app = make_app(StartFolder(root), access)
+
+    class Server(uvicorn.Server):
+        """Ends what pages wait for, so that their connections can close."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.end_waiting()
+            super().handle_exit(sig, frame)
+
     config = uvicorn.Config(
-        make_app(StartFolder(root), access),
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -43,4 +53,4 @@ def run_board(
     announce(f"Board: {url_of(address.host, bound.getsockname()[1])}   folder: {root}")
     if not is_loopback(address.host) and access.api_key is None:
         announce(f"Everybody who can reach {address.host} may use it, and train here.")
-    uvicorn.Server(config).run(sockets=[bound])
+    Server(config).run(sockets=[bound])

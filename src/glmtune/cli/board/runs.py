@@ -15,7 +15,7 @@ from typing import Any, Literal
 from glmtune.cli.board.folder import BoardError, StartFolder
 from glmtune.cli.board.jobs import Job, Jobs
 from glmtune.errors import OutputError
-from glmtune.methods import adapter_folder
+from glmtune.methods.adapter_folder import CARD
 from glmtune.prove.metrics import METRICS, read_metrics
 from glmtune.prove.proof import PROOFS, Proof
 from glmtune.prove.report.facts import FACTS
@@ -106,8 +106,6 @@ class Runs:
             "proofs": [asdict(proof) for proof in _in_order(proofs, is_over=state == "finished")],
             "progress": asdict(_progress(path, record, job, is_running=state == "running")),
             "recipe": record.recipe_text,
-            "has_report": (path / "report.html").is_file(),
-            "is_usable": _is_usable(path),
             "is_pretraining": record.is_pretraining,
         }
 
@@ -136,6 +134,8 @@ class Runs:
             "changed": max(stamp) / 1e9,
             "state": self._state(path, record, job),
             "process": process_of(path),
+            "has_report": (path / "report.html").is_file(),
+            "is_usable": _is_usable(path),
             "job": None if job is None else job.summary(),
         }
 
@@ -254,7 +254,7 @@ def _progress(path: Path, record: RunRecord, job: Job | None, *, is_running: boo
 
 def _is_usable(path: Path) -> bool:
     """Whether a run has left an adapter or a model."""
-    return (path / adapter_folder.CARD).is_file() or (path / "adapter_config.json").is_file()
+    return (path / CARD).is_file() or (path / "adapter_config.json").is_file()
 
 
 def steps_done(path: Path) -> int:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Commands run in the folder of the user, whose modules must not hide those of Python: -P.
 EXIT = "exit"  # in the folder of the job
 LOG = "log.txt"
 
@@ -23,7 +24,7 @@ def supervise(folder: Path, arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in a job of a shell, and inherited
     with (folder / LOG).open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "glmtune", *arguments],
+            [sys.executable, "-P", "-m", "glmtune", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

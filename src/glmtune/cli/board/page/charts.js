@@ -4,7 +4,7 @@ import { t } from "./texts.js";
 import { count, make, number } from "./parts.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 600, HEIGHT = 200, LEFT = 56, BOTTOM = 22, TOP = 8, RIGHT = 8, MOST_POINTS = 600;
+const WIDTH = 420, HEIGHT = 170, LEFT = 58, BOTTOM = 22, TOP = 8, RIGHT = 8, MOST_POINTS = 600;
 
 function shape(tag, attributes, ...children) {
   const element = document.createElementNS(SVG, tag);

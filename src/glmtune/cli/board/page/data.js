@@ -12,7 +12,7 @@ let shown = null;         // the rows, as the board sent them
 let report = null;        // of lint
 let tokens = null;        // {number, sides}
 let running = null;       // aborts the check
-let options = { model: "nano", maxLength: "" };
+let options = { model: "", maxLength: "" };
 
 export function begin({ show }) { go = show; }
 
@@ -36,7 +36,7 @@ async function list(path) {
   });
   find("place").replaceChildren(...crumbs);
   const under = (name) => (folder ? `${folder}/${name}` : name);
-  const folders = found.folders.map((name) => make("li", {}, button(`📁 ${name}`, () => list(under(name)).catch(complain))));
+  const folders = found.folders.map((name) => make("li", {}, button(`${name}/`, () => list(under(name)).catch(complain))));
   const files = found.files.map(({ name, bytes: size }) => make("li", { "aria-current": under(name) === chosen ? "true" : null },
     button(name, () => choose(under(name))), make("small", {}, bytes(size))));
   const none = folders.length + files.length ? null : make("li", { class: "soft" }, t("empty"));
@@ -66,7 +66,7 @@ function source() {
 
 function draw() {
   if (chosen === null) { find("file").replaceChildren(make("p", { class: "card soft" }, t("chooseFile"))); return; }
-  const model = make("input", { id: "data-model", value: options.model, list: "models", oninput: (e) => { options.model = e.target.value; } });
+  const model = make("input", { id: "data-model", value: options.model, list: "models", placeholder: "nano", oninput: (e) => { options.model = e.target.value; } });
   const length = make("input", { id: "data-max-length", type: "number", min: 1, value: options.maxLength, oninput: (e) => { options.maxLength = e.target.value; } });
   const check = button(t("check"), lint, { class: "primary", id: "check-rows" });
   const use = button(t("use"), () => { useRows(chosen, options.model.trim()); return go("recipe"); }, { id: "use-rows" });
@@ -137,7 +137,7 @@ function drawReport() {
   if (report === null) return null;
   const counts = report.checks.filter((check) => check.error + check.warning + check.info);
   const formats = [...new Set(Object.values(report.formats))].join(", ") || t("unknown");
-  const summary = `${count(report.rows)} ${t("rows")} · ${t("format")}: ${formats} · ${count(report.errors)} ${t("errors")}, ${count(report.warnings)} ${t("warnings")}, ${count(report.infos)} ${t("infos")}`;
+  const summary = `${count(report.rows)} ${t("numRows")} · ${t("format")}: ${formats} · ${count(report.errors)} ${t("errors")}, ${count(report.warnings)} ${t("warnings")}, ${count(report.infos)} ${t("infos")}`;
   const groups = counts.map((check) => make("details", { open: check.error > 0 },
     make("summary", {}, make("strong", {}, check.id), ` ${count(check.error + check.warning + check.info)} · ${check.meaning}`),
     make("p", { class: "soft" }, check.remedy),

@@ -222,7 +222,7 @@ function drawVerdict() {
   const { made } = plan, { workload } = made;
   const field = make("input", { id: "plan-device", value: device, placeholder: "24GB", oninput: (event) => { device = event.target.value.trim(); }, onchange: changed });
   const seconds = made.run_seconds === null ? (made.pack_seconds === null ? t("timeUnknown") : "–") : `${t("about")} ${duration(made.run_seconds)}`;
-  const size = workload.num_rows === null ? t("rowsUnknown") : `${count(workload.num_rows)} ${t("rows")}, ${count(workload.num_steps)} ${t("steps")}, ${count(workload.num_tokens)} ${t("ofTokens")}`;
+  const size = workload.num_rows === null ? t("rowsUnknown") : `${count(workload.num_rows)} ${t("numRows")}, ${count(workload.num_steps)} ${t("steps")}, ${count(workload.num_tokens)} ${t("ofTokens")}`;
   return [...made.targets.map(drawTarget), make("p", {}, `${t("time")}: ${seconds}`), make("p", { class: "soft" }, size),
     made.note ? make("p", { class: "soft" }, made.note) : null, labeled(t("device"), field)];
 }

@@ -95,7 +95,7 @@ function drawComparison() {
   const box = make("input", { type: "checkbox", checked: onlyDifferent, onchange: (event) => { onlyDifferent = event.target.checked; drawComparison(); } });
   find("comparison").replaceChildren(make("div", { class: "card", id: "compared" }, make("h2", {}, found.names.join(" · ")),
     found.notes.map((note) => make("p", { class: "soft" }, note)), make("div", { class: "charts" }, charts),
-    make("label", { class: "inline" }, box, t("differs")), tables));
+    make("label", { class: "inline" }, box, t("differs")), tables.some(Boolean) ? tables : make("p", {}, t("same"))));
 }
 
 /** Use another run; what was typed for the one before is forgotten. */
@@ -127,10 +127,13 @@ function drawChat() {
   const isOurs = chat.run === used;
   const open = button(t("chat"), (event) => act(event.target, t("chatLoading"), async () => { chat = await ask("open-chat", { path: used }); drawUse(); await poll(); }), { class: "primary", id: "chat" });
   const close = button(t("chatClose"), (event) => act(event.target, "", async () => { chat = await ask("close-chat"); drawUse(); }), { id: "close-chat" });
-  const report = make("a", { class: "button", href: `report/${encodePath(used)}`, target: "_blank", rel: "noopener" }, t("report"));
+  const run = runs.find((each) => each.path === used) || { is_usable: true, has_report: true };
+  open.disabled = !run.is_usable;
+  const report = run.has_report && make("a", { class: "button", href: `report/${encodePath(used)}`, target: "_blank", rel: "noopener" }, t("report"));
   const parts = isOurs && chat.state === "open" ? [make("a", { class: "button primary", id: "chat-link", href: "chat/", target: "_blank", rel: "noopener" }, t("chatOpen")), close]
     : isOurs && chat.state === "loading" ? [make("span", { class: "busy" }, t("chatLoading")), close] : [open];
   return [make("div", { class: "buttons" }, parts, report, button(t("watch"), () => go("run", { path: used }))),
+    run.is_usable ? null : make("p", { class: "soft" }, t("nothingMade")),
     isOurs && chat.state === "failed" ? make("p", { class: "problem" }, chat.problem) : null];
 }
 
