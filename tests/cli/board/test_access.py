@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.cli.board.conftest import Board, running
@@ -79,6 +80,7 @@ def test_a_request_that_is_no_request_is_refused_in_a_sentence(board: Board) -> 
     }
     assert board.send("/api/files", b"[" * 100_000)[0] == 400
     assert board.send("/api/files", b'{"path": "' + b"x" * 3 * 2**20 + b'"}')[0] == 413
-    for body in ({"path": 3}, {"unknown": 1}, [], "text", {"path": None}):
+    bodies: tuple[Any, ...] = ({"path": 3}, {"unknown": 1}, [], "text", {"path": None})
+    for body in bodies:
         status, message = board.refusal("files", body)
         assert (status, message.endswith("Reload the page.")) == (400, True)

@@ -22,7 +22,7 @@ RECIPE = """
 model: {name_or_path: nano}
 data: {train: rows.jsonl, max_length: 64, eval_fraction: 4}
 training:
-  max_steps: 400
+  max_steps: 150
   gradient_accumulation_steps: 1
   logging_steps: 1
   eval_strategy: "no"
@@ -123,21 +123,20 @@ def test_a_run_from_its_rows_to_a_chat(browser: Any, board: Board) -> None:
     page.get_by_role("button", name="rows.jsonl").click()
     page.locator(".rows li").first.wait_for()
     assert page.locator(".rows li").count() == 20
+    page.click("#check-rows")
+    page.locator("#report").wait_for()
+    assert "25 rows · Format: alpaca · 0 errors" in page.text_content("#report-summary")
+    assert page.locator("#report .findings li").count() >= 1  # the duplicate
+    lengths = page.get_attribute("#report svg", "aria-label")
+    assert lengths.startswith("Lengths (characters). ≤ 64: 25")
+    page.click("#fix-rows")
+    read_until(page, "status", "24 rows written")
+    assert len((board.folder / "rows.clean.jsonl").read_text("utf-8").splitlines()) == 24
     page.fill("#data-model", "nano")
     page.get_by_role("button", name="Tokens: Row 1", exact=True).click()
     page.locator("#tokens .piece.learned").first.wait_for()
     learned = page.locator("#tokens .pieces .piece.learned").all_text_contents()
     assert "等于" in "".join(learned)
-    page.click("#check-rows")
-    page.locator("#report").wait_for()
-    assert "25 rows · Format: alpaca · 0 errors" in page.text_content("#report-summary")
-    assert page.locator("#report .findings li").count() >= 1  # the duplicate
-    assert page.get_attribute("#report svg", "aria-label").startswith("Lengths (tokens). ≤ 64: 25")
-    page.click("#fix-rows")
-    page.wait_for_function(
-        "document.getElementById('status').textContent.includes('24 rows written')"
-    )
-    assert len((board.folder / "rows.clean.jsonl").read_text("utf-8").splitlines()) == 24
     page.click("#use-rows")
 
     page.locator("#recipe-form fieldset").first.wait_for()
@@ -145,9 +144,7 @@ def test_a_run_from_its_rows_to_a_chat(browser: Any, board: Board) -> None:
     page.click("#recipe-tools summary")
     page.fill("#recipe-text", RECIPE)
     page.click("#recipe-tools details button")
-    page.wait_for_function(
-        "document.getElementById('recipe-yaml').textContent.includes('dir: out/first')"
-    )
+    read_until(page, "recipe-yaml", "dir: out/first")
     page.fill("[id='key-adapter.r']", "none")
     page.locator("#recipe-problems").wait_for()
     assert "adapter.r is 'none'" in page.text_content("#recipe-problems")
@@ -171,7 +168,7 @@ def test_a_run_from_its_rows_to_a_chat(browser: Any, board: Board) -> None:
     state(page, "stopped")
     assert "saved out/first/checkpoint-" in page.text_content("#run-log")
     stopped_at = page.locator("#run .figures dd").first.text_content()
-    assert stopped_at.endswith(" / 400")
+    assert stopped_at.endswith(" / 150")
     page.reload()  # the run is not of this page
     page.click("#tab-runs")
     page.click("[id='watch-out/first']")
@@ -179,7 +176,7 @@ def test_a_run_from_its_rows_to_a_chat(browser: Any, board: Board) -> None:
     state(page, "finished")
     page.locator("#proofs .passed").first.wait_for()
     assert page.locator("#proofs .failed").count() == 0
-    assert page.locator("#run .figures dd").first.text_content() == "400 / 400"
+    assert page.locator("#run .figures dd").first.text_content() == "150 / 150"
     visit.check_layout()
 
     page.click("#use-run")
@@ -249,9 +246,7 @@ def test_a_key_is_asked_for_once(browser: Any, tmp_path: Path) -> None:
         page.locator("#login[open]").wait_for()
         page.fill("#key", "wrong")
         page.keyboard.press("Enter")
-        page.wait_for_function(
-            "document.getElementById('key-problem').textContent.includes('wrong')"
-        )
+        read_until(page, "key-problem", "wrong")
         page.fill("#key", "secret")
         page.keyboard.press("Enter")
         page.get_by_text("This folder is empty.").wait_for()

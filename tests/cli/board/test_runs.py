@@ -5,10 +5,11 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from tests.cli.board.conftest import Board, running
+from tests.cli.board.conftest import Board, running, until
 
 from glmtune.recipe.reading import load_recipe
 from glmtune.train.run_folder import LOCK, locked, process_of
@@ -113,7 +114,10 @@ def test_runs_are_compared_as_the_command_compares_them(board: Board) -> None:
 
 @pytest.mark.parametrize("name", ["run", "resume", "open-chat", "evaluate", "export"])
 def test_a_folder_without_a_run_is_refused(board: Board, name: str) -> None:
-    more = {"evaluate": {"rows": "r.json"}, "export": {"output": "o", "to": "merged"}}
+    more: dict[str, Any] = {
+        "evaluate": {"rows": "r.json"},
+        "export": {"output": "o", "to": "merged"},
+    }
 
     assert board.refusal(name, {"path": "out", **more.get(name, {})}) == (
         404, "out: there is no run in it. Reload the page.",
@@ -125,8 +129,8 @@ def test_a_result_is_written_only_below_the_folder_and_never_over_something(boar
     for output, status in (("../out", 403), ("out/b", 409), (".x", 400), ("", 400)):
         body = {"path": "out/a", "to": "merged", "output": output}
         assert board.refusal("export", body)[0] == status
-    body = {"path": "out/a", "rows": "rows.jsonl", "metrics": ["evil.py:run"]}
-    assert "expected the name of a metric" in board.refusal("evaluate", body)[1]
+    evil = {"path": "out/a", "rows": "rows.jsonl", "metrics": ["evil.py:run"]}
+    assert "expected the name of a metric" in board.refusal("evaluate", evil)[1]
     assert board.ask("jobs") == {"jobs": []}
 
 
@@ -146,5 +150,32 @@ def test_a_report_can_neither_reach_the_board_nor_load_anything(board: Board) ->
 
 def test_the_chat_says_that_no_run_is_opened(board: Board) -> None:
     assert board.ask("chat") == {"run": None, "state": "closed"}
+    assert board.send("/chat")[0] == 503  # of /chat/
     status, answer = board.send("/chat/v1/models")
     assert (status, "Open one in the tab Runs" in answer["error"]["message"]) == (503, True)
+
+
+def test_a_resumed_run_has_as_many_processes_as_before(tmp_path: Path) -> None:
+    from glmtune.cli.board.actions import Actions, OfRun
+    from glmtune.cli.board.folder import StartFolder
+    from glmtune.cli.board.jobs import Jobs
+    from glmtune.cli.board.runs import Runs
+
+    start = StartFolder(tmp_path.resolve())
+    make_run(tmp_path / "moved" / "a", [2.0])
+    jobs = Jobs(start)
+    before = jobs.begin(  # a command that ends at once
+        "train", jobs.prepare("train"), ["--version", "--nproc", "2"], "moved/a"
+    )
+    until(lambda: before.state != "running")
+
+    resumed = Actions(start, jobs, Runs(start, jobs)).resume(OfRun(path="moved/a"))
+    [job] = [each for each in jobs.all() if each.id == resumed["job"]["id"]]
+    jobs.stop(job)
+    until(lambda: job.state != "running")
+
+    # Its recipe says output.dir=a, where it was before.
+    assert job.record.command == (
+        "train", "moved/a/recipe.yaml", 'output.dir="moved/a"', "--nproc", "2", "--resume",
+    )  # fmt: skip
+    assert job.record.first_step == 1

@@ -32,8 +32,9 @@ class Watched(OfRun):
 
 
 class Started(Body):
-    """A filled form to train."""
+    """A filled form to train, and on how many GPUs."""
 
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
     values: Annotated[dict[str, Any], Field(max_length=500)]
 
 
@@ -84,7 +85,7 @@ class Actions:
     def __init__(self, start: StartFolder, jobs: Jobs, runs: Runs) -> None:
         self._start, self._jobs, self._runs = start, jobs, runs
 
-    def list(self, asked: Nothing) -> Any:
+    def all(self, asked: Nothing) -> Any:
         """List all runs."""
         return {"runs": self._runs.all()}
 
@@ -108,6 +109,7 @@ class Actions:
         folder = self._jobs.prepare("train")
         (folder / RECIPE).write_text(commented(recipe) + "\n", encoding="utf-8")
         command = ["train", self._start.name(folder / RECIPE)]
+        command += ["--nproc", str(asked.processes)] if asked.processes > 1 else []
         job = self._jobs.begin("train", folder, command, self._start.name(output))
         return {"path": job.record.target, "job": job.summary()}
 
@@ -121,13 +123,19 @@ class Actions:
         name = self._start.name(path)
         self._refuse_running(name)
         record = read_record(path, damaged_too=True)
-        changes = []
+        changes: tuple[str, ...] = ()
         if self._start.inside(str(record.value("output.dir"))) != path:  # it was moved
-            changes.append(as_override("output.dir", name))
+            changes = (as_override("output.dir", name),)
         if record.value("output.overwrite") is True:
-            changes.append("output.overwrite=false")
+            changes = (*changes, "output.overwrite=false")
         kind = "pretrain" if record.is_pretraining else "train"
-        command = [kind, self._start.word(path / RECIPE), *changes, "--resume"]
+        command = [
+            kind,
+            self._start.word(path / RECIPE),
+            *changes,
+            *self._processes(name),
+            "--resume",
+        ]
         folder = self._jobs.prepare("train")
         job = self._jobs.begin("train", folder, command, name, steps_done(path))
         return {"path": name, "job": job.summary()}
@@ -218,6 +226,14 @@ class Actions:
         """Interrupt a job."""
         self._jobs.stop(self._jobs.find(asked.id))
         return {}
+
+    def _processes(self, name: str) -> tuple[str, ...]:
+        """Return the option that says how many processes trained a run, as before."""
+        job = self._jobs.latest("train", name)
+        if job is None or "--nproc" not in job.record.command:
+            return ()
+        at = job.record.command.index("--nproc")
+        return job.record.command[at : at + 2]
 
     def _refuse_running(self, name: str) -> None:
         job = self._jobs.latest("train", name)

@@ -65,8 +65,8 @@ def make_app(start: StartFolder, access: Access) -> Starlette:
     """Make the application over a start folder."""
     jobs = Jobs(start)
     runs = Runs(start, jobs)
-    actions, recipes, data = Actions(start, jobs, runs), Recipes(start), Data(start)
-    chat = Chat(start, runs)
+    recipes, data, chat = Recipes(start), Data(start), Chat(start, runs)
+    functions = _functions(data, recipes, Actions(start, jobs, runs), chat)
     door = _Door(access)
 
     def end_waiting() -> None:
@@ -75,39 +75,16 @@ def make_app(start: StartFolder, access: Access) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        app.state.end_waiting = end_waiting  # before connections are closed
         yield
         end_waiting()
         await run_in_threadpool(chat.end)
 
-    functions: dict[str, Callable[..., Any]] = {
-        "files": data.files, "look": data.look, "lint": data.lint, "fix": data.fix, "row": data.row,
-        "form": recipes.form, "check": recipes.check, "read": recipes.read, "save": recipes.save,
-        "plan": recipes.plan, "suggest": recipes.suggest,
-        "runs": actions.list, "run": actions.watch, "start": actions.start,
-        "resume": actions.resume, "stop": actions.stop, "compare": actions.compare,
-        "evaluate": actions.evaluate, "export": actions.export,
-        "jobs": actions.jobs, "job": actions.job, "stop-job": actions.stop_job,
-        "chat": chat.state, "open-chat": chat.open, "close-chat": chat.close,
-    }  # fmt: skip
-    routes = [_route(f"/api/{name}", function) for name, function in functions.items()]
-
-    def report(request: Request) -> Response:
-        path = runs.folder(request.path_params["run"]) / "report.html"
-        if not path.is_file() or start.inside(str(path)) != path:
-            raise HTTPException(404, "the run has no report.html yet.")
-        headers = {**SECURITY, "Content-Security-Policy": REPORT_POLICY}
-        return Response(path.read_bytes(), media_type="text/html; charset=utf-8", headers=headers)
-
-    async def to_chat(request: Request) -> Response:
-        return RedirectResponse("/chat/")
-
-    return Starlette(
+    app = Starlette(
         routes=[
-            *routes,
+            *(_route(f"/api/{name}", function) for name, function in functions.items()),
             Route("/api/login", door.login, methods=["POST"]),
-            Route("/report/{run:path}", report, methods=["GET"]),
-            Route("/chat", to_chat, methods=["GET"]),
+            Route("/report/{run:path}", _reports(start, runs), methods=["GET"]),
+            Route("/chat", RedirectResponse("/chat/"), methods=["GET"]),
             Route("/chat/{path:path}", chat.forward, methods=["GET", "POST"]),
             _page("/", "index.html"),
             *(_page(f"/{name}", name) for name in PAGE),
@@ -116,6 +93,36 @@ def make_app(start: StartFolder, access: Access) -> Starlette:
         exception_handlers={HTTPException: _http_error, GlmtuneError: _our_error},
         lifespan=lifespan,
     )
+    app.state.end_waiting = end_waiting  # before connections are closed
+    return app
+
+
+def _functions(
+    data: Data, recipes: Recipes, actions: Actions, chat: Chat
+) -> dict[str, Callable[..., Any]]:
+    return {
+        "files": data.files, "look": data.look, "lint": data.lint, "fix": data.fix, "row": data.row,
+        "form": recipes.form, "check": recipes.check, "read": recipes.read, "save": recipes.save,
+        "plan": recipes.plan, "suggest": recipes.suggest,
+        "runs": actions.all, "run": actions.watch, "start": actions.start,
+        "resume": actions.resume, "stop": actions.stop, "compare": actions.compare,
+        "evaluate": actions.evaluate, "export": actions.export,
+        "jobs": actions.jobs, "job": actions.job, "stop-job": actions.stop_job,
+        "chat": chat.state, "open-chat": chat.open, "close-chat": chat.close,
+    }  # fmt: skip
+
+
+def _reports(start: StartFolder, runs: Runs) -> Callable[[Request], Response]:
+    """Serve the reports of runs."""
+
+    def report(request: Request) -> Response:
+        path = runs.folder(request.path_params["run"]) / "report.html"
+        if not path.is_file() or start.inside(str(path)) != path:
+            raise HTTPException(404, "the run has no report.html yet.")
+        headers = {**SECURITY, "Content-Security-Policy": REPORT_POLICY}
+        return Response(path.read_bytes(), media_type="text/html; charset=utf-8", headers=headers)
+
+    return report
 
 
 def answer_with(content: Any, status: int = 200) -> Response:

@@ -1,5 +1,6 @@
 """Start the board: bind the address, say where it is, answer until it is stopped."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -22,11 +23,16 @@ def run_board(
         announce: is called with each line about the board, once it listens.
 
     Raises:
-        OutputError: the address cannot be bound, or the folder is none.
+        OutputError: the address cannot be bound, the folder is none, or the system is Windows.
         RecipeError: the address needs a key.
     """
     import uvicorn
 
+    if sys.platform == "win32":
+        raise OutputError(
+            "the board needs a system with sessions and signals, which let a run continue without "
+            "it: Linux or macOS. On Windows, start it in WSL."
+        )
     access = check_access(address, access)
     root = folder.resolve()
     if not root.is_dir():

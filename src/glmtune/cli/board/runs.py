@@ -6,8 +6,11 @@ report.json                   proofs and figures, once it has ended
 a job of the board            its log, and what stops it
 """
 
+import itertools
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +25,11 @@ from glmtune.prove.report.facts import FACTS
 from glmtune.prove.report.record import RunRecord, read_record
 from glmtune.prove.report.summary import key_figures, title_of
 from glmtune.recipe.recipe import RECIPE
-from glmtune.train.run_folder import process_of
+from glmtune.train.run_folder import LOCK, process_of
 
 State = Literal["running", "finished", "stopped", "failed"]
 MOST_RUNS = 500  # that are listed
+LOOK_SECONDS = 5.0  # between two searches of all folders, which may be many
 MOST_LINES = 5_000  # of metrics that are sent at once
 _PROOF = re.compile(r"(?:warning: )?proof: (.{1,200}?): (passed|failed|not run)(?: \((.*)\))?")
 
@@ -54,6 +58,8 @@ class Runs:
 
     def __init__(self, start: StartFolder, jobs: Jobs) -> None:
         self._start, self._jobs = start, jobs
+        self._found: tuple[Path, ...] = ()
+        self._looked = -math.inf  # when, by a clock that only goes forward
         self._known: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}
 
     def all(self) -> list[dict[str, Any]]:
@@ -110,13 +116,15 @@ class Runs:
         }
 
     def _folders(self) -> Iterator[Path]:
-        number = 0
-        for path, names in self._start.walk():
-            if RECIPE in names and (METRICS in names or FACTS in names or ".lock" in names):
-                number += 1
+        """Yield the folders of runs, of which those of others are looked for now and then."""
+        if time.monotonic() - self._looked > LOOK_SECONDS:
+            found = (path for path, names in self._start.walk() if _holds_run(names))
+            self._found = tuple(itertools.islice(found, MOST_RUNS))
+            self._looked = time.monotonic()
+        started = (self._start.root / job.record.target for job in self._jobs.all())
+        for path in dict.fromkeys((*self._found, *started)):
+            if (path / RECIPE).is_file():
                 yield path
-            if number >= MOST_RUNS:
-                return
 
     def _listed(self, name: str, path: Path, job: Job | None) -> dict[str, Any]:
         """Summarize a run; its files are read again only where they have changed."""
@@ -148,6 +156,10 @@ class Runs:
         if facts is not None and any(proof.verdict == "failed" for proof in facts.proofs):
             return "failed"
         return "finished" if facts is not None and facts.is_finished else "stopped"
+
+
+def _holds_run(names: Collection[str]) -> bool:
+    return RECIPE in names and any(each in names for each in (METRICS, FACTS, LOCK))
 
 
 def _latest(jobs: Sequence[Job]) -> Mapping[str, Job]:

@@ -12,7 +12,7 @@ let shown = null;         // the rows, as the board sent them
 let report = null;        // of lint
 let tokens = null;        // {number, sides}
 let running = null;       // aborts the check
-let options = { model: "", maxLength: "" };
+let options = { model: "", maxLength: "", columns: "" };
 
 export function begin({ show }) { go = show; }
 
@@ -61,18 +61,28 @@ async function look() {
 /** What says how the rows are read. */
 function source() {
   const length = parseInt(options.maxLength, 10);
-  return { path: chosen, model: options.model.trim(), max_length: length > 0 ? length : null };
+  return { path: chosen, model: options.model.trim(), max_length: length > 0 ? length : null, columns: columns() };
+}
+
+function columns() {
+  if (!options.columns.trim()) return {};
+  try {
+    const found = JSON.parse(options.columns);
+    if (found && !Array.isArray(found) && Object.values(found).every((each) => typeof each === "string")) return found;
+  } catch { /* said below */ }
+  throw new Error(t("columnsBad"));
 }
 
 function draw() {
   if (chosen === null) { find("file").replaceChildren(make("p", { class: "card soft" }, t("chooseFile"))); return; }
   const model = make("input", { id: "data-model", value: options.model, list: "models", placeholder: "nano", oninput: (e) => { options.model = e.target.value; } });
   const length = make("input", { id: "data-max-length", type: "number", min: 1, value: options.maxLength, oninput: (e) => { options.maxLength = e.target.value; } });
+  const names = make("input", { id: "data-columns", value: options.columns, spellcheck: "false", placeholder: '{"instruction": "question"}', oninput: (e) => { options.columns = e.target.value; } });
   const check = button(t("check"), lint, { class: "primary", id: "check-rows" });
-  const use = button(t("use"), () => { useRows(chosen, options.model.trim()); return go("recipe"); }, { id: "use-rows" });
+  const use = button(t("use"), (event) => act(event.target, "", async () => { useRows(chosen, options.model.trim(), columns()); await go("recipe"); }), { id: "use-rows" });
   const head = make("div", { class: "card" },
     make("h2", {}, chosen),
-    make("div", { class: "fields" }, labeled(t("model"), model, t("modelHelp")), labeled(t("maxLength"), length)),
+    make("div", { class: "fields" }, labeled(t("model"), model, t("modelHelp")), labeled(t("maxLength"), length), labeled(t("columns"), names, t("columnsHelp"))),
     make("div", { class: "buttons" }, check, use));
   find("file").replaceChildren(...[head, drawTokens(), drawReport(), drawRows()].filter(Boolean));
 }

@@ -11,13 +11,14 @@ let plan = null;       // {made} or {problem}; null while it is not known
 let file = "recipe.yaml";
 let isPlanning = false;
 let checkTimer = null, planTimer = null, planning = null, turn = 0;
-let device = "";
+let device = "", processes = 1;
 
 export function begin({ show }) { go = show; }
 
 /** Take the rows that were looked at into the form. */
-export function useRows(path, model) {
+export function useRows(path, model, columns) {
   values["data.train"] = [path];
+  if (Object.keys(columns).length) values["data.columns"] = columns;
   if (model) values["model.name_or_path"] = model;
 }
 
@@ -201,8 +202,10 @@ function drawSide() {
   const yaml = checked?.yaml || "", command = checked?.command || "";
   const focused = document.activeElement?.id;
   const start = button(t("train"), startTraining, { class: "primary", id: "start", disabled: !yaml || checked.problems.length > 0 });
+  const gpus = make("input", { id: "processes", type: "number", min: 1, max: 64, value: processes, oninput: (event) => { processes = Math.max(1, parseInt(event.target.value, 10) || 1); } });
   find("recipe-side").replaceChildren(
-    make("div", { class: "card", "aria-live": "polite" }, make("h2", {}, t("verdict")), drawVerdict(), make("div", { class: "buttons" }, start)),
+    make("div", { class: "card", "aria-live": "polite" }, make("h2", {}, t("verdict")), drawVerdict(),
+      make("div", { class: "buttons" }, start, make("label", { class: "inline few" }, t("processes"), gpus))),
     shownText("command", command), shownText("yaml", yaml));
   if (focused && find("recipe-side").contains(find(focused))) find(focused).focus();
 }
@@ -276,6 +279,6 @@ async function saveAs(overwrite) {
 async function startTraining(event) {
   planning?.abort();
   clearTimeout(planTimer);
-  const started = await act(event.target, t("starting"), () => ask("start", { values }));
+  const started = await act(event.target, t("starting"), () => ask("start", { values, processes }));
   if (started) await go("run", { path: started.path });
 }
