@@ -128,7 +128,7 @@ def test_a_run_from_its_rows_to_a_chat(browser: Any, board: Board) -> None:
     assert "25 rows · Format: alpaca · 0 errors" in page.text_content("#report-summary")
     assert page.locator("#report .findings li").count() >= 1  # the duplicate
     lengths = page.get_attribute("#report svg", "aria-label")
-    assert lengths.startswith("Lengths (characters). ≤ 64: 25")
+    assert lengths.startswith("Lengths (characters). 15: 6; 16: 5; ")
     page.click("#fix-rows")
     read_until(page, "status", "24 rows written")
     assert len((board.folder / "rows.clean.jsonl").read_text("utf-8").splitlines()) == 24
@@ -196,8 +196,10 @@ def test_a_run_from_its_rows_to_a_chat(browser: Any, board: Board) -> None:
 
     page.click("#use-export summary")
     page.click("#export")
-    page.locator("#jobs .badge.succeeded").wait_for()
-    assert (board.folder / "out" / "first-merged" / "config.json").is_file()
+    page.locator("#jobs .badge.running").wait_for()
+    assert page.text_content("#jobs code") == "glmtune merge out/first -o out/first-merged"
+    page.click("#jobs button")
+    page.locator("#jobs .badge.stopped").wait_for()
     visit.check_layout()
     visit.close()
 

@@ -181,7 +181,8 @@ async def _read(request: Request) -> Any:
 
 async def _our_error(request: Request, error: Exception) -> Response:
     status = error.status if isinstance(error, BoardError) else 422
-    return answer_with({"error": str(error)}, status)
+    message = str(error).encode(errors="backslashreplace").decode()  # it may quote a request
+    return answer_with({"error": message}, status)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -51,6 +51,7 @@ class StartFolder:
         """
         try:
             path = (self.root / text).resolve()
+            path.exists()  # raises where a name is longer than the file system takes
             is_inside = path.is_relative_to(self.root)
         except (OSError, ValueError, RuntimeError):  # NUL, a surrogate, a loop of links
             raise BoardError(f"{text[:200]!r}: is not a path. Choose a file below here.") from None

@@ -73,15 +73,16 @@ export function lineChart(title, series) {
   return make("figure", { class: "chart" }, make("figcaption", {}, make("strong", {}, title), curves.length > 1 ? legend : null, readout), svg);
 }
 
-/** Draw bars: [{label, value}]. */
+/** Draw bars: [{label, value}]; of many, only some have room for their label. */
 export function histogram(title, bars) {
   const most = Math.max(...bars.map((bar) => bar.value), 1), width = (WIDTH - LEFT) / bars.length;
+  const every = Math.ceil(bars.length / 7), isNamed = (index) => (bars.length - 1 - index) % every === 0;
   const shapes = bars.flatMap(({ label, value }, index) => {
     const height = (value / most) * (HEIGHT - TOP - BOTTOM - 14), x = LEFT + index * width;
     return [
       shape("rect", { class: "bar", x: x + 2, y: HEIGHT - BOTTOM - height, width: Math.max(width - 4, 1), height }),
-      shape("text", { class: "tick", x: x + width / 2, y: HEIGHT - BOTTOM - height - 4, "text-anchor": "middle" }, value ? count(value) : ""),
-      shape("text", { class: "tick", x: x + width / 2, y: HEIGHT - 6, "text-anchor": "middle" }, label),
+      shape("text", { class: "tick", x: x + width / 2, y: HEIGHT - BOTTOM - height - 4, "text-anchor": "middle" }, value && isNamed(index) ? count(value) : ""),
+      shape("text", { class: "tick", x: x + width / 2, y: HEIGHT - 6, "text-anchor": "middle" }, isNamed(index) ? label : ""),
     ];
   });
   const said = bars.map(({ label, value }) => `${label}: ${count(value)}`).join("; ");

@@ -167,15 +167,9 @@ function finding(each) {
     each.excerpt ? make("pre", {}, each.excerpt) : null);
 }
 
-/** The histogram comes from the rows above each limit: those between two limits are a bar. */
 function drawLengths(lengths) {
-  if (!lengths.rows || !lengths.costs.length) return null;
-  let above = lengths.rows;
-  const bars = lengths.costs.map((cost) => {
-    const value = above - cost.num_overlong;
-    above = cost.num_overlong;
-    return { label: `≤ ${count(cost.max_length)}`, value };
-  });
+  if (!lengths.rows || !lengths.histogram.length) return null;
+  const bars = lengths.histogram.map(([longest, value]) => ({ label: count(longest), value }));
   const shares = Object.entries(lengths.percentiles).map(([share, length]) => [`${share} %`, count(length)]);
   return make("div", {}, histogram(`${t("lengths")} (${lengths.unit})`, bars),
     table([t("rowsUpTo"), lengths.unit], shares, t("lengths")));
