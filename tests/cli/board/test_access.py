@@ -1,6 +1,7 @@
 """Who may use the board."""
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,13 @@ def test_another_address_needs_a_key_and_a_folder_must_exist(tmp_path: Path) -> 
         start(str(tmp_path), "--host", "0.0.0.0")
     with pytest.raises(OutputError, match="is not a folder"):
         start(str(tmp_path / "none"), "--port", "0")
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+
+    with pytest.raises(RecipeError, match=re.escape("pip install 'glmtune[serve]'")):
+        CliRunner().invoke(app, ["board"], catch_exceptions=False)
 
 
 def test_a_request_that_is_no_request_is_refused_in_a_sentence(board: Board) -> None:

@@ -99,6 +99,7 @@ class Visit:
             ".map((each) => each.outerHTML)"
         )
         assert unnamed == []
+        assert "undefined" not in page.text_content("body")  # a text that a language lacks
 
     def close(self) -> None:
         assert self.foreign == []

@@ -171,8 +171,8 @@ function drawLengths(lengths) {
   if (!lengths.rows || !lengths.histogram.length) return null;
   const bars = lengths.histogram.map(([longest, value]) => ({ label: count(longest), value }));
   const shares = Object.entries(lengths.percentiles).map(([share, length]) => [`${share} %`, count(length)]);
-  return make("div", {}, histogram(`${t("lengths")} (${lengths.unit})`, bars),
-    table([t("rowsUpTo"), lengths.unit], shares, t("lengths")));
+  return make("div", {}, histogram(`${t("lengths")} (${t("units")[lengths.unit]})`, bars),
+    table([t("rowsUpTo"), `${t("atMost")} ${t("units")[lengths.unit]}`], shares, t("lengths")));
 }
 
 function drawFix() {

@@ -91,7 +91,7 @@ const points = (key) => lines.filter((line) => typeof line[key] === "number").ma
 
 function drawCharts() {
   const charts = [
-    lineChart(t("loss"), [{ name: t("loss"), points: points("loss") }, { name: t("heldOut"), points: points("eval_loss") }]),
+    lineChart(t("lossOf"), [{ name: t("loss"), points: points("loss") }, { name: t("heldOut"), points: points("eval_loss") }]),
     lineChart(t("lr"), [{ name: t("lr"), points: points("learning_rate") }]),
     lineChart(t("norm"), [{ name: t("norm"), points: points("grad_norm") }]),
     lineChart(t("speed"), [{ name: t("speed"), points: points("tokens_per_second") }]),

@@ -1,5 +1,5 @@
 // The tab Runs: all runs below the start folder, compared and used.
-import { t } from "./texts.js";
+import { proofName, t } from "./texts.js";
 import { act, ask, badge, button, find, labeled, make, number, repeat, table } from "./parts.js";
 import { lineChart } from "./charts.js";
 import { encodePath } from "./run.js";
@@ -57,7 +57,7 @@ function draw() {
       } }),
       make("div", {}, make("strong", {}, run.path), run.title && run.title !== run.path ? make("small", {}, run.title) : null),
       badge(run.state), number(run.loss), number(run.eval_loss),
-      run.num_proofs ? `${run.passed} / ${run.num_proofs}` : "–", run.date ? new Date(run.date).toLocaleString() : "–",
+      run.num_proofs ? make("div", {}, `${run.passed} / ${run.num_proofs}`, run.failed.map((name) => make("small", { class: "problem" }, `✗ ${proofName(name)}`))) : "–", run.date ? new Date(run.date).toLocaleString() : "–",
       make("span", { class: "buttons" }, button(t("watch"), () => go("run", { path: run.path }), { class: "small", id: `watch-${run.path}`, "aria-label": `${t("watch")}: ${run.path}` }),
         button(t("useIt"), () => { take(run.path); find("use").scrollIntoView({ block: "nearest" }); poll(); }, { class: "small", id: `use-${run.path}`, "aria-label": `${t("useIt")}: ${run.path}` })),
     ]);
