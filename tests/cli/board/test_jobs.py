@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -90,3 +92,18 @@ def test_a_log_shows_what_was_seen_last(jobs: Jobs) -> None:
     (job.folder / "log.txt").write_bytes(b"x" * 100 + b"\n" + b"line\n" * 20_000)
     assert job.log().startswith("line\n")
     assert len(job.log()) < 70_000
+
+
+def test_the_chat_ends_with_the_board_even_if_that_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "glmtune.cli.board.leashed", "board", ".", "--port", "0"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("Board: http")
+
+    process.stdin.close()  # as the system does with what a killed process has open
+
+    assert process.wait(timeout=30) in (0, 130)
+    process.stdout.close()

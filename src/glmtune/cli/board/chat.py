@@ -125,10 +125,10 @@ class Chat:
             folder.mkdir(exist_ok=True)
             with log.open("wb") as file:
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "glmtune", *command],
+                    [sys.executable, "-P", "-m", "glmtune.cli.board.leashed", *command],
                     cwd=self._start.root,
                     env=environment,
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,  # closes with this process
                     stdout=file,
                     stderr=subprocess.STDOUT,
                 )

@@ -102,7 +102,7 @@ def _kind(found: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str,
             low, high = only.get("ge", only.get("gt")), only.get("le", only.get("lt"))
             return kind | {"kind": only["type"], "low": low, "high": high}
         case "array":
-            return kind | {"kind": "list"}
+            return kind | {"kind": "list", "items": only["items"].get("type")}
         case "string":
             return kind | {"kind": "text"}
     return kind | {"kind": "json"}

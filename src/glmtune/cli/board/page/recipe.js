@@ -101,7 +101,7 @@ function inputOf(field) {
   if (field.kind === "list") {
     const text = value === undefined ? "" : value === null ? "" : value.every((each) => typeof each !== "object") ? value.join("\n") : JSON.stringify(value);
     const rows = Math.min(Math.max(text.split("\n").length, 1), 6);
-    return make("textarea", { rows, spellcheck: "false", placeholder: isEmpty ? t("onePerLine") : placeholder, oninput: set(listOf) }, text);
+    return make("textarea", { rows, spellcheck: "false", placeholder: isEmpty ? t("onePerLine") : placeholder, oninput: set((text) => listOf(text, field.items === "integer")) }, text);
   }
   if (field.kind === "json") {
     const text = value === undefined ? "" : typeof value === "string" ? value : JSON.stringify(value);
@@ -111,7 +111,7 @@ function inputOf(field) {
     const list = field.key === "model.name_or_path" ? "models" : null;
     return make("input", { value: value ?? "", spellcheck: "false", placeholder, list, oninput: set((text) => text || undefined) });
   }
-  return make("input", { value: value ?? "", inputmode: "decimal", placeholder, oninput: set(numberOf) });
+  return make("input", { value: value === null ? "null" : value ?? "", inputmode: "decimal", placeholder, oninput: set((text) => (field.is_nullable && text.trim() === "null" ? null : numberOf(text))) });
 }
 
 /** What is typed as plain values; the board says what it expected if they are none. */
@@ -127,11 +127,11 @@ function jsonOf(text) {
   try { return JSON.parse(trimmed); } catch { return trimmed; }
 }
 
-function listOf(text) {
+function listOf(text, areNumbers) {
   const trimmed = text.trim();
   if (trimmed.startsWith("[")) return jsonOf(trimmed);
   const lines = trimmed.split("\n").map((line) => line.trim()).filter(Boolean);
-  return lines.length ? lines.map((line) => (/^\d+$/.test(line) ? Number(line) : line.startsWith("{") ? jsonOf(line) : line)) : undefined;
+  return lines.length ? lines.map((line) => (areNumbers ? numberOf(line) : line.startsWith("{") ? jsonOf(line) : line)) : undefined;
 }
 
 function put(field, value) {
