@@ -1,5 +1,5 @@
 // The board: tabs, language, key. Each tab is a file of its own; what they share is in parts.js.
-import { chosenLanguage, switchLanguage, t, translate } from "./texts.js";
+import { switchLanguage, t, translate } from "./texts.js";
 import { ask, complain, find, say } from "./parts.js";
 import * as data from "./data.js";
 import * as recipe from "./recipe.js";
@@ -43,7 +43,6 @@ find("tabs").addEventListener("keydown", (event) => {
 find("language").addEventListener("click", () => {
   switchLanguage();
   for (const tab of Object.values(TABS)) tab.redraw();
-  document.title = chosenLanguage() === "zh" ? "glmtune 看板" : "glmtune board";
 });
 find("login-form").addEventListener("submit", async (event) => {
   event.preventDefault();

@@ -28,6 +28,15 @@ function ticks(low, high) {
   return found;
 }
 
+/** 1, 2, 5, 10, 20, ...; of a large range only powers of ten. */
+function logTicks(low, high) {
+  const powers = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) powers.push(10 ** power);
+  const within = (all) => all.filter((value) => value >= low && value <= high);
+  const fine = within(powers.flatMap((power) => [power, 2 * power, 5 * power]));
+  return fine.length <= 6 ? fine : within(powers);
+}
+
 /** Draw curves: [{name, points: [[step, value], ...]}]; null where there is nothing to draw. */
 export function lineChart(title, series) {
   const curves = series.map((each, color) => ({ ...each, color, points: thin(each.points.filter(([, y]) => Number.isFinite(y))) }))
@@ -43,8 +52,7 @@ export function lineChart(title, series) {
   const px = (x) => LEFT + ((x - x0) / (x1 - x0)) * (WIDTH - LEFT - RIGHT);
   const py = (y) => TOP + (1 - (scale(y) - y0) / (y1 - y0)) * (HEIGHT - TOP - BOTTOM);
   const marks = [];
-  for (const value of ticks(y0, y1)) {
-    const y = isLog ? 10 ** value : value;
+  for (const y of isLog ? logTicks(10 ** y0, 10 ** y1) : ticks(y0, y1)) {
     marks.push(shape("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: py(y), y2: py(y) }));
     marks.push(shape("text", { class: "tick", x: LEFT - 6, y: py(y) + 4, "text-anchor": "end" }, number(y, 3)));
   }
@@ -70,7 +78,7 @@ export function lineChart(title, series) {
     readout.textContent = `${t("step")} ${count(near[0][1][0])}: ${near.map(([name, [, y]]) => `${name} ${number(y)}`).join(", ")}`;
   });
   const legend = curves.map(({ name, color }) => make("span", { class: `legend c${color % 8}` }, name));
-  return make("figure", { class: "chart" }, make("figcaption", {}, make("strong", {}, title), curves.length > 1 ? legend : null, readout), svg);
+  return make("figure", { class: "chart" }, make("figcaption", {}, make("strong", {}, title), series.length > 1 ? legend : null, readout), svg);
 }
 
 /** Draw bars: [{label, value}]; of many, only some have room for their label. */

@@ -121,7 +121,10 @@ export function repeat(panel, work) {
   const again = async () => {
     clearTimeout(timer);
     if (panel.hidden || document.hidden) return;
-    const wait = await work().catch((error) => { complain(error); return 5000; });
+    const wait = await work().then((ms) => {
+      if (find("problem").textContent === t("unreachable")) complain(null); // it is back
+      return ms;
+    }, (error) => { complain(error); return 5000; });
     clearTimeout(timer);
     if (wait) timer = setTimeout(again, wait);
   };

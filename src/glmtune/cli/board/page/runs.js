@@ -55,13 +55,13 @@ function draw() {
         if (event.target.checked) selected.add(run.path); else selected.delete(run.path);
         drawTools();
       } }),
-      make("div", {}, make("strong", {}, run.path), run.title && run.title !== run.path ? make("small", {}, run.title) : null),
+      make("div", {}, make("strong", {}, run.path), run.title && run.title !== run.path ? make("small", {}, run.title) : null,
+        make("span", { class: "buttons" }, button(t("watch"), () => go("run", { path: run.path }), { class: "small", id: `watch-${run.path}`, "aria-label": `${t("watch")}: ${run.path}` }),
+          button(t("useIt"), () => { take(run.path); find("use").scrollIntoView({ block: "nearest" }); poll(); }, { class: "small", id: `use-${run.path}`, "aria-label": `${t("useIt")}: ${run.path}` }))),
       badge(run.state), number(run.loss), number(run.eval_loss),
       run.num_proofs ? make("div", {}, `${run.passed} / ${run.num_proofs}`, run.failed.map((name) => make("small", { class: "problem" }, `✗ ${proofName(name)}`))) : "–", run.date ? new Date(run.date).toLocaleString() : "–",
-      make("span", { class: "buttons" }, button(t("watch"), () => go("run", { path: run.path }), { class: "small", id: `watch-${run.path}`, "aria-label": `${t("watch")}: ${run.path}` }),
-        button(t("useIt"), () => { take(run.path); find("use").scrollIntoView({ block: "nearest" }); poll(); }, { class: "small", id: `use-${run.path}`, "aria-label": `${t("useIt")}: ${run.path}` })),
     ]);
-    find("runs-list").replaceChildren(table([t("select"), t("name"), t("state"), t("loss"), t("heldOut"), t("proofs"), t("date"), ""], rows, t("runs")).firstChild);
+    find("runs-list").replaceChildren(table([t("select"), t("name"), t("state"), t("loss"), t("heldOut"), t("proofs"), t("date")], rows, t("runs")).firstChild);
   }
   drawTools();
   if (focused) find(focused)?.focus({ preventScroll: true });

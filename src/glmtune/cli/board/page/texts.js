@@ -1,7 +1,7 @@
 // What the page says, in English and Chinese. What commands say comes from them, in English.
 const TEXTS = {
   en: {
-    skip: "Skip to the content", tabs: "Parts of the board", data: "Data", recipe: "Recipe", run: "Run", runs: "Runs",
+    title: "glmtune board", skip: "Skip to the content", tabs: "Parts of the board", data: "Data", recipe: "Recipe", run: "Run", runs: "Runs",
     key: "Key", enter: "Enter", unreachable: "The board does not answer. Is it still running?", wrongKey: "The key is wrong.",
     copy: "Copy", copied: "Copied", working: "Working…", done: "Done.", close: "Close",
     // data
@@ -38,7 +38,7 @@ const TEXTS = {
     export: "Merge or export", format_to: "Format", merged: "merged: a complete model", newFolder: "New folder", quantize: "Quantize", begin: "Begin", jobs: "Started here", nothingMade: "The run has left nothing to use yet.",
   },
   zh: {
-    skip: "跳到内容", tabs: "看板各部分", data: "数据", recipe: "配方", run: "运行", runs: "全部运行",
+    title: "glmtune 看板", skip: "跳到内容", tabs: "看板各部分", data: "数据", recipe: "配方", run: "运行", runs: "全部运行",
     key: "密钥", enter: "进入", unreachable: "看板没有响应，是否仍在运行？", wrongKey: "密钥不正确。",
     copy: "复制", copied: "已复制", working: "处理中……", done: "完成。", close: "关闭",
     files: "文件", place: "文件夹", top: "起始文件夹", empty: "此文件夹为空。", cut: "只显示前面的条目。",
@@ -104,6 +104,7 @@ export function switchLanguage() {
 }
 
 export function translate() {
+  document.title = t("title");
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
   for (const each of document.querySelectorAll("[data-text]")) each.textContent = t(each.dataset.text);
   for (const each of document.querySelectorAll("[data-label]")) each.setAttribute("aria-label", t(each.dataset.label));
