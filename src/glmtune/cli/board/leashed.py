@@ -17,8 +17,8 @@ def end_with_starter() -> None:
 
 
 if __name__ == "__main__":
-    from glmtune.__main__ import main
+    from glmtune.cli.main import run
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job may ignore it
     threading.Thread(target=end_with_starter, daemon=True).start()
-    main()
+    run()
