@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import shutil
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,7 +12,8 @@ from tests.fuzz.mutations import mutate_value
 from tests.fuzz.surface import Attempt, Healthy, Surface
 
 from glmtune.errors import GlmtuneError
-from glmtune.use.serve.app import Access, make_app
+from glmtune.use.serve.access import Access
+from glmtune.use.serve.app import make_app
 from glmtune.use.serve.engine import Engine, Limits
 from glmtune.use.serve.hosted import open_hosted
 from glmtune.use.serve.metrics import Metrics
@@ -36,9 +38,29 @@ BODIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def mutated(path: str, model: str, random: Random) -> bytes:
+VALUES = {
+    "model.name_or_path": "nano", "data.train": ["rows.jsonl"], "output.dir": "out/b",
+    "adapter.method": "lora", "adapter.r": 8, "training.learning_rate": 1e-4, "data.columns": {},
+}  # fmt: skip
+RECIPE_TEXT = "{model: {name_or_path: nano}, data: {train: rows.jsonl}, output: {dir: out/a}}"
+BOARD_BODIES: dict[str, dict[str, Any]] = {
+    "/api/files": {"path": "out"},
+    "/api/look": {"path": "rows.jsonl", "model": "", "first": 1, "columns": {}, "format": ""},
+    "/api/check": {"values": VALUES, "overrides": ["adapter.r=4", "training.max_steps=3"]},
+    "/api/read": {"name": "", "path": "out/a/recipe.yaml", "text": "model: {name_or_path: nano}"},
+    "/api/save": {"path": "mine.yaml", "values": VALUES, "overwrite": True},
+    "/api/run": {"path": "out/a", "have": "1:2"},
+    "/api/compare": {"paths": ["out/a", "out/b"]},
+    "/api/stop": {"path": "out/a", "at_once": True},
+    "/api/job": {"id": "20261128-000000-001-merge"},
+    "/api/resume": {"path": "out"},
+    "/api/export": {"path": "out", "to": "merged", "output": "merged", "quantize": ""},
+}
+
+
+def mutated(body: dict[str, Any], random: Random) -> bytes:
     """A body with one to three changes, or with damaged bytes."""
-    body = mutate_value(copy.deepcopy(BODIES[path]) | {"model": model}, random)
+    body = mutate_value(copy.deepcopy(body), random)
     data = bytearray(json.dumps(body).encode())
     for _ in range(random.choice((0, 0, 0, 1, 4))):
         data[random.randrange(len(data))] ^= 1 << random.randrange(8)
@@ -82,7 +104,7 @@ def of_requests(healthy: Healthy) -> Attempt:
 
     def attempt(random: Random, folder: Path) -> None:
         path = random.choice(sorted(BODIES))
-        sent = post(app, path, mutated(path, model, random))
+        sent = post(app, path, mutated(BODIES[path] | {"model": model}, random))
         status, content = asyncio.run(asyncio.wait_for(sent, 60))
         assert b"Traceback" not in content
         if status == 200:
@@ -96,4 +118,34 @@ def of_requests(healthy: Healthy) -> Attempt:
     return attempt
 
 
-SURFACES = (Surface("requests to a server", of_requests, 20),)
+def of_board(healthy: Healthy) -> Attempt:
+    """Bodies to the board: an answer, or a refusal, and nothing written outside of its folder."""
+    from glmtune.cli.board.app import make_app as make_board
+    from glmtune.cli.board.folder import StartFolder
+
+    start = healthy.folder / "board" / "start"
+    (start / "out" / "a").mkdir(parents=True)
+    (start / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    (start / "out" / "a" / "recipe.yaml").write_text(RECIPE_TEXT)
+    (start / "out" / "a" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    shutil.copytree(start / "out" / "a", start / "out" / "b")
+    app = make_board(StartFolder(start.resolve()), Access())
+
+    def attempt(random: Random, folder: Path) -> None:
+        path = random.choice(sorted(BOARD_BODIES))
+        sent = post(app, path, mutated(BOARD_BODIES[path], random))
+        status, content = asyncio.run(asyncio.wait_for(sent, 60))
+        assert b"Traceback" not in content
+        assert [each.name for each in start.parent.iterdir()] == ["start"]
+        if status == 200:
+            return
+        assert 400 <= status < 500, (path, status, content[:300])
+        raise GlmtuneError(json.loads(content)["error"])
+
+    return attempt
+
+
+SURFACES = (
+    Surface("requests to a server", of_requests, 20),
+    Surface("requests to the board", of_board, 10),
+)

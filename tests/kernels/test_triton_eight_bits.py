@@ -4,6 +4,9 @@ It truncates bfloat16 where a GPU rounds it, so it is float16 and float32 that a
 rounds float8 wrongly, so there the last cast is torch's.
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -132,6 +135,27 @@ TILES = {"ROWS": 64, "COLUMNS": 64, "INNER": 64, "GROUP": 8}  # the smallest com
 OF_ROWS = {"LIMIT": 127.0, "SIZE": 64, "BLOCKS": 64, "IS_ROUNDED": True}
 
 
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not IS_INTERPRETED, reason="the kernels compile in this process")
+def test_kernels_compile_in_a_process_that_does_not_interpret_them() -> None:
+    """Functions of triton.language that kernels call are interpreted once triton is imported so."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    found = subprocess.run(
+        [*command, "-k", "cards_that_are_not_here", "-m", ""],
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert found.returncode == 0, found.stdout
+    assert "9 passed" in found.stdout
+
+
+@pytest.mark.skipif(IS_INTERPRETED, reason="the test above runs it in a process of its own")
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(
     ("name", "constants"),

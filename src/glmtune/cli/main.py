@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 import glmtune
+from glmtune.cli.board.command import board
 from glmtune.cli.chat import chat
 from glmtune.cli.compare import compare
 from glmtune.cli.convert_recipe import convert_recipe
@@ -64,6 +65,7 @@ app.command()(chat)
 app.command()(predict)
 app.command()(evaluate)
 app.command()(serve)
+app.command()(board)
 app.command()(merge)
 app.command()(export)
 app.command()(info)

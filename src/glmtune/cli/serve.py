@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from glmtune.cli.options import AnyTemplate, DtypeOption, ModelArgument, PromptLayout
-from glmtune.errors import CheckpointError, RecipeError
+from glmtune.errors import CheckpointError
 from glmtune.gc_pause import loading
 
 
@@ -61,11 +61,11 @@ def serve(
     """
     adapters = read_adapters(adapter or [])
     with loading():
+        from glmtune.use.serve.access import Access, Address, check_access, require_packages
+
         require_packages()
-        from glmtune.use.serve.app import Access
         from glmtune.use.serve.engine import Limits
         from glmtune.use.serve.hosted import open_hosted
-        from glmtune.use.serve.run import Address, check_access
         from glmtune.use.serve.run import serve as run
 
         address = Address(host, port, no_key)
@@ -106,19 +106,3 @@ def read_adapters(values: list[str]) -> dict[str, Path]:
             )
         adapters[name] = Path(folder)
     return adapters
-
-
-def require_packages() -> None:
-    """Refuse to start without the packages of the extra.
-
-    Raises:
-        RecipeError: says how to install them.
-    """
-    try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise RecipeError(
-            f"a server needs the package {error.name}, which is not installed. "
-            "Run `pip install 'glmtune[serve]'`."
-        ) from None

@@ -107,6 +107,31 @@ def _read_holder(file: IO[str]) -> str:
     return ""
 
 
+def process_of(output: Path) -> int | None:
+    """Return the number of the process on this machine that writes into an output folder.
+
+    The lock is read and not tried: a run that begins at that moment would find it held.
+
+    Returns:
+        None if there is none, or if it runs on another machine.
+    """
+    path = output / LOCK
+    try:
+        match = re.match(r"process (\d{1,9}) on (.{1,255}), since", path.read_text("utf-8")[:400])
+        written = path.stat().st_mtime
+    except (OSError, UnicodeDecodeError):
+        return None
+    if match is None or match[2] != socket.gethostname():
+        return None
+    import psutil
+
+    try:
+        began = psutil.Process(int(match[1])).create_time()
+    except (psutil.Error, OverflowError):
+        return None  # it was killed, and left the file
+    return int(match[1]) if began <= written + 1 else None  # or a later one has its number
+
+
 def _is_at(file: IO[str], path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())

@@ -128,3 +128,15 @@ def test_a_rejected_answer_that_does_not_stop_is_found(
     assert messages.keys() == {"cut-answer", "no-stop"}
     assert all(message.startswith("the rejected answer: ") for message in messages.values())
     assert {finding.line for finding in report.findings} == {AT}
+
+
+def test_the_histogram_of_lengths_has_round_intervals_and_every_row() -> None:
+    few = Lengths([7, 7, 8, 26], "tokens", limit=None)
+    assert few.histogram() == [(n, {7: 2, 8: 1, 26: 1}.get(n, 0)) for n in range(7, 27)]
+    many = Lengths([*range(1, 100), 300], "tokens", limit=200).histogram()
+    assert many[:3] == [(19, 19), (39, 20), (59, 20)]
+    assert many[-1] == (319, 1)
+    assert sum(count for _, count in many) == 100
+    assert Lengths([5], "tokens", limit=None).histogram() == [(5, 1)]
+    assert Lengths([0, 2**40], "tokens", limit=None).histogram()[0] == (99_999_999_999, 1)
+    assert Lengths([], "tokens", limit=None).histogram() == []

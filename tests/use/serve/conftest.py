@@ -16,7 +16,7 @@ from glmtune.methods import method
 from glmtune.model.load import load_model, load_tokenizer
 from glmtune.recipe.methods import AdapterSection, LoraSection
 from glmtune.template.select import template_for
-from glmtune.use.serve.app import Access
+from glmtune.use.serve.access import Access, Address, bind, check_access
 from glmtune.use.serve.engine import Engine, Limits
 from glmtune.use.serve.hosted import Hosted, open_hosted
 
@@ -71,7 +71,6 @@ def running(hosted: Hosted, limits: Limits | None = None, access: Access | None 
 
     from glmtune.use.serve.app import make_app
     from glmtune.use.serve.metrics import Metrics
-    from glmtune.use.serve.run import Address, bind, check_access
 
     address, metrics = Address(port=0), Metrics()
     engine = Engine(hosted, limits or Limits(max_batch=8, num_kept=4, max_length=512), metrics)

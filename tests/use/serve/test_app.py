@@ -19,10 +19,10 @@ from tests.use.serve.conftest import Running, ask, running, until
 
 from glmtune.conversation import Conversation, Message, read_messages
 from glmtune.errors import OutputError, RecipeError
-from glmtune.use.serve.app import Access
+from glmtune.use.serve.access import Access, Address, bind, check_access, is_loopback
 from glmtune.use.serve.engine import Limits
 from glmtune.use.serve.hosted import Hosted
-from glmtune.use.serve.run import Address, bind, check_access, describe, fit_limits, is_loopback
+from glmtune.use.serve.run import describe, fit_limits
 
 KEY = "a secret key"
 

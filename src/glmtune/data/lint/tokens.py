@@ -19,6 +19,8 @@ from glmtune.data.lint.texts import answers_of
 from glmtune.template.base import IGNORE, Example, is_learned
 
 PERCENTILES = (50, 90, 95, 99, 100)
+MOST_INTERVALS = 20  # of a histogram
+_WIDTHS = tuple(factor * 10**power for power in range(18) for factor in (1, 2, 5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,21 @@ class Lengths:
         found = np.percentile(self.values, PERCENTILES, method="inverted_cdf")
         return {share: int(length) for share, length in zip(PERCENTILES, found, strict=True)}
 
+    def histogram(self) -> list[tuple[int, int]]:
+        """Return the largest length of each interval, and how many rows are in it.
+
+        Intervals are equally wide, by a round number, from the shortest row to the longest.
+        """
+        if not len(self.values):
+            return []
+        low, high = int(self.values.min()), int(self.values.max())
+        width = next(width for width in _WIDTHS if (high - low) // width < MOST_INTERVALS)
+        first, last = low // width, high // width
+        counts = np.bincount(self.values // width - first, minlength=last - first + 1)
+        return [
+            ((first + index + 1) * width - 1, count) for index, count in enumerate(counts.tolist())
+        ]
+
     def costs(self) -> list[LengthCost]:
         """Return the costs of powers of two, and of the limit of the recipe."""
         longest = int(self.values.max(initial=0))
@@ -95,6 +112,7 @@ class Lengths:
             "rows": len(self.values),
             "total": self.total,
             "percentiles": self.percentiles(),
+            "histogram": self.histogram(),
             "costs": [
                 {name: getattr(cost, name) for name in LengthCost.__slots__}
                 for cost in self.costs()

@@ -4,13 +4,10 @@ Nothing that a user writes is logged: a line has the endpoint, the status and th
 answers, keys and paths of files stay out of it.
 """
 
-import hmac
 import logging
-import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from importlib.resources import files
 
 from starlette.applications import Starlette
@@ -22,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from glmtune.use.serve.access import POLICY, SECURITY, Access
 from glmtune.use.serve.answers import Answerer
 from glmtune.use.serve.endpoints import Endpoint, Endpoints
 from glmtune.use.serve.engine import Engine
@@ -31,33 +29,6 @@ from glmtune.use.serve.protocol import ApiError
 logger = logging.getLogger(__name__)
 
 PUBLIC = frozenset({"/", "/page.js", "/page.css", "/health"})  # need no key
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-SECURITY = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """Who may use a server.
-
-    Attributes:
-        api_key: that requests must give as a bearer token; None for none.
-        origins: pages of other servers that browsers let in.
-        hosts: the names by which requests may address it; none for any. Without them, a page of
-            another server could reach it by a name that it lets point here.
-        max_body_bytes: of a request.
-    """
-
-    api_key: str | None = None
-    origins: Sequence[str] = ()
-    hosts: Sequence[str] = ()
-    max_body_bytes: int = 4 * 2**20
 
 
 def make_app(engine: Engine, metrics: Metrics, access: Access) -> Starlette:
@@ -191,8 +162,7 @@ class _Guard:
     def _refusal(self, scope: Scope) -> ApiError | None:
         """Say why a request is not let in; None if it is."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        host = re.sub(rb":\d+$", b"", headers.get(b"host", b"")).decode("latin-1").lower()
-        if self._access.hosts and host not in self._access.hosts:
+        if not self._access.allows_host(headers):
             return ApiError(
                 "this server answers to this machine only. Use the address that it has printed, or "
                 "start it with --host and a key.",
@@ -201,8 +171,7 @@ class _Guard:
             )
         if scope["path"] in PUBLIC or self._access.api_key is None:
             return None
-        wanted = b"Bearer " + self._access.api_key.encode()
-        if hmac.compare_digest(headers.get(b"authorization", b""), wanted):
+        if self._access.has_key(headers):
             return None
         return ApiError(
             "the API key is missing or wrong. Send the header Authorization: Bearer KEY "

@@ -2,19 +2,17 @@
 
 import logging
 import shlex
-import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from ipaddress import ip_address
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from glmtune.errors import OutputError, RecipeError
 from glmtune.kernels.row_cache import supports_row_cache
 from glmtune.machine import host_memory
 from glmtune.units import readable
-from glmtune.use.serve.app import Access, make_app
+from glmtune.use.serve.access import Access, Address, bind, check_access, is_loopback, url_of
+from glmtune.use.serve.app import make_app
 from glmtune.use.serve.engine import Engine, Limits
 from glmtune.use.serve.hosted import Hosted
 from glmtune.use.serve.metrics import Metrics
@@ -22,71 +20,6 @@ from glmtune.use.serve.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 CACHE_SHARE = 0.7  # of the memory that is free once the model is loaded
-LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a server listens.
-
-    Attributes:
-        host: a name or an IP address.
-        port: 0 takes a free one.
-        is_open: no key is needed, even if others can reach the host.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    is_open: bool = False
-
-
-def check_access(address: Address, access: Access) -> Access:
-    """Refuse to let a whole network in without a key; limit the names of a local server.
-
-    Raises:
-        RecipeError: the address is not this machine's own, and there is no key.
-    """
-    if access.api_key is not None and not (access.api_key.isascii() and access.api_key.strip()):
-        raise RecipeError("the API key must be ASCII text and not empty. Choose another one.")
-    if is_loopback(address.host):
-        return replace(access, hosts=LOOPBACK)
-    if access.api_key is None and not address.is_open:
-        raise RecipeError(
-            f"--host {address.host} lets other machines in, so a key is needed: set "
-            "GLMTUNE_API_KEY or --api-key. To serve everybody who can reach this machine, pass "
-            "--no-key."
-        )
-    return access
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def bind(address: Address) -> socket.socket:
-    """Bind the address.
-
-    Raises:
-        OutputError: it is taken, or not this machine's.
-    """
-    try:
-        family, _, _, _, where = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(where)
-        bound.listen(128)  # who comes before the first answer waits
-    except OSError as error:
-        raise OutputError(
-            f"{address.host}:{address.port}: cannot listen there: {error.strerror}. Stop what uses "
-            "the port, or choose another one: --port 8001 (--port 0 takes a free one)."
-        ) from None
-    return bound
 
 
 def fit_limits(hosted: Hosted, limits: Limits) -> Limits:
@@ -178,8 +111,7 @@ def serve(
 
 def describe(hosted: Hosted, host: str, port: int, access: Access) -> Iterator[str]:
     """Say where a server is, what it answers with, and what serves more users."""
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    url = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
+    url = url_of(host, port)
     yield f"Page: {url}   API: {url}/v1   models: {', '.join(hosted.names)}"
     if not is_loopback(host) and access.api_key is None:
         yield f"Everybody who can reach {host} may use it."
