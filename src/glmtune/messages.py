@@ -1,0 +1,320 @@
+"""The texts of the program in the language of its reader.
+
+The code writes English. Where a text leaves the program (an error, a line of the log, help, a
+table, a page), `translate` finds the template that it was made of, and fills in its Chinese twin:
+
+    rows.json: there are no rows in it.     a text
+    {0}: there are no rows in it.           its template, a msgid of messages_zh.po
+    {0}：里面没有数据行。                      the twin, with the same values filled in
+
+A value is translated in turn if it is a text of ours, and left alone otherwise. What no template
+fits is translated by sentences and clauses; what is no text of ours comes back as it is. For
+readers of English nothing is loaded. Files for programs (JSON, metrics) stay as the code writes
+them.
+
+The language is that of `--lang`, which sets GLMTUNE_LANG, then of LC_ALL, LC_MESSAGES and LANG.
+`python -m tests.messages` lists texts without a twin.
+"""
+
+import json
+import os
+import re
+import string
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+CATALOGUE = Path(__file__).with_name("messages_zh.po")
+LANGUAGES = ("zh", "en")
+VARIABLE = "GLMTUNE_LANG"
+WORD = "word"  # the msgctxt of what is translated only where it stands alone, as a cell or a label
+MAX_CHARACTERS = 4000  # of a text that is looked up; longer ones are data
+MAX_DEPTH = 7  # of texts within texts
+
+
+def language() -> str:
+    """Return `zh` or `en`, the language of messages.
+
+    >>> os.environ["GLMTUNE_LANG"] = "en"
+    >>> language()
+    'en'
+    """
+    for name in (VARIABLE, "LC_ALL", "LC_MESSAGES", "LANG"):
+        if value := os.environ.get(name):
+            return "zh" if value.lower().startswith("zh") else "en"
+    return "en"
+
+
+def is_chinese() -> bool:
+    """Whether messages are in Chinese."""
+    return language() == "zh"
+
+
+def choose(name: str) -> None:
+    """Choose the language of this process and of those that it starts.
+
+    Args:
+        name: one of `LANGUAGES`.
+    """
+    os.environ[VARIABLE] = name
+
+
+def translate(text: str) -> str:
+    """Return a text of ours in the language of the reader.
+
+    Args:
+        text: a message, with its values. White space around it is kept.
+    """
+    if not is_chinese():
+        return text
+    if len(text) > MAX_CHARACTERS:
+        lines = text.split("\n")
+        return "\n".join(map(translate, lines)) if len(lines) > 1 else text
+    if not (inner := text.strip()):
+        return text
+    return text.replace(inner, _words().get(inner) or _best(inner, 0)[0], 1)
+
+
+def width(text: str) -> int:
+    """Return the columns that a text takes on a terminal: two for a Chinese character.
+
+    >>> width("loss"), width("损失")
+    (4, 4)
+    """
+    return sum(
+        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1
+        for each in text
+    )
+
+
+def padded(text: str, columns: int) -> str:
+    """Add spaces after a text until it takes that many columns."""
+    return text + " " * (columns - width(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry of a catalogue.
+
+    Attributes:
+        source: the English text, with `{0}` for what is filled in.
+        twin: the Chinese text; "" if there is none yet.
+        context: `word` or "".
+        comments: lines that begin with `#`, such as the place in the code.
+    """
+
+    source: str
+    twin: str
+    context: str = ""
+    comments: tuple[str, ...] = ()
+
+    @property
+    def is_internal(self) -> bool:
+        """Whether the text is for a program or a model, and stays as it is."""
+        return "#, internal" in self.comments
+
+
+def read_catalogue(path: Path = CATALOGUE) -> Iterator[Entry]:
+    """Yield the entries of a .po file after its header.
+
+    Raises:
+        ValueError: a line is none of a .po file.
+    """
+    parts: dict[str, str] = {}
+    comments: list[str] = []
+    key = ""
+    for number, line in enumerate([*path.read_text(encoding="utf-8").splitlines(), ""], start=1):
+        if not line.strip():
+            if parts.get("msgid"):
+                yield Entry(
+                    parts["msgid"],
+                    parts.get("msgstr", ""),
+                    parts.get("msgctxt", ""),
+                    tuple(comments),
+                )
+            parts, comments, key = {}, [], ""
+        elif line.startswith("#"):
+            comments.append(line)
+        else:
+            name, _, quoted = line.partition(" ") if not line.startswith('"') else (key, "", line)
+            if name not in ("msgid", "msgstr", "msgctxt"):
+                raise ValueError(f"{path}:{number}: expected msgid, msgstr or msgctxt: {line}")
+            key = name
+            parts[key] = parts.get(key, "") + json.loads(quoted)
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """A text with gaps, split once so that most texts are told apart without an expression.
+
+    Attributes:
+        start, end: what a text must start and end with.
+        longest: what it must contain.
+        fields: the names of the gaps, in their order.
+        literals: what stands between them.
+        twin: with the same gaps.
+        weight: of the literals.
+    """
+
+    start: str
+    end: str
+    longest: str
+    fields: tuple[str, ...]
+    literals: tuple[str, ...]
+    twin: str
+    weight: int
+
+    def values(self, text: str) -> dict[str, str] | None:
+        """Return what fills the gaps in a text; None if it was not made of this template."""
+        if not (text.startswith(self.start) and text.endswith(self.end) and self.longest in text):
+            return None
+        match = _expression(self.literals, self.fields).fullmatch(text)
+        return dict(zip(self.fields, match.groups(), strict=True)) if match else None
+
+
+@lru_cache(maxsize=4096)
+def _expression(literals: tuple[str, ...], fields: tuple[str, ...]) -> re.Pattern[str]:
+    expression = re.escape(literals[0])
+    for name, literal in zip(fields, literals[1:], strict=True):
+        expression += (_NUMBER if name.startswith("n") else "(.*?)") + re.escape(literal)
+    return re.compile(expression, re.DOTALL)
+
+
+_NUMBER = r"([-+]?\d[\d.,]*(?: ?%)?)"  # what a gap such as {n0} takes
+
+
+def parts_of(template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split a template into its literals and the names of its gaps, one fewer.
+
+    >>> parts_of("{0} of {{x}}")
+    (('', ' of {x}'), ('0',))
+    """
+    literals, fields = [""], []
+    for literal, name, _, _ in string.Formatter().parse(template):
+        literals[-1] += literal
+        if name is not None:
+            fields.append(name)
+            literals.append("")
+    return tuple(literals), tuple(fields)
+
+
+def _weigh(texts: Iterable[str]) -> int:
+    """Weigh what was recognized: by its letters, and a little by the other characters."""
+    return sum(
+        10 if each.isascii() and each.isalpha() else not each.isspace()
+        for text in texts
+        for each in text
+    )
+
+
+@cache
+def _entries() -> tuple[Entry, ...]:
+    return tuple(each for each in read_catalogue() if each.twin)
+
+
+@cache
+def _words() -> dict[str, str]:
+    return {each.source: each.twin for each in _entries() if each.context == WORD}
+
+
+@cache
+def _constants() -> dict[str, str]:
+    """Return the twins of the texts without gaps."""
+    texts = (each for each in _entries() if not each.context)
+    return {
+        parts_of(each.source)[0][0]: parts_of(each.twin)[0][0]
+        for each in texts
+        if not parts_of(each.source)[1]
+    }
+
+
+@cache
+def _templates() -> tuple[_Template, ...]:
+    made = []
+    for each in _entries():
+        literals, fields = parts_of(each.source)
+        weight = _weigh(literals)
+        if fields and not each.context and weight >= 20:  # at least two letters
+            made.append(
+                _Template(
+                    literals[0], literals[-1], max(literals, key=len), fields, literals, each.twin,
+                    weight,
+                )
+            )  # fmt: skip
+    return tuple(sorted(made, key=lambda template: -template.weight))
+
+
+# What joins texts, and what joins their twins. A sentence keeps its period.
+_JOINTS = (
+    (re.compile(r"\n"), "\n"),
+    (re.compile(r"(?<=[.!?]) +"), ""),
+    (re.compile(r"; "), "；"),
+    (re.compile(r": "), "："),
+    (re.compile(r", "), "，"),
+)
+_BRACKETED = re.compile(r"(.+?) \((.+)\)(\.?)", re.DOTALL)
+
+
+@lru_cache(maxsize=8192)
+def _best(text: str, depth: int) -> tuple[str, int]:
+    """Return the best translation of a text, and the weight of what was recognized in it."""
+    if twin := _constants().get(text):
+        return twin, _weigh([text])
+    if depth > MAX_DEPTH or " " not in text or (text[0] in "'\"`" and text[0] == text[-1]):
+        return text, 0  # a name, a number, or a value in quotes
+    best, most, is_balanced = text, 0, _is_balanced(text)
+    for template in _templates():
+        values = template.values(text)
+        if values is None or (is_balanced and not all(map(_is_balanced, values.values()))):
+            continue
+        filled = {name: _in_place(value, depth) for name, value in values.items()}
+        found = template.weight + sum(weight for _, weight in filled.values())
+        if found > most:
+            best = _fill(template.twin, {name: value for name, (value, _) in filled.items()})
+            most = found
+    for other, found in _pieces(text, depth):
+        if found > most:
+            best, most = other, found
+    return best, most
+
+
+def _is_balanced(text: str) -> bool:
+    return all(text.count(first) == text.count(last) for first, last in ("()", "[]"))
+
+
+def _in_place(value: str, depth: int) -> tuple[str, int]:
+    """Translate a value, and keep the white space around it."""
+    inner = value.strip()
+    if not inner:
+        return value, 0
+    twin, weight = _best(inner, depth + 1)
+    return value.replace(inner, twin, 1) if weight else value, weight
+
+
+def _fill(twin: str, values: dict[str, str]) -> str:
+    literals, fields = parts_of(twin)
+    filled = [literals[0]]
+    for name, literal in zip(fields, literals[1:], strict=True):
+        filled += [values[name], literal]
+    return "".join(filled)
+
+
+def _pieces(text: str, depth: int) -> Iterator[tuple[str, int]]:
+    """Yield translations of a text by its sentences and clauses."""
+    for joint, twin in _JOINTS:
+        parts = joint.split(text)
+        if len(parts) > 1:
+            done = [_in_place(part, depth) for part in parts]
+            yield twin.join(part for part, _ in done), sum(weight for _, weight in done)
+    if match := _BRACKETED.fullmatch(text):
+        first, inside = (_in_place(part, depth) for part in match.groups()[:2])
+        bracketed = _in_place(f"({match[2]})", depth)
+        if bracketed[1] < inside[1]:
+            bracketed = f"（{inside[0]}）", inside[1]
+        end = "。" if match[3] else ""
+        yield f"{first[0]}{bracketed[0]}{end}", first[1] + bracketed[1]
+    if text.endswith(".") and not text.endswith(".."):
+        inner, weight = _in_place(text[:-1], depth)
+        yield f"{inner}。", weight
