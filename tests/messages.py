@@ -5,13 +5,16 @@
                                      remove the entries whose text is gone from the code
 
 A text is a constant or an f-string in src/ that reads like prose, the help of a command, or a piece
-of a page of a report. What is filled in becomes `{0}`, `{1}`: `f"{n} rows of {name}"` gives the
-template `{0} rows of {1}`. Entries with the comment `#. by hand` are put together from pieces, or
-are single words; they stay whatever the code says. An entry with `#, internal` is for a program
-or a model, and has no twin. Those with `#. typer` are words of typer, compiled for gettext.
+of a page of a report. What is filled in becomes `{0}`, `{1}`, or `{n0}` if it is formatted as a
+number: `f"{n:,} rows of {name}"` gives the template `{n0} rows of {1}`.
+
+An entry with the comment `#. by hand` is put together from pieces, or is a single word (msgctxt
+"word"); it stays whatever the code says. One with `#, internal` is for a program or a model, and
+has no twin. Those with `#. typer` are words of typer, compiled for gettext.
 """
 
 import ast
+import itertools
 import json
 import re
 import struct
@@ -29,6 +32,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "glmtune"
 BY_HAND, TYPER = "#. by hand", "#. typer"
 COMPILED = SOURCE / "locale" / "zh" / "LC_MESSAGES" / "messages.mo"
 PROSE = re.compile(r"[A-Za-z]{2,}['`\"]?[,:;.]? ['`\"(]?[A-Za-z]{1,}")
+SENTENCE = re.compile(r"(?:\b[A-Za-z]{2,} ){3,}[A-Za-z]{2,}")
 PERCENT = re.compile(r"%(?:\(\w+\))?[-+#0, ]*[\d*]*(?:\.\d+)?[sdgfrxie]")
 # A gap that `str.format` fills, where a text is kept as a constant: {key!r}, {:g}.
 NAMED = re.compile(r"\{\{([a-z_.]*)(![rs])?(:[^ {}]*)?\}\}")
@@ -102,7 +106,7 @@ def _in_code(tree: ast.Module, name: str) -> Iterator[Text]:
         template, values = _template(node, is_percent=id(node) in with_percent)
         if name in FORMATTED:
             template, values = _with_named_gaps(template, values)
-        bare = " ".join(re.sub(r"\{\d+\}", " ", template).split())
+        bare = " ".join(re.sub(r"\{n?\d+\}", " ", template).split())
         is_text = re.search(r"[A-Za-z]{2}", bare) if id(node) in shown else PROSE.search(bare)
         if is_text and not template.lstrip().startswith(COMMAND_LINES):
             yield Text(template.strip(), values, f"{name}:{node.lineno}")
@@ -113,7 +117,7 @@ def _shown(tree: ast.Module) -> set[int]:
     found: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and node.args:
-            called = ast.unparse(node.func)
+            called = _dotted(node.func)
             if (
                 called.startswith("logger.")
                 or called in ("echo", "note", "console.print")
@@ -134,13 +138,13 @@ def _skipped(tree: ast.Module) -> tuple[set[int], set[int]]:
             for part in node.values:
                 inner = part.format_spec if isinstance(part, ast.FormattedValue) else part
                 skipped |= {id(each) for each in ast.walk(inner)} if inner else set()
-        elif isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "_OURS":
+        elif isinstance(node, ast.AnnAssign) and _dotted(node.target) == "_OURS":
             skipped |= {id(each) for each in ast.walk(node)}  # names of keys elsewhere
         elif isinstance(node, ast.AnnAssign | ast.arg) and node.annotation is not None:
-            if "Annotated" not in ast.unparse(node.annotation):
+            if not any(_dotted(each) == "Annotated" for each in ast.walk(node.annotation)):
                 skipped |= {id(each) for each in ast.walk(node.annotation)}
         elif isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
+            called = _dotted(node.func)
             if called.startswith(("re.", "regex.", "cast")):
                 skipped |= {id(each) for each in ast.walk(node)}
             elif called == "Symptom":  # its name, and what is searched for in a log
@@ -152,6 +156,13 @@ def _skipped(tree: ast.Module) -> tuple[set[int], set[int]]:
         elif isinstance(node, ast.Assert):
             skipped |= {id(each) for each in ast.walk(node)}
     return skipped, with_percent
+
+
+def _dotted(node: ast.AST) -> str:
+    """Return a name such as `typer.echo`; "" for what is none."""
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def _template(
@@ -167,9 +178,16 @@ def _template(
         if isinstance(part, ast.Constant):
             text += _escaped(str(part.value))
         elif isinstance(part, ast.FormattedValue):
-            text += f"{{{len(values)}}}"
+            text += f"{{{_mark(part)}{len(values)}}}"
             values.append(ast.unparse(part.value))
     return text, tuple(values)
+
+
+def _mark(part: ast.FormattedValue) -> str:
+    """Return "n" for what is formatted as a number, which no other text may stand for."""
+    spec = part.format_spec.values if isinstance(part.format_spec, ast.JoinedStr) else []
+    last = spec[-1].value if spec and isinstance(spec[-1], ast.Constant) else ""
+    return "n" if str(last)[-1:] in (*",dfge%",) else ""
 
 
 def _escaped(text: str) -> str:
@@ -177,9 +195,12 @@ def _escaped(text: str) -> str:
 
 
 def _with_percent_gaps(escaped: str) -> tuple[str, tuple[str, ...]]:
-    pieces = PERCENT.split(escaped)
-    text = "".join(f"{piece}{{{index}}}" for index, piece in enumerate(pieces[:-1])) + pieces[-1]
-    return text.replace("%%", "%"), ("",) * (len(pieces) - 1)
+    count = itertools.count()
+
+    def number(gap: re.Match[str]) -> str:
+        return f"{{{'n' if gap[0][-1] in 'dfge' else ''}{next(count)}}}"
+
+    return PERCENT.sub(number, escaped).replace("%%", "%"), ("",) * next(count)
 
 
 def _with_named_gaps(template: str, values: Sequence[str]) -> tuple[str, tuple[str, ...]]:
@@ -190,7 +211,7 @@ def _with_named_gaps(template: str, values: Sequence[str]) -> tuple[str, tuple[s
         all_values.append("" if gap[0].startswith("{{") else next(given))
         return f"{{{len(all_values) - 1}}}"
 
-    return re.sub(rf"{NAMED.pattern}|\{{\d+\}}", number, template), tuple(all_values)
+    return re.sub(rf"{NAMED.pattern}|\{{n?\d+\}}", number, template), tuple(all_values)
 
 
 def _help(tree: ast.Module, name: str) -> Iterator[Text]:
@@ -232,10 +253,16 @@ def _in_page(path: Path) -> Iterator[Text]:
 
 def _renumbered(piece: str, place: str) -> Iterator[Text]:
     count = iter(range(99))
-    template = re.sub(r"(?<!\{)\{\d+\}", lambda _: f"{{{next(count)}}}", " ".join(piece.split()))
+    template = re.sub(r"(?<!\{)\{n?\d+\}", lambda _: f"{{{next(count)}}}", " ".join(piece.split()))
     is_text = not template.startswith(COMMAND_LINES) and "{{" not in template
-    if is_text and PROSE.search(re.sub(r"\{\d+\}", " ", template)):
+    if is_text and PROSE.search(re.sub(r"\{n?\d+\}", " ", template)):
         yield Text(template, ("",) * next(count), place)
+
+
+def english_in(text: str) -> list[str]:
+    """Return the sentences of English in a text: four words, and not a command or a name."""
+    bare = re.sub(r"`[^`]*`|'[^'\n]*'|\"[^\"\n]*\"|\bglmtune [\w-].*|\S*[/=_]\S*", " · ", text)
+    return SENTENCE.findall(bare)
 
 
 def without_twin() -> list[Text]:

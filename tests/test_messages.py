@@ -1,6 +1,8 @@
 """Messages in the language of the reader: the catalogue, and how a text finds its twin."""
 
 import re
+import time
+from random import Random
 
 import pytest
 from tests import messages as catalogue
@@ -53,7 +55,8 @@ def test_twins_have_the_same_gaps() -> None:
 
 def _is_grammar(values: tuple[str, ...], name: str) -> bool:
     """Whether a gap is filled in with "is" or "are", or an s, by a number."""
-    value = values[int(name)] if int(name) < len(values) else ""
+    index = int(name.removeprefix("n"))
+    value = values[index] if index < len(values) else ""
     first, _, rest = value.partition(" if ")
     return first in DROPPED and rest.rpartition(" else ")[2] in DROPPED
 
@@ -135,3 +138,15 @@ def test_columns_count_a_chinese_character_as_two() -> None:
     assert [padded(text, 8) + "|" for text in ("loss", "损失", "学习率")] == [
         "loss    |", "损失    |", "学习率  |",
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("_chinese")
+def test_any_text_is_translated_in_a_moment() -> None:
+    pieces = [": ", "; ", ", ", ". ", " (", ")", " of ", "{0}", "rows", "expected ", "\n", "7", "x"]
+    pieces += ["there is no such file", "cannot be read: ", "'", "[", "]", " rows of ", "。"]
+    random = Random(3)
+    began = time.process_time()
+    for length in [*range(1, 60), 800]:
+        assert translate("".join(random.choices(pieces, k=length)))
+
+    assert time.process_time() - began < 20  # 4 s when it is alone

@@ -21,7 +21,8 @@ import os
 import re
 import string
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -31,7 +32,7 @@ LANGUAGES = ("zh", "en")
 VARIABLE = "GLMTUNE_LANG"
 WORD = "word"  # the msgctxt of what is translated only where it stands alone, as a cell or a label
 MAX_CHARACTERS = 4000  # of a text that is looked up; longer ones are data
-MAX_DEPTH = 7  # of texts within texts
+MAX_DEPTH, MAX_PARTS = 9, 40  # of texts within texts; more parts are a list of data
 
 
 def language() -> str:
@@ -74,7 +75,15 @@ def translate(text: str) -> str:
         return "\n".join(map(translate, lines)) if len(lines) > 1 else text
     if not (inner := text.strip()):
         return text
-    return text.replace(inner, _words().get(inner) or _best(inner, 0)[0], 1)
+    found, weight = _best(inner, 0)
+    if word := _words().get(inner):
+        found = word
+    elif weight:
+        found = _CLOSE.sub("", found)
+    return text.replace(inner, found, 1)
+
+
+_CLOSE = re.compile(r"(?<=[，。；：（]) (?=\S)")  # a space that full-width marks do not need
 
 
 def width(text: str) -> int:
@@ -167,22 +176,30 @@ class _Template:
     weight: int
 
     def values(self, text: str) -> dict[str, str] | None:
-        """Return what fills the gaps in a text; None if it was not made of this template."""
+        """Return what fills the gaps in a text; None if it was not made of this template.
+
+        Each gap takes as little as possible, so one pass from left to right is enough.
+        """
         if not (text.startswith(self.start) and text.endswith(self.end) and self.longest in text):
             return None
-        match = _expression(self.literals, self.fields).fullmatch(text)
-        return dict(zip(self.fields, match.groups(), strict=True)) if match else None
+        values: dict[str, str] = {}
+        at, last = len(self.start), len(text) - len(self.end)
+        for name, literal in zip(self.fields, self.literals[1:-1], strict=False):
+            found = text.find(literal, at, last)
+            if found < 0:
+                return None
+            values[name] = text[at:found]
+            at = found + len(literal)
+        if at > last:
+            return None
+        values[self.fields[-1]] = text[at:last]
+        is_fit = all(_NUMBER.fullmatch(values[name]) for name in self.fields if name[0] == "n")
+        return values if is_fit else None
 
 
-@lru_cache(maxsize=4096)
-def _expression(literals: tuple[str, ...], fields: tuple[str, ...]) -> re.Pattern[str]:
-    expression = re.escape(literals[0])
-    for name, literal in zip(fields, literals[1:], strict=True):
-        expression += (_NUMBER if name.startswith("n") else "(.*?)") + re.escape(literal)
-    return re.compile(expression, re.DOTALL)
-
-
-_NUMBER = r"([-+]?\d[\d.,]*(?: ?%)?)"  # what a gap such as {n0} takes
+_NUMBER = re.compile(
+    r" *[-+]?(?:\d[\d.,]*(?:e[-+]?\d+)?|nan|inf)(?: ?%)?"
+)  # what a gap such as {n0} takes
 
 
 def parts_of(template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -231,24 +248,54 @@ def _constants() -> dict[str, str]:
 
 
 @cache
-def _templates() -> tuple[_Template, ...]:
+def _templates() -> dict[str, list[_Template]]:
+    """Return the templates by a word that each text of theirs has, the rarest; "" if by none."""
     made = []
     for each in _entries():
         literals, fields = parts_of(each.source)
         weight = _weigh(literals)
         if fields and not each.context and weight >= 20:  # at least two letters
+            longest = max(literals, key=len)
             made.append(
-                _Template(
-                    literals[0], literals[-1], max(literals, key=len), fields, literals, each.twin,
-                    weight,
-                )
-            )  # fmt: skip
-    return tuple(sorted(made, key=lambda template: -template.weight))
+                _Template(literals[0], literals[-1], longest, fields, literals, each.twin, weight)
+            )
+    words = {template: _whole_words(template.literals) for template in made}
+    count = Counter(word for found in words.values() for word in found)
+    index: dict[str, list[_Template]] = {}
+    for template in made:
+        word = min(words[template], key=lambda word: (count[word], word), default="")
+        index.setdefault(word, []).append(template)
+    return index
+
+
+_WORD = re.compile(r"\w+")
+
+
+def _whole_words(literals: Sequence[str]) -> set[str]:
+    """Return the words of a template that no gap can make longer."""
+    found = set()
+    for index, literal in enumerate(literals):
+        for match in _WORD.finditer(literal):
+            is_open = (match.start() == 0 and index > 0) or (
+                match.end() == len(literal) and index < len(literals) - 1
+            )
+            if not is_open:
+                found.add(match[0])
+    return found
+
+
+def _candidates(text: str) -> list[_Template]:
+    """Return the templates that a text may be made of, those that say most first."""
+    index = _templates()
+    words = {"", *_WORD.findall(text)}
+    found = [template for word in words for template in index.get(word, ())]
+    return sorted(found, key=lambda template: (-template.weight, template.literals))
 
 
 # What joins texts, and what joins their twins. A sentence keeps its period.
 _JOINTS = (
     (re.compile(r"\n"), "\n"),
+    (re.compile(r" · "), " · "),
     (re.compile(r"(?<=[.!?]) +"), ""),
     (re.compile(r"; "), "；"),
     (re.compile(r": "), "："),
@@ -265,7 +312,7 @@ def _best(text: str, depth: int) -> tuple[str, int]:
     if depth > MAX_DEPTH or " " not in text or (text[0] in "'\"`" and text[0] == text[-1]):
         return text, 0  # a name, a number, or a value in quotes
     best, most, is_balanced = text, 0, _is_balanced(text)
-    for template in _templates():
+    for template in _candidates(text):
         values = template.values(text)
         if values is None or (is_balanced and not all(map(_is_balanced, values.values()))):
             continue
@@ -304,9 +351,12 @@ def _fill(twin: str, values: dict[str, str]) -> str:
 def _pieces(text: str, depth: int) -> Iterator[tuple[str, int]]:
     """Yield translations of a text by its sentences and clauses."""
     for joint, twin in _JOINTS:
-        parts = joint.split(text)
-        if len(parts) > 1:
+        parts = joint.split(text, maxsplit=MAX_PARTS)
+        if 1 < len(parts) <= MAX_PARTS:
             done = [_in_place(part, depth) for part in parts]
+            yield twin.join(part for part, _ in done), sum(weight for _, weight in done)
+        if 2 < len(parts) <= MAX_PARTS:  # the rest may be one text that has such a joint itself
+            done = [_in_place(part, depth) for part in joint.split(text, maxsplit=1)]
             yield twin.join(part for part, _ in done), sum(weight for _, weight in done)
     if match := _BRACKETED.fullmatch(text):
         first, inside = (_in_place(part, depth) for part in match.groups()[:2])

@@ -7,6 +7,7 @@ typer marks its own words, such as "Options" and "[default: 8]", for gettext, wh
 
 import gettext
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ class _InLanguage(_Command):
         if messages.is_chinese():
             for each in params:
                 if getattr(each, "help", None):
-                    each.help = messages.translate(each.help)
+                    each.help = _breakable(messages.translate(each.help))
         return params
 
     def get_usage(self, ctx: Any) -> str:
@@ -85,7 +86,7 @@ class LocalGroup(_InLanguage, TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help, with the first line of each command's."""
         for command in self.commands.values():
-            command.help = translated_help(command.help)
+            command.help = _breakable(translated_help(command.help) or "")
             command.short_help = None
         super().format_help(ctx, formatter)
 
@@ -96,6 +97,14 @@ class LocalGroup(_InLanguage, TyperGroup):
         except Exception as error:
             raise_in_language(error)
             raise
+
+
+_MARKS = re.compile("(?<=[，。；：、）])(?=[^，。；：、）\\s])")
+
+
+def _breakable(text: str) -> str:
+    """Add a space after full-width marks, since the columns of a help break at spaces only."""
+    return _MARKS.sub(" ", text) if messages.is_chinese() else text
 
 
 def translated_help(text: str | None) -> str | None:

@@ -1,7 +1,8 @@
 """What commands print: tables, labelled lines, and texts from data that are safe for a terminal."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from glmtune.inspect.row import SeenRow
+    from glmtune.prove.proof import Proof
     from glmtune.template.pieces import Piece
     from glmtune.train.run import Result
     from glmtune.use.export.run import Exported
@@ -95,6 +97,24 @@ def training_line(what: str, result: "Result") -> str:
     if result.saved_step not in (None, result.num_steps):
         steps = f"of step {result.saved_step}, the best of {result.num_steps}"
     return f"{what} {steps}{losses}: {result.adapter_dir}"
+
+
+def print_verdict(proofs: "Sequence[Proof]") -> None:
+    """Print what the proofs of a run found: what failed and what to do first, then the counts."""
+    if not proofs:
+        return
+    counts = Counter(proof.verdict for proof in proofs)
+    for proof in proofs:
+        if proof.verdict == "failed":
+            text = f"{translate('failed')}: {translate(proof.name)}: {translate(proof.detail)}"
+            typer.secho(text, fg=typer.colors.RED)
+    not_run = f", {counts['not run']} not run" if counts["not run"] else ""
+    color = typer.colors.RED if counts["failed"] else typer.colors.GREEN
+    echo(
+        f"{len(proofs)} proofs: {counts['passed']} passed, {counts['failed']} failed{not_run}",
+        fg=color,
+        bold=True,
+    )
 
 
 def print_exported(result: "Exported") -> None:

@@ -16,7 +16,7 @@ from glmtune.cli.given_recipe import (
     show_choices,
 )
 from glmtune.cli.options import Overrides, Resume, is_first_rank
-from glmtune.cli.printing import echo, print_stopped, training_line
+from glmtune.cli.printing import echo, print_stopped, print_verdict, training_line
 from glmtune.gc_pause import loading
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def report_result(recipe: "Recipe", result: "Result") -> None:
         return
     is_model = (result.adapter_dir / "config.json").is_file()
     what = "Model" if is_model else "Adapter"
+    print_verdict(result.proofs)
     echo(training_line(what, result))
     base = [] if is_model else [str(recipe.model.name_or_path), "--adapter"]
     echo(f"Talk to it:  {shlex.join(['glmtune', 'chat', *base, str(result.adapter_dir)])}")
