@@ -6,7 +6,7 @@ NEWEST := .venv-newest
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 PYTEST ?= $(RUN)/python -m pytest
 
-.PHONY: help demo test test-slow test-all fuzz faults kills coverage check lint fix docs newest install clean
+.PHONY: help demo test test-slow test-all fuzz faults kills coverage check lint fix docs messages newest install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make fix       let ruff repair what it can"
 	@echo "make fuzz      100,000 mutated inputs; make faults, make kills: the other long tests"
 	@echo "make docs      write docs/cli.md and docs/api.md again"
+	@echo "make messages  list the messages without a Chinese twin"
 	@echo "make newest    the quick tests, with the newest release of each dependency"
 
 demo: install
@@ -64,6 +65,10 @@ fix: install
 docs: install
 	$(RUN)/python -m typer glmtune.cli.main utils docs --name glmtune --output docs/cli.md
 	$(RUN)/python docs/make_api.py
+
+# Texts without a twin get an empty one in messages_zh.po, and fail the target until it is filled in.
+messages: install
+	$(RUN)/python -m tests.messages write
 
 # Of one release of torch the CPU build is preferred, since its version ends in +cpu.
 # The ranges of pyproject.toml are ignored, which pip reports as conflicts: that is the question here.

@@ -43,7 +43,6 @@ FORMATTED = (
 NOT_MESSAGES = (
     "kernels/", "model/chatglm/modeling_chatglm.py", "model/nano/", "cli/demo/fractions.py",
     "messages.py", "prove/stock_reader.py", "model/chatglm/fast_tokenizer.py", "__init__.py",
-    "template/chat_template.py",
 )  # fmt: skip
 OUR_ERRORS = ("Recipe", "Data", "Template", "Checkpoint", "Training", "Output")
 COMMAND_LINES = ("glmtune ", "pip ", "import ", "from ", "{%", "{{", "<", "http", "python ")

@@ -32,6 +32,7 @@ LANGUAGES = ("zh", "en")
 VARIABLE = "GLMTUNE_LANG"
 WORD = "word"  # the msgctxt of what is translated only where it stands alone, as a cell or a label
 MAX_CHARACTERS = 4000  # of a text that is looked up; longer ones are data
+MIN_CITED = 150  # the weight of a text that others cite without its place: fifteen letters
 MAX_DEPTH, MAX_PARTS = 9, 40  # of texts within texts; more parts are a list of data
 
 
@@ -208,7 +209,10 @@ def parts_of(template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     >>> parts_of("{0} of {{x}}")
     (('', ' of {x}'), ('0',))
     """
-    literals, fields = [""], []
+    if "{{" not in template and "}}" not in template:  # as nearly all
+        pieces = _GAP.split(template)
+        return tuple(pieces[::2]), tuple(pieces[1::2])
+    literals, fields = [""], list[str]()
     for literal, name, _, _ in string.Formatter().parse(template):
         literals[-1] += literal
         if name is not None:
@@ -217,18 +221,32 @@ def parts_of(template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(literals), tuple(fields)
 
 
+_GAP = re.compile(r"\{(\w*)\}")
+
+
 def _weigh(texts: Iterable[str]) -> int:
     """Weigh what was recognized: by its letters, and a little by the other characters."""
-    return sum(
-        10 if each.isascii() and each.isalpha() else not each.isspace()
-        for text in texts
-        for each in text
-    )
+    text = _SPACE.sub("", "".join(texts))
+    return len(text) + 9 * len(_OTHERS.sub("", text))
+
+
+_SPACE, _OTHERS = re.compile(r"\s+"), re.compile("[^A-Za-z]+")
 
 
 @cache
 def _entries() -> tuple[Entry, ...]:
-    return tuple(each for each in read_catalogue() if each.twin)
+    """Return the entries with a twin; also without the place before it or the period after it.
+
+    Texts cite each other in this way.
+    """
+    found = {(each.source, each.context): each for each in read_catalogue() if each.twin}
+    for each in tuple(found.values()):
+        source, twin = each.source.removeprefix("{0}: "), each.twin.removeprefix("{0}：")
+        if "{0}" in source + twin or _weigh([source]) < MIN_CITED:
+            source, twin = each.source, each.twin
+        for cut in (Entry(source, twin), Entry(source.rstrip("."), twin.rstrip("。"))):
+            found.setdefault((cut.source, each.context), cut)
+    return tuple(found.values())
 
 
 @cache
