@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from glmtune.conversation import Role
     from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
+os.environ["GLMTUNE_LANG"] = "en"  # whatever the locale of who runs the tests
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices are slower on two threads
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)

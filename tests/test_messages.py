@@ -8,6 +8,7 @@ import pytest
 from tests import messages as catalogue
 
 from glmtune import messages
+from glmtune.errors import DataError
 from glmtune.messages import padded, read_catalogue, translate, width
 
 NAMES = ("Hugging Face Hub",)
@@ -150,3 +151,20 @@ def test_any_text_is_translated_in_a_moment() -> None:
         assert translate("".join(random.choices(pieces, k=length)))
 
     assert time.process_time() - began < 20  # 4 s when it is alone
+
+
+def test_a_notebook_shows_an_error_in_the_language_of_the_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error = DataError("rows.json: there are no rows in it.")
+
+    assert error._render_traceback_() == ["DataError: rows.json: there are no rows in it."]
+    monkeypatch.setenv(messages.VARIABLE, "zh")
+    assert error._render_traceback_() == ["DataError: rows.json：里面没有数据行。"]
+    assert str(error) == "rows.json: there are no rows in it."
+
+
+def test_a_text_of_a_card_is_chinese_whatever_the_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(messages.VARIABLE, "en")
+
+    assert messages.in_chinese("answers end by themselves") == "回答会自行结束"

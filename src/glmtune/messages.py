@@ -69,11 +69,14 @@ def translate(text: str) -> str:
     Args:
         text: a message, with its values. White space around it is kept.
     """
-    if not is_chinese():
-        return text
+    return in_chinese(text) if is_chinese() else text
+
+
+def in_chinese(text: str) -> str:
+    """Return a text of ours in Chinese, whatever the language of the reader."""
     if len(text) > MAX_CHARACTERS:
         lines = text.split("\n")
-        return "\n".join(map(translate, lines)) if len(lines) > 1 else text
+        return "\n".join(map(in_chinese, lines)) if len(lines) > 1 else text
     if not (inner := text.strip()):
         return text
     found, weight = _best(inner, 0)

@@ -52,6 +52,16 @@ def test_help_is_in_the_language_that_is_asked_for(
     assert english_in(shown) == []
 
 
+def test_a_console_without_chinese_characters_is_answered_in_english() -> None:
+    environment = {**os.environ, VARIABLE: "zh", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "glmtune", "report", "nowhere"]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: nowhere: there is no recipe.yaml in it")
+
+
 def test_help_in_english_has_no_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "en")
 

@@ -8,6 +8,7 @@ typer marks its own words, such as "Options" and "[default: 8]", for gettext, wh
 import gettext
 import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,19 @@ def prepare_language(arguments: list[str]) -> None:
     """
     if (name := language_option(arguments)) in messages.LANGUAGES:
         messages.choose(str(name))
+    if messages.is_chinese() and not _can_print_chinese():
+        messages.choose("en")  # rather than a screen of escapes
     if messages.is_chinese():
         os.environ["LANGUAGE"] = "zh"  # where gettext looks first
         gettext.bindtextdomain("messages", str(LOCALE))
+
+
+def _can_print_chinese() -> bool:
+    try:
+        "中文".encode(sys.stderr.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def language_option(arguments: list[str]) -> str | None:
