@@ -142,6 +142,24 @@ def test_columns_count_a_chinese_character_as_two() -> None:
 
 
 @pytest.mark.usefixtures("_chinese")
+def test_every_text_finds_its_own_twin_among_all() -> None:
+    wrong = []
+    for entry in read_catalogue():
+        if entry.twin and not entry.context:
+            text, twin = _filled(entry.source), _filled(entry.twin)
+            if "".join(translate(text).split()) != "".join(twin.split()):
+                wrong.append((text, translate(text)))
+
+    assert [text for text, _ in wrong] == ["abc7 -> 7  (95 %: 7 to 7)  abc"]  # no space in it
+
+
+def _filled(template: str) -> str:
+    literals, fields = messages.parts_of(template)
+    values = ("7" if name.startswith("n") else "abc" for name in fields)
+    return literals[0] + "".join(map("".join, zip(values, literals[1:], strict=True)))
+
+
+@pytest.mark.usefixtures("_chinese")
 def test_any_text_is_translated_in_a_moment() -> None:
     pieces = [": ", "; ", ", ", ". ", " (", ")", " of ", "{0}", "rows", "expected ", "\n", "7", "x"]
     pieces += ["there is no such file", "cannot be read: ", "'", "[", "]", " rows of ", "。"]

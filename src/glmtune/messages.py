@@ -188,22 +188,29 @@ class _Template:
             return None
         values: dict[str, str] = {}
         at, last = len(self.start), len(text) - len(self.end)
-        for name, literal in zip(self.fields, self.literals[1:-1], strict=False):
-            found = text.find(literal, at, last)
-            if found < 0:
+        for name, literal in zip(self.fields, self.literals[1:], strict=True):
+            if name is self.fields[-1] and name[0] != "n":
+                end = last
+            elif name[0] == "n":
+                end = _end_of_number(text, at, literal)
+            else:
+                end = text.find(literal, at, last)
+            if not at <= end <= last:
                 return None
-            values[name] = text[at:found]
-            at = found + len(literal)
-        if at > last:
-            return None
-        values[self.fields[-1]] = text[at:last]
-        is_fit = all(_NUMBER.fullmatch(values[name]) for name in self.fields if name[0] == "n")
-        return values if is_fit else None
+            values[name] = text[at:end]
+            at = end + len(literal)
+        return values if at == len(text) else None
 
 
-_NUMBER = re.compile(
-    r" *[-+]?(?:\d[\d.,]*(?:e[-+]?\d+)?|nan|inf)(?: ?%)?"
-)  # what a gap such as {n0} takes
+def _end_of_number(text: str, at: int, literal: str) -> int:
+    """Return where a number ends that a literal follows; -1 without one."""
+    match = _NUMBER.match(text, at)
+    ends = (match.end(), match.end(1)) if match else ()
+    return next((end for end in ends if text.startswith(literal, end)), -1)
+
+
+# What a gap such as {n0} takes: a number, with a percent sign or without.
+_NUMBER = re.compile(r"( *[-+]?(?:\d(?:[\d.,]*\d)?(?:e[-+]?\d+)?|nan|inf))(?: ?%)?")
 
 
 def parts_of(template: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
