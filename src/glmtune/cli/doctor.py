@@ -6,6 +6,7 @@ import typer
 
 from glmtune.cli.options import AsJson
 from glmtune.cli.printing import Lines, echo, print_json, print_lines
+from glmtune.messages import translate
 from glmtune.units import readable
 
 if TYPE_CHECKING:
@@ -44,11 +45,12 @@ def _examine_log(name: str, as_json: bool) -> None:
         return
     if not findings:
         echo("No known problem was found in this log.")
-        what = "error" if is_error_line(last) else "line"
-        echo(f"Its last {what}:  {last}" if last else "The log is empty.")
+        what = translate("Its last error" if is_error_line(last) else "Its last line")
+        typer.echo(f"{what}:  {last}" if last else translate("The log is empty."))
         return
     for finding in findings:
-        echo(f"line {finding.line_number}: {finding.line[:200]}", bold=True)
+        place = translate(f"line {finding.line_number}")
+        typer.secho(f"{place}: {finding.line[:200]}", bold=True)
         echo(f"  cause   {finding.cause}")
         echo(f"  remedy  {finding.remedy}")
 

@@ -106,8 +106,7 @@ def print_verdict(proofs: "Sequence[Proof]") -> None:
     counts = Counter(proof.verdict for proof in proofs)
     for proof in proofs:
         if proof.verdict == "failed":
-            text = f"{translate('failed')}: {translate(proof.name)}: {translate(proof.detail)}"
-            typer.secho(text, fg=typer.colors.RED)
+            echo(f"failed: {proof.name}: {proof.detail}", fg=typer.colors.RED)
     not_run = f", {counts['not run']} not run" if counts["not run"] else ""
     color = typer.colors.RED if counts["failed"] else typer.colors.GREEN
     echo(

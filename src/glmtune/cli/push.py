@@ -8,6 +8,7 @@ import typer
 
 from glmtune.cli.printing import echo
 from glmtune.errors import OutputError
+from glmtune.messages import translate
 from glmtune.units import readable
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def _print_files(package: "Package") -> None:
     for upload in package.uploads:
         changed = "  without paths of this machine" if upload.text is not None else ""
         note = "  new" if upload.name == "README.md" else changed
-        echo(f"{readable(upload.num_bytes):>10}  {upload.name}{note}", err=True)
+        size = readable(upload.num_bytes)
+        typer.echo(f"{size:>10}  {upload.name}{translate(note)}", err=True)
     if package.left_out:
         echo(f"not uploaded: {', '.join(package.left_out)}", err=True)
 
