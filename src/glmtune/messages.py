@@ -327,6 +327,7 @@ _JOINTS = (
     (re.compile(r"(?<=[.!?]) +"), ""),
     (re.compile(r"; "), "；"),
     (re.compile(r": "), "："),
+    (re.compile(r", or "), "，或"),
     (re.compile(r", "), "，"),
 )
 _BRACKETED = re.compile(r"(.+?) \((.+)\)(\.?)", re.DOTALL)
