@@ -6,7 +6,7 @@ NEWEST := .venv-newest
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 PYTEST ?= $(RUN)/python -m pytest
 
-.PHONY: help demo test test-slow test-all fuzz faults kills coverage check lint fix docs site newest install clean
+.PHONY: help demo test test-slow test-all fuzz faults kills coverage check lint fix docs messages site newest install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make fuzz      100,000 mutated inputs; make faults, make kills: the other long tests"
 	@echo "make docs      write the generated pages again: commands, API, recipe keys, failures"
 	@echo "make site      build the documentation, in English and Chinese, as pages in build/site/site"
+	@echo "make messages  list the messages without a Chinese twin"
 	@echo "make newest    the quick tests, with the newest release of each dependency"
 
 demo: install
@@ -71,6 +72,10 @@ docs: install
 # The site is in build/site/site; it can be opened from the disk.
 site: install
 	$(RUN)/python docs/make_site.py
+
+# Texts without a twin get an empty one in messages_zh.po, and fail the target until it is filled in.
+messages: install
+	$(RUN)/python -m tests.messages write
 
 # Of one release of torch the CPU build is preferred, since its version ends in +cpu.
 # The ranges of pyproject.toml are ignored, which pip reports as conflicts: that is the question here.

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from glmtune.conversation import Role
     from glmtune.model.chatglm.tokenization_chatglm import ChatGLMTokenizer
 
+os.environ["GLMTUNE_LANG"] = "en"  # whatever the locale of who runs the tests
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices are slower on two threads
 if not torch.cuda.is_available():  # kernels run in the interpreter; read when triton is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -10,7 +10,9 @@ class GlmtuneError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         """Show the message alone in a notebook, as the command line does; IPython asks for this."""
-        return [f"{type(self).__name__}: {self}"]
+        from glmtune.messages import translate
+
+        return [f"{type(self).__name__}: {translate(str(self))}"]
 
 
 class RecipeError(GlmtuneError):

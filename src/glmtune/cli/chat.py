@@ -19,8 +19,10 @@ from glmtune.cli.options import (
     TopK,
     TopP,
 )
+from glmtune.cli.printing import echo
 from glmtune.errors import DataError, TemplateError
 from glmtune.gc_pause import loading
+from glmtune.messages import translate
 
 if TYPE_CHECKING:
     from glmtune.conversation import Role
@@ -185,7 +187,7 @@ def report(reply: "Reply") -> None:
 
 def note(text: str) -> None:
     """Print a note that is not part of the conversation."""
-    typer.secho(f"[{text}]", dim=True, err=True)
+    echo(f"[{translate(text)}]", dim=True, err=True)
 
 
 def converse(session: "ChatSession", tools: list[Any] | None) -> None:
@@ -237,7 +239,7 @@ def run_command(session: "ChatSession", line: str, tools: list[Any] | None) -> b
         case "/exit" | "/quit":
             return False
         case "/help":
-            typer.secho(HELP, dim=True, err=True)
+            echo(HELP, dim=True, err=True)
         case "/reset":
             session.reset()
             note("new conversation")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glmtune.cli.options import AsJson
-from glmtune.cli.printing import print_wide, printable
+from glmtune.cli.printing import echo, print_wide, printable
+from glmtune.messages import translate
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,9 +41,9 @@ def compare(
         typer.echo(comparison.to_json())
         return
     for note in comparison.notes:
-        typer.echo(f"note: {printable(note)}", err=True)
+        echo(f"note: {printable(note)}", err=True)
     print_wide(table_of(comparison))
-    typer.echo(f"Curves and answers: {output}")
+    echo(f"Curves and answers: {output}")
 
 
 def table_of(comparison: "Comparison") -> "Table":
@@ -55,9 +56,9 @@ def table_of(comparison: "Comparison") -> "Table":
     for name in comparison.names:
         table.add_column(Text(printable(name)), overflow="fold")
     for title, rows in comparison.tables.items():
-        table.add_row(Text(title, style="bold"))
+        table.add_row(Text(translate(title), style="bold"))
         for row in rows:
             style = "bold" if row.differs else "dim"
             values = (Text(printable(value), style=style) for value in row.values)
-            table.add_row(Text(f"  {printable(row.label)}"), *values)
+            table.add_row(Text(f"  {translate(printable(row.label))}"), *values)
     return table

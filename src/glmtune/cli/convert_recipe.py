@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from glmtune.cli.printing import echo
+
 
 def convert_recipe(
     file: Annotated[Path, typer.Argument(help="YAML file of another tool.", show_default=False)],
@@ -32,9 +34,9 @@ def convert_recipe(
         raise OutputError(f"{output}: already exists. Choose another name: --output FILE.")
     converted = other_tools.convert_recipe(file, model=model, data_dir=data_dir)
     write_atomically(output, converted.to_yaml(str(file)))
-    typer.echo(f"{output}: from {converted.tool}")
+    echo(f"{output}: from {converted.tool}")
     for line in converted.not_converted:
-        typer.echo(f"not converted: {line}.")
+        echo(f"not converted: {line}.")
     if converted.not_needed:
-        typer.echo(f"not needed here: {', '.join(converted.not_needed)}")
-    typer.echo(f"Train:  {shlex.join(['glmtune', 'train', str(output)])}")
+        echo(f"not needed here: {', '.join(converted.not_needed)}")
+    echo(f"Train:  {shlex.join(['glmtune', 'train', str(output)])}")

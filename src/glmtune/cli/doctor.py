@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glmtune.cli.options import AsJson
-from glmtune.cli.printing import Lines, print_json, print_lines
+from glmtune.cli.printing import Lines, echo, print_json, print_lines
+from glmtune.messages import translate
 from glmtune.units import readable
 
 if TYPE_CHECKING:
@@ -43,14 +44,15 @@ def _examine_log(name: str, as_json: bool) -> None:
         print_json({"findings": [asdict(one) for one in findings], "last_error_line": last})
         return
     if not findings:
-        typer.echo("No known problem was found in this log.")
-        what = "error" if is_error_line(last) else "line"
-        typer.echo(f"Its last {what}:  {last}" if last else "The log is empty.")
+        echo("No known problem was found in this log.")
+        what = translate("Its last error" if is_error_line(last) else "Its last line")
+        typer.echo(f"{what}:  {last}" if last else translate("The log is empty."))
         return
     for finding in findings:
-        typer.secho(f"line {finding.line_number}: {finding.line[:200]}", bold=True)
-        typer.echo(f"  cause   {finding.cause}")
-        typer.echo(f"  remedy  {finding.remedy}")
+        place = translate(f"line {finding.line_number}")
+        typer.secho(f"{place}: {finding.line[:200]}", bold=True)
+        echo(f"  cause   {finding.cause}")
+        echo(f"  remedy  {finding.remedy}")
 
 
 def _examine_machine(as_json: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from glmtune.cli.printing import echo
 from glmtune.errors import CheckpointError, OutputError
 from glmtune.gc_pause import loading
 
@@ -39,5 +40,5 @@ def download(
     if output is not None and os.path.exists(output) and not os.path.isdir(output):
         raise OutputError(f"{output}: is a file, expected a folder to write into.")
     folder = hubs.download(name, output)
-    typer.echo(f"Downloaded: {folder}")
-    typer.echo(f"Look at it: {shlex.join(['glmtune', 'info', str(folder)])}")
+    echo(f"Downloaded: {folder}")
+    echo(f"Look at it: {shlex.join(['glmtune', 'info', str(folder)])}")

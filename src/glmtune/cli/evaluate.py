@@ -23,7 +23,7 @@ from glmtune.cli.options import (
     TopP,
     recipe_for_rows,
 )
-from glmtune.cli.printing import print_wide, show_progress
+from glmtune.cli.printing import echo, print_wide, show_progress
 from glmtune.errors import RecipeError
 from glmtune.gc_pause import loading
 from glmtune.recipe.choices import METRIC_NAMES
@@ -162,9 +162,7 @@ def evaluate(
         if judged_by is not None:
             result = ask_judge(judged_by, made, result, target, overwrite=overwrite)
     except KeyboardInterrupt:
-        typer.echo(
-            "Stopped. The answers so far are kept; repeat the command to continue.", err=True
-        )
+        echo("Stopped. The answers so far are kept; repeat the command to continue.", err=True)
         raise typer.Exit(130) from None
     show_result(result, target, as_json=as_json)
     rewrite_run_page(target.absolute().parent)
@@ -287,8 +285,8 @@ def show_result(result: "Evaluation", target: Path, *, as_json: bool) -> None:
     print_wide(table)
     show_subjects(result)
     for note in result.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"{target}: the result; the answers are in {target.with_name(result.answers or '')}")
+        echo(f"note: {note}")
+    echo(f"{target}: the result; the answers are in {target.with_name(result.answers or '')}")
 
 
 UNITS = {"length": "length (tokens)", "stop": "stop (%)"}
@@ -341,7 +339,7 @@ def rewrite_run_page(folder: Path) -> None:
     from glmtune.prove.folder_card import rewrite_card
     from glmtune.prove.report.page import rewrite_report
 
-    typer.echo(f"report: {rewrite_report(folder)}")
+    echo(f"report: {rewrite_report(folder)}")
     rewrite_card(folder)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glmtune.cli.options import as_overrides, changes_of, is_first_rank
+from glmtune.cli.printing import echo
 from glmtune.errors import RecipeError
 from glmtune.recipe.shipped import DEFAULT, FINE_TUNING, is_recipe
 
@@ -120,7 +121,7 @@ def show_choices(given: GivenRecipe) -> None:
         from glmtune.recipe.commented import commented
 
         reasons = {choice.key: choice.reason for choice in given.choices}
-        typer.echo(f"# No recipe was given. This one starts from {DEFAULT}:")
+        echo(f"# No recipe was given. This one starts from {DEFAULT}:")
         typer.echo(commented(given.load(), reasons))
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glmtune.cli.options import AsJson, ModelArgument
-from glmtune.cli.printing import Lines, print_json, print_lines, print_wide
+from glmtune.cli.printing import Lines, echo, print_json, print_lines, print_wide
 from glmtune.errors import CheckpointError
 from glmtune.gc_pause import loading
 from glmtune.units import readable
@@ -86,7 +86,7 @@ def compare_files(model: str) -> None:
             "and no record of a download. Folders made by other tools, or by earlier releases, "
             "have none."
         )
-    typer.echo(f"{folder}: {number} files are what was written or downloaded, to the last byte")
+    echo(f"{folder}: {number} files are what was written or downloaded, to the last byte")
 
 
 def _split(names: str | None) -> tuple[str, ...] | None:

@@ -10,6 +10,7 @@ import typer
 
 from glmtune.cli.given_recipe import DataOption, ModelOption, OutputOption, given_recipe
 from glmtune.cli.options import Overrides, as_overrides
+from glmtune.cli.printing import echo
 from glmtune.errors import OutputError
 from glmtune.gc_pause import loading
 from glmtune.recipe.shipped import DEFAULT
@@ -44,4 +45,4 @@ def init(
         named = [f"output.dir={json.dumps(output)}"] if output else []
         recipe = load_recipe(DEFAULT, [*named, *as_overrides(words)])
     write_atomically(file, commented(recipe, reasons) + "\n")
-    typer.echo(f"Written: {file}. Next: {shlex.join(['glmtune', 'train', str(file)])}")
+    echo(f"Written: {file}. Next: {shlex.join(['glmtune', 'train', str(file)])}")

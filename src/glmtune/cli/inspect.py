@@ -15,9 +15,10 @@ from glmtune.cli.options import (
     recipe_for_rows,
     shows_pairs,
 )
-from glmtune.cli.printing import LEARNED, print_row, printable
+from glmtune.cli.printing import LEARNED, make_console, print_row, printable
 from glmtune.errors import RecipeError
 from glmtune.gc_pause import loading
+from glmtune.messages import translate
 from glmtune.recipe.choices import Overlong
 
 if TYPE_CHECKING:
@@ -110,12 +111,10 @@ def print_rows(recipe: "Recipe", numbers: range, *, pairs: bool | None, with_ids
 
 def write_page(recipe: "Recipe", numbers: range, html: Path, *, pairs: bool | None) -> None:
     """Write a page about all rows, with some of them in full."""
-    from rich.console import Console
-
     with loading():
         from glmtune.prove.report.page import write_rows_page
 
-    with Console(stderr=True).status("Reading all rows"):
+    with make_console(stderr=True).status(translate("Reading all rows")):
         write_rows_page(recipe, html, first=numbers.start, count=len(numbers), pairs=pairs)
     typer.echo(html)
 
@@ -131,9 +130,7 @@ def print_texts(recipe: "PretrainRecipe", objective: Objective, numbers: Iterabl
 
 
 def _console() -> "Console":
-    from rich.console import Console
-
-    return Console(highlight=False, soft_wrap=True)
+    return make_console(highlight=False, soft_wrap=True)
 
 
 def _entries(key: str, pairs: list[str] | None) -> dict[str, str]:

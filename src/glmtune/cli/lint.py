@@ -15,7 +15,8 @@ from glmtune.cli.options import (
     recipe_for_rows,
     shows_pairs,
 )
-from glmtune.cli.printing import printable
+from glmtune.cli.printing import make_console, printable
+from glmtune.messages import translate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,8 +69,6 @@ def lint(
         "data.max_length": max_length,
         "data.format": format,
     }
-    from rich.console import Console
-
     from glmtune.data.lint.clean_copy import check_copy, write_clean_copy
     from glmtune.recipe.recipe import Recipe
 
@@ -77,7 +76,7 @@ def lint(
     recipe = recipe_for_rows(data, values, overrides or [], Recipe, assumed=assumed)
     if fix is not None:
         check_copy(fix)  # before all rows are read
-    console = Console(highlight=False, soft_wrap=True, stderr=json == "-")
+    console = make_console(highlight=False, soft_wrap=True, stderr=json == "-")
     report = check_rows(recipe, shows_pairs(recipe, data), console)
     if json is not None:
         write_json(report, json)
@@ -99,9 +98,11 @@ def check_rows(recipe: "Recipe", pairs: bool | None, console: "Console") -> "Lin
     """
     from glmtune.library import lint_rows
 
-    with console.status("Reading rows") as status:
+    with console.status(translate("Reading rows")) as status:
         return lint_rows(
-            recipe, pairs, lambda num_rows: status.update(f"Reading rows: {num_rows:,} done")
+            recipe,
+            pairs,
+            lambda num_rows: status.update(translate(f"Reading rows: {num_rows:,} done")),
         )
 
 
@@ -169,9 +170,9 @@ def print_finding(finding: "Finding", console: "Console") -> None:
 
     line = Text("  ")
     line.append(f"{printable(finding.place)}: ")
-    line.append(finding.severity, style=COLORS[finding.severity])
-    other = f" (other row: {finding.other})" if finding.other else ""
-    line.append(f": {printable(finding.message)}{printable(other)}")
+    line.append(translate(finding.severity), style=COLORS[finding.severity])
+    other = translate(f" (other row: {finding.other})") if finding.other else ""
+    line.append(f": {printable(translate(finding.message))}{printable(other)}")
     console.print(line)
     if finding.excerpt:
         one_line = printable(finding.excerpt).replace("⏎\n", "⏎")

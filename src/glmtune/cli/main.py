@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,11 +31,13 @@ from glmtune.cli.info import info
 from glmtune.cli.init import init
 from glmtune.cli.inspect import inspect
 from glmtune.cli.lint import lint
+from glmtune.cli.localized import LocalCommand, prepare_language
 from glmtune.cli.merge import merge
-from glmtune.cli.options import QuietAnywhere, is_first_rank
+from glmtune.cli.options import OptionsAnywhere, is_first_rank
 from glmtune.cli.plan import plan
 from glmtune.cli.predict import predict
 from glmtune.cli.pretrain import pretrain
+from glmtune.cli.printing import echo
 from glmtune.cli.push import push
 from glmtune.cli.report import report
 from glmtune.cli.serve import serve
@@ -43,13 +45,14 @@ from glmtune.cli.streams import flush_streams, prepare_streams
 from glmtune.cli.tokenizer import tokenizer
 from glmtune.cli.train import train
 from glmtune.errors import GlmtuneError
+from glmtune.messages import translate
 from glmtune.train import process_memory
 
 DESCRIPTION = "Fine-tune ChatGLM3-6B and similar models: train an adapter, inspect it, talk to it."
 
 app = typer.Typer(
     name="glmtune",
-    cls=QuietAnywhere,
+    cls=OptionsAnywhere,
     help=DESCRIPTION,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -57,28 +60,31 @@ app = typer.Typer(
 )
 # `--key value` after the recipe sets a key of the recipe, so typer must accept unknown options.
 ANY_KEY = {"allow_extra_args": True, "ignore_unknown_options": True}
-app.command(context_settings=ANY_KEY)(train)
-app.command(context_settings=ANY_KEY)(pretrain)
-app.command(context_settings=ANY_KEY)(plan)
-app.command(context_settings=ANY_KEY)(init)
-app.command()(chat)
-app.command()(predict)
-app.command()(evaluate)
-app.command()(serve)
-app.command()(board)
-app.command()(merge)
-app.command()(export)
-app.command()(info)
-app.command()(inspect)
-app.command()(lint)
-app.command()(report)
-app.command()(compare)
-app.command()(push)
-app.command()(download)
-app.command()(demo)
-app.command()(doctor)
-app.command("convert-recipe")(convert_recipe)
+app.command(cls=LocalCommand, context_settings=ANY_KEY)(train)
+app.command(cls=LocalCommand, context_settings=ANY_KEY)(pretrain)
+app.command(cls=LocalCommand, context_settings=ANY_KEY)(plan)
+app.command(cls=LocalCommand, context_settings=ANY_KEY)(init)
+app.command(cls=LocalCommand)(chat)
+app.command(cls=LocalCommand)(predict)
+app.command(cls=LocalCommand)(evaluate)
+app.command(cls=LocalCommand)(serve)
+app.command(cls=LocalCommand)(board)
+app.command(cls=LocalCommand)(merge)
+app.command(cls=LocalCommand)(export)
+app.command(cls=LocalCommand)(info)
+app.command(cls=LocalCommand)(inspect)
+app.command(cls=LocalCommand)(lint)
+app.command(cls=LocalCommand)(report)
+app.command(cls=LocalCommand)(compare)
+app.command(cls=LocalCommand)(push)
+app.command(cls=LocalCommand)(download)
+app.command(cls=LocalCommand)(demo)
+app.command(cls=LocalCommand)(doctor)
+app.command("convert-recipe", cls=LocalCommand)(convert_recipe)
 app.add_typer(tokenizer)
+
+
+Language = Literal["zh", "en"]  # as in `glmtune.messages`
 
 
 def _print_version(asked: bool) -> None:
@@ -98,6 +104,14 @@ def options(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print only warnings and results.")
     ] = False,
+    lang: Annotated[
+        Language | None,
+        typer.Option(
+            "--lang",
+            help="Language of messages; default: that of GLMTUNE_LANG, LC_ALL or LANG.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Configure logging and warnings for all commands."""
     logger = logging.getLogger("glmtune")
@@ -119,11 +133,11 @@ class _CurrentStderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        print(prefix + self.format(record), file=sys.stderr)
+        print(translate(prefix + self.format(record)), file=sys.stderr)
 
 
 def _format_warning(message: Warning | str, *_: object, **__: object) -> str:
-    return f"warning: {message}\n"
+    return translate(f"warning: {message}\n")
 
 
 READER_LEFT = 128 + 13  # as a shell reports a program that SIGPIPE, 13, has ended
@@ -141,6 +155,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def run() -> None:
     """Run the command line and exit with its code."""
     prepare_streams()
+    prepare_language(sys.argv[1:])
     if not sys.stderr.isatty():  # no progress bars in a log
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     process_memory.set_defaults()
@@ -182,7 +197,7 @@ def _run_command() -> int | str | None:
     except KeyboardInterrupt:
         return _print_interrupted()
     except _Terminated:
-        typer.echo("terminated", err=True)
+        echo("terminated", err=True)
         return 128 + signal.SIGTERM
     return 0
 
@@ -196,11 +211,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _print_error(text: str) -> int:
-    typer.secho(f"error: {text}", fg=typer.colors.RED, err=True)
+    echo(f"error: {text}", fg=typer.colors.RED, err=True)
     return 1
 
 
 def _print_interrupted() -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
-    typer.echo("interrupted", err=True)
+    echo("interrupted", err=True)
     return 130

@@ -1,5 +1,6 @@
 """Arguments and options that commands share, and the recipes that they result in."""
 
+import itertools
 import json
 import os
 import shlex
@@ -8,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from glmtune import messages
+from glmtune.cli.localized import LocalGroup, language_option
 from glmtune.errors import RecipeError
 from glmtune.recipe.choices import Dtype, Layout
 from glmtune.recipe.names import HINTS
@@ -95,15 +97,25 @@ def is_first_rank() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-class QuietAnywhere(TyperGroup):
-    """A group of commands whose `--quiet` may come after the command too."""
+class OptionsAnywhere(LocalGroup):
+    """A group of commands whose `--quiet` and `--lang` may come after the command too."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Move `--quiet` to the front, where the group reads it."""
+        """Move these options to the front, where the group reads them."""
         end = args.index("--") if "--" in args else len(args)
-        quiet = [word for word in args[:end] if word in ("--quiet", "-q")]
-        others = [word for word in args[:end] if word not in ("--quiet", "-q")]
-        return super().parse_args(ctx, [*quiet[:1], *others, *args[end:]])
+        first: list[str] = []
+        others: list[str] = []
+        words = iter(args[:end])
+        for word in words:
+            if word in ("--quiet", "-q") or word.startswith("--lang="):
+                first.append(word)
+            elif word == "--lang":
+                first += [word, *itertools.islice(words, 1)]
+            else:
+                others.append(word)
+        if (name := language_option(args)) in messages.LANGUAGES:
+            messages.choose(str(name))  # before anything is refused
+        return super().parse_args(ctx, [*first, *others, *args[end:]])
 
 
 def changes_of(command: str, recipe: Path, arguments: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ import typer
 
 from glmtune.cli.given_recipe import DataOption, ModelOption, OptionalRecipe, given_recipe
 from glmtune.cli.options import AsJson, Overrides
-from glmtune.cli.printing import Lines, print_json, print_lines, print_wide
+from glmtune.cli.printing import Lines, echo, print_json, print_lines, print_wide
 from glmtune.gc_pause import loading
 from glmtune.units import duration, readable
 
@@ -58,7 +58,7 @@ def plan(
     elif made.pack_seconds is not None:
         note = "time is estimated from two layers; --probe takes 3 real steps"
         print_lines([("", note)], LABEL_WIDTH)
-    typer.echo(ACCURACY)
+    echo(ACCURACY)
 
 
 ACCURACY = (

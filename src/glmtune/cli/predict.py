@@ -20,7 +20,7 @@ from glmtune.cli.options import (
     TopP,
     recipe_for_rows,
 )
-from glmtune.cli.printing import show_progress
+from glmtune.cli.printing import echo, show_progress
 from glmtune.errors import RecipeError
 from glmtune.gc_pause import loading
 from glmtune.recipe.choices import Dtype, Layout
@@ -183,11 +183,11 @@ def write_answers(
             )
         )
     except KeyboardInterrupt:
-        typer.echo(
+        echo(
             f"Stopped: {len(answers.lines):,} of {total:,} rows are answered, in "
             f"{answers.partial}. Continue with the same command and --resume.",
             err=True,
         )
         raise typer.Exit(130) from None
     num_ended = sum(line["ended"] for line in answers.lines.values())
-    typer.echo(f"{output}: {total:,} answers, {num_ended:,} of them ended by themselves")
+    echo(f"{output}: {total:,} answers, {num_ended:,} of them ended by themselves")

@@ -14,7 +14,7 @@ from glmtune.cli.options import (
     changes_of,
     is_first_rank,
 )
-from glmtune.cli.printing import print_stopped, training_line
+from glmtune.cli.printing import echo, print_stopped, print_verdict, training_line
 from glmtune.gc_pause import loading
 
 if TYPE_CHECKING:
@@ -49,8 +49,9 @@ def pretrain(
         print_stopped(result)
         raise typer.Exit(130)
     is_model = (result.adapter_dir / "config.json").is_file()
-    typer.echo(training_line("Model" if is_model else "Adapter", result))
-    typer.echo(next_line(resolved, result.adapter_dir))
+    print_verdict(result.proofs)
+    echo(training_line("Model" if is_model else "Adapter", result))
+    echo(next_line(resolved, result.adapter_dir))
 
 
 def next_line(recipe: "PretrainRecipe", trained: Path) -> str:

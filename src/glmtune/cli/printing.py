@@ -1,12 +1,14 @@
 """What commands print: tables, labelled lines, and texts from data that are safe for a terminal."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from glmtune.inspect.visible import WHITE_SPACE, visible
+from glmtune.messages import padded, translate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from glmtune.inspect.row import SeenRow
+    from glmtune.prove.proof import Proof
     from glmtune.template.pieces import Piece
     from glmtune.train.run import Result
     from glmtune.use.export.run import Exported
@@ -26,10 +29,40 @@ BRACKETS = ("⟦", "⟧")  # around learned tokens if there is no color
 BORDER = "│"  # between pieces
 
 
+def echo(text: object, *, err: bool = False, **style: Any) -> None:
+    """Print a text of ours in the language of the reader.
+
+    Args:
+        text: a message. What is data, such as JSON or an answer, is printed by `typer.echo`.
+        err: on stderr.
+        style: as `typer.style` takes it.
+    """
+    shown = translate(str(text))
+    typer.echo(typer.style(shown, **style) if style else shown, err=err)
+
+
 def print_lines(lines: Iterable[tuple[str, str]], label_width: int) -> None:
     """Print labelled lines."""
     for label, value in lines:
-        typer.echo(f"{label:<{label_width}} {value}".rstrip())
+        typer.echo(f"{padded(translate(label), label_width)} {translate(value)}".rstrip())
+
+
+def make_console(**settings: Any) -> "Console":
+    """Make a console of rich that shows the texts it is given in the language of the reader.
+
+    Data is given to it as `rich.text.Text`, which it leaves alone.
+
+    Args:
+        settings: as `rich.console.Console` takes them.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    class LocalConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(translate(text), **options)
+
+    return LocalConsole(**settings)
 
 
 def print_json(content: Any) -> None:
@@ -41,17 +74,15 @@ def print_json(content: Any) -> None:
 
 def print_wide(table: "Table") -> None:
     """Print a table; if the output is not a terminal, as wide as its text."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = make_console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)
+        console = make_console(highlight=False, width=200)
     console.print(table)
 
 
 def print_stopped(result: "Result") -> None:
     """Print on stderr how to continue an interrupted run."""
-    typer.echo(
+    echo(
         f"Stopped after {result.num_steps} steps; a checkpoint is in {result.adapter_dir}. "
         "Continue with the same command and --resume.",
         err=True,
@@ -68,14 +99,31 @@ def training_line(what: str, result: "Result") -> str:
     return f"{what} {steps}{losses}: {result.adapter_dir}"
 
 
+def print_verdict(proofs: "Sequence[Proof]") -> None:
+    """Print what the proofs of a run found: what failed and what to do first, then the counts."""
+    if not proofs:
+        return
+    counts = Counter(proof.verdict for proof in proofs)
+    for proof in proofs:
+        if proof.verdict == "failed":
+            echo(f"failed: {proof.name}: {proof.detail}", fg=typer.colors.RED)
+    not_run = f", {counts['not run']} not run" if counts["not run"] else ""
+    color = typer.colors.RED if counts["failed"] else typer.colors.GREEN
+    echo(
+        f"{len(proofs)} proofs: {counts['passed']} passed, {counts['failed']} failed{not_run}",
+        fg=color,
+        bold=True,
+    )
+
+
 def print_exported(result: "Exported") -> None:
     """Print what an export has written, its proofs, and the line that uses it."""
-    typer.echo(f"{result.folder}: complete")
+    echo(f"{result.folder}: complete")
     for check in result.checks:
-        typer.echo(f"  {check.verdict}: {check.name} ({check.detail})")
+        echo(f"  {check.verdict}: {check.name} ({check.detail})")
     if not result.checks:
-        typer.echo("  not run: the comparison with the source (--no-proof)")
-    typer.echo(f"Use it:  {result.start}")
+        echo("  not run: the comparison with the source (--no-proof)")
+    echo(f"Use it:  {result.start}")
 
 
 def printable(text: str, *, keep_lines: bool = False) -> str:
@@ -90,6 +138,8 @@ def printable(text: str, *, keep_lines: bool = False) -> str:
 
 def print_row(seen: "SeenRow", console: "Console", *, with_ids: bool) -> None:
     """Print a row: its place and template, its tokens, and what they decode to."""
+    from rich.text import Text
+
     described = ", ".join(f"{key} {value}" for key, value in seen.template.items())
     has_color = console.color_system is not None and not console.no_color
     console.print(f"{seen.place}  (format {seen.format}; template {described})", markup=False)
@@ -105,8 +155,8 @@ def print_row(seen: "SeenRow", console: "Console", *, with_ids: bool) -> None:
         console.print(flowing_text(seen.pieces, has_color=has_color))
     for label, text in (("input", seen.input_text), ("labels", seen.label_text)):
         console.print()
-        console.print(f"{label}:", style="bold")
-        console.print(printable(text, keep_lines=True), markup=False)
+        console.print(f"{translate(label)}:", style="bold")
+        console.print(Text(printable(text, keep_lines=True)))
     console.print()
 
 
@@ -167,7 +217,6 @@ def show_progress(
         num_tokens: of an answer.
         what: is being done, for the line of the bar.
     """
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -178,12 +227,12 @@ def show_progress(
 
     began, tokens = time.perf_counter(), 0
     with Progress(
-        TextColumn(what),
+        TextColumn(translate(what)),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.0f} tokens/s"),
+        TextColumn("{task.fields[rate]:.0f} " + translate("tokens/s")),
         TimeRemainingColumn(),
-        console=(console := Console(stderr=True)),
+        console=(console := make_console(stderr=True)),
         disable=not console.is_terminal,
         transient=True,
     ) as bar:

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from glmtune.cli.printing import echo
 from glmtune.errors import OutputError
+from glmtune.messages import translate
 from glmtune.units import readable
 
 if TYPE_CHECKING:
@@ -95,12 +97,13 @@ def _print_files(package: "Package") -> None:
     for upload in package.uploads:
         changed = "  without paths of this machine" if upload.text is not None else ""
         note = "  new" if upload.name == "README.md" else changed
-        typer.echo(f"{readable(upload.num_bytes):>10}  {upload.name}{note}", err=True)
+        size = readable(upload.num_bytes)
+        typer.echo(f"{size:>10}  {upload.name}{translate(note)}", err=True)
     if package.left_out:
-        typer.echo(f"not uploaded: {', '.join(package.left_out)}", err=True)
+        echo(f"not uploaded: {', '.join(package.left_out)}", err=True)
 
 
 def _print_package(package: "Package", card: str) -> None:
     _print_files(package)
     typer.echo(f"\n{card}")
-    typer.echo("Nothing was uploaded (--dry-run).", err=True)
+    echo("Nothing was uploaded (--dry-run).", err=True)

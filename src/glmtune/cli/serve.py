@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from glmtune.cli.options import AnyTemplate, DtypeOption, ModelArgument, PromptLayout
+from glmtune.cli.printing import echo
 from glmtune.errors import CheckpointError
 from glmtune.gc_pause import loading
 
@@ -86,7 +87,7 @@ def serve(
         max_new_tokens=max_new_tokens,
         timeout_seconds=timeout,
     )
-    run(hosted, address=address, access=access, limits=limits, announce=typer.echo)
+    run(hosted, address=address, access=access, limits=limits, announce=echo)
 
 
 def read_adapters(values: list[str]) -> dict[str, Path]:

@@ -5,7 +5,12 @@ from typing import Annotated
 
 import typer
 
-tokenizer = typer.Typer(name="tokenizer", help="Train a tokenizer with ChatGLM's settings.")
+from glmtune.cli.localized import LocalCommand, LocalGroup
+from glmtune.cli.printing import echo
+
+tokenizer = typer.Typer(
+    name="tokenizer", cls=LocalGroup, help="Train a tokenizer with ChatGLM's settings."
+)
 
 
 @tokenizer.callback()
@@ -13,7 +18,7 @@ def _group() -> None:
     """Train a tokenizer with ChatGLM's settings."""
 
 
-@tokenizer.command()
+@tokenizer.command(cls=LocalCommand)
 def train(
     texts: Annotated[
         list[str],
@@ -41,4 +46,4 @@ def train(
         made = train_tokenizer(read_texts(texts, column), vocab_size, output)
     except ValueError as error:
         raise DataError(f"{', '.join(texts)}: {error}") from error
-    typer.echo(f"{output}: {len(made):,} ids")
+    echo(f"{output}: {len(made):,} ids")

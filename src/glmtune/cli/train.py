@@ -16,7 +16,7 @@ from glmtune.cli.given_recipe import (
     show_choices,
 )
 from glmtune.cli.options import Overrides, Resume, is_first_rank
-from glmtune.cli.printing import print_stopped, training_line
+from glmtune.cli.printing import echo, print_stopped, print_verdict, training_line
 from glmtune.gc_pause import loading
 
 if TYPE_CHECKING:
@@ -75,10 +75,11 @@ def report_result(recipe: "Recipe", result: "Result") -> None:
         print_stopped(result)
         return
     if not result.num_steps:
-        typer.echo(f"Held-out loss {result.eval_loss:.4f}: {result.adapter_dir / 'report.html'}")
+        echo(f"Held-out loss {result.eval_loss:.4f}: {result.adapter_dir / 'report.html'}")
         return
     is_model = (result.adapter_dir / "config.json").is_file()
     what = "Model" if is_model else "Adapter"
-    typer.echo(training_line(what, result))
+    print_verdict(result.proofs)
+    echo(training_line(what, result))
     base = [] if is_model else [str(recipe.model.name_or_path), "--adapter"]
-    typer.echo(f"Talk to it:  {shlex.join(['glmtune', 'chat', *base, str(result.adapter_dir)])}")
+    echo(f"Talk to it:  {shlex.join(['glmtune', 'chat', *base, str(result.adapter_dir)])}")

@@ -33,6 +33,7 @@ from glmtune.data.writer import ExampleWriter
 from glmtune.errors import DataError, OutputError
 from glmtune.files import explain_write_error, sha256_of_file, sha256_of_text
 from glmtune.gc_pause import paused
+from glmtune.messages import translate
 from glmtune.recipe.choices import BadRows
 
 logger = logging.getLogger(__name__)
@@ -287,7 +288,7 @@ def _show_progress(progress: Progress | None) -> Iterator[Progress]:
     elif sys.stderr.isatty():
         from rich.console import Console
 
-        with Console(stderr=True).status("Encoding rows") as status:
-            yield lambda num_rows: status.update(f"Encoding rows: {num_rows:,} done")
+        with Console(stderr=True).status(translate("Encoding rows")) as status:
+            yield lambda num_rows: status.update(translate(f"Encoding rows: {num_rows:,} done"))
     else:
         yield lambda num_rows: None

@@ -21,6 +21,7 @@ import yaml
 
 import glmtune
 from glmtune.files import sha256_of_text
+from glmtune.messages import in_chinese
 from glmtune.model.files import NANO
 from glmtune.model.hubs import HUB_ID
 from glmtune.prove.proof import Proof
@@ -290,7 +291,7 @@ def _chinese(facts: RunFacts, name: str) -> Iterator[str]:
     if results := [(chinese, value) for _, chinese, value in _results(facts)]:
         yield "## 结果\n\n" + _table(results, (_unit(facts)[1], ""))
     if facts.proofs:
-        rows = [(p.name, _VERDICTS[p.verdict]) for p in facts.proofs]
+        rows = [(in_chinese(p.name), _VERDICTS[p.verdict]) for p in facts.proofs]
         yield "## 检验\n\n" + _table(rows, ("命题", "结果"))
     yield "## 使用\n\n" + _use(facts, name)
     if facts.license is not None:

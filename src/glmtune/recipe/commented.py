@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from glmtune.messages import padded, translate
 from glmtune.recipe.recipe import Recipe
 
 # The keys that people change, in the order in which they meet them; others keep their default.
@@ -60,7 +61,9 @@ def commented(recipe: Recipe, reasons: Mapping[str, str] | None = None) -> str:
         for key in keys:
             shown = f"  {_line(key, values[key])}"
             comment = comments.get(f"{section}.{key}")
-            lines.append(f"{shown:{COMMENT_COLUMN}}  # {comment}" if comment else shown)
+            lines.append(
+                f"{padded(shown, COMMENT_COLUMN)}  # {translate(comment)}" if comment else shown
+            )
     return "\n".join(lines)
 
 

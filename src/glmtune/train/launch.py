@@ -21,6 +21,7 @@ from typing import Any
 
 import glmtune.errors
 from glmtune.machine import num_cores
+from glmtune.messages import translate
 
 SECONDS_TO_SAVE = 120  # after Ctrl-C, for the micro-batch in hand and a checkpoint
 
@@ -63,12 +64,12 @@ def _print_first(failures: Mapping[int, Any]) -> int:
     """Print the failure that caused the others, and give the exit code."""
     for rank, failure in failures.items():
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # not by the launcher
-            print(
+            text = (
                 f"error: rank {rank} was ended by {failure.signal_name()}. If that is SIGKILL, the "
                 "machine ran out of memory: lower training.per_device_train_batch_size, or set "
-                "training.gradient_checkpointing=true.",
-                file=sys.stderr,
+                "training.gradient_checkpointing=true."
             )
+            print(translate(text), file=sys.stderr)
             return 1
     recorded = [
         (path.stat().st_mtime_ns, rank, path)
@@ -81,7 +82,7 @@ def _print_first(failures: Mapping[int, Any]) -> int:
     recorded_error = json.loads(path.read_text(encoding="utf-8"))["message"]
     kind, _, text = recorded_error["message"].partition(": ")
     if hasattr(glmtune.errors, kind):
-        print(f"error: {text}", file=sys.stderr)
+        print(translate(f"error: {text}"), file=sys.stderr)
     else:  # a bug of ours or of a library
         print(
             f"error: rank {rank} failed first:\n{recorded_error['extraInfo']['py_callstack']}",

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from glmtune.messages import translate
 from glmtune.prove.report.notebook import progress_html
 
 CELL_SECONDS = 0.25  # between two updates of a notebook's cell
@@ -23,11 +24,11 @@ class Progress:
         console = Console(stderr=True)
         self._cell = _Cell(num_steps, done) if is_shown and console.is_jupyter else None
         self._bar = RichProgress(
-            TextColumn("training"),
+            TextColumn(translate("training")),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}"),
-            TextColumn("{task.fields[rate]:.0f} tokens/s"),
+            TextColumn(translate("loss") + " {task.fields[loss]:.4f}"),
+            TextColumn("{task.fields[rate]:.0f} " + translate("tokens/s")),
             TimeRemainingColumn(),
             console=console,
             transient=True,

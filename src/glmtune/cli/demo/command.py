@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from glmtune.cli.printing import make_console
 from glmtune.gc_pause import loading
+from glmtune.messages import translate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,9 +43,7 @@ def demo(
 
 def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
     """Run and show every step; `overrides` change the recipe."""
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(highlight=False, soft_wrap=True)
     started = time.perf_counter()
     console.print("Loading PyTorch and transformers ...", style="dim")
 
@@ -89,7 +89,7 @@ def run_demo(dir: Path, overrides: Sequence[str] = ()) -> None:
 @contextmanager
 def _stage(console: "Console", number: int, title: str) -> Iterator[None]:
     """Print the title of a stage, and at its end how long it took."""
-    console.rule(f"[bold]{number}/{NUM_STAGES}  {title}", align="left")
+    console.rule(f"[bold]{number}/{NUM_STAGES}  {translate(title)}", align="left")
     started = time.perf_counter()
     yield
     console.print(f"{time.perf_counter() - started:.1f} s\n", style="dim")
@@ -112,6 +112,8 @@ def show_base(console: "Console", model: "PreTrainedModel") -> None:
 
 def show_rows(console: "Console", folder: "DemoFolder", num_questions: int) -> None:
     """Show a few rows, and one as the tokens that training sees."""
+    from rich.text import Text
+
     from glmtune.cli.printing import print_row
     from glmtune.data.sources import read_rows
     from glmtune.inspect.row import see_rows
@@ -119,10 +121,10 @@ def show_rows(console: "Console", folder: "DemoFolder", num_questions: int) -> N
     rows = list(read_rows(folder.train))
     console.print(f"{folder.train}: {len(rows)} rows to learn, such as")
     for row in rows[:: len(rows) // 4][1:4]:
-        console.print(f"  instruction {row['instruction']}", markup=False)
+        console.print(Text(f"  instruction {row['instruction']}"))
         if row["input"]:
-            console.print(f"  input       {row['input']}", markup=False)
-        console.print(f"  output      {row['output']}\n", style="green", markup=False)
+            console.print(Text(f"  input       {row['input']}"))
+        console.print(Text(f"  output      {row['output']}\n", style="green"))
     console.print(
         f"{folder.held_out}: {num_questions} fractions to ask. This run never sees them, and the "
         "rows that nano was tuned on have no fractions."
@@ -147,8 +149,10 @@ def show_result(console: "Console", folder: "DemoFolder", result: "Result") -> N
     losses = [line["loss"] for line in lines if "loss" in line]
     held_out = [line["eval_loss"] for line in lines if "eval_loss" in line]
     weights = folder.adapter / "adapter_model.safetensors"
-    console.print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {result.num_steps} steps", end="")
-    console.print(f", held-out loss {held_out[0]:.3f} -> {held_out[-1]:.3f}" if held_out else "")
+    on_held_out = f", held-out loss {held_out[0]:.3f} -> {held_out[-1]:.3f}" if held_out else ""
+    console.print(
+        f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {result.num_steps} steps{on_held_out}"
+    )
     for line in text_curve(losses):
         console.print(line, markup=False)
     console.print(f"curve:   {folder.adapter / 'loss.svg'}")
@@ -197,7 +201,7 @@ def show_answers(
             Text(question.text.replace("\n", " / ")),
             Text(_one_line(before[row].answer), style="dim"),
             Text(_step_by_step(after[row].answer), style="green" if is_right else "red"),
-            Text("right" if is_right else f"wrong, expected\n{expected}"),
+            Text(translate("right") if is_right else translate(f"wrong, expected\n{expected}")),
         )
     console.print(table, soft_wrap=False)
     if wrong:
@@ -212,7 +216,7 @@ def show_scores(console: "Console", result: "Evaluation") -> None:
         base = (result.base or {})[name].value
         console.print(
             f"{name:<13}{base:7.2f} -> {score.value:6.2f}  "
-            f"(95 %: {score.low:.2f} to {score.high:.2f})  {verdict}"
+            f"(95 %: {score.low:.2f} to {score.high:.2f})  {translate(verdict)}"
         )
 
 
@@ -240,9 +244,11 @@ def _step_by_step(answer: str) -> str:
 
 def say(console: "Console", text: str, pieces: Iterator[str]) -> None:
     """Print a question, and the answer as it is generated."""
-    console.print(f"> {text.replace(chr(10), ' / ')}", style="bold", markup=False)
+    from rich.text import Text
+
+    console.print(Text(f"> {text.replace(chr(10), ' / ')}", style="bold"))
     for piece in pieces:
-        console.print(piece, end="", style="green", markup=False)
+        console.print(Text(piece, style="green"), end="")
     console.print()
 
 
@@ -265,4 +271,4 @@ def show_next(console: "Console", folder: "DemoFolder", seconds: float) -> None:
         ),
         ("and talk to it", "glmtune chat ./chatglm3-6b --adapter out"),
     ):
-        console.print(f"{what}:\n    [bold]{command}[/bold]")
+        console.print(f"{translate(what)}:\n    [bold]{command}[/bold]")

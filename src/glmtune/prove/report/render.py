@@ -16,12 +16,13 @@ from markupsafe import Markup
 import glmtune
 from glmtune.inspect.shown_row import harmless
 from glmtune.prove.card import without_paths
+from glmtune.prove.report.translated import in_language
 from glmtune.units import duration, number
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template of `pages/`."""
-    return _environment().get_template(template).render(values)
+    """Fill a template of `pages/`, in the language of the reader."""
+    return in_language(_environment().get_template(template).render(values))
 
 
 @cache

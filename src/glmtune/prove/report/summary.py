@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from glmtune.errors import RecipeError
+from glmtune.messages import translate
 from glmtune.model.hubs import HUB_ID
 from glmtune.prove.card import without_paths
 from glmtune.prove.metrics import until
@@ -294,6 +295,7 @@ def text_lines(record: RunRecord) -> list[str]:
         lines.append(losses)
     if facts.proofs:
         lines.append(verdict_line(facts.all_proofs))
+    lines = [translate(line) for line in lines]
     if facts.samples:
         sample = facts.samples[0]
         asked = _short(prompt_text(sample.prompt.text), from_end=True)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from glmtune.errors import RecipeError
+from glmtune.messages import translate
 
 INDEX = "model.safetensors.index.json"
 DEFAULT_SHARD = "2GB"
@@ -119,7 +120,7 @@ def _bar(total_bytes: int) -> Iterator[Any]:
 
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn("writing"),
+        TextColumn(translate("writing")),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),

@@ -1,8 +1,19 @@
 "use strict";
 
+// ---- the few words that are written here, in the language of the page
+const isChinese = document.documentElement.lang.startsWith("zh");
+const words = isChinese
+  ? { learned: "要学习", unlearned: "不学习", cut: "截断", copied: "已复制", selected: "已选中", copy: "复制" }
+  : { learned: "learned", unlearned: "not learned", cut: "cut", copied: "copied", selected: "selected", copy: "copy" };
+const stepName = (step) => (isChinese ? `第 ${step} 步` : `step ${step}`);
+const tokenName = (first, last) => {
+  if (isChinese) return first === last ? `第 ${first} 个 token` : `第 ${first}–${last} 个 token`;
+  return first === last ? `token ${first}` : `tokens ${first}–${last}`;
+};
+
 // ---- tokens: show the ids of a piece on hover, tap and arrow keys
 const readout = document.getElementById("readout");
-const stateNames = { l: "learned", u: "not learned", x: "cut" };
+const stateNames = { l: words.learned, u: words.unlearned, x: words.cut };
 let current = null;
 
 function showPiece(piece) {
@@ -13,7 +24,7 @@ function showPiece(piece) {
   piece.classList.add("now");
   const ids = piece.dataset.i.split(" ");
   const first = Number(piece.dataset.p);
-  const where = ids.length > 1 ? `tokens ${first}–${first + ids.length - 1}` : `token ${first}`;
+  const where = tokenName(first, first + ids.length - 1);
   const state = Object.keys(stateNames).find((name) => piece.classList.contains(name));
   readout.textContent = `“${piece.textContent.trimEnd()}” · ${where} · ${ids.length > 1 ? "ids" : "id"} ${ids.join(" ")} · ${stateNames[state]}`;
 }
@@ -62,7 +73,7 @@ for (const chart of document.querySelectorAll(".chart")) {
       .map((name, curve) => [name, data.values[curve][index]])
       .filter(([, number]) => number !== null)
       .map(([name, number]) => `${name} ${number}`);
-    value.textContent = `step ${data.steps[index].toLocaleString("en")}: ${values.join(", ")}`;
+    value.textContent = `${stepName(data.steps[index].toLocaleString("en"))}: ${values.join(", ")}`;
   }
   function hide() {
     rule.hidden = true;
@@ -97,11 +108,11 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
   button.addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText(button.dataset.copy);
-      button.textContent = "copied";
+      button.textContent = words.copied;
     } catch {
       getSelection().selectAllChildren(button.previousElementSibling);
-      button.textContent = "selected";
+      button.textContent = words.selected;
     }
-    setTimeout(() => (button.textContent = "copy"), 1500);
+    setTimeout(() => (button.textContent = words.copy), 1500);
   });
 }
