@@ -72,6 +72,8 @@ def convert(result: Converted, given: Given, model: str | None, data_dir: Path |
         result.sections["output"]["report_to"] = "wandb"
     if given.flag("train_on_inputs"):
         result.sections["data"]["train_on_prompt"] = True
+    if tokens := given.names("tokens"):
+        result.sections["model"]["add_tokens"] = tokens
     how_often = _how_often(result, given)
     convert_training(result, given, {**DEFAULTS, **how_often})
     result.sections["output"].setdefault("report_to", "none")
