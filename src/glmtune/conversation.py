@@ -98,7 +98,7 @@ def check_turns(messages: Sequence[Message]) -> None:
             )
         if role == "system" and before not in (None, "system"):
             raise TemplateError(
-                f"turn {index} is a system message after a {before} message. "
+                f"turn {index} is a system message after {_one(before)} message. "
                 "Put system messages first."
             )
         if role == "user" and before == "user":
@@ -109,10 +109,14 @@ def check_turns(messages: Sequence[Message]) -> None:
         if role == "observation" and before != "assistant":
             raise TemplateError(
                 f"turn {index} is an observation after "
-                f"{'nothing' if before is None else f'a {before} message'}. "
+                f"{'nothing' if before is None else f'{_one(before)} message'}. "
                 "A tool's result follows the assistant message that called the tool."
             )
         before = role
+
+
+def _one(role: str | None) -> str:
+    return f"an {role}" if role in ("assistant", "observation") else f"a {role}"
 
 
 def read_messages(

@@ -24,6 +24,7 @@ import glmtune.data.formats
 import glmtune.data.formats.conversion
 import glmtune.data.formats.detection
 import glmtune.data.formats.format
+import glmtune.data.formats.guess
 import glmtune.data.formats.keys
 import glmtune.data.formats.messages
 import glmtune.data.formats.pairs
@@ -34,6 +35,7 @@ import glmtune.data.formats.unread
 import glmtune.data.formats.values
 import glmtune.data.hubs
 import glmtune.data.json_rows
+import glmtune.data.json_values
 import glmtune.data.learned_prompt
 import glmtune.data.rows
 import glmtune.data.sources
@@ -72,6 +74,7 @@ READERS = (
     glmtune.data.dataset_info,
     glmtune.data.text_files,
     glmtune.data.json_rows,
+    glmtune.data.json_values,
     glmtune.data.table_rows,
     glmtune.data.store,
     glmtune.data.writer,
@@ -85,6 +88,7 @@ CODE = (
     glmtune.data.formats.conversion,
     glmtune.data.formats.detection,
     glmtune.data.formats.format,
+    glmtune.data.formats.guess,
     glmtune.data.formats.keys,
     glmtune.data.formats.messages,
     glmtune.data.formats.pairs,

@@ -30,7 +30,12 @@ from pathlib import Path
 from glmtune.data.dataset_info import is_register, registered
 from glmtune.data.folders import data_files, missing, refuse_special
 from glmtune.data.hubs import MODELSCOPE, find_on_hub, find_saved, is_saved
-from glmtune.data.json_rows import read_json, read_rows_under, split_names
+from glmtune.data.json_rows import (
+    lists_beside_data,
+    read_json,
+    read_rows_under,
+    split_names,
+)
 from glmtune.data.rows import OnBad, Row, raise_bad_row
 from glmtune.data.splits import choose_split, find_splits
 from glmtune.data.table_rows import read_csv, read_parquet, read_text, read_tsv
@@ -190,7 +195,13 @@ def _find_file(name: str, path: Path, split: str | None) -> Source:
             "of that split, or give the split to the source that has it alone: "
             f"data.train: [{{path: ..., split: {split}}}]."
         )
-    return Source(name, (path,), reader)
+    return Source(name, (path,), reader, _beside_data(path, name))
+
+
+def _beside_data(path: Path, name: str) -> str:
+    """Say which rows of a JSON file are not read; "" if there are none."""
+    lists = lists_beside_data(path, name)
+    return f"{name}: the rows under 'data' are read; left out: {', '.join(lists)}" if lists else ""
 
 
 def _find_in_folder(name: str, folder: Path, split: str | None, config: str | None) -> Source:
@@ -214,7 +225,8 @@ def _find_in_folder(name: str, folder: Path, split: str | None, config: str | No
         return itertools.chain.from_iterable(reader(on_bad) for reader in readers)
 
     left_out = f"{left_out}; left out: {', '.join(others)}" if others else ""
-    return Source(name, files, read, left_out)
+    beside = (_beside_data(file, file_name) for file, file_name in zip(files, names, strict=True))
+    return Source(name, files, read, "; ".join(filter(None, (left_out, *beside))))
 
 
 def _reader(path: Path, name: str) -> Callable[[OnBad], Iterator[Row]]:
