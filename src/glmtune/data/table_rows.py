@@ -48,7 +48,7 @@ def _read_separated(path: Path, name: str, on_bad: OnBad, separator: str) -> Ite
             if reason:
                 raise DataError(f"{name}:{line}: {reason}")
             header = _header(record, name, separator) if any(record) else None
-        elif reason or record:
+        elif reason or any(record):  # Excel ends a table with lines of separators
             fields, problem = _fields(header, record)
             if reason or problem:
                 start = excerpt("".join(first_lines[:1]))
@@ -74,10 +74,13 @@ def _fields(header: list[str], record: list[str]) -> tuple[dict[str, str], str]:
             where = f"column {beyond[0] + 1}, which has no name in the header"
             return {}, f"{excerpt(record[beyond[0]])!r} is in {where}. Name it, or empty it."
         names = ", ".join(filter(None, header))
-        return {}, f"{len(record)} fields, but the header has {len(named)}: {names}."
+        remedy = "A text with a separator in it needs quotes around it."
+        return {}, f"{len(record)} fields, but the header has {len(named)}: {names}. {remedy}"
     kept = [*named, *beyond]  # one column without a name is usual: the row numbers of pandas
     if kept[-1] >= len(header):
-        return {}, f"{len(record)} fields, but the header has {len(header)}: {', '.join(header)}."
+        remedy = "A text with a separator in it needs quotes around it."
+        names = ", ".join(header)
+        return {}, f"{len(record)} fields, but the header has {len(header)}: {names}. {remedy}"
     return {header[index]: record[index] for index in sorted(kept)}, ""
 
 
