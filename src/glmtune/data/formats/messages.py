@@ -138,14 +138,14 @@ def announced(row: Row, messages: list[dict[str, Any]], tools: Any) -> list[Mess
         raise cannot_render(row, "", error) from None
     # Results of tools may have moved between calls, but answers keep their order.
     marks = iter(
-        (message.get("loss"), message.get("reasoning_content", "") if turn == 0 else "")
+        message.get("loss")
         for message in messages
         if message["role"] == "assistant"
-        for turn in range(_num_turns(message))
+        for _ in range(_num_turns(message))
     )
     for index, message in enumerate(result):
-        if message.role == "assistant" and (mark := next(marks)) != (None, ""):
-            result[index] = replace(message, is_learned=mark[0], reasoning=mark[1])
+        if message.role == "assistant" and (mark := next(marks)) is not None:
+            result[index] = replace(message, is_learned=mark)
     return result
 
 
