@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +59,7 @@ from glmtune.data.learned_prompt import LearnedPrompt
 from glmtune.data.rows import BadRow, Row, RowError, row_excerpt
 from glmtune.data.sources import AnySource, Source
 from glmtune.data.store import EncodedData
-from glmtune.data.writer import ExampleWriter
+from glmtune.data.writer import ExampleWriter, Tally
 from glmtune.errors import TemplateError
 from glmtune.recipe.choices import BadRows, Overlong
 from glmtune.recipe.sections import DataSection
@@ -278,19 +279,28 @@ def _write_batch(
     examples: list[Example] = []
     encoded = encode_each(template, [entry.value for entry in batch])
     for entry, encoding in zip(batch, encoded, strict=True):
-        fitted = _fit(entry, encoding, template, options, writer)
+        fitted = fit_entry(entry, encoding, template, options, writer)
         if fitted is not None:
             rows.append(entry.row)
             examples.append(fitted)
     writer.write(rows, examples)
 
 
-def _fit(
+class Counter(Protocol):
+    """Counts rows, and decides about those that cannot be used."""
+
+    tally: Tally
+
+    def refuse(self, bad: BadRow) -> None:
+        """Count a row that cannot be used, or raise its error."""
+
+
+def fit_entry(
     entry: Entry[Conversation],
     encoding: Example | TemplateError,
     template: Template,
     options: EncodeOptions,
-    writer: ExampleWriter,
+    writer: Counter,
 ) -> Example | None:
     """Count a row, and apply `overlong` to it; None for what is not learned."""
     try:

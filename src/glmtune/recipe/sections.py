@@ -97,6 +97,9 @@ class DataSection(TextSection):
     mask_history: bool = False  # only the last answer of a row is learned
     train_on_prompt: bool = False  # prompts are learned, too
     replay: ReplaySection | None = None
+    # Read rows while training, without a download or a cache; needs training.max_steps.
+    streaming: bool = False
+    shuffle_buffer: Size = 10_000  # examples that are shuffled together, with streaming
 
     @property
     def replayed(self) -> "DataSection | None":
@@ -106,6 +109,7 @@ class DataSection(TextSection):
     def with_rows(self, paths: tuple[str | SourceSection, ...]) -> "DataSection":
         """Read other rows with the same keys, except those that describe certain files."""
         own = {"eval": (), "eval_fraction": 0.0, "format": None, "columns": {}, "roles": {}}
+        own["streaming"] = False
         return self.model_copy(update={"train": paths, "replay": None, **own})
 
 
