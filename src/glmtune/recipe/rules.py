@@ -270,6 +270,12 @@ RUN_RULES: tuple[Rule["RunRecipe"], ...] = (
         "Leave one of the two out",
     ),
     Rule(
+        ("training.sharding=fsdp2", "training.gradient_checkpointing=offload"),
+        lambda recipe: _is_sharded(recipe) and recipe.training.gradient_checkpointing == "offload",
+        "training.gradient_checkpointing=offload is for a GPU that holds the model, and "
+        "training.{training.sharded_by} shards it. Use training.gradient_checkpointing=true",
+    ),
+    Rule(
         ("training.sharding=fsdp2", "training.optim=adamw_bnb_8bit"),
         lambda recipe: _is_sharded(recipe) and recipe.training.optim != "adamw_torch",
         "training.{training.sharded_by} and training.optim={training.optim} cannot be combined; "

@@ -132,7 +132,8 @@ class TrainingSection(Section):
     average: Literal["tokens", "micro_batches"] = "tokens"  # a step's loss is their mean
     label_smoothing_factor: Share = 0.0  # in training only
     neftune_noise_alpha: Positive | None = None  # noise on the embeddings; 5 is usual
-    gradient_checkpointing: bool = False
+    # offload: on a GPU, what is kept for the backward pass waits in the memory of the host.
+    gradient_checkpointing: bool | Literal["offload"] = False
     bf16: bool = False  # autocast over a float32 base
     fp16: bool = False  # autocast to float16, with a scaled loss
     sharding: Literal["fsdp2"] | None = None  # shard the weights across processes
