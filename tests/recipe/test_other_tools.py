@@ -594,3 +594,28 @@ def test_a_file_that_merges_or_chats_names_our_command(
 
     with pytest.raises(RecipeError, match=f"`{command}` does here"):
         convert_recipe(write(tmp_path, tree))
+
+
+def test_streaming_is_converted_where_the_run_has_a_length(tmp_path: Path) -> None:
+    more = {"streaming": True, "buffer_size": 500}
+
+    endless = convert_recipe(write(tmp_path, LLAMA_FACTORY | more), data_dir=tmp_path)
+    listed = "\n".join(endless.not_converted)
+    assert not recipe_of(endless, tmp_path).data.streaming
+    assert "streaming: true. data.streaming reads rows while training" in listed
+    sized = convert_recipe(write(tmp_path, LLAMA_FACTORY | more | {"max_steps": 9}))
+    data = recipe_of(sized, tmp_path).data
+    assert (data.streaming, data.shuffle_buffer) == (True, 500)
+    unused = convert_recipe(write(tmp_path, LLAMA_FACTORY | {"buffer_size": 500}))
+    assert "buffer_size" in unused.not_needed
+
+
+def test_activations_that_are_offloaded_are_converted(tmp_path: Path) -> None:
+    tree = {
+        "base_model": "m", "datasets": [{"path": "a.jsonl", "type": "alpaca"}],
+        "sequence_len": 64, "gradient_checkpointing": "offload", "output_dir": "out",
+    }  # fmt: skip
+
+    recipe = recipe_of(convert_recipe(write(tmp_path, tree)), tmp_path)
+
+    assert recipe.training.gradient_checkpointing == "offload"

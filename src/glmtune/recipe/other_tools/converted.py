@@ -179,6 +179,21 @@ def convert_training(
         output["overwrite"] = True
 
 
+def convert_streaming(result: Converted, given: Given, buffer: str) -> None:
+    """Convert rows that are read while training.
+
+    Args:
+        result, given: as for `convert_training`.
+        buffer: the key for how many rows are shuffled together.
+    """
+    if not given.flag("streaming"):
+        if given.take(buffer) is not None:
+            result.not_needed.append(buffer)
+        return
+    result.sections["data"]["streaming"] = True
+    given.move(result.sections["data"], **{buffer: "shuffle_buffer"})
+
+
 def convert_answers(result: Converted, given: Given, num_rows: int | None = None) -> None:
     """Convert what other tools do with generated answers: scores of held-out rows, or a file.
 

@@ -10,6 +10,7 @@ from glmtune.errors import RecipeError
 from glmtune.recipe.other_tools.converted import (
     Converted,
     convert_answers,
+    convert_streaming,
     convert_training,
 )
 from glmtune.recipe.other_tools.data_sets import DataSets, convert_held_out
@@ -55,6 +56,7 @@ def convert(result: Converted, given: Given, model: str | None, data_dir: Path |
     checkpointing = not given.flag("disable_gradient_checkpointing")
     result.sections["training"]["gradient_checkpointing"] = checkpointing
     convert_answers(result, given)
+    convert_streaming(result, given, "buffer_size")
     if tokens := [*given.names("add_tokens"), *_special_tokens(given)]:
         result.sections["model"]["add_tokens"] = tokens
     convert_training(result, given)
