@@ -179,7 +179,8 @@ class _Stream:
                 f"({self._encoder.tally.report()}) Raise data.max_length, or mend the rows; "
                 "`glmtune lint` shows what is wrong with them."
             )
-        logger.info("%s: all %d rows were read, and they begin again", names, self.rows)
+        if not self.passes:  # a small source beside a large one does so often
+            logger.info("%s: all %d rows were read, and they begin again", names, self.rows)
         self.rows, self.passes = 0, self.passes + 1
         self._entries = self._open()
 

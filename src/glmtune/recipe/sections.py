@@ -3,7 +3,15 @@
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from glmtune.recipe.choices import BadRows, Dtype, Layout, MetricName, Overlong, Stage
@@ -27,6 +35,7 @@ from glmtune.recipe.numbers import (
 )
 from glmtune.recipe.sources import Sources, SourceSection, SourcesOrNone
 
+_FLAG = TypeAdapter(bool)
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4_000  # of a name and of a path, for a file system
 
 
@@ -164,6 +173,17 @@ class TrainingSection(Section):
     def autocast(self) -> Literal["bfloat16", "float16"] | None:
         """The half-precision dtype of autocast; None if it is off."""
         return "bfloat16" if self.bf16 else "float16" if self.fp16 else None
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _is_a_flag_or_offload(cls, value: Any) -> Any:
+        """Read a flag here, so that an error does not name the types of the union."""
+        if value == "offload":
+            return value
+        try:
+            return _FLAG.validate_python(value)
+        except ValidationError:
+            raise PydanticCustomError("no_flag", "expected true, false or offload") from None
 
     @field_validator("metric_for_best_model", mode="before")
     @classmethod
