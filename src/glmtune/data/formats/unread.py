@@ -134,6 +134,14 @@ class KeyScan:
         self._message_keys = CHATGLM3_MESSAGE if self._is_native else known_keys
 
     @cached_property
+    def _plain_keys(self) -> frozenset[str]:
+        return frozenset(self._message_keys - {"tool_calls"})
+
+    @cached_property
+    def _special_roles(self) -> frozenset[str]:
+        return self._call_roles | (self._tool_roles if self._is_native else frozenset())
+
+    @cached_property
     def _call_roles(self) -> frozenset[str]:
         return self._roles_that_mean("function_call")
 
@@ -188,26 +196,30 @@ class KeyScan:
             yield name
 
     def _of_messages(self, name: str, messages: list[Any]) -> Iterator[str]:
-        known, style = self._message_keys, self._format.style
-        call_roles = self._call_roles
-        is_official = self._is_native and not any(
-            item.get(style) in call_roles for item in messages
-        )
+        plain, style, special = self._plain_keys, self._format.style, self._special_roles
         for item in messages:
-            if "tool_calls" in item or item.get(style) in call_roles:
-                yield from self._of_calls(name, item)
-            if is_official and item.get(style) in self._tool_roles:
-                # Its call and its result have keys of their own.
-                for key in ("content", "metadata"):
-                    if item.get(key) not in EMPTY:
-                        yield f"{name}[].{key}"
-            if item.keys() <= known:
-                continue
-            for key, value in item.items():
-                if key in known or key in MESSAGE_HARMLESS or value in EMPTY:
-                    continue
-                if not self._is_read(key, item):
+            if not item.keys() <= plain or item.get(style) in special:
+                yield from self._of_message(name, item, messages)
+
+    def _of_message(self, name: str, item: Mapping[str, Any], others: list[Any]) -> Iterator[str]:
+        """Yield the keys that nothing reads of a message that is not plain."""
+        role = item.get(self._format.style)
+        if "tool_calls" in item or role in self._call_roles:
+            yield from self._of_calls(name, item)
+        if self._is_native and role in self._tool_roles and not self._has_calls(others):
+            # Its call and its result have keys of their own.
+            for key in ("content", "metadata"):
+                if item.get(key) not in EMPTY:
                     yield f"{name}[].{key}"
+        for key, value in item.items():
+            if key in self._message_keys or key in MESSAGE_HARMLESS or value in EMPTY:
+                continue
+            if not self._is_read(key, item):
+                yield f"{name}[].{key}"
+
+    def _has_calls(self, messages: list[Any]) -> bool:
+        """Whether calls are messages of their own, as in rows of ms-swift."""
+        return any(item.get(self._format.style) in self._call_roles for item in messages)
 
     def _of_calls(self, name: str, item: Mapping[str, Any]) -> Iterator[str]:
         """Yield the keys of calls, which were read without an error, that say nothing."""
