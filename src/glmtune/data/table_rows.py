@@ -48,7 +48,7 @@ def _read_separated(path: Path, name: str, on_bad: OnBad, separator: str) -> Ite
             if reason:
                 raise DataError(f"{name}:{line}: {reason}")
             header = _header(record, name, separator) if any(record) else None
-        elif reason or any(record):  # Excel ends a table with lines of separators
+        elif reason or record:
             fields, problem = _fields(header, record)
             if reason or problem:
                 start = excerpt("".join(first_lines[:1]))
