@@ -479,3 +479,18 @@ def test_turns_that_chatglm3_knows_pass() -> None:
         "user",
     ]
     check_turns([Message(role, "x") for role in roles])  # type: ignore[arg-type]
+
+
+def test_a_thought_goes_with_the_first_turn_of_its_message() -> None:
+    calls = [{"function": {"name": "f", "arguments": {}}}]
+    asked = {"role": "user", "content": "q", "reasoning_content": "not the user's"}
+    messages: list[dict[str, Any]] = [
+        asked,
+        {"role": "assistant", "content": "a", "reasoning_content": "hm", "tool_calls": calls},
+        {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": "b", "reasoning_content": None},
+    ]
+
+    assert [m.reasoning for m in read_messages(messages)] == ["", "hm", "", "", ""]
+    with pytest.raises(TemplateError, match=r"message 1 .* reasoning_content"):
+        read_messages([asked, {"role": "assistant", "content": "a", "reasoning_content": [1]}])

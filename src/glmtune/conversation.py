@@ -98,7 +98,7 @@ def check_turns(messages: Sequence[Message]) -> None:
             )
         if role == "system" and before not in (None, "system"):
             raise TemplateError(
-                f"turn {index} is a system message after a {before} message. "
+                f"turn {index} is a system message after {_one(before)} message. "
                 "Put system messages first."
             )
         if role == "user" and before == "user":
@@ -109,10 +109,14 @@ def check_turns(messages: Sequence[Message]) -> None:
         if role == "observation" and before != "assistant":
             raise TemplateError(
                 f"turn {index} is an observation after "
-                f"{'nothing' if before is None else f'a {before} message'}. "
+                f"{'nothing' if before is None else f'{_one(before)} message'}. "
                 "A tool's result follows the assistant message that called the tool."
             )
         before = role
+
+
+def _one(role: str | None) -> str:
+    return f"an {role}" if role in ("assistant", "observation") else f"a {role}"
 
 
 def read_messages(
@@ -122,8 +126,9 @@ def read_messages(
 
     ChatGLM3 has `role`, `content`, `metadata` and, on a system message, `tools`. OpenAI has
     `tool_calls` on an assistant message (before that `function_call`) and role `tool` for their
-    results. Parallel calls become sequential, each followed by its result, because ChatGLM3
-    supports no other order.
+    results; other servers add `reasoning_content`, the thought before an answer, which goes with
+    the first of the turns that a message becomes. Parallel calls become sequential, each
+    followed by its result, because ChatGLM3 supports no other order.
 
     Args:
         messages: each has at least `role`; `content` may be missing next to `tool_calls`.
@@ -139,12 +144,15 @@ def read_messages(
     while pending:
         index, message = pending.popleft()
         calls = _tool_calls(index, message)
+        first = len(result)
         if not calls or message.get("content"):
             result.append(_read_message(index, message))
         for call in calls:
             result.append(_read_tool_call(index, call))
             if len(calls) > 1 and (answer := _take_answer(pending, call.get("id"))):
                 result.append(_read_message(*answer))
+        if message.get("reasoning_content") and result[first].role == "assistant":
+            result[first] = replace(result[first], reasoning=_thought(index, message))
     return _announce(result, tools) if tools else tuple(result)
 
 
@@ -228,6 +236,18 @@ def _read_message(index: int, message: Mapping[str, Any]) -> Message:
     if metadata and not is_unicode(metadata):
         raise NotUnicodeError(half_a_pair(metadata, f"the metadata of message {index}"))
     return Message(role, content, metadata=metadata, tools=tools)
+
+
+def _thought(index: int, message: Mapping[str, Any]) -> str:
+    thought = message["reasoning_content"]
+    if not isinstance(thought, str):
+        raise TemplateError(
+            f"message {index} (assistant) has the reasoning_content {shown(thought)}, expected "
+            "text. Pass the thought as text, or leave it out."
+        )
+    if not is_unicode(thought):
+        raise NotUnicodeError(half_a_pair(thought, f"the reasoning_content of message {index}"))
+    return thought
 
 
 def _read_content(index: int, role: Role, content: Any) -> str:

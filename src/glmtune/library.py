@@ -500,6 +500,7 @@ def lint_rows(
         general=recipe.checks.general_rows,
         seed=recipe.training.seed,
         pairs=recipe.is_preference or pairs,
+        labeled=recipe.preference if recipe.has_labels else None,
         progress=progress,
     )
 

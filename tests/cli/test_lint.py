@@ -130,3 +130,16 @@ def test_a_second_file_is_refused_with_the_way_to_give_it(tmp_path: Path) -> Non
 
     with pytest.raises(RecipeError, match=r"data\.train=\["):
         run_lint(rows, rows)
+
+
+def test_rows_with_labels_are_judged_as_training_would(tmp_path: Path) -> None:
+    rows = [{**row, "label": str(index % 2)} for index, row in enumerate(GOOD)]
+    kto = write(tmp_path / "kto.jsonl", rows)
+    wrong = write(tmp_path / "wrong.jsonl", [*rows, {**REFUSAL, "label": "bad"}])
+
+    found = run_lint(kto, "preference.stage=kto")
+    refused = run_lint(wrong, "preference.stage=kto")
+
+    assert "0 errors, 0 warnings" in found.stdout  # without the stage, a label of 1 is not read
+    assert (refused.exit_code, run_lint(wrong).exit_code) == (1, 0)
+    assert "got the text 'bad', expected true or false" in refused.stdout

@@ -7,7 +7,7 @@ import pytest
 
 from glmtune.data import text_files
 from glmtune.data.rows import BadRow, RowError
-from glmtune.data.sources import read_rows
+from glmtune.data.sources import find_source, read_rows
 from glmtune.errors import DataError
 
 ROWS = [
@@ -278,3 +278,38 @@ def test_the_shared_file_with_a_list_under_data_has_three_rows(shared: Path) -> 
 
     assert [row["instruction"] for row in rows] == ["一", "三", "五"]
     assert bad == []
+
+
+def test_rows_beside_those_under_data_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('{"data": [{"q": 1}], "more": [{"q": 2}], "ids": [3], "by": {}}')
+
+    assert list(read_rows(path)) == [{"q": 1}]
+    assert find_source(path).left_out == f"{path}: the rows under 'data' are read; left out: more"
+    assert find_source(tmp_path).left_out.endswith(find_source(path).left_out)
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ('{"q": 1},\n{"q": 2}\n', "Take the comma off"),
+        ('{\n"q": 1\n}\n', "name the file .json"),
+        ("{'q': 1}\n", "quotes of Python"),
+        ('{"q": 1\n', "Repair the line"),
+        ('{"q": 1', "may break off here"),
+    ],
+)
+def test_a_line_that_is_not_json_says_what_was_written_instead(
+    tmp_path: Path, text: str, remedy: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(text)
+
+    assert remedy in bad_rows(tmp_path / "rows.jsonl")[1][0].reason
+
+
+def test_the_remedies_for_lines_of_json_work(tmp_path: Path) -> None:
+    (tmp_path / "several.json").write_text('{\n"q": 1\n}\n{\n"q": 2\n}\n')
+    (tmp_path / "comma.jsonl").write_text('{"q": 1},\n{"q": 2}\n'.replace("},", "}"))
+
+    for name in ("several.json", "comma.jsonl"):
+        assert list(read_rows(tmp_path / name)) == [{"q": 1}, {"q": 2}]

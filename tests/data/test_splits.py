@@ -242,3 +242,16 @@ def test_what_is_left_out_is_logged_and_noted_by_lint(
     assert note in caplog.messages
     assert report.notes == (note,)
     assert json.loads(report.to_json())["notes"] == [note]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "remedy"),
+    [("val", "data.split=validation."), ("train[:9]", "data.split=train, and path#500")],
+)
+def test_a_split_by_another_name_is_told_its_name_here(
+    tmp_path: Path, wanted: str, remedy: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read(make(tmp_path, *HUB), wanted)
+
+    assert remedy in str(caught.value)

@@ -177,3 +177,14 @@ def test_a_time_with_nanoseconds_is_read_with_or_without_pandas(
     command = [sys.executable, "-c", script, str(path)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == expected
+
+
+def test_a_comma_in_a_text_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("q,a\none,1\ntwo, 2, 3\n")
+
+    rows, bad = bad_rows(path)
+
+    assert rows == [{"q": "one", "a": "1"}]
+    assert [each.line for each in bad] == [3]
+    assert "A text with a separator in it needs quotes" in bad[0].reason

@@ -168,3 +168,23 @@ def test_a_file_of_windows_is_advised_what_windows_can_do(tmp_path: Path) -> Non
     message = refused(path)
 
     assert "looks like WINDOWS-1252. Save it as UTF-8 in the program that wrote it" in message
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv", "rows.txt"])
+@pytest.mark.parametrize(
+    ("head", "right"),
+    [(gzip.compress(b"{}"), ".gz"), (b"PK\x03\x04x", "CSV"), (b"PAR1", ".parquet")],
+)
+def test_another_kind_of_file_says_which_name_it_needs(
+    tmp_path: Path, name: str, head: bytes, right: str
+) -> None:
+    (tmp_path / name).write_bytes(head)
+
+    assert "is not a text file" in refused(tmp_path / name)
+    assert right in refused(tmp_path / name)
+
+
+def test_the_name_that_a_compressed_file_is_said_to_need_works(tmp_path: Path) -> None:
+    (tmp_path / "rows.json.gz").write_bytes(gzip.compress(b'[{"q": 1}]'))
+
+    assert list(read_rows(tmp_path / "rows.json.gz")) == [{"q": 1}]

@@ -224,3 +224,17 @@ def test_the_card_of_an_export_has_its_base_and_its_proofs(tmp_path: Path) -> No
     assert (found.base, found.format, found.is_adapter) == (BASE, "glm", False)
     assert [proof.name for proof in found.proofs] == ["logits are the same"]
     assert found.license == license_of(BASE)
+
+
+def test_a_card_has_the_model_type_of_its_base_as_a_tag(tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "out"
+    for folder in (base, out):
+        folder.mkdir()
+    (base / "config.json").write_text('{"model_type": "glm4"}')
+    (out / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+
+    assert front(render_card(facts_of(out)))["tags"] == ["glm4", "glmtune"]
+    (base / "config.json").write_text('{"model_type": "no tag/"}')
+    assert front(render_card(facts_of(out)))["tags"] == ["glmtune"]
+    (out / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": BASE}))
+    assert front(render_card(facts_of(out)))["tags"] == ["chatglm", "glmtune"]

@@ -539,3 +539,83 @@ def test_an_official_recipe_with_an_empty_or_wrong_mapping_ends_in_a_sentence(
     assert recipe_of(converted, tmp_path)
     is_listed = any(line.startswith(f"{key}: ") for line in converted.not_converted)
     assert is_listed == (value is not None and not isinstance(value, dict))
+
+
+def test_scores_of_generated_answers_are_converted(tmp_path: Path) -> None:
+    official = recipe_of(convert_recipe(write(tmp_path, OFFICIAL), model="m"), tmp_path).training
+
+    assert official.eval_metrics == ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
+    assert official.eval_metric_rows == 50  # its command answers the first 50
+    generation = {"predict_with_generate": True, "max_new_tokens": 64, "top_p": 0.7, "top_k": []}
+    converted = convert_recipe(write(tmp_path, LLAMA_FACTORY | generation | {"do_predict": True}))
+    assert converted.sections["training"].get("eval_metrics") is None  # nothing is held out
+    listed = "\n".join(converted.not_converted)
+    assert "`glmtune predict DATA --max-new-tokens 64 --top-p 0.7` afterwards" in listed
+    assert "predict_with_generate: there are no held-out rows" in listed
+    assert "no counterpart" not in listed
+
+
+def test_new_tokens_resuming_and_mixtures_have_a_counterpart(tmp_path: Path) -> None:
+    more = {
+        "new_special_tokens": "<a>,<b>",
+        "resize_vocab": True,
+        "resume_from_checkpoint": "out/checkpoint-5",
+        "mix_strategy": "interleave_under",
+        "interleave_probs": "0.5,0.5",
+    }
+
+    converted = convert_recipe(write(tmp_path, LLAMA_FACTORY | more), data_dir=tmp_path)
+    listed = "\n".join(converted.not_converted)
+
+    assert recipe_of(converted, tmp_path).model.add_tokens == ("<a>", "<b>")
+    assert "`glmtune train RECIPE --resume`" in listed
+    assert "data.train: [{path: ..., weight: 2}, ...]" in listed
+    assert "no counterpart" not in listed
+
+
+def test_keys_of_another_method_are_not_needed(tmp_path: Path) -> None:
+    converted = convert_recipe(write(tmp_path, LLAMA_FACTORY | {"finetuning_type": "full"}))
+
+    assert {"lora_rank", "lora_target"} <= set(converted.not_needed)
+    assert "lora" not in "\n".join(converted.not_converted)
+
+
+@pytest.mark.parametrize(
+    ("more", "command"),
+    [
+        ({"export_dir": "merged", "template": "glm"}, "glmtune merge out --output merged"),
+        ({"infer_backend": "vllm", "template": "glm"}, "glmtune chat m --adapter out"),
+    ],
+)
+def test_a_file_that_merges_or_chats_names_our_command(
+    tmp_path: Path, more: dict[str, str], command: str
+) -> None:
+    tree = {"model_name_or_path": "m", "adapter_name_or_path": "out", **more}
+
+    with pytest.raises(RecipeError, match=f"`{command}` does here"):
+        convert_recipe(write(tmp_path, tree))
+
+
+def test_streaming_is_converted_where_the_run_has_a_length(tmp_path: Path) -> None:
+    more = {"streaming": True, "buffer_size": 500}
+
+    endless = convert_recipe(write(tmp_path, LLAMA_FACTORY | more), data_dir=tmp_path)
+    listed = "\n".join(endless.not_converted)
+    assert not recipe_of(endless, tmp_path).data.streaming
+    assert "streaming: true. data.streaming reads rows while training" in listed
+    sized = convert_recipe(write(tmp_path, LLAMA_FACTORY | more | {"max_steps": 9}))
+    data = recipe_of(sized, tmp_path).data
+    assert (data.streaming, data.shuffle_buffer) == (True, 500)
+    unused = convert_recipe(write(tmp_path, LLAMA_FACTORY | {"buffer_size": 500}))
+    assert "buffer_size" in unused.not_needed
+
+
+def test_activations_that_are_offloaded_are_converted(tmp_path: Path) -> None:
+    tree = {
+        "base_model": "m", "datasets": [{"path": "a.jsonl", "type": "alpaca"}],
+        "sequence_len": 64, "gradient_checkpointing": "offload", "output_dir": "out",
+    }  # fmt: skip
+
+    recipe = recipe_of(convert_recipe(write(tmp_path, tree)), tmp_path)
+
+    assert recipe.training.gradient_checkpointing == "offload"

@@ -244,3 +244,16 @@ def test_a_pattern_that_is_no_expression_is_refused() -> None:
             build_recipe({**SMALLEST, "adapter": {"rank_pattern": {name: 4}}})
     for name in (r"^mlp\.\w+$", r"(\d+)\.mlp\.\w+", r"(layers\.\d+\.)?dense", "dense_(4h|h)_to_.*"):
         assert build_recipe({**SMALLEST, "adapter": {"rank_pattern": {name: 4}}})
+
+
+@pytest.mark.parametrize(
+    ("given", "read"), [("true", True), ("no", False), ("offload", "offload"), ("1", True)]
+)
+def test_checkpointing_is_a_flag_or_offload(given: str, read: object) -> None:
+    tree = {"model": {"name_or_path": "m"}, "data": {"train": "a"}, "output": {"dir": "o"}}
+
+    recipe = build_recipe(tree, [f"training.gradient_checkpointing={given}"])
+    assert recipe.training.gradient_checkpointing == read
+    assert recipe.model_dump(mode="json")["training"]["gradient_checkpointing"] == read
+    with pytest.raises(RecipeError, match="expected true, false or offload"):
+        build_recipe(tree, ["training.gradient_checkpointing=maybe"])

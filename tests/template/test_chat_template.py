@@ -204,3 +204,18 @@ def test_tools_that_are_no_objects_are_refused(other: ChatTemplate, tools: objec
 
     with pytest.raises(TemplateError, match="turn 0 has tools that are not objects"):
         other.prompt_ids(Conversation(messages))
+
+
+def test_tools_that_a_template_leaves_out_are_refused_in_training_and_in_chat() -> None:
+    template = ChatTemplate(fast_tokenizer(LLAMA3, "<|eot_id|>"))
+    tools = Message("system", TOOLS_PROMPT, tools=[{"name": "weather"}])
+    call = Message("assistant", render_tool_call({"city": "北京"}), metadata="weather")
+
+    with pytest.raises(TemplateError, match="turn 0 has tools, which this model's chat template"):
+        template.encode(talk(tools, ("user", "?"), ("assistant", "o")))
+    with pytest.raises(TemplateError, match="turn 0 has tools"):
+        template.prompt_ids(talk(tools, ("user", "?")))
+    with pytest.raises(TemplateError, match="turn 1 has a call"):
+        template.encode(talk(("user", "?"), call))
+    none = Message("system", "s", tools=[])
+    assert template.encode(talk(none, ("user", "?"), ("assistant", "o")))

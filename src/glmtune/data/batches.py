@@ -210,6 +210,18 @@ class BatchPlan:
         drawn = epoch_order(len(self.replay), self.seed, epoch)
         return [self.rows[i] if i < own else self.replay[int(drawn[i - own])] for i in chosen]
 
+    def known_steps(self, start: int, stop: int) -> range:
+        """Return the steps from `start` to `stop` whose rows are known beforehand."""
+        return range(start, stop)
+
+    def shown_rows(self) -> list[int]:
+        """Return rows of which one may be shown at any time: those of the first step."""
+        return self.step_rows(0)
+
+    def alone(self, rows: Sequence[int]) -> "BatchPlan":
+        """Return a plan of one step, which takes these rows in a single process."""
+        return BatchPlan(rows, len(rows), self.max_tokens, self.seed)
+
     def count_replayed(self, step: int) -> int:
         """Count the general rows of a step, over all processes."""
         return len(set(self.step_rows(step)).intersection(self.replay)) if self.replay else 0

@@ -108,7 +108,7 @@ class Dataset:
         Raises:
             DataError: as the constructor, or a source does not exist.
         """
-        sources = find_sources(section.train, split=section.split)
+        sources = find_sources(section.train, split=section.split, streaming=section.streaming)
         return cls(sources, section, needs_answer=needs_answer, needs_label=needs_label)
 
     def read(self, to_value: ConvertRow[T]) -> Iterator[Entry[T] | BadRow]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ import glmtune.data.formats
 import glmtune.data.formats.conversion
 import glmtune.data.formats.detection
 import glmtune.data.formats.format
+import glmtune.data.formats.guess
 import glmtune.data.formats.keys
 import glmtune.data.formats.messages
 import glmtune.data.formats.pairs
@@ -34,6 +36,7 @@ import glmtune.data.formats.unread
 import glmtune.data.formats.values
 import glmtune.data.hubs
 import glmtune.data.json_rows
+import glmtune.data.json_values
 import glmtune.data.learned_prompt
 import glmtune.data.rows
 import glmtune.data.sources
@@ -56,7 +59,7 @@ from glmtune.data.learned_prompt import LearnedPrompt
 from glmtune.data.rows import BadRow, Row, RowError, row_excerpt
 from glmtune.data.sources import AnySource, Source
 from glmtune.data.store import EncodedData
-from glmtune.data.writer import ExampleWriter
+from glmtune.data.writer import ExampleWriter, Tally
 from glmtune.errors import TemplateError
 from glmtune.recipe.choices import BadRows, Overlong
 from glmtune.recipe.sections import DataSection
@@ -72,6 +75,7 @@ READERS = (
     glmtune.data.dataset_info,
     glmtune.data.text_files,
     glmtune.data.json_rows,
+    glmtune.data.json_values,
     glmtune.data.table_rows,
     glmtune.data.store,
     glmtune.data.writer,
@@ -85,6 +89,7 @@ CODE = (
     glmtune.data.formats.conversion,
     glmtune.data.formats.detection,
     glmtune.data.formats.format,
+    glmtune.data.formats.guess,
     glmtune.data.formats.keys,
     glmtune.data.formats.messages,
     glmtune.data.formats.pairs,
@@ -274,19 +279,28 @@ def _write_batch(
     examples: list[Example] = []
     encoded = encode_each(template, [entry.value for entry in batch])
     for entry, encoding in zip(batch, encoded, strict=True):
-        fitted = _fit(entry, encoding, template, options, writer)
+        fitted = fit_entry(entry, encoding, template, options, writer)
         if fitted is not None:
             rows.append(entry.row)
             examples.append(fitted)
     writer.write(rows, examples)
 
 
-def _fit(
+class Counter(Protocol):
+    """Counts rows, and decides about those that cannot be used."""
+
+    tally: Tally
+
+    def refuse(self, bad: BadRow) -> None:
+        """Count a row that cannot be used, or raise its error."""
+
+
+def fit_entry(
     entry: Entry[Conversation],
     encoding: Example | TemplateError,
     template: Template,
     options: EncodeOptions,
-    writer: ExampleWriter,
+    writer: Counter,
 ) -> Example | None:
     """Count a row, and apply `overlong` to it; None for what is not learned."""
     try:

@@ -67,8 +67,10 @@ def find_saved(name: str, folder: Path, split: str | None) -> FoundRows:
     return FoundRows(files, _reader(data, name), left_out)
 
 
-def find_on_hub(name: str, split: str | None, config: str | None) -> FoundRows:
-    """Download a data set, or find it in the cache.
+def find_on_hub(
+    name: str, split: str | None, config: str | None, *, streaming: bool = False
+) -> FoundRows:
+    """Download a data set, or find it in the cache; or open it to be read from the hub.
 
     Raises:
         DataError: there is no such data set, split or configuration.
@@ -83,9 +85,14 @@ def find_on_hub(name: str, split: str | None, config: str | None) -> FoundRows:
     wanted = os.environ.get("USE_MODELSCOPE_HUB", "").lower() in ("1", "true", "yes", "y")
     on_modelscope = wanted or name != owner_and_name
     hub = "ModelScope" if on_modelscope else "the Hugging Face Hub"
+    if streaming and on_modelscope:
+        raise DataError(
+            f"{name}: data.streaming reads the Hugging Face Hub and files, and not {hub}. Download "
+            "the data set and give its folder, or leave data.streaming out."
+        )
     try:
         place = _download_from_modelscope(owner_and_name) if on_modelscope else owner_and_name
-        splits = datasets.load_dataset(place, config)
+        splits = datasets.load_dataset(place, config, streaming=streaming)
     except DataError:
         raise
     except Exception as error:  # each hub and each version of its library raises its own
@@ -101,7 +108,7 @@ def find_on_hub(name: str, split: str | None, config: str | None) -> FoundRows:
         ) from error
     chosen = choose_split(name, list(splits), split)
     data = splits[chosen]
-    files = tuple(Path(file["filename"]) for file in data.cache_files)
+    files = () if streaming else tuple(Path(file["filename"]) for file in data.cache_files)
     return FoundRows(files, _reader(data, name), _left_out(name, list(splits), chosen))
 
 

@@ -7,14 +7,24 @@ the field and continue with the next row.
 """
 
 import contextlib
-import itertools
+import functools
 import json
-import math
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from glmtune.data.json_values import (
+    LENIENT,
+    MAX_DEPTH,
+    STRICT,
+    RepeatedKeyError,
+    check_depth,
+    check_repeated,
+    non_finite_field,
+    parse_json,
+    why_not_json,
+)
 from glmtune.data.rows import BadRow, OnBad, Row, excerpt
 from glmtune.data.splits import SPLIT_WORDS
 from glmtune.data.text_files import (
@@ -29,98 +39,9 @@ from glmtune.data.text_files import (
 )
 from glmtune.errors import DataError
 
-MAX_DEPTH = 200  # of nested lists and objects
-
 _STARTS_TEXTS = re.compile(rb"\[\s*\"")
+_Keys = dict[str, Literal["rows", "empty", "other"]]
 _SPACE = re.compile(r"[ \t\n\r]*")
-
-
-class _RepeatedKeyError(ValueError):
-    """An object has a key twice, with two values."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(f"the key {key!r} is given twice, with different values. Keep one.")
-        self.key = key
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        for key, value in pairs:
-            _check_repeated(key, value, fields[key])
-    return fields
-
-
-def _check_repeated(key: str, value: Any, other: Any) -> None:
-    if type(value) is not type(other) or value != other:
-        raise _RepeatedKeyError(key)
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON. Write a number, a text or null.")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"the number {text[:20]} is too large.")
-    return number
-
-
-_JSON = json.JSONDecoder(
-    parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique_keys
-)
-_LENIENT_JSON = json.JSONDecoder()  # to find the end of a row with NaN
-
-
-def parse_json(text: str) -> Any:
-    """Parse one JSON value, without what Python's own parser accepts beyond JSON.
-
-    Raises:
-        ValueError: not JSON, or with NaN, Infinity, a key given twice or deep nesting; the message
-            says why, and at which character.
-    """
-    try:
-        value = _JSON.decode(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply.") from None
-    if len(text) > 2 * MAX_DEPTH and text.count("[") + text.count("{") > MAX_DEPTH:
-        _check_depth(value)
-    return value
-
-
-def _check_depth(value: Any) -> None:
-    """Refuse a value that the recursive functions of other libraries could not walk through.
-
-    A text with few brackets cannot be deep, so this is not called for most values.
-
-    Raises:
-        ValueError: it is nested too deeply.
-    """
-    level, depth = [value], 0
-    while level:
-        if depth > MAX_DEPTH:
-            raise ValueError(f"it is nested too deeply, more than {MAX_DEPTH} levels.")
-        lists = [each for each in level if isinstance(each, list)]
-        dicts = [each.values() for each in level if isinstance(each, dict)]
-        level = list(itertools.chain.from_iterable((*lists, *dicts)))
-        depth += 1
-
-
-def _non_finite_field(value: Any, prefix: str = "") -> str:
-    """Return the path of the first NaN or infinity in a value, as in `scores[2]`; "" if none."""
-    waiting = [(prefix, value)]
-    while waiting:
-        path, value = waiting.pop()
-        if isinstance(value, float) and not math.isfinite(value):
-            return path
-        children: list[tuple[str, Any]] = []
-        if isinstance(value, dict):
-            children = [(f"{path}.{key}" if path else key, child) for key, child in value.items()]
-        elif isinstance(value, list):
-            children = [(f"{path}[{index}]", child) for index, child in enumerate(value)]
-        waiting += reversed(children)
-    return ""
 
 
 def _as_row(value: Any, name: str, line: int) -> Row | None:
@@ -167,8 +88,7 @@ def read_json(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
             f"{name}:1: not JSON: it begins with {first[:40].decode(errors='replace')!r}, "
             f"expected '[' or '{{'. {hint}A file of lines of JSON is named .jsonl."
         )
-    keys = _lone_object(path, name)
-    if keys is not None and (keys.get("data") == "rows" or keys == {"data": "empty"}):
+    if _has_rows_under_data(_keys_of(path, name)):
         return read_rows_under("data", path, name, on_bad)
     is_lines = _is_complete(first, dict)
     return (_read_json_lines if is_lines else _read_objects)(path, name, on_bad)
@@ -198,9 +118,36 @@ def split_names(path: Path, name: str) -> tuple[str, ...]:
     return tuple(keys) if "rows" in kinds and kinds <= {"rows", "empty"} else ()
 
 
-def _lone_object(
-    path: Path, name: str, only: Collection[str] | None = None
-) -> dict[str, Literal["rows", "empty", "other"]] | None:
+def lists_beside_data(path: Path, name: str) -> tuple[str, ...]:
+    """List the keys of a JSON file that hold rows beside those under "data", which alone are read.
+
+    Returns:
+        The keys; none for a file that is not one object with rows under "data".
+    """
+    if ending_of(path)[0] != ".json" or not first_line(path, name, 1024).startswith(b"{"):
+        return ()
+    keys = _keys_of(path, name)
+    if not _has_rows_under_data(keys):
+        return ()
+    return tuple(key for key, holds in keys.items() if holds == "rows" and key != "data")
+
+
+def _has_rows_under_data(keys: _Keys) -> bool:
+    return keys.get("data") == "rows" or keys == {"data": "empty"}
+
+
+def _keys_of(path: Path, name: str) -> _Keys:
+    """Return the keys of a file that is one object; of a large file they are looked at once."""
+    status = path.stat()
+    return _known_keys(path, name, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=16)
+def _known_keys(path: Path, name: str, *_version: int) -> _Keys:
+    return _lone_object(path, name) or {}
+
+
+def _lone_object(path: Path, name: str, only: Collection[str] | None = None) -> _Keys | None:
     """Look at the keys of a file that is one JSON object. Of any other, only the start is read.
 
     Args:
@@ -212,7 +159,7 @@ def _lone_object(
         error where the file is damaged. None if there are several objects, or other keys.
     """
     text = _JsonText(path, name)
-    keys: dict[str, Literal["rows", "empty", "other"]] = {}
+    keys: _Keys = {}
     try:
         text.take("{")
         while text.peek() != "}":
@@ -249,7 +196,7 @@ def _read_json_lines(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
         try:
             value = parse_json(line)
         except ValueError as error:
-            field, reason = _why_not_json(line, error)
+            field, reason = why_not_json(line, error)
             on_bad(BadRow(name, number, field, reason, excerpt(line)))
             continue
         if isinstance(value, dict):
@@ -258,19 +205,6 @@ def _read_json_lines(path: Path, name: str, on_bad: OnBad) -> Iterator[Row]:
             yield row
         else:
             on_bad(BadRow(name, number, "", _not_an_object(value), excerpt(line)))
-
-
-def _why_not_json(line: str, error: ValueError) -> tuple[str, str]:
-    """Return the field at fault, if there is one, and the reason."""
-    if isinstance(error, _RepeatedKeyError):
-        return error.key, str(error)
-    if not isinstance(error, json.JSONDecodeError):
-        try:
-            return _non_finite_field(_LENIENT_JSON.decode(line)), str(error)
-        except (ValueError, RecursionError):
-            return "", str(error)
-    last = "" if line.endswith("\n") else " It is the last line: the file may break off here."
-    return "", f"not JSON: {error.msg} at character {error.pos + 1}.{last}"
 
 
 class _JsonText:
@@ -334,7 +268,7 @@ class _JsonText:
         """
         while True:
             try:
-                value, end = _JSON.raw_decode(self._text, self._at)
+                value, end = STRICT.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 if self._may_be_cut(error) and self._grow():
                     continue
@@ -353,7 +287,7 @@ class _JsonText:
             self._go_to(end)
             if end - start > 2 * MAX_DEPTH and self._num_brackets(start, end) > MAX_DEPTH:
                 self.skipped = self._text[start:end]
-                _check_depth(value)
+                check_depth(value)
             return value
 
     def refuse(self, reason: str, at: int | None = None) -> NoReturn:
@@ -410,7 +344,7 @@ class _JsonText:
     def _skip_lenient(self) -> bool:
         """Consume a value with NaN; False if more of it had to be read first."""
         try:
-            _, end = _LENIENT_JSON.raw_decode(self._text, self._at)
+            _, end = LENIENT.raw_decode(self._text, self._at)
         except json.JSONDecodeError as error:
             if self._grow():
                 return False
@@ -425,9 +359,9 @@ class _JsonText:
 
     def bad_field(self, error: ValueError, prefix: str = "") -> str:
         """Return the field of the skipped value that has the NaN, or is there twice."""
-        if isinstance(error, _RepeatedKeyError):
+        if isinstance(error, RepeatedKeyError):
             return error.key
-        return _non_finite_field(_LENIENT_JSON.decode(self.skipped), prefix)
+        return non_finite_field(LENIENT.decode(self.skipped), prefix)
 
 
 class _BreaksOffError(Exception):
@@ -544,7 +478,7 @@ def _object(text: _JsonText, on_bad: OnBad) -> Row | None:
         try:
             fields[key] = text.value()
             if before is not _NOTHING:
-                _check_repeated(key, fields[key], before)
+                check_repeated(key, fields[key], before)
         except ValueError as error:
             field = text.bad_field(error, key)
             bad = BadRow(text.name, line, field, str(error), excerpt(text.skipped))

@@ -30,7 +30,12 @@ from pathlib import Path
 from glmtune.data.dataset_info import is_register, registered
 from glmtune.data.folders import data_files, missing, refuse_special
 from glmtune.data.hubs import MODELSCOPE, find_on_hub, find_saved, is_saved
-from glmtune.data.json_rows import read_json, read_rows_under, split_names
+from glmtune.data.json_rows import (
+    lists_beside_data,
+    read_json,
+    read_rows_under,
+    split_names,
+)
 from glmtune.data.rows import OnBad, Row, raise_bad_row
 from glmtune.data.splits import choose_split, find_splits
 from glmtune.data.table_rows import read_csv, read_parquet, read_text, read_tsv
@@ -86,24 +91,41 @@ def read_rows(
 
 
 def find_sources(
-    sources: AnySource | Sequence[AnySource], *, split: str | None = None
+    sources: AnySource | Sequence[AnySource], *, split: str | None = None, streaming: bool = False
 ) -> list[Source]:
     """Find one source, or several, before any of them is read.
+
+    Args:
+        sources, split, streaming: as for `find_source`.
 
     Raises:
         DataError: as `find_source`.
     """
     if isinstance(sources, AnySource):
         sources = [sources]
-    return [find_source(source, split=split) for source in sources]
+    return [find_source(source, split=split, streaming=streaming) for source in sources]
 
 
-def find_source(source: AnySource, *, split: str | None = None) -> Source:
+def first_rows_of(sources: Sequence[Source], number: int) -> list[Source]:
+    """Cap each source at its first rows, and say so where it had no such cap."""
+    capped = []
+    for source in sources:
+        if source.max_rows is not None and source.max_rows <= number:
+            capped.append(source)
+            continue
+        said = f"{source.name}: the first {number:,} rows are checked"
+        left_out = "; ".join(filter(None, (source.left_out, said)))
+        capped.append(replace(source, max_rows=number, left_out=left_out))
+    return capped
+
+
+def find_source(source: AnySource, *, split: str | None = None, streaming: bool = False) -> Source:
     """Resolve a path or hub id. For a path that exists, the network is never used.
 
     Args:
         source: see the module's docstring.
         split: for sources that have splits, and do not name their own.
+        streaming: whether a data set of a hub is read from there, and not downloaded first.
 
     Raises:
         DataError: it does not exist, holds no data, or lacks the split.
@@ -116,7 +138,7 @@ def find_source(source: AnySource, *, split: str | None = None) -> Source:
             name = own.path
         split = (own.split if own else None) or split
         name, max_rows = _without_cap(name)
-        found = _find(name, split, own.config if own else None)
+        found = _find(name, split, own.config if own else None, streaming=streaming)
     except OSError as error:  # a name that is too long, a closed folder, ...
         why = error.strerror or error
         raise DataError(f"{_shown(name)}: cannot be read: {why}. Check the path.") from error
@@ -127,7 +149,7 @@ def _shown(name: str) -> str:
     return name if len(name) <= 200 else f"{name[:200]}..."
 
 
-def _find(name: str, split: str | None, config: str | None) -> Source:
+def _find(name: str, split: str | None, config: str | None, *, streaming: bool) -> Source:
     """Find a source by its name.
 
     Raises:
@@ -154,7 +176,7 @@ def _find(name: str, split: str | None, config: str | None) -> Source:
     may_be_id = HUB_ID.fullmatch(name) is not None
     is_id = may_be_id and not path.parent.exists()
     if name.startswith(MODELSCOPE) or is_id:
-        return Source(name, *find_on_hub(name, split, config))
+        return Source(name, *find_on_hub(name, split, config, streaming=streaming))
     raise missing(name, path, may_be_id=may_be_id)
 
 
@@ -190,7 +212,13 @@ def _find_file(name: str, path: Path, split: str | None) -> Source:
             "of that split, or give the split to the source that has it alone: "
             f"data.train: [{{path: ..., split: {split}}}]."
         )
-    return Source(name, (path,), reader)
+    return Source(name, (path,), reader, _beside_data(path, name))
+
+
+def _beside_data(path: Path, name: str) -> str:
+    """Say which rows of a JSON file are not read; "" if there are none."""
+    lists = lists_beside_data(path, name)
+    return f"{name}: the rows under 'data' are read; left out: {', '.join(lists)}" if lists else ""
 
 
 def _find_in_folder(name: str, folder: Path, split: str | None, config: str | None) -> Source:
@@ -214,7 +242,8 @@ def _find_in_folder(name: str, folder: Path, split: str | None, config: str | No
         return itertools.chain.from_iterable(reader(on_bad) for reader in readers)
 
     left_out = f"{left_out}; left out: {', '.join(others)}" if others else ""
-    return Source(name, files, read, left_out)
+    beside = (_beside_data(file, file_name) for file, file_name in zip(files, names, strict=True))
+    return Source(name, files, read, "; ".join(filter(None, (left_out, *beside))))
 
 
 def _reader(path: Path, name: str) -> Callable[[OnBad], Iterator[Row]]:

@@ -107,9 +107,20 @@ def choose_split(
         left = f" (and files in no split: {some([file.name for file in others])})" if others else ""
         raise DataError(
             f"{name}: there is no split {chosen!r}; it has {', '.join(splits) or 'none'}{left}. "
-            "Choose one with data.split, or name the files."
+            f"{_remedy(chosen, splits)}"
         )
     return chosen
+
+
+def _remedy(wanted: str, splits: Sequence[str]) -> str:
+    """Say which split may be meant, as by the slices of the package `datasets`."""
+    words = next((words for words in SPLIT_KEYWORDS.values() if wanted in words), ())
+    start, slice, _ = wanted.partition("[")
+    if slice and start in splits:
+        return f"Slices are not read: choose data.split={start}, and path#500 for the first 500."
+    if near := [split for split in splits if split in words]:
+        return f"Choose it with data.split={near[0]}."
+    return "Choose one with data.split, or name the files."
 
 
 def _splits_by_name(name: str, paths: Sequence[str]) -> dict[str, list[str]]:

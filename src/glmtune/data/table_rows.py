@@ -74,10 +74,13 @@ def _fields(header: list[str], record: list[str]) -> tuple[dict[str, str], str]:
             where = f"column {beyond[0] + 1}, which has no name in the header"
             return {}, f"{excerpt(record[beyond[0]])!r} is in {where}. Name it, or empty it."
         names = ", ".join(filter(None, header))
-        return {}, f"{len(record)} fields, but the header has {len(named)}: {names}."
+        remedy = "A text with a separator in it needs quotes around it."
+        return {}, f"{len(record)} fields, but the header has {len(named)}: {names}. {remedy}"
     kept = [*named, *beyond]  # one column without a name is usual: the row numbers of pandas
     if kept[-1] >= len(header):
-        return {}, f"{len(record)} fields, but the header has {len(header)}: {', '.join(header)}."
+        remedy = "A text with a separator in it needs quotes around it."
+        names = ", ".join(header)
+        return {}, f"{len(record)} fields, but the header has {len(header)}: {names}. {remedy}"
     return {header[index]: record[index] for index in sorted(kept)}, ""
 
 

@@ -24,6 +24,13 @@ UNKNOWN_ENCODING = (
 MAX_HEAD_BYTES = 64 << 20  # of a first line, which may be the complete file
 ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt")
 
+_KINDS = (  # of files whose name says something else, by their first bytes
+    (b"\x1f\x8b", "It is compressed by gzip: let its name end with .gz, as in rows.json.gz."),
+    (b"\x28\xb5\x2f\xfd", "It is compressed by zstd: let its name end with .zst."),
+    (b"PK\x03\x04", "It is a ZIP archive or an Excel file: unpack it, or save it as CSV in UTF-8."),
+    (b"PAR1", "It is a Parquet file: let its name end with .parquet."),
+    (b"ARROW1", "It is an Arrow file: save it as Parquet, or give the folder of save_to_disk."),
+)
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -73,7 +80,7 @@ def first_line(path: Path, name: str, max_bytes: int = MAX_HEAD_BYTES) -> bytes:
         is_first = True
         while line := file.readline(max_bytes):
             if is_first:
-                refuse_wide(line, name)
+                refuse_other(line, name)
                 line = line.removeprefix(b"\xef\xbb\xbf")
                 is_first = False
             if line := line.strip(b" \t\r\n"):
@@ -94,7 +101,7 @@ def numbered_lines(path: Path, name: str) -> Iterator[tuple[int, str, str]]:
         for number, line in enumerate(file, start=1):
             start, offset = offset, offset + len(line)
             if number == 1:
-                refuse_wide(line, name)
+                refuse_other(line, name)
                 line = line.removeprefix(b"\xef\xbb\xbf")  # noqa: PLW2901
             try:
                 text, problem = line.decode(), ""
@@ -113,12 +120,15 @@ def numbered_lines(path: Path, name: str) -> Iterator[tuple[int, str, str]]:
             yield number, text, problem
 
 
-def refuse_wide(head: bytes, name: str) -> None:
-    """Raise for a file that begins like UTF-16 or UTF-32.
+def refuse_other(head: bytes, name: str) -> None:
+    """Raise for a file that begins like another kind of file, or like UTF-16 or UTF-32.
 
     Raises:
-        DataError: explains how to convert the file.
+        DataError: explains how to convert the file, or which name it needs.
     """
+    for mark, remedy in _KINDS:
+        if head.startswith(mark):
+            raise DataError(f"{name}: is not a text file. {remedy}")
     if encoding := wide_encoding(head):
         advice = conversion_advice(encoding, name, head[:MAX_HEAD_BYTES])
         raise DataError(f"{name}: looks like {encoding}, expected UTF-8. {advice}")

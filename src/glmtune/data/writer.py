@@ -67,6 +67,16 @@ class Tally:
         self._add("num_tokens", num_tokens)
         self._add("num_learned_tokens", num_learned)
 
+    def counts(self) -> dict[str, int]:
+        """Return the numbers so far, for a checkpoint."""
+        return {"num_rows": self.num_rows, "longest": self._longest, **self._counts}
+
+    def restore(self, counts: Mapping[str, int]) -> None:
+        """Continue counting from the numbers of a checkpoint."""
+        left = dict(counts)
+        self.num_rows, self._longest = left.pop("num_rows", 0), left.pop("longest", 0)
+        self._counts = left
+
     def report(self) -> EncodeReport:
         """Return the counts so far."""
         report = EncodeReport(

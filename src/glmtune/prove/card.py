@@ -33,6 +33,7 @@ HUB = "https://huggingface.co"
 MODELSCOPE = "modelscope://"
 
 # Both hubs' owners of the checkpoints that come under ChatGLM's license.
+_MODEL_TYPE = re.compile(r"[a-z][\w-]{0,60}")
 _CHATGLM = re.compile(r"(zai-org|THUDM|ZhipuAI)/(chatglm[23]?-6b|codegeex2-6b)[\w.-]*", re.I)
 # A folder of the caches of huggingface_hub.
 _IN_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
@@ -65,6 +66,20 @@ def license_of(base: str | None) -> License | None:
     owner, _, name = base.partition("/")
     owner = "zai-org" if owner in ("THUDM", "ZhipuAI") else owner
     return License("other", name, f"{HUB}/{owner}/{name}/blob/main/MODEL_LICENSE")
+
+
+def model_type_of(base: str | None, config: Mapping[str, Any]) -> str:
+    """Return the model type of a base, as hubs tag it; "" if it is not known.
+
+    Args:
+        base: its hub id, if it is known.
+        config: its config.json, if there is one.
+    """
+    named = config.get("model_type")
+    if isinstance(named, str) and _MODEL_TYPE.fullmatch(named):
+        return named
+    is_chatglm = base is not None and (base == NANO or _CHATGLM.fullmatch(base) is not None)
+    return "chatglm" if is_chatglm else ""
 
 
 def hub_id(name: str, config: Mapping[str, Any] | None = None) -> str | None:
@@ -127,6 +142,7 @@ class RunFacts:
         proofs: as `report.json` or `export.json` records them.
         format: of an export, such as "gguf"; "" for what a run has written.
         scores: evaluations of the folder.
+        model_type: of the base; "" if it is not known.
     """
 
     base: str | None
@@ -138,6 +154,7 @@ class RunFacts:
     proofs: Sequence[Proof] = ()
     format: str = ""
     scores: Sequence[Evaluation] = ()
+    model_type: str = ""
 
     @property
     def method(self) -> str:
@@ -188,7 +205,7 @@ def metadata(facts: RunFacts) -> dict[str, Any]:
     fields |= {"language": ["zh", "en"], "pipeline_tag": "text-generation"}
     if facts.recipe is not None and (ids := hub_data(facts.recipe)):
         fields["datasets"] = ids
-    tags = (facts.method, facts.format, "chatglm", "glmtune")
+    tags = (facts.method, facts.format, facts.model_type, "glmtune")
     return {**fields, "tags": [each for each in tags if each]}
 
 

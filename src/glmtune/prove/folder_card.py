@@ -19,6 +19,7 @@ from glmtune.prove.card import (
     is_hub_id,
     license_of,
     metadata,
+    model_type_of,
     render_card,
     without_paths,
 )
@@ -56,7 +57,7 @@ def facts_of(folder: Path, *, base: str | None = None, license_id: str | None = 
     named = str(adapter.get("base_model_name_or_path") or "")
     named = named or (recipe.model.name_or_path if recipe is not None else "")
     named = named or str(exported.get("base") or "")
-    own = _read_object(Path(named).expanduser() / "config.json") if named else config
+    own = _config_of(named) if named else config
     base = base or hub_id(named or str(config.get("_name_or_path", "")), own)
     license = License(license_id) if license_id else license_of(base)
     run = read_facts(folder, text)[0] if text else NO_FACTS
@@ -74,7 +75,19 @@ def facts_of(folder: Path, *, base: str | None = None, license_id: str | None = 
         proofs=run.proofs or _proofs_of(exported),
         format=form,
         scores=read_scores(folder),
+        model_type=model_type_of(base, own or config),
     )
+
+
+def _config_of(name: str) -> Mapping[str, Any]:
+    """Read config.json of a base, a folder or an id in the hub's cache; empty if there is none."""
+    folder = Path(name).expanduser()
+    if not folder.exists() and is_hub_id(name):
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "config.json")
+        return _read_object(Path(cached)) if isinstance(cached, str) else {}
+    return _read_object(folder / "config.json")
 
 
 def _proofs_of(exported: Mapping[str, Any]) -> tuple[Proof, ...]:
@@ -98,9 +111,17 @@ def run_facts(
         is_adapter: whether it trained an adapter, and not the weights of the model.
     """
     named = recipe.model.name_or_path
-    base = hub_id(named, _read_object(Path(named).expanduser() / "config.json"))
-    name = Path(named).name
-    return RunFacts(base, name, is_adapter, license_of(base), recipe, lines)
+    config = _config_of(named)
+    base = hub_id(named, config)
+    return RunFacts(
+        base=base,
+        base_name=Path(named).name,
+        is_adapter=is_adapter,
+        license=license_of(base),
+        recipe=recipe,
+        lines=lines,
+        model_type=model_type_of(base, config),
+    )
 
 
 def card_for(folder: Path, facts: RunFacts, name: str) -> str:

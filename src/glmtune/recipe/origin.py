@@ -47,6 +47,20 @@ def tool_of(tree: Mapping[str, Any]) -> str | None:
     return None
 
 
+def other_command(tree: Mapping[str, Any]) -> str | None:
+    """Return our command for a file of LLaMA-Factory that merges or chats; None for any other."""
+    model, adapter = (tree.get(f"{name}_name_or_path") for name in ("model", "adapter"))
+    if not isinstance(model, str):
+        return None
+    has_adapter = isinstance(adapter, str)
+    if "export_dir" in tree and has_adapter:
+        return shlex.join(["glmtune", "merge", str(adapter), "--output", str(tree["export_dir"])])
+    if {"infer_backend", "template"} & tree.keys():
+        more = ["--adapter", str(adapter)] if has_adapter else []
+        return shlex.join(["glmtune", "chat", model, *more])
+    return None
+
+
 def conversion_command(path: Path, tree: Mapping[str, Any], tool: str) -> str:
     """Return the command that converts a recipe."""
     command = ["glmtune", "convert-recipe", str(path)]

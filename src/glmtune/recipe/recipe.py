@@ -17,7 +17,8 @@ from pydantic_core import PydanticCustomError
 
 from glmtune.recipe.methods import AdapterSection, FullSection, LoraSection, NoneSection
 from glmtune.recipe.numbers import LARGEST, number_or_text
-from glmtune.recipe.rules import FINE_TUNING_RULES, PRETRAINING_RULES, RUN_RULES, check_rules
+from glmtune.recipe.rule import check_rules
+from glmtune.recipe.rules import FINE_TUNING_RULES, PRETRAINING_RULES, RUN_RULES
 from glmtune.recipe.sections import (
     ChecksSection,
     DataSection,

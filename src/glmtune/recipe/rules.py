@@ -7,9 +7,8 @@ a recipe breaks becomes its error. `docs/recipes.md` lists the rules as `documen
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from glmtune.recipe import places
 from glmtune.recipe.methods import (
@@ -23,49 +22,15 @@ from glmtune.recipe.methods import (
     PtuningV2Section,
     QloraSection,
 )
+from glmtune.recipe.rule import Rule
+from glmtune.recipe.streaming_rules import STREAMING_RULES
 
 if TYPE_CHECKING:
-    from glmtune.recipe.recipe import AnyRecipe, PretrainRecipe, Recipe, RunRecipe
-
-# Contravariant: a rule of every run also applies to each kind of recipe.
-CheckedRecipe_contra = TypeVar("CheckedRecipe_contra", bound="RunRecipe", contravariant=True)
+    from glmtune.recipe.recipe import PretrainRecipe, Recipe, RunRecipe
 
 # Methods whose weights FSDP2 and DeepSpeed can shard; a subclass needs its own entry.
 SHARDABLE = (LoraSection, FullSection, FreezeSection)
 _SHARDABLE_METHODS = ", ".join(kind.model_fields["method"].default for kind in SHARDABLE)
-
-
-@dataclass(frozen=True, slots=True)
-class Rule(Generic[CheckedRecipe_contra]):
-    """Values of keys that do not go together.
-
-    Attributes:
-        example: overrides that break the rule, in a recipe that is valid without them.
-        is_broken: whether a recipe has such values.
-        message: what is wrong and what to do, without a period at the end; `{section.key}` is
-            replaced by the value of the recipe.
-    """
-
-    example: tuple[str, ...]
-    is_broken: Callable[[CheckedRecipe_contra], bool]
-    message: str
-
-    def explain(self, recipe: CheckedRecipe_contra) -> str:
-        """Write the message with the values of a recipe."""
-        return self.message.format_map(
-            {name: getattr(recipe, name) for name in type(recipe).model_fields}
-        )
-
-
-def check_rules(recipe: "AnyRecipe", rules: Sequence[Rule["AnyRecipe"]]) -> None:
-    """Refuse a recipe that breaks a rule.
-
-    Raises:
-        ValueError: the message of the first broken rule.
-    """
-    for rule in rules:
-        if rule.is_broken(recipe):
-            raise ValueError(rule.explain(recipe))
 
 
 def _has_held_out_rows(recipe: "RunRecipe") -> bool:
@@ -307,6 +272,12 @@ RUN_RULES: tuple[Rule["RunRecipe"], ...] = (
         "packs them. Leave one of the two out",
     ),
     Rule(
+        ("training.sharding=fsdp2", "training.gradient_checkpointing=offload"),
+        lambda recipe: _is_sharded(recipe) and recipe.training.gradient_checkpointing == "offload",
+        "training.gradient_checkpointing=offload is for a GPU that holds the model, and "
+        "training.{training.sharded_by} shards it. Use training.gradient_checkpointing=true",
+    ),
+    Rule(
         ("training.sharding=fsdp2", "training.optim=adamw_bnb_8bit"),
         lambda recipe: _is_sharded(recipe) and recipe.training.optim != "adamw_torch",
         "training.{training.sharded_by} and training.optim={training.optim} cannot be combined; "
@@ -364,6 +335,7 @@ def _cannot_prefer(recipe: "Recipe") -> bool:
 
 
 FINE_TUNING_RULES: tuple[Rule["Recipe"], ...] = (
+    *STREAMING_RULES,
     Rule(
         ("preference.stage=dpo", "data.eval_fraction=0.1", "training.eval_metrics=exact"),
         lambda recipe: recipe.is_preference and bool(recipe.training.eval_metrics),

@@ -3,7 +3,15 @@
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from glmtune.recipe.choices import BadRows, Compute, Dtype, Layout, MetricName, Overlong, Stage
@@ -27,6 +35,7 @@ from glmtune.recipe.numbers import (
 )
 from glmtune.recipe.sources import Sources, SourceSection, SourcesOrNone
 
+_FLAG = TypeAdapter(bool)
 MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 4_000  # of a name and of a path, for a file system
 
 
@@ -97,6 +106,9 @@ class DataSection(TextSection):
     mask_history: bool = False  # only the last answer of a row is learned
     train_on_prompt: bool = False  # prompts are learned, too
     replay: ReplaySection | None = None
+    # Read rows while training, without a download or a cache; needs training.max_steps.
+    streaming: bool = False
+    shuffle_buffer: Size = 10_000  # examples that are shuffled together, with streaming
 
     @property
     def replayed(self) -> "DataSection | None":
@@ -106,6 +118,7 @@ class DataSection(TextSection):
     def with_rows(self, paths: tuple[str | SourceSection, ...]) -> "DataSection":
         """Read other rows with the same keys, except those that describe certain files."""
         own = {"eval": (), "eval_fraction": 0.0, "format": None, "columns": {}, "roles": {}}
+        own["streaming"] = False
         return self.model_copy(update={"train": paths, "replay": None, **own})
 
 
@@ -128,7 +141,8 @@ class TrainingSection(Section):
     average: Literal["tokens", "micro_batches"] = "tokens"  # a step's loss is their mean
     label_smoothing_factor: Share = 0.0  # in training only
     neftune_noise_alpha: Positive | None = None  # noise on the embeddings; 5 is usual
-    gradient_checkpointing: bool = False
+    # offload: on a GPU, what is kept for the backward pass waits in the memory of the host.
+    gradient_checkpointing: bool | Literal["offload"] = False
     bf16: bool = False  # autocast over a float32 base
     fp16: bool = False  # autocast to float16, with a scaled loss
     sharding: Literal["fsdp2"] | None = None  # shard the weights across processes
@@ -159,6 +173,17 @@ class TrainingSection(Section):
     def autocast(self) -> Literal["bfloat16", "float16"] | None:
         """The half-precision dtype of autocast; None if it is off."""
         return "bfloat16" if self.bf16 else "float16" if self.fp16 else None
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _is_a_flag_or_offload(cls, value: Any) -> Any:
+        """Read a flag here, so that an error does not name the types of the union."""
+        if value == "offload":
+            return value
+        try:
+            return _FLAG.validate_python(value)
+        except ValidationError:
+            raise PydanticCustomError("no_flag", "expected true, false or offload") from None
 
     @field_validator("metric_for_best_model", mode="before")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from glmtune.conversation import TOOLS_PROMPT, Conversation, Message
@@ -12,7 +13,7 @@ from glmtune.files import sha256_of_text
 from glmtune.template.base import IGNORE, Example, Template, decode, is_learned
 from glmtune.template.probes import PROBES
 from glmtune.template.time_limit import time_limit
-from glmtune.tool_calls import parse_tool_call
+from glmtune.tool_calls import parse_tool_call, render_tool_call
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _DATE_PARTS = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24"} | {
     "%a": "Fri", "%A": "Friday", "%H": "12", "%M": "00", "%S": "00"
 }  # fmt: skip
+_PROBE = "probe"  # the name of a tool
+_ASKED = Message("user", "a")
 MAX_CHARACTERS = 1_000_000  # of a template; published ones have up to 20,000
 SECONDS_TO_RENDER = 20  # two short conversations, which take milliseconds
 _FIXED_DATE = (
@@ -71,6 +74,8 @@ class ChatTemplate(Template):
         Raises:
             TemplateError: a conversation cannot be rendered; names it and the reason.
         """
+        for conversation in conversations:
+            self._check_written(conversation.messages)
         return [self._encode(conversation) for conversation in conversations]
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
@@ -79,6 +84,7 @@ class ChatTemplate(Template):
         Raises:
             TemplateError: the conversation cannot be rendered.
         """
+        self._check_written(conversation.messages)
         return self._render(conversation.messages, add_generation_prompt=True)
 
     def reads_thoughts(self) -> bool:
@@ -95,6 +101,35 @@ class ChatTemplate(Template):
         """Parse generated ids as one message, whose text is stripped."""
         text = decode(self._tokenizer, self._until_stop(ids), skip_special_tokens=True)
         return [Message("assistant", text.strip())]
+
+    def _check_written(self, messages: Sequence[Message]) -> None:
+        """Refuse tools and calls that the template would leave out without a word."""
+        for index, message in enumerate(messages):
+            is_lost = is_call(message) and not self._writes_calls
+            if is_lost or (message.tools and not self._writes_tools):
+                to_openai(messages)  # what no template can represent has an error of its own
+                raise TemplateError(
+                    f"turn {index} has {'a call' if is_lost else 'tools'}, which this model's chat "
+                    "template leaves out. Write them into the texts of the row, or use a model "
+                    "whose chat template has a place for tools."
+                )
+
+    @cached_property
+    def _writes_tools(self) -> bool:
+        return self._shows(Message("system", TOOLS_PROMPT, tools=[{"name": _PROBE}]), _ASKED)
+
+    @cached_property
+    def _writes_calls(self) -> bool:
+        call = Message("assistant", render_tool_call({}), metadata=_PROBE)
+        return self._shows(_ASKED, call)
+
+    def _shows(self, *messages: Message) -> bool:
+        """Whether the ids have the name of a probe; where they cannot be had, the error says so."""
+        try:
+            ids = self._render(messages)
+        except TemplateError:
+            return True
+        return _PROBE in decode(self._tokenizer, ids)
 
     def _encode(self, conversation: Conversation, check_all: bool = False) -> Example:
         """Encode a conversation; `check_all` checks answers that are not learned, too."""

@@ -119,10 +119,12 @@ def _next_to_nothing(recipe: RunRecipe, num_steps: int) -> Iterator[str]:
     training, adapter = recipe.training, recipe.adapter
     warmup = count_warmup_steps(training, num_steps)
     if warmup >= num_steps and training.lr_scheduler_type != "constant":
+        remedy = (
+            "warmup_steps=0.05 is 5 % of the run" if num_steps > 1 else "warmup_steps=0 is none"
+        )
         yield (
             f"the warm-up of {warmup} steps is not shorter than the run of {num_steps}, so the "
-            f"learning rate never reaches {training.learning_rate:g}; warmup_steps=0.05 is 5 % of "
-            "the run"
+            f"learning rate never reaches {training.learning_rate:g}; {remedy}"
         )
     clipped = training.max_grad_norm
     if clipped is not None and clipped < SMALLEST_CLIPPING:

@@ -156,10 +156,7 @@ def prove_packing(training: Training) -> Proof | None:
         return Proof(PACKED, "not run", "the weights are sharded, so one process cannot score rows")
     step = min(training.state.step, training.num_steps - 1)
     chosen = sorted(training.plan.step_rows(step), key=lambda row: data.lengths[row])[:PACKED_ROWS]
-    plan = replace(
-        training.plan, rows=chosen, rows_per_step=len(chosen), process_index=0, num_processes=1,
-        replay=(), num_replayed=0, rows_per_micro_batch=None,
-    )  # fmt: skip
+    plan = training.plan.alone(chosen)
     [batch] = batches(data.examples, data.lengths, plan, 0, 1, training.task.make)
     packed = max(batch.micro_batches, key=lambda part: len(part.rows))
     sides: list[Example] = []

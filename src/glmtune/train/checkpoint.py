@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from glmtune.data.streaming import StreamCursor
 from glmtune.errors import CheckpointError, GlmtuneError
 from glmtune.files import (
     read_json_as,
@@ -62,6 +63,7 @@ class TrainerState:
         replayed_rows: general rows that were mixed in so far.
         skipped_steps: that changed nothing, since a gradient did not fit float16.
         pack_tokens: of a pack at most, where a GPU's memory decided it; None otherwise.
+        stream: where to read on, with data.streaming; None without.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -79,6 +81,7 @@ class TrainerState:
     replayed_rows: int = 0
     skipped_steps: int = 0
     pack_tokens: int | None = None
+    stream: StreamCursor | None = None
 
 
 def random_state() -> dict[str, Any]:
@@ -140,8 +143,9 @@ def save_checkpoint(
 def _values(state: TrainerState) -> dict[str, Any]:
     """Return what is written; what was not chosen is left out, as in earlier checkpoints."""
     values = asdict(state)
-    if state.pack_tokens is None:
-        del values["pack_tokens"]
+    for name in ("pack_tokens", "stream"):
+        if values[name] is None:
+            del values[name]
     return values
 
 

@@ -54,7 +54,7 @@ def _evaluate_largest(training: Training) -> None:
     packs = group_rows(data.eval_rows, data.eval_lengths, training.plan.max_tokens)
     if not packs:
         return
-    learned = data.eval_examples.learned_lengths.tolist()
+    learned = data.eval_learned_lengths
     pack = heaviest(packs, data.eval_lengths, learned)
     with torch.no_grad(), _explained(training.recipe, "held-out", pack, data.eval_lengths):
         run_model(training, data.eval_examples, pack)
@@ -67,6 +67,7 @@ def _train_largest(training: Training) -> None:
         return
     pack, all_tokens = largest_training_pack(training, training.plan)
     tokens = _count_tokens(pack, data.lengths)
+    num_known = len(training.plan.known_steps(steps.start, steps.stop))
     began = time.perf_counter()
     with _explained(training.recipe, "training", pack, data.lengths):
         # In its first step AdamW adds two moments of everything that is trained.
@@ -84,18 +85,18 @@ def _train_largest(training: Training) -> None:
         seconds,
         peak_memory_bytes() / 2**30,
         len(steps),
-        duration(seconds * all_tokens / tokens),
+        duration(seconds * all_tokens / tokens * len(steps) / num_known),
     )
 
 
 def largest_training_pack(training: Training, plan: BatchPlan) -> tuple[Sequence[int], int]:
     """Return the rows of the heaviest pack that is still to come, and the tokens of all of them."""
     data = training.data
-    steps = range(training.state.step, training.num_steps)
+    steps = training.plan.known_steps(training.state.step, training.num_steps)
     packs = [pack for step in steps for pack in plan.micro_batch_rows(step, data.lengths) if pack]
     if not packs:  # other processes have some, and all take part in each
         packs = [plan.step_rows(steps[0])[:1]]
-    learned = data.examples.learned_lengths.tolist()
+    learned = data.learned_lengths
     all_tokens = sum(_count_tokens(each, data.lengths) for each in packs)
     return heaviest(packs, data.lengths, learned), all_tokens
 

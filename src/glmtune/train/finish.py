@@ -252,7 +252,7 @@ def write_run_report(training: Training, model: Any, results: ProofResults, seco
     """
     output, data, plan = training.folder.path, training.data, training.plan
     trainable, total = method.count_parameters(model)
-    of_the_task = (each for each in plan.step_rows(0) if each not in data.replay)
+    of_the_task = (each for each in plan.shown_rows() if each not in data.replay)
     row = next(of_the_task, data.rows[0])
     example, place = data.examples[row], data.origin(row)
     facts = ReportFacts(
@@ -269,7 +269,7 @@ def write_run_report(training: Training, model: Any, results: ProofResults, seco
         data=data.examples.report,
         held_out=None if data.is_split_off else data.eval_examples.report,
         replay=data.replay_report,
-        num_train_rows=len(plan.rows),
+        num_train_rows=plan.rows_per_epoch - plan.num_replayed,
         num_replayed_rows=plan.num_replayed if data.replay_report else None,
         num_held_out_rows=len(data.eval_rows),
         lint=data.findings,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.data.store import EncodedData
+from glmtune.data.streaming import StreamedData
 from glmtune.errors import CheckpointError, GlmtuneError
 from glmtune.files import sha256_of_text
 from glmtune.model.fingerprint import fingerprint_of, folder_of
@@ -34,6 +35,8 @@ PATHS = ("model.name_or_path", "adapter.name_or_path")  # or a hub id
 NEWER_KEYS: frozenset[str] = frozenset(
     {
         "data.mask_history",
+        "data.shuffle_buffer",
+        "data.streaming",
         "data.train_on_prompt",
         "model.add_tokens",
         "preference.desirable_weight",
@@ -48,8 +51,8 @@ NEWER_KEYS: frozenset[str] = frozenset(
 def identify(
     recipe: RunRecipe,
     template: Template,
-    examples: EncodedData,
-    eval_examples: EncodedData,
+    examples: EncodedData | StreamedData,
+    eval_examples: EncodedData | StreamedData,
     num_processes: int,
 ) -> Identity:
     """Hash what decides the weights of a run, item by item."""
@@ -120,7 +123,7 @@ def _has_default(section: Any, key: str) -> bool:
     return bool(getattr(section, key) == field.get_default(call_default_factory=True))
 
 
-def _identify_data(examples: EncodedData) -> tuple[str, ...]:
+def _identify_data(examples: EncodedData | StreamedData) -> tuple[str, ...]:
     return tuple(
         value[:16]
         for value in (examples.content_fingerprint, examples.fingerprint, examples.earlier_key)

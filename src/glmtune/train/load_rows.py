@@ -12,6 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from glmtune.data.encode import EncodeOptions, encode_data, split_data
 from glmtune.data.lint.findings import CHECKS
 from glmtune.data.lint.findings import Finding as LintFinding
@@ -21,6 +24,7 @@ from glmtune.data.mixing import weigh_rows, weights_of
 from glmtune.data.pairs import encode_pairs
 from glmtune.data.sources import AnySource
 from glmtune.data.store import EncodedData, EncodeReport
+from glmtune.data.streaming import SEGMENT, StreamedData
 from glmtune.errors import DataError
 from glmtune.prove.forgetting import general_conversations
 from glmtune.recipe.recipe import Recipe, RunRecipe
@@ -52,8 +56,8 @@ class RunData:
 
     tokenizer: Any
     template: Template
-    examples: EncodedData
-    eval_examples: EncodedData
+    examples: EncodedData | StreamedData
+    eval_examples: EncodedData | StreamedData
     rows: Sequence[int]
     eval_rows: Sequence[int]
     replay: Sequence[int] = ()
@@ -63,16 +67,24 @@ class RunData:
     stamps: Stamps = field(default_factory=dict)
 
     @cached_property
-    def lengths(self) -> list[int]:
+    def lengths(self) -> Sequence[int]:
         """Tokens of each of `examples`."""
-        lengths: list[int] = self.examples.lengths.tolist()
-        return lengths
+        return _numbers(self.examples.lengths)
 
     @cached_property
-    def eval_lengths(self) -> list[int]:
+    def eval_lengths(self) -> Sequence[int]:
         """Tokens of each of `eval_examples`."""
-        lengths: list[int] = self.eval_examples.lengths.tolist()
-        return lengths
+        return _numbers(self.eval_examples.lengths)
+
+    @cached_property
+    def learned_lengths(self) -> Sequence[int]:
+        """Learned tokens of each of `examples`."""
+        return _numbers(self.examples.learned_lengths)
+
+    @cached_property
+    def eval_learned_lengths(self) -> Sequence[int]:
+        """Learned tokens of each of `eval_examples`."""
+        return _numbers(self.eval_examples.learned_lengths)
 
     @property
     def is_split_off(self) -> bool:
@@ -85,6 +97,7 @@ class RunData:
 
     def mixed_with(self, replay: EncodedData) -> "RunData":
         """Append general rows, from which every epoch takes some."""
+        assert isinstance(self.examples, EncodedData)  # a rule refuses general rows in a stream
         examples = self.examples.followed_by(replay)  # the indices of the others stay
         return replace(
             self,
@@ -93,6 +106,11 @@ class RunData:
             replay=range(len(self.examples), len(examples)),
             replay_report=replay.report,
         )
+
+
+def _numbers(values: npt.NDArray[np.int64] | Sequence[int]) -> Sequence[int]:
+    """Return numbers by index: a list is faster than an array, and a stream has only some."""
+    return values.tolist() if isinstance(values, np.ndarray) else values
 
 
 def load_rows(
@@ -127,9 +145,42 @@ def encode_rows(recipe: Recipe, tokenizer: Any, template: Template, output: Path
     def encode(sources: Sequence[AnySource], quarantine: Path) -> EncodedData:
         return encode_sources(sources, template, options, quarantine=quarantine)
 
+    if recipe.data.streaming:
+        return _stream_rows(recipe, tokenizer, template, encode, output)
     data = split_held_out(recipe, tokenizer, template, encode, split_data, output)
     _check_added_tokens_occur(recipe.model.add_tokens, data)
     return data
+
+
+def _stream_rows(
+    recipe: Recipe,
+    tokenizer: Any,
+    template: Template,
+    encode: Callable[[Sequence[AnySource], Path], EncodedData],
+    output: Path,
+) -> RunData:
+    """Open rows that are encoded while they are learned; held-out rows are encoded as always."""
+    section, weights = recipe.data, weights_of(recipe.data.train)
+    examples = StreamedData(
+        section.train,
+        template,
+        encode_options(section),
+        seed=recipe.training.seed,
+        weights=weights if len(set(weights)) > 1 else (),
+    )
+    logger.info(
+        "data.streaming: rows are read while training, and lint and the proofs look at the first "
+        "%d; evaluations and checkpoints by epoch come at the end of the run",
+        SEGMENT,
+    )
+    logger.info("the first training rows: %s", examples.report)
+    eval_examples: EncodedData | StreamedData = examples
+    eval_rows: Sequence[int] = ()
+    if section.eval:
+        eval_examples = encode(section.eval, output / "bad_eval_rows.jsonl")
+        logger.info("held-out rows: %s", eval_examples.report)
+        eval_rows = range(len(eval_examples))
+    return RunData(tokenizer, template, examples, eval_examples, examples.head, eval_rows)
 
 
 def _check_added_tokens_occur(tokens: Sequence[str], data: RunData) -> None:
@@ -260,6 +311,7 @@ def lint(recipe: Recipe, template: Template) -> tuple[Finding, ...] | None:
         seed=recipe.training.seed,
         pairs=recipe.is_preference,
         labeled=recipe.preference if recipe.has_labels else None,
+        most_rows=SEGMENT if recipe.data.streaming else None,
     )
     counted = [
         f"{sum(by_severity.values())} {check}"
@@ -269,7 +321,7 @@ def lint(recipe: Recipe, template: Template) -> tuple[Finding, ...] | None:
     if counted:
         logger.warning("lint: %s. `glmtune lint` with this recipe shows them", ", ".join(counted))
         for check, finding in _first_of_each(report).items():
-            what = f"{finding.place}: {finding.message}. {CHECKS[check].remedy}"
+            what = f"{finding.place}: {finding.message.rstrip('.')}. {CHECKS[check].remedy}"
             logger.warning("lint: %s: %s", check, what)
     else:
         logger.info("lint: nothing to fix in %d rows", report.num_rows)

@@ -197,6 +197,7 @@ def _has_stopped_improving(training: Training) -> bool:
 
 def _save(training: Training, rng: dict[str, Any]) -> None:
     engine, output = training.engine, training.folder.path
+    training.note_stream()
     states = engine.processes.gather(rng)  # dropout differs among processes
     collected = engine.collect(output)
     if not engine.processes.is_main:

@@ -44,6 +44,11 @@ def recognized(part: MicroBatch) -> Iterator[None]:
         raise OutOfMemory(part, reason)
 
 
+def _can_offload(recipe: RunRecipe) -> bool:
+    section = recipe.training
+    return torch.cuda.is_available() and not section.use_cpu and section.sharded_by is None
+
+
 def memory_advice(recipe: RunRecipe, num_rows: int) -> str:
     """Say which keys lower the memory of a pack.
 
@@ -55,6 +60,8 @@ def memory_advice(recipe: RunRecipe, num_rows: int) -> str:
     advice = []
     if not section.gradient_checkpointing:
         advice.append("set training.gradient_checkpointing=true")
+    elif section.gradient_checkpointing != "offload" and _can_offload(recipe):
+        advice.append("set training.gradient_checkpointing=offload")
     if num_rows > 1 and section.per_device_train_batch_size > 1:
         half = section.per_device_train_batch_size // 2
         steps = section.per_device_train_batch_size * section.gradient_accumulation_steps // half

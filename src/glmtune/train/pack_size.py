@@ -49,7 +49,7 @@ def fit_packs(training: Training) -> Training:
     least = most = state.pack_tokens or plan.max_tokens
     if state.pack_tokens is None:
         lengths = training.data.lengths
-        steps = range(min(training.num_steps, plan.steps_per_epoch))
+        steps = plan.known_steps(0, min(training.num_steps, plan.steps_per_epoch))
         most = max(sum(lengths[row] for row in plan.step_rows(step)) for step in steps)
     rng = random_state()
     # In its first step AdamW adds two moments of everything that is trained.

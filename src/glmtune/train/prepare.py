@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from glmtune.data.batches import BatchPlan
+from glmtune.data.stream_plan import StreamPlan
+from glmtune.data.streaming import StreamedData
 from glmtune.methods import method
 from glmtune.model.load import check_compute
 from glmtune.recipe.recipe import Recipe, RunRecipe
@@ -96,11 +98,16 @@ def prepare_training(
     check_scored(recipe.training, data)
     plan = plan_batches(recipe, data.rows, processes, data.replay)
     num_steps = count_steps(recipe, plan)
+    if isinstance(recipe, Recipe) and isinstance(data.examples, StreamedData):
+        plan = StreamPlan.of(plan, recipe.data.shuffle_buffer, num_steps)
+        data.examples.keep(plan.span)
     if recipe.trains:
         for warning in find_disproportions(recipe, plan.rows_per_epoch, num_steps):
             logger.warning("%s", warning)
     checkpoint = newest_intact_checkpoint(folder.path) if resume else None
     state = _restore_state(recipe, processes, data, checkpoint, num_steps)
+    if state.stream is not None and isinstance(data.examples, StreamedData):
+        data.examples.seek(state.stream)
     if checkpoint is not None:
         method.restore(checkpoint, model)
     engine = make_engine(recipe, model, processes, num_steps)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glmtune.data.batches import BatchPlan, MakeMicroBatch, rows_as_they_are
+from glmtune.data.stream_plan import StreamPlan
+from glmtune.data.streaming import StreamedData
 from glmtune.objective.next_token import NextToken, Objective
 from glmtune.recipe.recipe import RunRecipe
 from glmtune.recipe.sections import ChecksSection, TrainingSection
@@ -77,6 +79,12 @@ class Training:
     def checks(self) -> ChecksSection:
         """The recipe's `checks`."""
         return self.recipe.checks
+
+    def note_stream(self) -> None:
+        """Put the place of streamed rows into the state, before a checkpoint."""
+        if isinstance(self.plan, StreamPlan) and isinstance(self.data.examples, StreamedData):
+            oldest = self.plan.oldest(self.state.step)
+            self.state.stream = self.data.examples.cursor_before(oldest)
 
     def record(self, values: dict[str, Any]) -> None:
         """Write a line of metrics, of which `step` is one, and send it to the trackers."""

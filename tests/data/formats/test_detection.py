@@ -70,3 +70,32 @@ def test_the_first_row_that_fits_decides_among_formats() -> None:
     unknown, alpaca = row(x=1), row(instruction="a", output="b")
 
     assert detect([unknown, alpaca, row(query="a", response="b")]).name == "alpaca"
+
+
+@pytest.mark.parametrize(
+    ("fields", "hint"),
+    [
+        ({"Instruction": "q", "output ": "a"}, 'instruction: Instruction, output: "output "'),
+        ({"role": "user", "content": "q"}, '{"messages": [...]}'),
+        ({"from": "human", "value": "q"}, '{"messages": [...]}'),
+        ({"0": {"query": "q"}, "1": {"query": "r"}}, "orient='records'"),
+    ],
+)
+def test_columns_of_no_format_are_explained(fields: dict[str, Any], hint: str) -> None:
+    with pytest.raises(DataError) as caught:
+        detect([row(**fields)])
+
+    assert hint in str(caught.value)
+
+
+def test_the_columns_that_differ_in_spelling_alone_are_read_as_the_hint_says() -> None:
+    columns = {"instruction": "Instruction", "output": "output "}
+
+    assert detect([row(**{"Instruction": "q", "output ": "a"})], None, columns).name == "alpaca"
+
+
+def test_a_file_of_two_kinds_of_messages_is_not_told_to_read_all_as_the_second() -> None:
+    sharegpt = detect([row(conversations=[{"from": "human", "value": "q"}])])
+
+    with pytest.raises(DataError, match=r"if all rows of the file .* into a file of their own"):
+        convert(row(conversations=[{"role": "user", "content": "q"}]), sharegpt, {}, {})

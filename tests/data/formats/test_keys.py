@@ -337,3 +337,43 @@ def test_tools_may_be_any_json_in_the_official_format_alone() -> None:
     assert isinstance(announced, Message)
     with pytest.raises(RowError, match="expected a list of tools"):
         read(messages=messages, tools={"name": "f"})
+
+
+def test_a_row_that_is_not_to_be_learned_is_refused_and_a_name_of_a_part_is_not() -> None:
+    for no in (False, 0, "false"):
+        with pytest.raises(RowError, match="field 'train': the row says that it is not to be"):
+            read(instruction="q", output="a", train=no)
+    assert read(instruction="q", output="a", train="part 1") == user_and_assistant("q", "a")
+
+
+def test_keys_of_a_call_that_nothing_reads_are_named() -> None:
+    function = {"name": "f", "arguments": {"a": 1}, "strict": True}
+    call = {"id": "1", "type": "function", "index": 0, "function": function, "weight": 3}
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    said = json.dumps({"name": "f", "arguments": {}, "thought": "hm"})
+    turns = [{"from": "human", "value": "q"}, {"from": "function_call", "value": said}]
+
+    keys = ["messages[].tool_calls[].weight", "messages[].tool_calls[].strict"]
+    assert unread(messages=messages) == keys
+    assert unread(conversations=turns) == ["conversations[].tool_calls[].thought"]
+
+
+def test_two_kinds_of_arguments_of_a_call_are_refused_unless_they_are_the_same() -> None:
+    def call(**values: Any) -> list[dict[str, Any]]:
+        calls = [{"name": "f", "arguments": {"a": 1}, **values}]
+        return [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": calls}]
+
+    with pytest.raises(RowError, match="arguments and parameters, and they differ"):
+        read(messages=call(parameters={"b": 2}))
+    assert read(messages=call(parameters={"a": 1})) == read(messages=call())
+
+
+def test_the_text_of_an_official_turn_of_a_tool_is_named_as_not_read() -> None:
+    tool = {"role": "tool", "name": "f", "parameters": {}, "observation": 3}
+    turns = [{"role": "user", "content": "q"}, {**tool, "content": "lost", "metadata": "m"}]
+
+    assert unread(conversations=turns) == ["conversations[].content", "conversations[].metadata"]
+    assert unread(conversations=[turns[0], {**tool, "content": ""}]) == []

@@ -127,3 +127,20 @@ def test_real_rows_raise_few_alarms_and_none_of_them_false(
         "duplicate": duplicates,
     }
     assert report.count("error") == 0
+
+
+def test_a_call_without_a_result_is_found(tmp_path: Path) -> None:
+    calls = [{"id": str(n), "function": {"name": "f", "arguments": {"n": n}}} for n in (1, 2)]
+    messages = [
+        {"role": "user", "content": "查两次"},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "1", "content": "好"},
+        {"role": "assistant", "content": "两次都查到了，都很好。"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": messages}, ensure_ascii=False), encoding="utf-8")
+
+    found = only(lint_data(section(str(path))))
+
+    assert found.check == "tool-call"
+    assert found.message == "the call of 'f' has no result: the next turn is from assistant"

@@ -39,5 +39,5 @@ def board(
         folder,
         address=Address(host, port, no_key),
         access=Access(api_key),
-        announce=typer.echo,
+        announce=echo,
     )

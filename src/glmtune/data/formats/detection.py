@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from glmtune.data.formats.format import Format
+from glmtune.data.formats.guess import explain_columns
 from glmtune.data.formats.messages import items
 from glmtune.data.formats.pairs import ANSWER_OF
 from glmtune.data.formats.table import ANSWERS, FORMATS, TEXTS, known_formats
@@ -59,9 +60,9 @@ def _found(renamed: Sequence[Row], rows: Sequence[Row], *, needs_answer: bool) -
     names = " and ".join(format.name for format in fitting)
     problem = f"these fit more than one format ({names})" if fitting else "no known format"
     is_text = all(set(row) == {"text"} for row in renamed)
-    hint = " A column of text alone is for pre-training." if is_text else ""
+    hint = " A column of text alone is for pre-training." if is_text else explain_columns(rows)
     if not needs_answer:
-        hint = " The column of the answer may be missing; a column 'text' alone is questions, too."
+        hint += " The column of the answer may be missing; a column 'text' alone is questions, too."
     raise DataError(
         f"{rows[0].file}:{rows[0].line}: the columns are {_listed(rows)}: {problem}.{hint} "
         f"Known are {known_formats()}. Name one with data.format, or say which column is what "
@@ -160,7 +161,12 @@ def _check_columns(
         if ours not in may_be_missing and not any(theirs in row for row in rows):
             raise DataError(
                 f"{rows[0].file}:{rows[0].line}: data.columns takes {ours!r} from column "
-                f"{theirs!r}, but the columns are {_listed(rows)}."
+                f"{theirs!r}, but the columns are {_listed(rows)}. Correct the name"
+                + (
+                    "."
+                    if len(rows) == 1
+                    else "; where only later rows have it, put one of them first."
+                )
             )
 
 

@@ -64,8 +64,15 @@ LOSS_KEYS = frozenset(["loss", "weight", "loss_scale", "train"])
 ROW_WEIGHTS = frozenset(["loss", "weight", "loss_scale", "sample_weight"])
 """On a row: refused unless 1 or true."""
 
+ROW_FLAGS = frozenset(["train"])
+"""On a row: refused if it says no; any other value may name a part of the data set."""
+_SAYS_NO = (False, 0, "false", "False", "0", "no")
+
 LABELS = frozenset(("label", "kto_tag"))
 """On a row: false says that the answer is a bad one."""
+
+CALL = frozenset(["name", "arguments", "parameters", "function", "id", "type", "index"])
+"""Of a call of a tool; `id` joins it with its result, and a call says nothing by the last two."""
 
 TOOL_TURN = frozenset(["name", "parameters", "observation"])
 """Of a message with role `tool` in the official format."""
@@ -77,7 +84,7 @@ FROM_MESSAGE = frozenset(["from", "value", "metadata"])
 CHATGLM3_MESSAGE = frozenset(["role", "content", "metadata"])
 
 
-_CHECKED = MEDIA | ROW_WEIGHTS | {"history"}
+_CHECKED = MEDIA | ROW_WEIGHTS | ROW_FLAGS | {"history"}
 
 
 def check_keys(row: Row, format: Format) -> None:
@@ -95,6 +102,9 @@ def check_keys(row: Row, format: Format) -> None:
     refuse_media(row, row, "")
     if not ROW_WEIGHTS.isdisjoint(row):
         _check_weight(row)
+    for name in ROW_FLAGS & row.keys():
+        if row[name] in _SAYS_NO:
+            raise bad(row, name, "the row says that it is not to be learned. Take the row out.")
     if "history" in row and "history" not in format.optional and row["history"] not in EMPTY:
         reason = (
             f"format {format.name} has its turns in {' and '.join(format.required)}. Put the "

@@ -138,14 +138,14 @@ def announced(row: Row, messages: list[dict[str, Any]], tools: Any) -> list[Mess
         raise cannot_render(row, "", error) from None
     # Results of tools may have moved between calls, but answers keep their order.
     marks = iter(
-        (message.get("loss"), message.get("reasoning_content", "") if turn == 0 else "")
+        message.get("loss")
         for message in messages
         if message["role"] == "assistant"
-        for turn in range(_num_turns(message))
+        for _ in range(_num_turns(message))
     )
     for index, message in enumerate(result):
-        if message.role == "assistant" and (mark := next(marks)) != (None, ""):
-            result[index] = replace(message, is_learned=mark[0], reasoning=mark[1])
+        if message.role == "assistant" and (mark := next(marks)) is not None:
+            result[index] = replace(message, is_learned=mark)
     return result
 
 
@@ -331,11 +331,17 @@ def _call(row: Row, where: str, call: Any) -> dict[str, Any]:
     """Read a call of a tool, bare or under OpenAI's "function", arguments as object or text."""
     function = call.get("function", call) if isinstance(call, dict) else call
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise bad(row, where, f"got {kind(function)} without a name, expected a call of a tool.")
+        reason = (
+            f"got {kind(function)} without a name, expected a call of a tool, such as "
+            '{"name": "get_weather", "arguments": {"city": "Paris"}}.'
+        )
+        raise bad(row, where, reason)
     arguments = function.get("arguments", function.get("parameters"))
+    if function.get("parameters", arguments) != arguments:
+        raise bad(row, where, "there are arguments and parameters, and they differ. Keep one.")
     arguments = maybe_json(row, f"{where}.arguments", arguments or {}, must_parse=True)
     if not isinstance(arguments, dict):
-        reason = f"got {kind(arguments)}, expected an object with the arguments."
+        reason = f"got {kind(arguments)}, expected an object with the arguments by name."
         raise bad(row, f"{where}.arguments", reason)
     named = {"name": function["name"], "arguments": arguments}
     return {"id": call.get("id"), "function": named}
@@ -346,7 +352,11 @@ def _joined_parts(row: Row, where: str, parts: list[Any]) -> str:
     for part in parts:
         what = part.get("type", "text") if isinstance(part, dict) else kind(part)
         if what not in TEXT_PARTS:
-            raise bad(row, where, f"a part of type {what!r}; ChatGLM3 reads text alone.")
+            reason = (
+                f"a part of type {what!r}; ChatGLM3 reads text alone. Take the row out, or the "
+                "part if the text is enough."
+            )
+            raise bad(row, where, reason)
         texts.append(checked_text(row, f"{where}.text", part.get("text")))
     return "".join(texts)
 

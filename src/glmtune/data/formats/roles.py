@@ -133,11 +133,14 @@ def _why_missing(where: str) -> str:
     field, key = where.split("[", maxsplit=1)[0], where.rsplit(".", maxsplit=1)[-1]
     other = {"from": "role", "role": "from"}[key]
     hint = f"Messages with {other!r} are of format " + (
-        f"sharegpt: set data.format: sharegpt, data.columns: {{conversations: {field}}}."
+        f"sharegpt: set data.format: sharegpt, data.columns: {{conversations: {field}}}"
         if other == "from"
-        else f"{'chatglm3' if field == 'conversations' else 'openai'}: set data.format."
+        else f"{'chatglm3' if field == 'conversations' else 'openai'}: set data.format"
     )
-    return f"the message has no {key!r}. {hint}"
+    return (
+        f"the message has no {key!r}. {hint}, if all rows of the file have such messages; else "
+        "put these rows into a file of their own."
+    )
 
 
 def advise(role: str) -> str:

@@ -9,11 +9,13 @@ plainly read, so that a scan takes about a microsecond a row.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from glmtune.data.formats.detection import detect, fields_of, rename
 from glmtune.data.formats.format import Format
 from glmtune.data.formats.keys import (
+    CALL,
     CHATGLM3_MESSAGE,
     FROM_MESSAGE,
     HARMLESS,
@@ -30,7 +32,7 @@ from glmtune.data.formats.pairs import ANSWERS, sides
 from glmtune.data.formats.question_answer import TURN_KEYS
 from glmtune.data.formats.roles import Roles, role_of
 from glmtune.data.formats.values import EMPTY
-from glmtune.data.json_rows import parse_json
+from glmtune.data.json_values import parse_json
 from glmtune.data.rows import Row, printable
 
 THOUGHT = "reasoning_content"  # of a message: not every template has a place for it
@@ -58,6 +60,8 @@ class UnreadKey:
     def describe(self, key: str) -> str:
         """Say that the key is not read, and what is."""
         rows = "1 row has" if self.count == 1 else f"{self.count:,} rows have"
+        if "tool_calls[]." in key:
+            return f"nothing reads {key!r}, which {rows}; of a call, name and arguments are read"
         if key.rpartition("[].")[2] in self.read:  # but not everywhere
             if "[]." in key:
                 return f"{key!r} is not read of a turn with such a role, and {rows} it there"
@@ -129,6 +133,28 @@ class KeyScan:
         known_keys = _MESSAGE_KEYS[format.style]
         self._message_keys = CHATGLM3_MESSAGE if self._is_native else known_keys
 
+    @cached_property
+    def _plain_keys(self) -> frozenset[str]:
+        return frozenset(self._message_keys - {"tool_calls"})
+
+    @cached_property
+    def _special_roles(self) -> frozenset[str]:
+        return self._call_roles | (self._tool_roles if self._is_native else frozenset())
+
+    @cached_property
+    def _call_roles(self) -> frozenset[str]:
+        return self._roles_that_mean("function_call")
+
+    @cached_property
+    def _tool_roles(self) -> frozenset[str]:
+        return self._roles_that_mean("tool")
+
+    def _roles_that_mean(self, ours: str) -> frozenset[str]:
+        known = self._format.known_roles
+        return frozenset(
+            each for each in {*known, *self._roles} if role_of(each, self._roles, known) == ours
+        )
+
     def note(self, row: Row, notes: Notes) -> None:
         """Count the unread keys of a row, and whether it is marked as bad.
 
@@ -170,15 +196,43 @@ class KeyScan:
             yield name
 
     def _of_messages(self, name: str, messages: list[Any]) -> Iterator[str]:
-        known = self._message_keys
+        plain, style, special = self._plain_keys, self._format.style, self._special_roles
         for item in messages:
-            if item.keys() <= known:
-                continue
-            for key, value in item.items():
-                if key in known or key in MESSAGE_HARMLESS or value in EMPTY:
-                    continue
-                if not self._is_read(key, item):
+            if not item.keys() <= plain or item.get(style) in special:
+                yield from self._of_message(name, item, messages)
+
+    def _of_message(self, name: str, item: Mapping[str, Any], others: list[Any]) -> Iterator[str]:
+        """Yield the keys that nothing reads of a message that is not plain."""
+        role = item.get(self._format.style)
+        if "tool_calls" in item or role in self._call_roles:
+            yield from self._of_calls(name, item)
+        if self._is_native and role in self._tool_roles and not self._has_calls(others):
+            # Its call and its result have keys of their own.
+            for key in ("content", "metadata"):
+                if item.get(key) not in EMPTY:
                     yield f"{name}[].{key}"
+        for key, value in item.items():
+            if key in self._message_keys or key in MESSAGE_HARMLESS or value in EMPTY:
+                continue
+            if not self._is_read(key, item):
+                yield f"{name}[].{key}"
+
+    def _has_calls(self, messages: list[Any]) -> bool:
+        """Whether calls are messages of their own, as in rows of ms-swift."""
+        return any(item.get(self._format.style) in self._call_roles for item in messages)
+
+    def _of_calls(self, name: str, item: Mapping[str, Any]) -> Iterator[str]:
+        """Yield the keys of calls, which were read without an error, that say nothing."""
+        calls = item.get("tool_calls")
+        if item.get(self._format.style) in self._call_roles:
+            value = item.get("value" if self._format.style == "from" else "content")
+            calls = _parsed(value) if isinstance(value, str) else value
+        for call in calls if isinstance(calls, list) else [calls]:
+            parts = (call, call.get("function")) if isinstance(call, dict) else ()
+            for part in parts:
+                if isinstance(part, dict):
+                    unknown = (key for key in part if key not in CALL and part[key] not in EMPTY)
+                    yield from (f"{name}[].tool_calls[].{key}" for key in unknown)
 
     def _is_read(self, key: str, item: Mapping[str, Any]) -> bool:
         """Whether a key of a message is read because of the message's role."""

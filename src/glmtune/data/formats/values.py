@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from glmtune.data.json_rows import parse_json
+from glmtune.data.json_values import parse_json
 from glmtune.data.rows import BadRow, Row, RowCheck, RowError, excerpt, row_excerpt
 from glmtune.errors import NotUnicodeError, TemplateError, json_kind
 
@@ -48,7 +48,11 @@ def checked_text(row: Row, where: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     if value is None:
-        raise bad(row, where, "the field is missing or null, expected text.")
+        reason = (
+            "the field is missing or null, expected text. Fill it in, or take the row out; rows of "
+            "another format go into a file of their own."
+        )
+        raise bad(row, where, reason)
     raise bad(row, where, f"got {kind(value)}, expected text. {_as_text(value)}")
 
 
@@ -77,7 +81,11 @@ def maybe_json(row: Row, where: str, value: Any, *, must_parse: bool = False) ->
     try:
         return parse_json(value)
     except ValueError as error:
-        raise bad(row, where, f"its text is not valid JSON: {error}") from None
+        reason = (
+            f"its text is not valid JSON: {str(error).rstrip('.')}. Write the value as JSON "
+            "(json.dumps in Python), or take the row out."
+        )
+        raise bad(row, where, reason) from None
 
 
 def kind(value: Any) -> str:

@@ -80,7 +80,7 @@ CHECKS: Mapping[str, Check] = {
         Check(
             "unused-key",
             "nothing reads this key, so what it says has no effect",
-            "Take it out of the rows, or say with data.columns which field it is.",
+            "Take it out of the rows; data.columns maps a column to a field that is read.",
         ),
         Check(
             "no-stop",

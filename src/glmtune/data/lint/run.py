@@ -23,6 +23,7 @@ def lint_data(
     pairs: bool | None = False,
     labeled: PreferenceSection | None = None,
     general: tuple[str, ...] = (),
+    most_rows: int | None = None,
     progress: Progress | None = None,
 ) -> LintReport:
     """Find what is wrong with the rows of a recipe. Reads them once and changes nothing.
@@ -37,6 +38,7 @@ def lint_data(
             their format has two.
         labeled: the recipe's `preference`, where every row says if its answer is a good one.
         general: checks.general_rows, which measure forgetting and so must not be learned.
+        most_rows: of each source of data.train that are checked; None for all.
         progress: called with the number of rows read so far.
 
     Raises:
@@ -47,7 +49,7 @@ def lint_data(
     check_off(lint)
     labels = None if labeled is None else Labels(labeled)
     scan = Scan(template, lint, pairs, progress or (lambda num_rows: None), labels)
-    scan.read(data, data.train)
+    scan.read(data, data.train, most_rows=most_rows)
     if data.replayed is not None:
         scan.read(data.replayed, data.replayed.train, is_own=False)
     scan.read(data, data.eval, is_held_out=True)

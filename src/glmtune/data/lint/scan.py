@@ -23,7 +23,7 @@ from glmtune.data.lint.tokens import Lengths, find_token_faults
 from glmtune.data.lint.tools import tool_checks
 from glmtune.data.lint.twins import Twins, can_find_near
 from glmtune.data.rows import BadRow, Row
-from glmtune.data.sources import find_sources
+from glmtune.data.sources import find_sources, first_rows_of
 from glmtune.errors import TemplateError
 from glmtune.recipe.sections import DataSection, LintSection
 from glmtune.recipe.sources import SourceSection
@@ -125,6 +125,7 @@ class Scan:
         *,
         is_held_out: bool = False,
         is_own: bool = True,
+        most_rows: int | None = None,
     ) -> None:
         """Check all rows of some paths.
 
@@ -133,10 +134,14 @@ class Scan:
             paths: files, folders or hub ids.
             is_held_out: whether they are for evaluation and not learned.
             is_own: whether they are rows of data.train or data.eval, not general rows.
+            most_rows: of each source that are checked; None for all.
         """
         self._is_held_out, self._is_own = is_held_out, is_own
         num_before, num_usable = self._num_rows[is_held_out], len(self._is_kept)
-        sources = find_sources(paths, split=section.split)
+        is_streamed = section.streaming and is_own and not is_held_out
+        sources = find_sources(paths, split=section.split, streaming=is_streamed)
+        if most_rows is not None:
+            sources = first_rows_of(sources, most_rows)
         dataset = Dataset(sources, section, needs_label=self._needs_label)
         self._notes += [note for note in dataset.left_out if note not in self._notes]
         self._first_rows.clear()

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 from glmtune.conversation import Conversation, Message
@@ -29,11 +30,18 @@ def tool_checks() -> Mapping[str, Callable[[Conversation], Fault | None]]:
 def find_wrong_call(conversation: Conversation) -> Fault | None:
     """Find a call that no program could carry out."""
     defined, said = _definitions(conversation), ""
-    for message in conversation:
+    for message, following in pairwise([*conversation, None]):
+        assert message is not None
         if message.role != "assistant":
             said += message.content
         elif message.metadata:
             for why in _wrong_in_call(message, defined):
+                return Fault("warning", why, around(message.content, 0, 0))
+            if following is not None and following.role != "observation":
+                why = (
+                    f"the call of {message.metadata[:40]!r} has no result: the next turn is from "
+                    f"{following.role}"
+                )
                 return Fault("warning", why, around(message.content, 0, 0))
         elif (call := _PLAIN_CALL.match(message.content)) and not (
             not defined and _ASKS_FOR_JSON.search(said)

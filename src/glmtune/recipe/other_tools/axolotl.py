@@ -10,6 +10,7 @@ from glmtune.errors import RecipeError
 from glmtune.recipe.other_tools.converted import (
     TRAINER_DEFAULTS,
     Converted,
+    convert_streaming,
     convert_training,
 )
 from glmtune.recipe.other_tools.data_sets import convert_held_out
@@ -72,6 +73,9 @@ def convert(result: Converted, given: Given, model: str | None, data_dir: Path |
         result.sections["output"]["report_to"] = "wandb"
     if given.flag("train_on_inputs"):
         result.sections["data"]["train_on_prompt"] = True
+    if tokens := given.names("tokens"):
+        result.sections["model"]["add_tokens"] = tokens
+    convert_streaming(result, given, "streaming_multipack_buffer_size")
     how_often = _how_often(result, given)
     convert_training(result, given, {**DEFAULTS, **how_often})
     result.sections["output"].setdefault("report_to", "none")

@@ -6,7 +6,15 @@ from typing import Any
 
 from glmtune.errors import RecipeError, json_kind
 from glmtune.recipe.explain import shown
-from glmtune.recipe.origin import AXOLOTL, LLAMA_FACTORY, OFFICIAL, SWIFT, TOOLS, tool_of
+from glmtune.recipe.origin import (
+    AXOLOTL,
+    LLAMA_FACTORY,
+    OFFICIAL,
+    SWIFT,
+    TOOLS,
+    other_command,
+    tool_of,
+)
 from glmtune.recipe.other_tools import axolotl, llama_factory, official, swift
 from glmtune.recipe.other_tools.converted import Converted
 from glmtune.recipe.other_tools.given import Given
@@ -42,6 +50,8 @@ def convert_recipe(
     if tool is None:
         if {"model", "data", "output"} & tree.keys():
             raise RecipeError(f"{path} is already a recipe of glmtune: glmtune train {path}.")
+        if command := other_command(tree):
+            raise RecipeError(f"{path}: is not for a training but for what `{command}` does here.")
         raise RecipeError(
             f"{path}: neither a recipe of {', '.join(TOOLS[:-1])} nor of {TOOLS[-1]}. Its keys "
             f"are {shown(list(tree))}. docs/recipes.md shows how to write one of ours."

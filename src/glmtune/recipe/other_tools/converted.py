@@ -33,6 +33,10 @@ TRAINER_DEFAULTS: Mapping[str, Any] = {  # of transformers, where they differ fr
     "load_best_model_at_end": False,
 }
 EIGHT_BIT = ("adamw_8bit", "adamw_bnb_8bit")  # two names of one optimizer in transformers
+# What these tools measure of generated answers, and their keys of generation.
+ANSWER_METRICS = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
+OPTIONS = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
+GENERATION = (*OPTIONS, "do_sample", "num_beams", "length_penalty", "generation_config")
 OUTPUT_IF_UNUSABLE = "out/converted"
 
 
@@ -147,6 +151,11 @@ def convert_training(
         training["max_steps"] = steps
     _convert_optimizer(result, given)
     _convert_off(training, given)
+    if checkpoint := given.take("resume_from_checkpoint"):
+        result.not_converted.append(
+            f"resume_from_checkpoint: {said(checkpoint)}. A run of glmtune is continued by "
+            "`glmtune train RECIPE --resume`; one of another tool cannot be"
+        )
     for key in given.names_left():
         if key in keys_of("training") and key not in ("bf16", "fp16"):
             value = given.take(key)
@@ -168,6 +177,51 @@ def convert_training(
         output["run_name"] = name
     if given.flag("overwrite_output_dir"):
         output["overwrite"] = True
+
+
+def convert_streaming(result: Converted, given: Given, buffer: str) -> None:
+    """Convert rows that are read while training.
+
+    Args:
+        result, given: as for `convert_training`.
+        buffer: the key for how many rows are shuffled together.
+    """
+    if not given.flag("streaming"):
+        if given.take(buffer) is not None:
+            result.not_needed.append(buffer)
+        return
+    result.sections["data"]["streaming"] = True
+    given.move(result.sections["data"], **{buffer: "shuffle_buffer"})
+
+
+def convert_answers(result: Converted, given: Given, num_rows: int | None = None) -> None:
+    """Convert what other tools do with generated answers: scores of held-out rows, or a file.
+
+    Args:
+        result: gets the metrics that those tools compute at each evaluation.
+        given: loses the keys of generation.
+        num_rows: of the held-out rows that the tool answers; None for all.
+    """
+    by_answers, predicts = given.flag("predict_with_generate"), given.flag("do_predict")
+    options = {
+        key: value for key in GENERATION if (value := given.take(key)) not in (None, "", [], {})
+    }
+    if by_answers and "eval" in result.sections["data"]:
+        result.sections["training"]["eval_metrics"] = list(ANSWER_METRICS)
+        if num_rows is not None:
+            result.sections["training"]["eval_metric_rows"] = num_rows
+    elif by_answers:
+        result.not_converted.append(
+            "predict_with_generate: there are no held-out rows to answer. `glmtune evaluate MODEL "
+            "DATA` scores answers afterwards"
+        )
+    if predicts:
+        numbers = {key: n for key in OPTIONS if (n := number_of(options.get(key))) is not None}
+        known = [f"--{key.replace('_', '-')} {number:g}" for key, number in numbers.items()]
+        command = " ".join(["glmtune predict DATA", *known])
+        result.not_converted.append(f"do_predict: rows are answered by `{command}` afterwards")
+    elif options:
+        result.not_needed += options
 
 
 def _convert_optimizer(result: Converted, given: Given) -> None:

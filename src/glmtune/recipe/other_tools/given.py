@@ -20,6 +20,7 @@ NOT_NEEDED = {
     "save_only_model", "save_safetensors", "task_type", "trust_remote_code", "upcast_layernorm",
     "upcast_lmhead_output", "use_cache", "use_fast_tokenizer", "template", "enable_liger_kernel",
     "use_unsloth", "flash_attn", "dataset_dir", "overwrite_output_dir",
+    "resize_vocab",
 }  # fmt: skip
 
 

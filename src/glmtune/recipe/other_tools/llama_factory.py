@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from glmtune.errors import RecipeError
-from glmtune.recipe.other_tools.converted import Converted, convert_training
+from glmtune.recipe.other_tools.converted import (
+    Converted,
+    convert_answers,
+    convert_streaming,
+    convert_training,
+)
 from glmtune.recipe.other_tools.data_sets import DataSets, convert_held_out
 from glmtune.recipe.other_tools.given import Given, said
 
@@ -50,12 +55,21 @@ def convert(result: Converted, given: Given, model: str | None, data_dir: Path |
     _convert_method(result, given)
     checkpointing = not given.flag("disable_gradient_checkpointing")
     result.sections["training"]["gradient_checkpointing"] = checkpointing
+    convert_answers(result, given)
+    convert_streaming(result, given, "buffer_size")
+    if tokens := [*given.names("add_tokens"), *_special_tokens(given)]:
+        result.sections["model"]["add_tokens"] = tokens
     convert_training(result, given)
     result.sections["output"].setdefault("report_to", "none")
     convert_precision(result, given)
     if given.take("flash_attn") == "fa2":
         result.sections["model"]["attn_implementation"] = "flash_attention_2"
     result.list_remaining(given)
+
+
+def _special_tokens(given: Given) -> list[str]:
+    given.rename("new_special_tokens", "add_special_tokens")  # its name in earlier releases
+    return given.names("add_special_tokens")
 
 
 def _convert_method(result: Converted, given: Given) -> None:
@@ -85,6 +99,10 @@ def _convert_method(result: Converted, given: Given) -> None:
         given.move(adapter, oft_block_size="oft_block_size", module_dropout="module_dropout")
     elif method == "freeze":
         _convert_freeze(result, given)
+    others = tuple(f"{name}_" for name in (*METHODS, "pissa") if name != method)
+    for key in given.names_left():
+        if key.startswith(others) and given.take(key) is not None:
+            result.not_needed.append(key)  # of a method that the recipe does not use
 
 
 def _convert_lora(given: Given, adapter: dict[str, Any]) -> None:
@@ -151,3 +169,15 @@ def _convert_data(result: Converted, given: Given, data_dir: Path | None) -> Non
         if given.flag(key):
             data[key] = True
     convert_held_out(result, given, "val_size")
+    _convert_mixture(result, given)
+
+
+def _convert_mixture(result: Converted, given: Given) -> None:
+    """List how data sets are interleaved, for which the sources here have weights."""
+    strategy, shares = given.text("mix_strategy", "concat"), given.names("interleave_probs")
+    if strategy != "concat" and len(result.sections["data"]["train"]) > 1:
+        result.not_converted.append(
+            f"mix_strategy: {said(strategy)} ({', '.join(shares) or 'in turn'}). Give the sources "
+            "a weight, which is how often an epoch learns their rows: data.train: [{path: ..., "
+            "weight: 2}, ...]"
+        )

@@ -8,8 +8,14 @@ from pathlib import Path
 from glmtune.errors import RecipeError
 from glmtune.recipe.explain import keys_of, shown
 from glmtune.recipe.origin import DEFAULT_MODEL
-from glmtune.recipe.other_tools.converted import Converted, convert_training
+from glmtune.recipe.other_tools.converted import (
+    Converted,
+    convert_answers,
+    convert_training,
+)
 from glmtune.recipe.other_tools.given import Given
+
+SCORED_ROWS = 50  # of the held-out ones: its command answers the first 50
 
 
 def convert(result: Converted, given: Given, model: str | None, data_dir: Path | None) -> None:
@@ -42,11 +48,7 @@ def convert(result: Converted, given: Given, model: str | None, data_dir: Path |
     sections["data"]["max_length"] = sum(longest) + 1
     sections["training"] |= {"average": "micro_batches", "gradient_checkpointing": True}
     arguments = given.section("training_args", "") or Given({}, result.not_converted)
-    if arguments.flag("predict_with_generate"):
-        arguments.take("generation_config")
-        result.not_converted.append(
-            "predict_with_generate: held-out rows are evaluated by their loss"
-        )
+    convert_answers(result, arguments, SCORED_ROWS)
     convert_training(result, arguments)
     _convert_half(result, arguments)
     _convert_peft(result, given)

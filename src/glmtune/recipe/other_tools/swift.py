@@ -10,6 +10,8 @@ from glmtune.errors import RecipeError
 from glmtune.recipe.other_tools.converted import (
     TRAINER_DEFAULTS,
     Converted,
+    convert_answers,
+    convert_streaming,
     convert_training,
 )
 from glmtune.recipe.other_tools.data_sets import convert_held_out
@@ -71,6 +73,10 @@ def convert(result: Converted, given: Given, model: str | None, data_dir: Path |
     is_full = result.sections["adapter"]["method"] == "full"
     rate = FULL_LEARNING_RATE if is_full else DEFAULTS["learning_rate"]
     _convert_deepspeed(result, given)
+    convert_answers(result, given)
+    convert_streaming(result, given, "shuffle_buffer_size")
+    if tokens := given.names("new_special_tokens"):
+        result.sections["model"]["add_tokens"] = tokens
     convert_training(result, given, {**DEFAULTS, "learning_rate": rate})
     dtype = given.text("torch_dtype")
     if dtype and not is_full:

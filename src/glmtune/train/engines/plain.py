@@ -3,9 +3,10 @@
 accelerate wraps the model in DistributedDataParallel where there are several processes.
 """
 
+import logging
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from torch import Tensor, nn
 from glmtune.model.files import read_saved
 from glmtune.recipe.sections import TrainingSection
 from glmtune.train.engines.engine import Collected, NonFiniteGradientError, StepOutcome
+from glmtune.train.offload import OffloadedActivations
 from glmtune.train.optimizer import make_optimizer, make_scheduler
 from glmtune.train.precision import autocast, make_scaler
 from glmtune.train.processes import Processes, seed_everything
+
+logger = logging.getLogger(__name__)
 
 OPTIMIZER = "optimizer.pt"
 
@@ -54,13 +58,26 @@ class PlainEngine:
         self.scaler = make_scaler(section, model, processes.device)
         self._section = section
         self.model: Any = self._wrap(model) if num_steps else model
+        is_asked = section.gradient_checkpointing == "offload"
+        self._offloads = is_asked and processes.device.type != "cpu"
+        if is_asked and not self._offloads:
+            logger.info(
+                "training.gradient_checkpointing=offload moves activations of a GPU to the memory "
+                "of the host; this run is on a CPU, where it is the same as true"
+            )
 
     def _wrap(self, model: Any) -> Any:
         return self.processes.accelerator.prepare(model)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Compute products in the half precision of the recipe, if it asks for one."""
-        return autocast(self._section, self.processes.device)
+        """Compute in the half precision of the recipe, and offload activations, where it asks."""
+        half = autocast(self._section, self.processes.device)
+        return self._offloading(half) if self._offloads else half
+
+    @contextmanager
+    def _offloading(self, half: AbstractContextManager[Any]) -> Iterator[None]:
+        with half, OffloadedActivations(self.model):
+            yield
 
     def accumulate(self, *, is_last: bool) -> AbstractContextManager[Any]:
         """Let DDP exchange gradients only in the backward pass of the last micro-batch."""

@@ -87,7 +87,7 @@ def run_probe_steps(recipe: Recipe) -> Probe:
         tokenizer = load_tokenizer(short.model.name_or_path, short.model.add_tokens)
         template = template_for(tokenizer, short.data.layout)
         data = encode_rows(short, tokenizer, template, output)
-        heavy = describe_workload(recipe, row_lengths_of(data.examples, data.rows)).rows
+        heavy = describe_workload(recipe, row_lengths_of(data)).rows
         model = load_base(short, processes.device)
         train_and_prove(short, processes, model, replace(data, rows=heavy), Task(), Before())
         lines = read_metrics(output / METRICS)

@@ -12,12 +12,13 @@ from tempfile import TemporaryDirectory
 from glmtune.data.batches import MicroBatch, heaviest, micro_batch_of
 from glmtune.data.packing import pack
 from glmtune.data.sources import find_source
-from glmtune.data.store import EncodedData
+from glmtune.data.streaming import StreamedData
 from glmtune.errors import CheckpointError, DataError, RecipeError
 from glmtune.model.load import load_tokenizer
 from glmtune.recipe.recipe import Recipe
 from glmtune.template.base import IGNORE, Example
 from glmtune.template.select import template_for
+from glmtune.train.load_rows import RunData
 from glmtune.train.load_rows import encode_rows as encode_run_rows
 from glmtune.train.prepare import count_steps, plan_batches
 
@@ -106,19 +107,22 @@ def encode_row_lengths(recipe: Recipe) -> tuple[RowLengths | None, str]:
     try:
         tokenizer = load_tokenizer(recipe.model.name_or_path, recipe.model.add_tokens)
         for source in (*recipe.data.train, *recipe.data.eval):
-            find_source(source, split=recipe.data.split)
+            find_source(source, split=recipe.data.split, streaming=recipe.data.streaming)
     except (CheckpointError, DataError) as error:  # shown beside the plan, then an upper bound
         return None, str(error)
     template = template_for(tokenizer, recipe.data.layout)
     with TemporaryDirectory() as folder:  # for the list of bad rows
         data = encode_run_rows(recipe, tokenizer, template, Path(folder))
-    return row_lengths_of(data.examples, data.rows), ""
+    return row_lengths_of(data), ""
 
 
-def row_lengths_of(examples: EncodedData, chosen: Sequence[int]) -> RowLengths:
-    """Take the lengths out of encoded data."""
-    lengths, learned = examples.lengths.tolist(), examples.learned_lengths.tolist()
-    return RowLengths(lengths, learned, chosen)
+def row_lengths_of(data: RunData) -> RowLengths:
+    """Take the lengths out of encoded data; of a stream, those of its first rows."""
+    if isinstance(data.examples, StreamedData):
+        first = range(len(data.examples))
+        lengths = [data.lengths[row] for row in first]
+        return RowLengths(lengths, [data.learned_lengths[row] for row in first], data.rows)
+    return RowLengths(data.lengths, data.learned_lengths, data.rows)
 
 
 def describe_workload(recipe: Recipe, rows: RowLengths | None) -> Workload:
