@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from glmtune.cli.printing import echo
+
 
 def board(
     folder: Annotated[
