@@ -28,7 +28,12 @@ from torch import Tensor
 from glmtune.data.batches import MicroBatch, micro_batch_of
 from glmtune.data.packing import group_rows, pack
 from glmtune.objective.next_token import unwrap
-from glmtune.objective.preference import learned_positions, reference_logps, sequence_logps
+from glmtune.objective.preference import (
+    add,
+    learned_positions,
+    reference_logps,
+    sequence_logps,
+)
 from glmtune.recipe.sections import PreferenceSection
 from glmtune.template.base import IGNORE, Example
 
@@ -102,20 +107,23 @@ class Kto:
         """Return the mean rewards of good and of bad answers, and z."""
         seen = self._seen[is_training]
         self._seen[is_training] = dict(_NOTHING)
+        read = {name: float(value) for name, value in seen.items()}
         return {
-            "reward_chosen": (seen["chosen"], seen["num_chosen"]),
-            "reward_rejected": (seen["rejected"], seen["num_rejected"]),
-            "kl": (seen["kl"], seen["steps"]),
+            "reward_chosen": (read["chosen"], read["num_chosen"]),
+            "reward_rejected": (read["rejected"], read["num_rejected"]),
+            "kl": (read["kl"], read["steps"]),
         }
 
     def _note(self, rewards: Tensor, is_good: Tensor, counts: Tensor, is_training: bool) -> None:
         seen = self._seen[is_training]
         for name, chosen in (("chosen", is_good & counts), ("rejected", ~is_good & counts)):
-            seen[name] += float(rewards[chosen].sum())
-            seen[f"num_{name}"] += int(chosen.sum())
+            add(seen, name, rewards * chosen)
+            add(seen, f"num_{name}", chosen)
 
 
-_NOTHING = dict.fromkeys(("chosen", "num_chosen", "rejected", "num_rejected", "kl", "steps"), 0.0)
+_NOTHING: dict[str, float | Tensor] = dict.fromkeys(
+    ("chosen", "num_chosen", "rejected", "num_rejected", "kl", "steps"), 0.0
+)
 
 
 def kto_losses(rewards: Tensor, is_good: Tensor, kl: float, section: PreferenceSection) -> Tensor:

@@ -21,11 +21,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from glmtune.data.batches import MicroBatch
 from glmtune.kernels.chunked_loss import rows_per_chunk
+from glmtune.objective import next_token
 from glmtune.objective.next_token import accepts_score, labels_of_next, unwrap
 from glmtune.recipe.sections import PreferenceSection
 from glmtune.template.base import IGNORE
@@ -70,19 +72,25 @@ class Preference:
         """Return how often the better answer has the higher reward, and the mean rewards."""
         seen = self._seen[is_training]
         self._seen[is_training] = dict(_NOTHING)
-        return {name: (seen[name], seen["pairs"]) for name in _NOTHING if name != "pairs"}
+        read = {name: float(value) for name, value in seen.items()}
+        return {name: (read[name], read["pairs"]) for name in _NOTHING if name != "pairs"}
 
     def _note(self, rewards: Tensor, counts: Tensor, *, is_training: bool) -> None:
-        margins = (rewards[::2] - rewards[1::2])[counts]
-        seen = self._seen[is_training]
-        seen["pairs"] += len(margins)
-        seen["reward_accuracy"] += float((margins > 0).sum())
-        seen["reward_margin"] += self._section.beta * float(margins.sum())
-        seen["reward_chosen"] += self._section.beta * float(rewards[::2][counts].sum())
-        seen["reward_rejected"] += self._section.beta * float(rewards[1::2][counts].sum())
+        better, worse = rewards[::2] * counts, rewards[1::2] * counts
+        beta, seen = self._section.beta, self._seen[is_training]
+        add(seen, "pairs", counts)
+        add(seen, "reward_accuracy", better > worse)
+        add(seen, "reward_margin", beta * (better - worse))
+        add(seen, "reward_chosen", beta * better)
+        add(seen, "reward_rejected", beta * worse)
 
 
-_NOTHING = dict.fromkeys(
+def add(seen: dict[str, float | Tensor], name: str, values: Tensor) -> None:
+    """Add a sum to a measurement; it stays on its device, so that nothing waits for a GPU."""
+    seen[name] = seen[name] + values.sum(dtype=torch.float32)
+
+
+_NOTHING: dict[str, float | Tensor] = dict.fromkeys(
     ("pairs", "reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected"), 0.0
 )
 
@@ -117,21 +125,19 @@ def _log_not(log_p: Tensor) -> Tensor:
 
 def sequence_logps(model: Any, part: MicroBatch) -> Tensor:
     """Sum the log-probabilities of the learned tokens of each sequence: float32, (sequences,)."""
-    predicts, _ = learned_positions(part)
-    following = labels_of_next(part.labels)
-    targets = following[predicts]
-    given = {**part.inputs(), "use_cache": False, "logits_to_keep": predicts}
+    keep, targets = next_token.learned_positions(part)
+    given = {**part.inputs(), "use_cache": False, "logits_to_keep": keep}
     if accepts_score(model):
 
         def score(hidden: Tensor, output_layer: nn.Module) -> Tensor:
-            return _logps_by_chunks(hidden, output_layer, targets)
+            return _logps_by_chunks(hidden.flatten(0, -2), output_layer, targets)
 
         logps = model(**given, score=score).loss
     else:
-        logps = _logps(model(**given).logits, targets)
+        logps = _logps(model(**given).logits.flatten(0, -2), targets)
     sequences = part.cu_seq_lens
     assert sequences is not None  # pairs come in packs
-    positions = predicts[0].nonzero()[:, 0]
+    positions = keep if part.predicting is not None else keep[0].nonzero()[:, 0]
     index = torch.searchsorted(sequences[1:].long(), positions, right=True)
     sums: Tensor = logps.float().new_zeros(len(sequences) - 1).index_add(0, index, logps.float())
     return sums
@@ -159,7 +165,8 @@ def reference_logps(model: Any, part: MicroBatch) -> Tensor:
     The reference must use the kernels of the policy; otherwise the two would differ before the
     first step. On a CPU, bitsandbytes' 8-bit layers also round their inputs in evaluation, so they
     stay in training mode. WideLinear uses another kernel for few rows under no_grad
-    (`glmtune.kernels.half_precision`), so gradients stay enabled, although none is computed.
+    (`glmtune.kernels.half_precision`), so gradients stay enabled, although none is computed and
+    nothing is saved for one; with gradient checkpointing, inputs require gradients.
     """
     inner = unwrap(model)
     was_training = inner.training
@@ -167,7 +174,8 @@ def reference_logps(model: Any, part: MicroBatch) -> Tensor:
     for module in inner.modules():
         if isinstance(module, nn.Linear):
             module.train(was_training)
-    with inner.disable_adapter():
+    save_nothing = saved_tensors_hooks(lambda _: None, lambda _: None)
+    with inner.disable_adapter(), save_nothing:
         logps = sequence_logps(inner, part)
     inner.train(was_training)
     return logps.detach()

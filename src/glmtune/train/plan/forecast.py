@@ -330,7 +330,7 @@ def measure_seconds_per_token(
 def _seconds(model: Any, recipe: Recipe, batch: MicroBatch, seconds: float) -> float:
     """Repeat a forward and backward pass of zeros for some seconds, and return the fastest."""
     device = batch.input_ids.device
-    model = attach_meta_adapter(model, recipe).to_empty(device=device)
+    model = attach_meta_adapter(model, recipe, device).to_empty(device=device)
     model.tie_weights()
     for tensor in chain(model.parameters(), model.buffers()):
         tensor.data = torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
