@@ -27,13 +27,9 @@ from torch import Tensor
 
 from glmtune.data.batches import MicroBatch, micro_batch_of
 from glmtune.data.packing import group_rows, pack
+from glmtune.objective.measurements import Measurements
 from glmtune.objective.next_token import unwrap
-from glmtune.objective.preference import (
-    add,
-    learned_positions,
-    reference_logps,
-    sequence_logps,
-)
+from glmtune.objective.preference import learned_lengths, reference_logps, sequence_logps
 from glmtune.recipe.sections import PreferenceSection
 from glmtune.template.base import IGNORE, Example
 
@@ -50,12 +46,12 @@ class Kto:
         self._section = section
         self._max_length = max_length
         self._kl = 0.0
-        self._seen = {True: dict(_NOTHING), False: dict(_NOTHING)}
+        self._kls: dict[bool, list[float]] = {True: [], False: []}
+        self._noted = {True: Measurements(), False: Measurements()}
 
     def count(self, part: MicroBatch) -> int:
         """Count the rows, without those that only keep an idle process busy."""
-        _, lengths = learned_positions(part)
-        return int((lengths > 0).sum())
+        return int((learned_lengths(part) > 0).sum())
 
     def begin(
         self,
@@ -72,20 +68,19 @@ class Kto:
         inner = unwrap(model)
         was_training = inner.training
         inner.eval()
-        difference = 0.0
+        differences = Measurements()
         with torch.no_grad():
             for rows in group_rows(range(len(mismatched)), lengths, most):
                 batch = micro_batch_of(pack([mismatched[row] for row in rows])).to(device)
                 learned = sequence_logps(inner, batch)
                 with inner.disable_adapter():
                     learned = learned - sequence_logps(inner, batch)
-                difference += float(learned.sum())
+                differences.note(learned.sum())
         inner.train(was_training)
-        difference, count = total(difference), total(len(mismatched))
+        difference = total(sum((each for (each,) in differences.take()), start=0.0))
+        count = total(len(mismatched))
         self._kl = max(0.0, difference / count) if count else 0.0
-        seen = self._seen[was_training]
-        seen["kl"] += self._kl
-        seen["steps"] += 1
+        self._kls[was_training].append(self._kl)
 
     def loss(self, model: Any, part: MicroBatch) -> Tensor:
         """Sum the loss over the rows of a micro-batch.
@@ -96,34 +91,30 @@ class Kto:
         """
         section = self._section
         assert part.is_good is not None  # `pack_labeled` made it
-        _, lengths = learned_positions(part)
         rewards = sequence_logps(model, part) - reference_logps(model, part)
         losses = kto_losses(rewards, part.is_good, self._kl, section)
-        counts = lengths > 0
+        counts = learned_lengths(part) > 0
         self._note(section.beta * rewards.detach(), part.is_good, counts, model.training)
         return (losses * counts).sum()
 
     def measured(self, *, is_training: bool) -> dict[str, tuple[float, float]]:
         """Return the mean rewards of good and of bad answers, and z."""
-        seen = self._seen[is_training]
-        self._seen[is_training] = dict(_NOTHING)
-        read = {name: float(value) for name, value in seen.items()}
+        rows = self._noted[is_training].take()
+        kls, self._kls[is_training] = self._kls[is_training], []
+        chosen, num_chosen, rejected, num_rejected = (
+            sum(row[index] for row in rows) for index in range(4)
+        )
         return {
-            "reward_chosen": (read["chosen"], read["num_chosen"]),
-            "reward_rejected": (read["rejected"], read["num_rejected"]),
-            "kl": (read["kl"], read["steps"]),
+            "reward_chosen": (chosen, num_chosen),
+            "reward_rejected": (rejected, num_rejected),
+            "kl": (sum(kls), len(kls)),
         }
 
     def _note(self, rewards: Tensor, is_good: Tensor, counts: Tensor, is_training: bool) -> None:
-        seen = self._seen[is_training]
-        for name, chosen in (("chosen", is_good & counts), ("rejected", ~is_good & counts)):
-            add(seen, name, rewards * chosen)
-            add(seen, f"num_{name}", chosen)
-
-
-_NOTHING: dict[str, float | Tensor] = dict.fromkeys(
-    ("chosen", "num_chosen", "rejected", "num_rejected", "kl", "steps"), 0.0
-)
+        values = []
+        for chosen in (is_good & counts, ~is_good & counts):
+            values += [torch.where(chosen, rewards, 0).sum(), chosen.sum()]
+        self._noted[is_training].note(*values)
 
 
 def kto_losses(rewards: Tensor, is_good: Tensor, kl: float, section: PreferenceSection) -> Tensor:

@@ -27,8 +27,13 @@ from torch.utils.checkpoint import checkpoint
 
 from glmtune.data.batches import MicroBatch
 from glmtune.kernels.chunked_loss import rows_per_chunk
-from glmtune.objective import next_token
-from glmtune.objective.next_token import accepts_score, labels_of_next, unwrap
+from glmtune.objective.measurements import Measurements
+from glmtune.objective.next_token import (
+    accepts_score,
+    labels_of_next,
+    learned_positions,
+    unwrap,
+)
 from glmtune.recipe.sections import PreferenceSection
 from glmtune.template.base import IGNORE
 
@@ -42,12 +47,11 @@ class Preference:
 
     def __init__(self, section: PreferenceSection) -> None:
         self._section = section
-        self._seen = {True: dict(_NOTHING), False: dict(_NOTHING)}
+        self._noted = {True: Measurements(), False: Measurements()}
 
     def count(self, part: MicroBatch) -> int:
         """Count the pairs, without those that only keep an idle process busy."""
-        _, lengths = learned_positions(part)
-        return int((lengths[::2] > 0).sum())
+        return int((learned_lengths(part)[::2] > 0).sum())
 
     def loss(self, model: Any, part: MicroBatch) -> Tensor:
         """Sum the loss over the pairs of a micro-batch.
@@ -57,7 +61,7 @@ class Preference:
             part: a pack of pairs.
         """
         section = self._section
-        _, lengths = learned_positions(part)
+        lengths = learned_lengths(part)
         learned = sequence_logps(model, part)
         if section.has_reference:
             learned = learned - reference_logps(model, part)
@@ -70,27 +74,24 @@ class Preference:
 
     def measured(self, *, is_training: bool) -> dict[str, tuple[float, float]]:
         """Return how often the better answer has the higher reward, and the mean rewards."""
-        seen = self._seen[is_training]
-        self._seen[is_training] = dict(_NOTHING)
-        read = {name: float(value) for name, value in seen.items()}
-        return {name: (read[name], read["pairs"]) for name in _NOTHING if name != "pairs"}
+        seen = dict(_NOTHING)
+        for pairs, right, margin, chosen, rejected in self._noted[is_training].take():
+            seen["pairs"] += pairs
+            seen["reward_accuracy"] += right
+            seen["reward_margin"] += self._section.beta * margin
+            seen["reward_chosen"] += self._section.beta * chosen
+            seen["reward_rejected"] += self._section.beta * rejected
+        return {name: (seen[name], seen["pairs"]) for name in _NOTHING if name != "pairs"}
 
     def _note(self, rewards: Tensor, counts: Tensor, *, is_training: bool) -> None:
-        better, worse = rewards[::2] * counts, rewards[1::2] * counts
-        beta, seen = self._section.beta, self._seen[is_training]
-        add(seen, "pairs", counts)
-        add(seen, "reward_accuracy", better > worse)
-        add(seen, "reward_margin", beta * (better - worse))
-        add(seen, "reward_chosen", beta * better)
-        add(seen, "reward_rejected", beta * worse)
+        better, worse = (torch.where(counts, each, 0) for each in (rewards[::2], rewards[1::2]))
+        margins = better - worse
+        self._noted[is_training].note(
+            counts.sum(), (margins > 0).sum(), margins.sum(), better.sum(), worse.sum()
+        )
 
 
-def add(seen: dict[str, float | Tensor], name: str, values: Tensor) -> None:
-    """Add a sum to a measurement; it stays on its device, so that nothing waits for a GPU."""
-    seen[name] = seen[name] + values.sum(dtype=torch.float32)
-
-
-_NOTHING: dict[str, float | Tensor] = dict.fromkeys(
+_NOTHING = dict.fromkeys(
     ("pairs", "reward_accuracy", "reward_margin", "reward_chosen", "reward_rejected"), 0.0
 )
 
@@ -125,7 +126,7 @@ def _log_not(log_p: Tensor) -> Tensor:
 
 def sequence_logps(model: Any, part: MicroBatch) -> Tensor:
     """Sum the log-probabilities of the learned tokens of each sequence: float32, (sequences,)."""
-    keep, targets = next_token.learned_positions(part)
+    keep, targets = learned_positions(part)
     given = {**part.inputs(), "use_cache": False, "logits_to_keep": keep}
     if accepts_score(model):
 
@@ -137,7 +138,7 @@ def sequence_logps(model: Any, part: MicroBatch) -> Tensor:
         logps = _logps(model(**given).logits.flatten(0, -2), targets)
     sequences = part.cu_seq_lens
     assert sequences is not None  # pairs come in packs
-    positions = keep if part.predicting is not None else keep[0].nonzero()[:, 0]
+    positions = keep[0].nonzero()[:, 0] if keep.dtype == torch.bool else keep
     index = torch.searchsorted(sequences[1:].long(), positions, right=True)
     sums: Tensor = logps.float().new_zeros(len(sequences) - 1).index_add(0, index, logps.float())
     return sums
@@ -174,16 +175,17 @@ def reference_logps(model: Any, part: MicroBatch) -> Tensor:
     for module in inner.modules():
         if isinstance(module, nn.Linear):
             module.train(was_training)
-    save_nothing = saved_tensors_hooks(lambda _: None, lambda _: None)
+    nothing = torch.empty(0)
+    save_nothing = saved_tensors_hooks(lambda _: nothing, lambda _: nothing)
     with inner.disable_adapter(), save_nothing:
         logps = sequence_logps(inner, part)
     inner.train(was_training)
     return logps.detach()
 
 
-def learned_positions(part: MicroBatch) -> tuple[Tensor, Tensor]:
-    """Find the positions that predict learned tokens, (1, seq), and their count per sequence."""
+def learned_lengths(part: MicroBatch) -> Tensor:
+    """Count the learned tokens of each sequence: int64, (sequences,)."""
     assert part.cu_seq_lens is not None  # pairs come in packs
     predicts = labels_of_next(part.labels) != IGNORE
     before = F.pad(predicts[0].long().cumsum(0), (1, 0))  # (seq + 1,)
-    return predicts, before[part.cu_seq_lens.long()].diff()
+    return before[part.cu_seq_lens.long()].diff()

@@ -24,15 +24,15 @@ class HostShape(Tensor):
     """A tensor without data, with the device "cpu".
 
     Attributes:
-        inner: the same on `meta`, which holds shape, strides and storage.
+        on_meta: the same on `meta`, which holds shape, strides and storage.
     """
 
-    inner: Tensor
+    on_meta: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> "HostShape":
+    def __new__(cls: Any, inner: Tensor) -> "HostShape":
         """Wrap a tensor on `meta`."""
-        wrap: Any = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
+        wrap: Any = Tensor._make_wrapper_subclass
         made: HostShape = wrap(
             cls,
             inner.size(),
@@ -41,15 +41,15 @@ class HostShape(Tensor):
             dtype=inner.dtype,
             device=CPU,
         )
-        made.inner = inner
+        made.on_meta = inner
         return made
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Show what there is, which is no data."""
         return f"HostShape({tuple(self.shape)}, {self.dtype})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch passes the operation first
         cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Compute the shape of a result on `meta`, or remember it."""
@@ -111,7 +111,7 @@ def _written_arguments(
 def _lower(value: Any) -> Any:
     """Replace tensors and devices in an argument by those on `meta`."""
     if isinstance(value, HostShape):
-        return value.inner
+        return value.on_meta
     if isinstance(value, Tensor):
         return torch.empty_like(value, device=META)
     if isinstance(value, list | tuple):
@@ -215,7 +215,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = self._alive
 
     def _add(self, tensor: Tensor) -> None:
-        inner = tensor.inner if isinstance(tensor, HostShape) else tensor
+        inner = tensor.on_meta if isinstance(tensor, HostShape) else tensor
         storage = inner.untyped_storage()
         key = id(storage)
         if key in self._storages:

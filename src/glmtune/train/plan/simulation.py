@@ -10,8 +10,8 @@ is what the activations take, for any model, method, loss and checkpointing:
                   _____/  \________/  \____
 
 For a GPU ChatGLM is simulated on `meta`, where it takes the way of a GPU: variable-length
-attention, large chunks. Other families read values of `meta` tensors, autocast does not exist there,
-and attention in float32 has no kernel; they are simulated as on a CPU (`HostShape`).
+attention, large chunks. Other families read values of `meta` tensors, autocast does not exist
+there, and attention in float32 has no kernel; they are simulated as on a CPU (`HostShape`).
 """
 
 import copy
@@ -47,7 +47,7 @@ from glmtune.train.run import choose_task
 
 SHALLOW = (2, 3)  # layers of the two models that are simulated
 CUDA_ROUNDING = 512  # bytes; torch's allocator gives multiples
-FP8_COPIES = 2  # of a weight: its two products read it in different orders
+FP8_COPIES = 1  # of a weight; the backward pass copies one layer's at a time, in another order
 ROWS_PER_EXAMPLE = 128  # that the backward pass of flash attention adds to each example
 
 
@@ -311,7 +311,8 @@ def hidden_bytes(function: Any, arguments: tuple[Any, ...]) -> int:
     """
     if "_varlen_attn_backward" not in str(function):
         return 0
-    _, query, key, *_ = arguments
+    query: Tensor = arguments[1]
+    key: Tensor = arguments[2]
     tokens, heads, head_dim = query.shape
     ends = next((a for a in arguments if isinstance(a, Tensor) and a.dtype == torch.int32), None)
     examples = 0 if ends is None else ends.numel() - 1
@@ -336,10 +337,11 @@ def _pretend_on_cpu(model: Any) -> None:
 
 
 def quantization_savings(model: Any, recipe: Recipe, device: torch.device) -> tuple[int, int]:
-    """Return the bytes that quantization saves, and those of the largest unpacked weight.
+    """Return the bytes that quantization saves, and those of the largest copy of a weight.
 
     In 4 bits, 64 numbers share a scale of 1 byte (4 bytes without double quantization). In 8 bits,
-    a row has a float32 scale, in each copy. On a CPU model.compute has changed the model already.
+    a row has a float32 scale. NF4 unpacks a weight for its product, and 8 bits are copied in another
+    order for the backward pass. On a CPU model.compute has changed the model already.
     """
     section, compute = recipe.adapter, recipe.model.compute
     if device.type == "cpu":
@@ -350,7 +352,7 @@ def quantization_savings(model: Any, recipe: Recipe, device: torch.device) -> tu
     for linear in _frozen_linear_layers(model):
         weight = linear.weight
         saved += weight.nbytes - round(_packed_bytes(weight, section, compute))
-        largest = max(largest, weight.nbytes if compute is None else 0)
+        largest = max(largest, weight.nbytes if compute is None else weight.numel())
     return saved, largest
 
 
