@@ -340,8 +340,8 @@ def quantization_savings(model: Any, recipe: Recipe, device: torch.device) -> tu
     """Return the bytes that quantization saves, and those of the largest copy of a weight.
 
     In 4 bits, 64 numbers share a scale of 1 byte (4 bytes without double quantization). In 8 bits,
-    a row has a float32 scale. NF4 unpacks a weight for its product, and 8 bits are copied in another
-    order for the backward pass. On a CPU model.compute has changed the model already.
+    a row has a float32 scale. NF4 unpacks a weight for its product, and 8 bits are copied in
+    another order for the backward pass. On a CPU model.compute has changed the model already.
     """
     section, compute = recipe.adapter, recipe.model.compute
     if device.type == "cpu":
