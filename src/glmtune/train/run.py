@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from glmtune import machine
 from glmtune.data.batches import pack_labeled, rows_as_they_are
 from glmtune.data.pairs import pack_pairs
 from glmtune.errors import RecipeError, TrainingError
@@ -196,6 +197,8 @@ def train_and_prove(
     del model  # the engine has it, and gives it back
     before = replace(before, packed=prove_packing(training))
     training = fit_packs(training)
+    if (load := machine.describe_load()) and processes.is_main:
+        logger.info(load)
     dry_run(training)
     began = time.monotonic()
     samples = processes.is_main and training.engine.can_run_alone
