@@ -189,4 +189,4 @@ def converted_bytes(recipe: Recipe, parts: Simulation) -> int | None:
         return int(numbers * expected.itemsize)
     sizes = [file.stat().st_size for file in weight_files(folder)]
     is_nf4 = isinstance(section, QloraSection) and section.quantization_bit == 4
-    return max(sizes) if recipe.model.compute == "int8" or is_nf4 else sum(sizes)
+    return max(sizes) if recipe.model.compute is not None or is_nf4 else sum(sizes)
