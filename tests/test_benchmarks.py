@@ -127,3 +127,19 @@ def test_the_benchmark_of_the_arithmetic_on_a_gpu_runs_through_on_a_tiny_model(
         assert 0.95 < cosine < 1.001
         assert all(speed > 0 for speed in found["steps"][name]["tokens_per_second"].values())
     assert "these figures say nothing" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_plans_runs_through_on_a_tiny_model_and_foretells_its_memory(
+    tmp_path: Path,
+) -> None:
+    from benchmarks import gpu_plan
+
+    gpu_plan.main(["--small", "--only", "LoRA", "--json", str(tmp_path / "gpu_plan.json")])
+
+    found = json.loads((tmp_path / "gpu_plan.json").read_text(encoding="utf-8"))
+    assert found["left_out"] == []
+    assert len(found["points"]) == 4
+    for point in found["points"]:
+        assert point["foretold_gib"] == pytest.approx(point["measured_gib"], rel=0.05)
+        assert point["by_layer_ms"] > 0

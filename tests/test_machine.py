@@ -164,3 +164,9 @@ assert machine_facts()["system"] == described.system
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_machine_is_busy_where_more_processes_want_a_core_than_it_has() -> None:
+    assert machine.describe_load(2.9, cores=2) == ""
+    assert "12 processes wanted its 2 cores" in machine.describe_load(12.2, cores=2)
+    assert machine.describe_load(cores=100_000) == ""

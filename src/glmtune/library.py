@@ -513,7 +513,7 @@ def plan(
 
     Args:
         model, rows, keys: as for `fine_tune`.
-        device: memory of GPUs to estimate for too, such as ["24GB"].
+        device: GPUs to estimate for too, by name or memory, such as ["4090", "24GB"].
 
     Returns:
         `plan.targets`, each with `fits`, `memory` and the `changes` that would make it fit;

@@ -133,6 +133,26 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
+def describe_load(load: float | None = None, cores: int | None = None) -> str:
+    """Say that other processes want the cores of this machine; "" if they do not.
+
+    Args:
+        load: how many processes wanted a core, on average of the last minute; None asks the system.
+        cores: of this process; None asks the system.
+    """
+    if load is None:
+        import psutil
+
+        load = psutil.getloadavg()[0]
+    cores = num_cores() if cores is None else cores
+    if load < cores + 1:
+        return ""
+    return (
+        f"this machine is busy: {load:.0f} processes wanted its {cores} cores in the last minute, "
+        "so steps take longer than they would alone"
+    )
+
+
 def fast_cpu_dtypes() -> "set[torch.dtype]":
     """Return the dtypes that this CPU multiplies natively; only x86 is known to lack some."""
     import torch

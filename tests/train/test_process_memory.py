@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from glmtune.train import process_memory
 from glmtune.train.process_memory import release_freed_pages
 
 MIB = 2**20
@@ -65,3 +66,26 @@ def test_a_large_tensor_uses_huge_pages_unless_the_user_turns_them_off() -> None
     assert chosen == "1"
     assert kib > 32 * 1024
     assert count_large(without | {"THP_MEM_ALLOC_ENABLE": "0"})[1] == "0"
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_wait_shortly_for_each_other_unless_the_user_says_how_long(
+    given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in process_memory.DEFAULTS:
+        monkeypatch.setenv(name, process_memory.DEFAULTS[name])
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+    before = dict(os.environ)
+    process_memory.set_defaults()
+    found = os.environ.get("GOMP_SPINCOUNT")
+    os.environ.clear()
+    os.environ.update(before)
+
+    assert found == spins

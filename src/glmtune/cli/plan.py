@@ -27,9 +27,7 @@ def plan(
     data: DataOption = None,
     device: Annotated[
         list[str] | None,
-        typer.Option(
-            "--device", help="Also estimate for a GPU with this much memory, such as 24GB."
-        ),
+        typer.Option("--device", help="Also estimate for a GPU, by name (4090) or memory (24GB)."),
     ] = None,
     probe: Annotated[
         bool, typer.Option("--probe", help="Also load the model and measure 3 steps.")
@@ -38,7 +36,7 @@ def plan(
 ) -> None:
     """Estimate whether a run fits into memory and how long it takes; no weights are read.
 
-    Example: glmtune plan chatglm3-lora data.max_length=512 --device 24GB
+    Example: glmtune plan chatglm3-lora data.max_length=512 --device 4090
     """
     words = [*(overrides or []), *context.args]
     resolved = given_recipe("plan", recipe, words, model=model, data=data).load()
@@ -56,7 +54,7 @@ def plan(
     if probe:
         print_lines(probe_lines(made, take_probe(resolved)), LABEL_WIDTH)
     elif made.pack_seconds is not None:
-        note = "time is estimated from two layers; --probe takes 3 real steps"
+        note = "time is estimated from one layer; --probe takes 3 real steps"
         print_lines([("", note)], LABEL_WIDTH)
     echo(ACCURACY)
 
@@ -127,7 +125,24 @@ def target_lines(made: "Plan") -> Lines:
         free, needed = readable(target.capacity), readable(target.memory.required)
         label = "fits" if target.fits else "does not fit"
         yield label, f"{target.name}: {needed} needed, {free} free"
+        yield from _pack_lines(target, made.workload.max_tokens)
         yield from _change_lines(target)
+
+
+def _pack_lines(target: "Target", usual_tokens: int) -> Lines:
+    """State how a GPU is used, and how long it takes, if that is known."""
+    if target.fits and target.pack_tokens != usual_tokens:
+        yield "", f"packs of up to {target.pack_tokens:,} tokens, with the same rows in a step"
+    if target.fits and target.recomputes:
+        yield "", "only if activations are recomputed, which the run then does"
+    if target.note:
+        yield "", target.note
+    if (time := target.time) is not None:
+        run = f"{time.pack_seconds:.3g} s for the heaviest pack"
+        if time.run_seconds is not None:
+            run = f"about {duration(time.run_seconds)}, {run}"
+        source = f": {time.source}" if time.source else ", from the peak of this card"
+        yield "", f"{run} ({time.basis}{source})"
 
 
 def _change_lines(target: "Target") -> Lines:

@@ -71,8 +71,26 @@ class _RMSNorm(torch.autograd.Function):
         )
 
 
+class _RMSNormOfShapes(torch.autograd.Function):
+    """What torch's kernel for GPUs makes and saves, for tensors without data."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, x.new_empty(*x.shape[:-1], 1, dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Divide (..., hidden) by its root mean square and multiply by the weight, in float32."""
+    if x.is_meta:  # a GPU is simulated, where this is one kernel; on meta it would be many
+        shape: Tensor = _RMSNormOfShapes.apply(x, weight)  # type: ignore[no-untyped-call]
+        return shape
     if x.dtype == torch.float32 or x.device.type != "cpu":  # torch saves no copy there
         return F.rms_norm(x, weight.shape, weight, eps)
     normed: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -165,7 +166,8 @@ def reference_logps(model: Any, part: MicroBatch) -> Tensor:
     The reference must use the kernels of the policy; otherwise the two would differ before the
     first step. On a CPU, bitsandbytes' 8-bit layers also round their inputs in evaluation, so they
     stay in training mode. WideLinear uses another kernel for few rows under no_grad
-    (`glmtune.kernels.half_precision`), so gradients stay enabled, although none is computed.
+    (`glmtune.kernels.half_precision`), so gradients stay enabled, although none is computed and
+    nothing is saved for one; with gradient checkpointing, inputs require gradients.
     """
     inner = unwrap(model)
     was_training = inner.training
@@ -173,7 +175,9 @@ def reference_logps(model: Any, part: MicroBatch) -> Tensor:
     for module in inner.modules():
         if isinstance(module, nn.Linear):
             module.train(was_training)
-    with inner.disable_adapter():
+    nothing = torch.empty(0)
+    save_nothing = saved_tensors_hooks(lambda _: nothing, lambda _: nothing)
+    with inner.disable_adapter(), save_nothing:
         logps = sequence_logps(inner, part)
     inner.train(was_training)
     return logps.detach()

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from glmtune import machine
 from glmtune.data.batches import pack_labeled, rows_as_they_are
 from glmtune.data.pairs import pack_pairs
 from glmtune.errors import RecipeError, TrainingError
@@ -51,6 +52,7 @@ from glmtune.train.output import sole_run
 from glmtune.train.pack_size import fit_packs
 from glmtune.train.prepare import prepare_run, prepare_training
 from glmtune.train.processes import Processes
+from glmtune.train.start_times import StartTimes
 from glmtune.train.training import EvalView, Task, Training
 
 logger = logging.getLogger(__name__)
@@ -101,20 +103,28 @@ def fine_tune(
         GlmtuneError: one of its children, for everything that the user can fix. Earlier
             checkpoints stay as they were.
     """
+    times = StartTimes()
+    times.lap("program")
     check_quantization(quantization_of(recipe.adapter))
     check_earlier_adapter(recipe)
     task = choose_task(recipe, loss)
     processes = prepare_run(recipe, resume=resume)
+    times.lap("device")
     with sole_run(recipe, is_main=processes.is_main, resume=resume):
         data = load_data(recipe, processes, resume=resume)
+        times.lap("rows")
         model = load_base(recipe, processes.device)
+        times.lap("weights")
         data = judge_rows(recipe, model, data, processes) if not resume else data
+        times.lap("judged rows")
         before = look_at_base(recipe, model, data, processes)
+        times.lap("base's answers")
         if processes.is_main:
             before = replace(before, asked=prove_prompts(recipe, data))
         return train_and_prove(
-            recipe, processes, model, data, task, before, resume=resume, callbacks=callbacks
-        )
+            recipe, processes, model, data, task, before, resume=resume, callbacks=callbacks,
+            times=times,
+        )  # fmt: skip
 
 
 def choose_task(recipe: Recipe, loss: LossFunction) -> Task:
@@ -171,6 +181,7 @@ def train_and_prove(
     *,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
+    times: StartTimes | None = None,
 ) -> Result:
     """Train, publish, prove and report.
 
@@ -182,6 +193,7 @@ def train_and_prove(
         task: what is learned from them.
         before: what the base answered.
         resume, callbacks: as for `fine_tune`.
+        times: of the start so far.
 
     Raises:
         GlmtuneError: as `fine_tune`.
@@ -195,8 +207,16 @@ def train_and_prove(
     )
     del model  # the engine has it, and gives it back
     before = replace(before, packed=prove_packing(training))
+    times = times or StartTimes(time.time())
+    times.lap("adapter and packing")
     training = fit_packs(training)
+    times.lap("length of packs")
+    if (load := machine.describe_load()) and processes.is_main:
+        logger.info(load)
     dry_run(training)
+    times.lap("dry run")
+    if processes.is_main:
+        logger.info(times.describe())
     began = time.monotonic()
     samples = processes.is_main and training.engine.can_run_alone
     is_finished = train(training, partial(log_samples, training, before) if samples else None)

@@ -9,15 +9,8 @@ from glmtune.errors import DataError, RecipeError
 from glmtune.model.load import load_model
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
-from glmtune.train.plan.forecast import (
-    Memory,
-    MemoryEstimator,
-    converted_bytes,
-    make_plan,
-    make_target,
-    memory_saving_changes,
-    parse_size,
-)
+from glmtune.train.plan.estimate import Memory, MemoryEstimator, converted_bytes
+from glmtune.train.plan.forecast import make_plan, make_target, memory_saving_changes
 from glmtune.train.plan.simulation import Simulation
 from glmtune.train.plan.workload import RowLengths, describe_workload
 
@@ -107,12 +100,17 @@ def test_int8_and_nf4_hold_one_file_at_a_time_and_8_bits_all(
 
 
 def test_the_changes_that_make_it_fit_are_listed_with_their_bytes(tiny_model_dir: Path) -> None:
-    recipe = recipe_for(tiny_model_dir, "data.max_length=256")
+    recipe = recipe_for(tiny_model_dir, "data.max_length=256", "model.dtype=bfloat16")
     estimator = MemoryEstimator(None, GPU, base=0)
-    full = estimator.estimate(recipe).required
+    full = estimator.estimate(recipe).memory.required
 
     assert make_target("here", full, estimator, recipe).fits
-    target = make_target("here", full - 1, estimator, recipe)
+    recomputed = make_target("here", full - 1, estimator, recipe)
+    assert recomputed.fits
+    assert recomputed.recomputes, "a run on a GPU does so where not even the least packs fit"
+    changes = ["training.gradient_checkpointing=true"]
+    least = estimator.estimate(build_recipe(recipe.model_dump(mode="json"), changes))
+    target = make_target("here", least.memory.required - 1, estimator, recipe)
     assert not target.fits
     assert target.would_fit
     [change] = target.changes
@@ -120,17 +118,34 @@ def test_the_changes_that_make_it_fit_are_listed_with_their_bytes(tiny_model_dir
         "training.per_device_train_batch_size=1",
         "training.gradient_accumulation_steps=32",  # 2 x 16 rows a step, as before
     )
-    assert (
-        change.required
-        == estimator.estimate(
-            build_recipe(recipe.model_dump(mode="json"), change.overrides)
-        ).required
-    )
+    smaller = build_recipe(recipe.model_dump(mode="json"), change.overrides)
+    capacity = least.memory.required - 1
+    assert change.required == estimator.estimate(smaller, capacity).memory.required
     hopeless = make_target("here", 1000, estimator, recipe)
     assert not hopeless.would_fit
-    needed = [full, *(change.required for change in hopeless.changes)]
+    needed = [hopeless.memory.required, *(change.required for change in hopeless.changes)]
     assert needed == sorted(needed, reverse=True)
     assert len(needed) > 2
+
+
+def test_a_gpu_gets_the_packs_that_a_run_on_it_would_choose(tiny_model_dir: Path) -> None:
+    recipe = recipe_for(tiny_model_dir, "data.max_length=64", "model.dtype=bfloat16")
+    estimator = MemoryEstimator(None, GPU, base=0)
+    least = estimator.estimate(recipe)
+    in_step = 64 * 32
+
+    ample = estimator.estimate(recipe, 10**12)
+    assert (least.workload.max_tokens, ample.workload.max_tokens) == (128, in_step)
+    assert ample.memory.activations > 10 * least.memory.activations
+    assert not ample.recomputes
+    capacity = (least.memory.required + ample.memory.required) // 2
+    some = estimator.estimate(recipe, capacity)
+    assert 128 < some.workload.max_tokens < in_step
+    assert least.memory.required < some.memory.required <= capacity
+    in_order = build_recipe(
+        recipe.model_dump(mode="json"), ["training.average=micro_batches"]
+    )  # whose packs are given
+    assert estimator.estimate(in_order, 10**12).workload.max_tokens == 128
 
 
 def test_changes_that_affect_the_result_come_last() -> None:
@@ -151,24 +166,22 @@ def test_changes_that_affect_the_result_come_last() -> None:
     ]
 
 
-def test_pairs_and_sharded_weights_are_not_supported(tiny_model_dir: Path) -> None:
-    for change in ("stage=dpo", "training.sharding=fsdp2"):
-        tree = {"model": {"name_or_path": str(tiny_model_dir)}, "data": {"train": "rows.json"}}
-        with pytest.raises(
-            RecipeError,
-            match=r"does not support preference\.stage=dpo and kto, training\.sharding and",
-        ):
-            make_plan(build_recipe(tree | {"output": {"dir": "out"}}, [change]))
+def test_sharded_weights_are_not_supported(tiny_model_dir: Path) -> None:
+    tree = {"model": {"name_or_path": str(tiny_model_dir)}, "data": {"train": "rows.json"}}
+    recipe = build_recipe(tree | {"output": {"dir": "out"}}, ["training.sharding=fsdp2"])
+
+    with pytest.raises(RecipeError, match=r"does not support training\.sharding and training\."):
+        make_plan(recipe)
 
 
-def test_a_device_is_a_size() -> None:
-    assert parse_size("24GB") == 24 * 10**9
-    assert parse_size("1.5 GiB") == 3 * 2**29
-    for size in ("9" * 400 + "GB", "-1GB"):
-        with pytest.raises(RecipeError, match="expected a size of memory"):
-            parse_size(size)
-    with pytest.raises(RecipeError, match="'A100': expected a size of memory, such as 24GB"):
-        parse_size("A100")
+def test_a_pair_is_two_examples() -> None:
+    recipe = recipe_for("x", "stage=dpo", "data.max_length=50")
+
+    workload = describe_workload(recipe, None)
+
+    assert workload.lengths == (50,) * 4  # a batch of 2
+    assert workload.max_tokens == 200
+    assert workload.step_tokens == 32 * 100
 
 
 @pytest.mark.parametrize("length", ["max_steps=1000000000", "num_train_epochs=100000"])

@@ -1,5 +1,6 @@
 """The predicted memory of a step is that of a real one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,17 @@ from torch import nn
 
 from glmtune.data.batches import MicroBatch, micro_batch_of
 from glmtune.data.packing import pack
+from glmtune.kernels.chunked_loss import cross_entropy_sum
 from glmtune.methods import method
 from glmtune.model.chatglm.configuration_chatglm import ChatGLMConfig
-from glmtune.objective.next_token import next_token_loss
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import Recipe
 from glmtune.template.base import IGNORE, Example
 from glmtune.train.load_model import load_base
 from glmtune.train.optimizer import make_optimizer
-from glmtune.train.plan.simulation import MemoryTracker, Simulation, simulate
+from glmtune.train.plan.shapes import MemoryTracker
+from glmtune.train.plan.simulation import Simulation, hidden_bytes, simulate
+from glmtune.train.run import choose_task
 
 CPU = torch.device("cpu")
 CHECKPOINTING = "training.gradient_checkpointing=true"
@@ -44,6 +47,9 @@ def measure(recipe: Recipe, batch: MicroBatch, *, is_first: bool = False) -> int
     for parameter in trained:
         parameter.grad = torch.ones_like(parameter)
     optimizer = make_optimizer(model, recipe.training)
+    objective = choose_task(recipe, cross_entropy_sum).objective
+    if recipe.has_labels:
+        batch = replace(batch, is_good=torch.tensor([True, False]))
     optimizer.step()
     means = [t for state in optimizer.state.values() for t in state.values() if t.ndim]
     tracker = MemoryTracker()
@@ -53,7 +59,7 @@ def measure(recipe: Recipe, batch: MicroBatch, *, is_first: bool = False) -> int
     if is_first:
         optimizer.zero_grad()
     with tracker:
-        next_token_loss(model, batch).backward()
+        objective.loss(model, batch).backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
     return tracker.peak - held
@@ -68,6 +74,8 @@ def measure(recipe: Recipe, batch: MicroBatch, *, is_first: bool = False) -> int
         ("model.dtype=bfloat16", "model.compute=int8"),
         ("adapter.target_modules=[dense,dense_4h_to_h]", "adapter.lora_dropout=0.1"),
         ("adapter.method=freeze", "adapter.trainable_layers=1"),
+        ("stage=dpo", CHECKPOINTING),
+        ("stage=kto", "model.dtype=bfloat16"),
     ],
     ids=" ".join,
 )
@@ -134,7 +142,7 @@ def of_6b(tmp_path: Path, device: str, *overrides: str) -> Simulation:
 def test_the_weights_of_6b_are_counted_from_its_config_alone(tmp_path: Path) -> None:
     predicted = of_6b(tmp_path, "cuda")
 
-    assert predicted.frozen == 2 * 6_243_584_000 + 2 * 32  # and inv_freq
+    assert predicted.frozen == 2 * 6_243_584_000 + 512  # inv_freq, as the allocator rounds it
     assert predicted.trained == predicted.gradients == 4 * 1_949_696
     assert predicted.optimizer == 2 * predicted.trained
 
@@ -147,3 +155,38 @@ def test_packed_weights_are_counted_by_their_bits(tmp_path: Path) -> None:
     rest = 6_243_584_000 - matrices  # embedding, output layer, norms and biases, in 16 bits
     assert predicted.frozen == pytest.approx(matrices * (1 / 2 + 1 / 64) + 2 * rest, rel=1e-4)
     assert predicted.activations > 2 * 4096 * 27392, "the widest one is unpacked for its product"
+
+    predicted = of_6b(tmp_path, "cuda", "model.compute=int8")
+
+    assert predicted.frozen == pytest.approx(matrices + 2 * rest, rel=1e-3)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_reference_of_a_pair_saves_nothing(tmp_path: Path, device: str) -> None:
+    write_config(tmp_path, 4, hidden_size=64, ffn_hidden_size=512, kv_channels=16)
+    batch, proof = packed(200, 200), packed(20)
+
+    taken = [
+        simulate(
+            recipe_for(tmp_path, CHECKPOINTING, "model.dtype=bfloat16", "stage=dpo", loss),
+            *(batch, None, proof, torch.device(device)),
+        ).activations
+        for loss in ("preference.loss=sigmoid", "preference.loss=orpo")  # which has no reference
+    ]
+
+    assert taken[0] == pytest.approx(taken[1], rel=0.05)
+
+
+def test_a_gpu_counts_what_flash_attention_takes_within(tmp_path: Path) -> None:
+    tokens, examples, heads, kv_heads, head_dim = 100, 2, 32, 2, 128
+    query = torch.empty(tokens, heads, head_dim, dtype=torch.bfloat16, device="meta")
+    key = torch.empty(tokens, kv_heads, head_dim, dtype=torch.bfloat16, device="meta")
+    ends = torch.zeros(examples + 1, dtype=torch.int32, device="meta")
+
+    hidden = hidden_bytes(
+        "torch_attn._varlen_attn_backward.default", (query, query, key, key, ends)
+    )
+
+    width = heads * head_dim
+    assert hidden == 2 * tokens * width * 2 + 4 * (tokens + 128 * examples) * width
+    assert hidden_bytes("aten.mm.default", (query, query)) == 0

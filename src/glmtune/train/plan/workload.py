@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from glmtune.data.batches import MicroBatch, heaviest, micro_batch_of
 from glmtune.data.packing import pack
+from glmtune.data.pairs import Pairs
 from glmtune.data.sources import find_source
 from glmtune.data.streaming import StreamedData
 from glmtune.errors import CheckpointError, DataError, RecipeError
@@ -31,13 +32,24 @@ class RowLengths:
     """The lengths of a run's encoded rows, which decide its cost.
 
     Attributes:
-        lengths, learned: tokens of each example, and how many of them are learned.
+        lengths, learned: tokens of each row, and how many of them are learned; of both answers of
+            a pair together.
         chosen: indices of the rows to train on.
+        pairs: the rows, where they are pairs, to look up the two answers of one.
     """
 
     lengths: Sequence[int]
     learned: Sequence[int]
     chosen: Sequence[int]
+    pairs: Pairs | None = None
+
+    def examples_of(self, rows: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the tokens of each example in a pack of rows, and how many are learned."""
+        if self.pairs is None:
+            return tuple(self.lengths[r] for r in rows), tuple(self.learned[r] for r in rows)
+        sides = [side for r in rows for side in (self.pairs[r], self.pairs.worse(r))]
+        learned = (sum(label != IGNORE for label in side.labels) for side in sides)
+        return tuple(len(side.input_ids) for side in sides), tuple(learned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +57,17 @@ class Workload:
     """What a run has to do.
 
     Attributes:
-        lengths, learned: of the heaviest pack: tokens of each row, and learned tokens.
+        lengths, learned: of the heaviest pack: tokens of each example, and learned tokens. A pair
+            is two examples.
         later_lengths, later_learned: of the heaviest pack that is not the first of its step, so
             that gradients exist already; empty if every step has one pack.
         proof: tokens of the row that the proof of the saved files uses.
         num_rows: rows in an epoch, None if the data is not available.
         num_steps: optimizer steps of the run, None if not known.
         num_tokens: tokens of the run, None if not known.
+        num_packs: micro-batches of the run, None if not known.
+        max_tokens: of a pack.
+        step_tokens: of the rows of a step, at most: more is not put into a pack.
         rows: indices of the rows of the heaviest pack; empty if the data is not available.
     """
 
@@ -63,6 +79,9 @@ class Workload:
     num_rows: int | None = None
     num_steps: int | None = None
     num_tokens: int | None = None
+    num_packs: int | None = None
+    max_tokens: int = 0
+    step_tokens: int = 0
     rows: tuple[int, ...] = ()
 
     def micro_batch(self, max_tokens: int | None = None) -> MicroBatch:
@@ -79,6 +98,11 @@ class Workload:
         """Make the row of the proof; all ids are 0."""
         return micro_batch_of(pack([Example([0] * self.proof, [0] * self.proof)]))
 
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest example of the heaviest pack."""
+        return max(self.lengths)
+
 
 def _pack_of(
     lengths: Sequence[int], learned: Sequence[int], max_tokens: int | None = None
@@ -92,7 +116,7 @@ def _pack_of(
         left -= kept
         if not left:
             break
-    return micro_batch_of(pack(examples))
+    return micro_batch_of(pack(examples), range(len(examples)))
 
 
 def encode_row_lengths(recipe: Recipe) -> tuple[RowLengths | None, str]:
@@ -122,28 +146,40 @@ def row_lengths_of(data: RunData) -> RowLengths:
         first = range(len(data.examples))
         lengths = [data.lengths[row] for row in first]
         return RowLengths(lengths, [data.learned_lengths[row] for row in first], data.rows)
-    return RowLengths(data.lengths, data.learned_lengths, data.rows)
+    pairs = data.examples if isinstance(data.examples, Pairs) else None
+    return RowLengths(data.lengths, data.learned_lengths, data.rows, pairs)
 
 
-def describe_workload(recipe: Recipe, rows: RowLengths | None) -> Workload:
+def describe_workload(
+    recipe: Recipe, rows: RowLengths | None, max_tokens: int | None = None
+) -> Workload:
     """Find the heaviest pack of a run, and count its steps and tokens.
 
     Rows longer than `data.max_length` are left out, even if training would truncate them.
 
+    Args:
+        recipe: the run.
+        rows: its data, None if it is not available.
+        max_tokens: of a pack, where the run chooses another number than the recipe's.
+
     Raises:
         DataError: no row is short enough.
+        RecipeError: a pack is so large that even its length in numbers takes gigabytes.
     """
     if rows is None:
-        return _full_packs(recipe)
+        return _full_packs(recipe, max_tokens)
     from accelerate import PartialState
 
-    chosen = [row for row in rows.chosen if rows.lengths[row] <= recipe.data.max_length]
+    most = recipe.data.max_length * (2 if recipe.is_preference else 1)
+    chosen = [row for row in rows.chosen if rows.lengths[row] <= most]
     if not chosen:
         raise DataError(
             f"no row is as short as data.max_length={recipe.data.max_length}; "
             f"the shortest has {min(rows.lengths)} tokens. Raise data.max_length."
         )
     batches = plan_batches(recipe, chosen, PartialState(cpu=recipe.training.use_cpu))
+    if max_tokens is not None:
+        batches = replace(batches, max_tokens=max_tokens)
     num_steps = count_steps(recipe, batches)
     num_seen = min(num_steps, MAX_STEPS)
     steps = [batches.micro_batch_rows(step, rows.lengths) for step in range(num_seen)]
@@ -152,12 +188,18 @@ def describe_workload(recipe: Recipe, rows: RowLengths | None) -> Workload:
     heavy = heaviest(packs, rows.lengths, rows.learned)
     later = [pack for packs_of_step in steps for pack in packs_of_step[1:]]
     heavy_later = heaviest(later, rows.lengths, rows.learned) if later else ()
+    lengths, learned = rows.examples_of(heavy)
+    later_lengths, later_learned = rows.examples_of(heavy_later)
+    one_epoch = steps[: batches.steps_per_epoch]
     return Workload(
-        lengths=tuple(rows.lengths[row] for row in heavy),
-        learned=tuple(rows.learned[row] for row in heavy),
+        lengths=lengths,
+        learned=learned,
         proof=rows.lengths[chosen[0]],
-        later_lengths=tuple(rows.lengths[row] for row in heavy_later),
-        later_learned=tuple(rows.learned[row] for row in heavy_later),
+        later_lengths=later_lengths,
+        later_learned=later_learned,
+        num_packs=round(len(packs) * num_steps / num_seen),
+        max_tokens=batches.max_tokens,
+        step_tokens=max(sum(rows.lengths[r] for p in step for r in p) for step in one_epoch),
         num_rows=len(chosen),
         num_steps=num_steps,
         num_tokens=round(num_tokens * num_steps / num_seen),
@@ -165,21 +207,32 @@ def describe_workload(recipe: Recipe, rows: RowLengths | None) -> Workload:
     )
 
 
-def _full_packs(recipe: Recipe) -> Workload:
+def _full_packs(recipe: Recipe, max_tokens: int | None = None) -> Workload:
     """Return an upper bound: rows of `data.max_length` tokens, of which all but one are learned.
 
     Raises:
         RecipeError: a pack is so large that even its length in numbers takes gigabytes.
     """
-    length, batch = recipe.data.max_length, recipe.training.per_device_train_batch_size
-    if length * batch > MAX_PACK_TOKENS:
+    section, answers = recipe.training, 2 if recipe.is_preference else 1
+    length, batch = recipe.data.max_length, section.per_device_train_batch_size
+    least, in_step = length * batch * answers, batch * section.gradient_accumulation_steps
+    if least > MAX_PACK_TOKENS:
         raise RecipeError(
-            f"the data is not available, and a full pack has {length * batch:,} tokens: "
+            f"the data is not available, and a full pack has {least:,} tokens: "
             f"training.per_device_train_batch_size={batch} x data.max_length={length}. Lower one "
             f"of them ({MAX_PACK_TOKENS:,} tokens at most), or give the data."
         )
-    lengths, learned = (length,) * batch, (length - 1,) * batch
-    full = Workload(lengths, learned, length, num_steps=recipe.training.max_steps)
-    if recipe.training.gradient_accumulation_steps == 1:
+    chosen = max_tokens or least
+    number = min(chosen // (length * answers), in_step) * answers  # examples of a pack
+    lengths, learned = (length,) * number, (length - 1,) * number
+    full = Workload(
+        lengths,
+        learned,
+        length,
+        num_steps=section.max_steps,
+        max_tokens=chosen,
+        step_tokens=in_step * length * answers,
+    )
+    if number >= in_step * answers:
         return full
     return replace(full, later_lengths=lengths, later_learned=learned)
