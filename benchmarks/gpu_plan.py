@@ -149,7 +149,7 @@ def foretold(
             card = None
         if card is not None:
             checkpointing = recipe.training.gradient_checkpointing
-            work = describe_work(recipe, workload, recomputes=checkpointing)
+            work = describe_work(recipe, workload, recomputes=bool(checkpointing))
             by_card = seconds_on(card, recipe, work, sum(workload.lengths), 1)
     return num_bytes, by_card, _timed_by_a_layer(bench, recipe, workload)
 

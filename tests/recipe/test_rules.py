@@ -9,13 +9,8 @@ import pytest
 from glmtune.errors import RecipeError
 from glmtune.recipe.reading import build_recipe
 from glmtune.recipe.recipe import PretrainRecipe, Recipe, RunRecipe
-from glmtune.recipe.rules import (
-    FINE_TUNING_RULES,
-    PRETRAINING_RULES,
-    RUN_RULES,
-    Rule,
-    document,
-)
+from glmtune.recipe.rule import Rule
+from glmtune.recipe.rules import FINE_TUNING_RULES, PRETRAINING_RULES, RUN_RULES, document
 
 RECIPES_PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 

@@ -109,7 +109,7 @@ class MemoryEstimator:
         if capacity is not None and may_choose:
             return self._choose(recipe, workload, capacity)
         memory = self._memory(recipe, self._simulate(recipe, workload))
-        return Estimate(memory, workload, recipe.training.gradient_checkpointing)
+        return Estimate(memory, workload, bool(recipe.training.gradient_checkpointing))
 
     def _choose(self, recipe: Recipe, least: Workload, capacity: int) -> Estimate:
         """Choose the packs as `pack_size.fit_packs` does, by simulated memory."""
@@ -140,7 +140,7 @@ class MemoryEstimator:
         if chosen not in workloads:
             workloads[chosen] = describe_workload(recipe, self.rows, chosen)
         memory = self._memory(used[-1], self._simulate(used[-1], workloads[chosen]))
-        return Estimate(memory, workloads[chosen], used[-1].training.gradient_checkpointing)
+        return Estimate(memory, workloads[chosen], bool(used[-1].training.gradient_checkpointing))
 
     def _simulate(self, recipe: Recipe, workload: Workload) -> Simulation:
         key = recipe.model_dump_json(include={"model", "adapter", "training", "preference"})
