@@ -6,7 +6,13 @@ is one. The command line prints them without a traceback.
 
 
 class GlmtuneError(Exception):
-    """Base class of the errors that the user can fix; any other exception is a bug."""
+    """Base class of the errors that the user can fix; any other exception is a bug.
+
+    A message may quote a file or a library, so what no terminal and no file accepts is escaped.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
 
     def _render_traceback_(self) -> list[str]:
         """Show the message alone in a notebook, as the command line does; IPython asks for this."""
@@ -41,6 +47,15 @@ class TrainingError(GlmtuneError):
 
 class OutputError(GlmtuneError):
     """An output folder cannot be written, or it contains files that must not be lost."""
+
+
+def printable(text: str) -> str:
+    r"""Escape halves of surrogate pairs, which JSON can contain and UTF-8 cannot.
+
+    >>> printable("\ud800")
+    '\\ud800'
+    """
+    return text.encode(errors="backslashreplace").decode()
 
 
 def some(names: list[str]) -> str:

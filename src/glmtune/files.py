@@ -322,8 +322,14 @@ def checked_as(
     error: type[GlmtuneError] = CheckpointError,
     *,
     remedy: str = "Restore the file.",
+    is_json: bool = False,
 ) -> Checked:
     """Check parsed JSON against a pydantic model; `place` starts the message.
+
+    Args:
+        content, kind, error, remedy: as for `read_json_as`.
+        place: the file, or what else the content came from.
+        is_json: a list may stand for a tuple, and an object for a dataclass, in a strict model too.
 
     Raises:
         GlmtuneError: `error`, which names the key, its value and what was expected.
@@ -331,6 +337,8 @@ def checked_as(
     from pydantic import TypeAdapter, ValidationError
 
     try:
+        if is_json:
+            return TypeAdapter(kind).validate_json(json.dumps(content))
         return TypeAdapter(kind).validate_python(content)
     except ValidationError as why:
         raise error(f"{place}: {_explain(why, content)}. {remedy}") from None

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 
 from glmtune.errors import CheckpointError
 from glmtune.inspect.adapter import describe_adapter
 from glmtune.methods import lora, method
+from glmtune.methods.adapter_config import with_declared_types
 from glmtune.model.load import load_model, load_tokenizer
 from glmtune.recipe.methods import LoraSection, PtuningV2Section
 from glmtune.template.select import template_for
@@ -55,6 +57,14 @@ def edit(path: Path, **changes: Any) -> None:
         ({"base_model_name_or_path": ["a"]}, "base_model_name_or_path is .*valid string"),
         ({"bias": "some"}, "adapter"),
         ({"use_dora": "yes"}, "use_dora is 'yes', expected a valid boolean"),
+        ({"alora_invocation_tokens": [5]}, r"is \[5\], expected null, since glmtune does not"),
+        ({"alora_invocation_tokens": "x"}, "alora_invocation_tokens is 'x', expected null"),
+        ({"arrow_config": {"top_k": 3}}, "arrow_config is .*, expected null, since glmtune"),
+        ({"lora_bias": "none"}, "lora_bias is 'none', expected a valid boolean"),
+        ({"qalora_group_size": "16"}, "qalora_group_size is '16', expected a valid number"),
+        ({"target_parameters": [7]}, "target_parameters.0 is 7, expected a valid string"),
+        ({"layer_replication": [[0, "2"]]}, "layer_replication.0.1 is '2', expected a valid int"),
+        ({"kasa_config": {"beta": "x"}}, "kasa_config.beta is 'x', expected a valid number"),
     ],
 )
 def test_a_value_that_peft_would_take_is_refused_by_its_key(
@@ -64,6 +74,31 @@ def test_a_value_that_peft_would_take_is_refused_by_its_key(
 
     with pytest.raises(CheckpointError, match=message):
         method.load(load_model(tiny_model_dir), folder)
+
+
+def test_keys_that_are_not_set_do_not_matter(tiny_model_dir: Path, folder: Path) -> None:
+    """null or nothing, as other releases and tools write them."""
+    unset = dict.fromkeys(("loftq_config", "lora_bias", "qalora_group_size", "layer_replication"))
+    edit(folder / "adapter_config.json", **unset, alora_invocation_tokens=[], revision=None)
+
+    loaded = method.load(load_model(tiny_model_dir), folder)
+
+    assert loaded.peft_config["default"].qalora_group_size == 16
+
+
+def test_what_peft_itself_writes_has_the_types_that_it_declares(tmp_path: Path) -> None:
+    written = 0
+    for kind in set(PEFT_TYPE_TO_CONFIG_MAPPING.values()):
+        try:
+            config = kind()
+        except (TypeError, ValueError, ImportError):  # no default, or another library
+            continue
+        config.save_pretrained(str(tmp_path))
+        stored = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+        known = {key: stored[key] for key in stored.keys() & vars(config).keys()}
+        assert known.keys() >= with_declared_types(tmp_path, kind, known).keys()
+        written += 1
+    assert written > 20
 
 
 @pytest.mark.parametrize("content", ["[]", "7", "null", '"x"', "", "{", '{"a":' * 9000])

@@ -256,6 +256,10 @@ def test_keys_and_values_of_other_heads_are_refused(tiny_model_dir: Path, tmp_pa
 
     with pytest.raises(CheckpointError, match="num_attention_heads is 1, and this base needs 2"):
         method.load(base(tiny_model_dir), tmp_path)
+    for without in ({"num_virtual_tokens": None}, {"token_dim": None}, {"num_layers": None}):
+        path.write_text(json.dumps(content | without))
+        with pytest.raises(CheckpointError, match=f"{next(iter(without))} is (None|not set)"):
+            method.load(base(tiny_model_dir), tmp_path)
 
 
 def test_a_saved_number_that_differs_is_caught(tiny_llama_dir: Path, tmp_path: Path) -> None:

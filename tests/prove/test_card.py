@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from glmtune.errors import CheckpointError
 from glmtune.prove.card import (
     License,
     RunFacts,
@@ -224,6 +225,27 @@ def test_the_card_of_an_export_has_its_base_and_its_proofs(tmp_path: Path) -> No
     assert (found.base, found.format, found.is_adapter) == (BASE, "glm", False)
     assert [proof.name for proof in found.proofs] == ["logits are the same"]
     assert found.license == license_of(BASE)
+
+
+@pytest.mark.parametrize("base", ["a\0b", "x" * 5000, "a/" * 3000])
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [("adapter_config.json", "base_model_name_or_path"), ("export.json", "base")],
+)
+def test_a_base_that_cannot_be_a_path_is_refused(
+    tmp_path: Path, file: str, key: str, base: str
+) -> None:
+    (tmp_path / file).write_text(json.dumps({key: base}))
+
+    with pytest.raises(CheckpointError, match="cannot be the name of a file or folder"):
+        facts_of(tmp_path)
+
+
+def test_the_home_of_a_user_who_is_not_here_is_a_folder_that_is_not_here(tmp_path: Path) -> None:
+    content = {"base_model_name_or_path": "~nobody-here/chatglm3-6b"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+
+    assert facts_of(tmp_path).base is None
 
 
 def test_a_card_has_the_model_type_of_its_base_as_a_tag(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
-from glmtune.errors import DataError
+from glmtune.errors import DataError, printable
 from glmtune.recipe.choices import BadRows
 
 EXCERPT_CHARS = 120
@@ -96,11 +96,6 @@ OnBad = Callable[[BadRow], None]
 def raise_bad_row(bad: BadRow) -> NoReturn:
     """Stop at a bad row."""
     raise RowError(bad)
-
-
-def printable(text: str) -> str:
-    """Escape halves of surrogate pairs, which JSON can contain and UTF-8 cannot."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def excerpt(text: str) -> str:

@@ -3,18 +3,29 @@
 peft takes any value: a rank of 10^9 is allocated, `"lora_alpha": "32"` multiplies a text, and a
 target_modules that is no regular expression ends in a traceback. Here every key that decides what
 an adapter computes is typed and bounded, and the sizes are compared with the tensors of the file
-before anything is built.
+before anything is built. The other keys get the types that peft declares for them: it does not
+check those either, and some fail only when the model answers.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from glmtune.errors import CheckpointError
-from glmtune.files import read_json_as
+from glmtune.files import checked_as, read_json_as
 
 CONFIG = "adapter_config.json"
 REMEDY = "Restore the file, or copy the adapter again."
@@ -24,6 +35,7 @@ MANY_TIMES = 64
 MAX_SIZE = 2**24
 MAX_LAYERS = 1000
 MAX_PATTERN = 2000  # characters of a regular expression
+VIRTUAL_TOKENS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 
 Shape = tuple[int, ...]
 
@@ -46,6 +58,18 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Layer = Annotated[int, Field(ge=0, le=MAX_LAYERS)]
 TokenId = Annotated[int, Field(ge=0, lt=MAX_SIZE)]
 Names = list[Name] | Pattern | None
+
+
+def _is_unset(value: Any) -> Any:
+    if value:
+        raise ValueError(
+            "null, since glmtune does not compute this variant of LoRA. Use the adapter with peft "
+            "alone"
+        )
+    return value
+
+
+Unset = Annotated[Any, BeforeValidator(_is_unset)]
 
 
 class AdapterConfig(BaseModel):
@@ -76,6 +100,9 @@ class AdapterConfig(BaseModel):
     fan_in_fan_out: bool | None = None
     use_rslora: bool | None = None
     use_dora: bool | None = None
+    init_lora_weights: bool | Text | None = None  # peft's type has a placeholder for a number
+    alora_invocation_tokens: Unset = None  # found in the whole text, so not in packs and caches
+    arrow_config: Unset = None  # chooses among other adapters
     megatron_config: None = None  # peft would import a module that this file names
     # IA3, VeRA, OFT
     feedforward_modules: Names = None
@@ -100,9 +127,11 @@ class AdapterConfig(BaseModel):
 
     @model_validator(mode="after")
     def _has_rank(self) -> "AdapterConfig":
-        """Require the rank of a method that has one."""
+        """Require the rank, or the number of virtual tokens, of a method that has one."""
         if self.peft_type in ("LORA", "VERA") and self.r == 0:
             raise ValueError(f"r is 0, expected 1 to {MAX_RANK:,}")
+        if self.peft_type in VIRTUAL_TOKENS and self.num_virtual_tokens is None:
+            raise ValueError("num_virtual_tokens is not set, expected the number of virtual tokens")
         return self
 
 
@@ -114,6 +143,49 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     _, content = read_json_as(folder / CONFIG, AdapterConfig, remedy=REMEDY)
     return content
+
+
+def with_declared_types(folder: Path, kind: type, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the keys that are not ours by the types that peft declares for them.
+
+    A key that is null, and may not be, gets peft's default: it was not set.
+
+    Args:
+        folder: of the adapter, for the message.
+        kind: the dataclass of peft's configuration.
+        config: what is stored of its keys.
+
+    Returns:
+        The keys to make the configuration with.
+
+    Raises:
+        CheckpointError: names the key, its value and what was expected.
+    """
+    hints = {
+        key: _as_written(hint)
+        for key, hint in get_type_hints(kind).items()
+        if key in config and key not in AdapterConfig.model_fields
+    }
+    unset = {key for key, hint in hints.items() if config[key] is None and not _takes_none(hint)}
+    fields: dict[str, Any] = {key: (hint, None) for key, hint in hints.items()}
+    bounds = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
+    model = create_model(kind.__name__, __config__=bounds, **fields)
+    given = {key: value for key, value in config.items() if key not in unset}
+    checked_as(given, model, f"{folder / CONFIG}", remedy=REMEDY, is_json=True)
+    return given
+
+
+def _as_written(hint: Any) -> Any:
+    """Let numbers have a fraction: peft declares `alpha` and others as integers, and takes both."""
+    return {int: float, int | None: float | None}.get(hint, hint)
+
+
+def _takes_none(hint: Any) -> bool:
+    try:
+        TypeAdapter(hint).validate_python(None)
+    except ValidationError:
+        return False
+    return True
 
 
 def check_sizes(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> None:

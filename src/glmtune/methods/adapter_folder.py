@@ -139,8 +139,10 @@ def read_peft_config(folder: Path) -> Any:
             stored[key],
             version("peft"),
         )
+    given = {key: value for key, value in stored.items() if key in known}
+    given = adapter_config.with_declared_types(folder, kind, given)
     try:
-        return kind(**{key: value for key, value in stored.items() if key in known})
+        return kind(**given)
     except Exception as error:  # each method checks its own keys
         raise CheckpointError(
             f"{folder / CONFIG}: peft {version('peft')} rejects it: {error}"

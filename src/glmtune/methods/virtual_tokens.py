@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from glmtune.errors import CheckpointError, RecipeError
 from glmtune.kernels.finite import check_finite
 from glmtune.kernels.row_cache import config_supports_row_cache, supports_row_cache
-from glmtune.methods import adapter_folder
+from glmtune.methods import adapter_config, adapter_folder
 from glmtune.methods.lora import PEFT_ADAPTER
 from glmtune.model.card import seal
+from glmtune.model.files import first_lines
 from glmtune.model.load import load_config
 from glmtune.recipe.methods import (
     AdapterSection,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
 
 ENCODER = "prompt_encoder.safetensors"
 TENSOR = "prompt_embeddings"
-PEFT_TYPES = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 
 
 class VirtualTokens:
@@ -138,7 +138,13 @@ class VirtualTokens:
             )
         if config.peft_type == "PREFIX_TUNING":
             _check_kv_shape(folder, config, model.config)
-        loaded = PromptModel(model, config)
+        try:
+            loaded = PromptModel(model, config)
+        except Exception as error:  # peft has no common class
+            raise CheckpointError(
+                f"{folder}: the virtual tokens do not fit this model: {first_lines(error)} "
+                "Check that they were trained on the same base."
+            ) from error
         _fill(loaded, _embedding(folder), folder)
         return loaded.requires_grad_(False).eval()
 
@@ -156,7 +162,7 @@ class VirtualTokens:
         """Whether a folder holds virtual tokens."""
         if not (folder / adapter_folder.CONFIG).is_file():
             return False
-        return adapter_folder.read_config(folder).get("peft_type") in PEFT_TYPES
+        return adapter_folder.read_config(folder).get("peft_type") in adapter_config.VIRTUAL_TOKENS
 
     def check_folder(self, folder: Path) -> None:
         """Refuse a folder that is not an adapter, or that was half written.

@@ -11,6 +11,7 @@ A card names things by their hub ids. A path of this machine is of no use to a r
 refuse one as `base_model`, so a path is shortened to its last part and never published.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def hub_id(name: str, config: Mapping[str, Any] | None = None) -> str | None:
     """
     if name == NANO:
         return NANO
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if is_hub_id(name) and not folder.exists() and not folder.parent.exists():
         return name
     if cached := _IN_CACHE.search(folder.as_posix()):

@@ -1,6 +1,6 @@
 """The card of a folder: read what its files say of the run, and keep what a person wrote."""
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from glmtune.errors import OutputError, RecipeError, json_kind
-from glmtune.files import write_atomically
-from glmtune.model.files import NANO
+from glmtune.errors import OutputError, RecipeError
+from glmtune.files import read_json_object, write_atomically
+from glmtune.model.files import NANO, check_path
 from glmtune.prove.card import (
     License,
     RunFacts,
@@ -44,6 +44,7 @@ def facts_of(folder: Path, *, base: str | None = None, license_id: str | None = 
 
     Raises:
         OutputError: a file is damaged, or `base` is not a hub id.
+        CheckpointError: what a file names as the base cannot be a path.
     """
     if base is not None and base != NANO and not is_hub_id(base):
         raise OutputError(
@@ -81,7 +82,8 @@ def facts_of(folder: Path, *, base: str | None = None, license_id: str | None = 
 
 def _config_of(name: str) -> Mapping[str, Any]:
     """Read config.json of a base, a folder or an id in the hub's cache; empty if there is none."""
-    folder = Path(name).expanduser()
+    check_path(name)  # it may be what a file of the folder says
+    folder = Path(os.path.expanduser(name))
     if not folder.exists() and is_hub_id(name):
         from huggingface_hub import try_to_load_from_cache
 
@@ -173,14 +175,7 @@ def _read_text(path: Path) -> str:
 
 def _read_object(path: Path) -> Mapping[str, Any]:
     """Read a JSON object; an empty one if there is no such file."""
-    text = _read_text(path)
-    try:
-        content = json.loads(text) if text else {}
-    except (ValueError, RecursionError) as error:
-        raise OutputError(f"{path}: cannot be read as JSON: {error}. Write it again.") from None
-    if not isinstance(content, dict):
-        raise OutputError(f"{path}: holds {json_kind(content)}, expected a JSON object.")
-    return content
+    return read_json_object(path, OutputError) if os.path.exists(path) else {}
 
 
 def _read_recipe(path: Path) -> RunRecipe:

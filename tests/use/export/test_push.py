@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from glmtune.errors import OutputError
+from glmtune.errors import OutputError, RecipeError
 from glmtune.model.card import read_card, verify, write_card
 from glmtune.model.fingerprint import Fingerprint
 from glmtune.prove.card import find_paths, without_paths
@@ -120,6 +120,25 @@ def test_a_half_written_configuration_is_refused(run_folder: Path) -> None:
     (run_folder / "adapter_config.json").write_text('{"r": 8,')
 
     with pytest.raises(OutputError, match="half written"):
+        packed(run_folder)
+
+
+@pytest.mark.parametrize("value", ["\ud800", ["/home/me/x", "\udfff"], {"\ud800": 1}])
+@pytest.mark.parametrize("name", ["adapter_config.json", "glmtune.json", "export.json"])
+def test_text_that_is_not_unicode_is_refused_by_its_file(
+    run_folder: Path, name: str, value: Any
+) -> None:
+    (run_folder / name).write_text(json.dumps({"base_model_name_or_path": BASE, "x": value}))
+
+    with pytest.raises(OutputError, match=rf"{name}: .*half a surrogate pair"):
+        packed(run_folder)
+
+
+def test_a_recipe_with_a_bomb_is_refused_before_it_is_expanded(run_folder: Path) -> None:
+    levels = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+    (run_folder / "recipe.yaml").write_text(f"a0: &a0 [x]\n{levels}")
+
+    with pytest.raises(RecipeError, match=r"recipe.yaml:\d+: .*values, which no recipe has"):
         packed(run_folder)
 
 

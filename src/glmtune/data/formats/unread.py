@@ -33,7 +33,8 @@ from glmtune.data.formats.question_answer import TURN_KEYS
 from glmtune.data.formats.roles import Roles, role_of
 from glmtune.data.formats.values import EMPTY
 from glmtune.data.json_values import parse_json
-from glmtune.data.rows import Row, printable
+from glmtune.data.rows import Row
+from glmtune.errors import printable
 
 THOUGHT = "reasoning_content"  # of a message: not every template has a place for it
 _TURN = frozenset((*(key for keys in TURN_KEYS for key in keys), "system"))

@@ -24,8 +24,9 @@ from typing import Any, Literal
 import yaml
 
 from glmtune.errors import OutputError
-from glmtune.files import sha256_of_text
+from glmtune.files import read_json_object, sha256_of_text
 from glmtune.model.card import CARD
+from glmtune.recipe.yaml_text import read_yaml
 
 Hub = Literal["hf", "modelscope"]
 ShortenPaths = Callable[[Any], Any]
@@ -111,6 +112,7 @@ def pack(
 
     Raises:
         OutputError: the folder has no weights, a text file cannot be read, or one names a path.
+        RecipeError: the recipe cannot be read.
     """
     if not folder.is_dir():
         raise OutputError(f"{folder}: there is no such folder. Give the folder to publish.")
@@ -141,13 +143,11 @@ def _upload(path: Path, base: str | None, shorten: ShortenPaths) -> Upload:
     """Read a file, and change its text if it names a path."""
     if path.suffix not in (".json", ".yaml") or path.name in _VOCABULARIES:
         return Upload(path.name, path)
-    text = _read(path)
-    try:
-        tree = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise OutputError(
-            f"{path}: cannot be read: {error}. It may be half written; write it again."
-        ) from None
+    if path.suffix == ".yaml":
+        tree = read_yaml(path, "there is no such recipe.").tree
+    else:
+        remedy = "It may be half written; write it again."
+        tree = read_json_object(path, OutputError, remedy=remedy)
     changed = shorten(_with_base(path.name, tree, base))
     if changed == tree:
         return Upload(path.name, path)
