@@ -120,7 +120,7 @@ def of_answers(healthy: Healthy) -> Attempt:
 SURFACES = (
     Surface("messages of programs", of_messages, 10),
     Surface("replies of models", of_replies, 10),
-    Surface("calls of tools", of_calls, 6),
+    Surface("calls of tools", of_calls, 6, refused=0.03),
     Surface("logs", of_logs, 3, refused=0),
     Surface("answers that broke off", of_answers, 6),
 )
