@@ -21,7 +21,7 @@ STREAMING_RULES: tuple[Rule["Recipe"], ...] = (
         lambda recipe: recipe.data.streaming and recipe.data.eval_fraction > 0,
         "data.streaming cannot hold out data.eval_fraction={data.eval_fraction} of rows whose "
         "number is not known. Set data.eval_fraction=0, and give held-out rows in a file of their "
-        "own, as data.eval",
+        "own",
     ),
     Rule(
         (*_STREAMED, "preference.stage=dpo"),
