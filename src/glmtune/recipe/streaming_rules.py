@@ -20,7 +20,7 @@ STREAMING_RULES: tuple[Rule["Recipe"], ...] = (
         (*_STREAMED, "data.eval_fraction=0.1"),
         lambda recipe: recipe.data.streaming and recipe.data.eval_fraction > 0,
         "data.streaming cannot hold out data.eval_fraction={data.eval_fraction} of rows whose "
-        "number is not known. Set data.eval_fraction=0, and give held-out rows in a file of their "
+        "number is not known. Use data.eval_fraction=0, and give held-out rows in a file of their "
         "own",
     ),
     Rule(
