@@ -37,7 +37,8 @@ PERCENT = re.compile(r"%(?:\(\w+\))?[-+#0, ]*[\d*]*(?:\.\d+)?[sdgfrxie]")
 # A gap that `str.format` fills, where a text is kept as a constant: {key!r}, {:g}.
 NAMED = re.compile(r"\{\{([a-z_.]*)(![rs])?(:[^ {}]*)?\}\}")
 FORMATTED = (
-    "recipe/rules.py", "recipe/methods.py", "inspect/doctor/symptoms.py", "prove/report/summary.py",
+    "recipe/rules.py", "recipe/streaming_rules.py", "recipe/methods.py",
+    "inspect/doctor/symptoms.py", "prove/report/summary.py",
 )  # fmt: skip
 # Prompts, programs and data rather than messages.
 NOT_MESSAGES = (

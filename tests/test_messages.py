@@ -186,3 +186,27 @@ def test_a_text_of_a_card_is_chinese_whatever_the_language(monkeypatch: pytest.M
     monkeypatch.setenv(messages.VARIABLE, "en")
 
     assert messages.in_chinese("answers end by themselves") == "回答会自行结束"
+
+
+def test_the_keys_in_the_rules_of_a_recipe_are_gaps() -> None:
+    """A file of rules that the tool does not know would give twins that nothing ever matches."""
+    assert [each.source for each in read_catalogue() if re.search(r"{{\w+\.\w", each.source)] == []
+
+
+def test_a_text_of_two_sentences_is_found_with_others_around_it() -> None:
+    text = (
+        "error: x.yaml: the update of a.b, c.d, e.f and 13 more is zero or not finite, so it did "
+        "not learn. A learning rate of 0, an adam_epsilon far above the gradients, or float16 "
+        "weights do this. See out/report.html."
+    )
+
+    assert messages.in_chinese(text) == (
+        "错误：x.yaml：a.b, c.d, e.f 等另外 13 个 的更新为零或不是有限数，因此它没有学习。"
+        "学习率为 0、adam_epsilon 远大于梯度，或权重为 float16，都会这样。见 out/report.html。"
+    )
+
+
+def test_a_sentence_that_stays_english_keeps_its_space() -> None:
+    text = "Grass grows on hills. No cow eats it. See out/report.html."
+
+    assert messages.in_chinese(text) == "Grass grows on hills. No cow eats it. 见 out/report.html。"

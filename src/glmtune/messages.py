@@ -377,16 +377,25 @@ def _fill(twin: str, values: dict[str, str]) -> str:
     return "".join(filled)
 
 
+def _join(parts: Sequence[str], twin: str) -> str:
+    """Join parts; a sentence that stays English keeps the space after it."""
+    if twin:
+        return twin.join(parts)
+    return "".join(f"{part} " if part[-1:] in ".!?" else part for part in parts).rstrip(" ")
+
+
 def _pieces(text: str, depth: int) -> Iterator[tuple[str, int]]:
     """Yield translations of a text by its sentences and clauses."""
     for joint, twin in _JOINTS:
         parts = joint.split(text, maxsplit=MAX_PARTS)
-        if 1 < len(parts) <= MAX_PARTS:
-            done = [_in_place(part, depth) for part in parts]
-            yield twin.join(part for part, _ in done), sum(weight for _, weight in done)
-        if 2 < len(parts) <= MAX_PARTS:  # the rest may be one text that has such a joint itself
-            done = [_in_place(part, depth) for part in joint.split(text, maxsplit=1)]
-            yield twin.join(part for part, _ in done), sum(weight for _, weight in done)
+        if not 1 < len(parts) <= MAX_PARTS:
+            continue
+        splits = [parts]
+        if len(parts) > 2:  # the rest may be one text that has such a joint itself
+            splits.append(joint.split(text, maxsplit=1))
+        for split in splits:
+            done = [_in_place(part, depth) for part in split]
+            yield _join([part for part, _ in done], twin), sum(weight for _, weight in done)
     if match := _BRACKETED.fullmatch(text):
         first, inside = (_in_place(part, depth) for part in match.groups()[:2])
         bracketed = _in_place(f"({match[2]})", depth)

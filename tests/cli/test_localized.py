@@ -13,7 +13,7 @@ from tests.messages import english_in
 from typer.testing import CliRunner
 
 from glmtune.cli import main
-from glmtune.cli.localized import language_option
+from glmtune.cli.localized import language_option, prepare_language
 from glmtune.messages import VARIABLE, width
 
 CHINESE = re.compile("[\u4e00-\u9fff]{2}")
@@ -206,3 +206,26 @@ def test_warnings_and_log_lines_are_translated(
     main._CurrentStderr().emit(record)
 
     assert capsys.readouterr().err == "警告：lint：a：b\n"
+
+
+@pytest.mark.parametrize(("value", "is_known"), [("chinese", False), ("en_US.UTF-8", True)])
+def test_a_language_that_is_not_known_is_said(
+    value: str,
+    is_known: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("GLMTUNE_LANG", value)
+
+    prepare_language(["--version"])
+
+    assert ("is 'chinese', expected zh or en" in capsys.readouterr().err) is not is_known
+
+
+@pytest.mark.usefixtures("_chinese")
+def test_a_device_is_refused_before_rows_are_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "plan", "--model", "nano", "--data", "no-such-file.json", "--device", "foo")
+
+    assert "错误：--device 'foo'：应为显存大小" in capsys.readouterr().err

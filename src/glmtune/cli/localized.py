@@ -29,6 +29,14 @@ def prepare_language(arguments: list[str]) -> None:
     """
     if (name := language_option(arguments)) in messages.LANGUAGES:
         messages.choose(str(name))
+    named = os.environ.get(messages.VARIABLE, "")
+    if named and named.lower()[:2] not in messages.LANGUAGES:
+        print(
+            f"warning: {messages.VARIABLE} is {named!r}, expected zh or en; messages are in "
+            "English",
+            file=sys.stderr,
+        )
+        messages.choose("en")  # so that it is said once, and not by every process of a run
     if messages.is_chinese() and not _can_print_chinese():
         messages.choose("en")  # rather than a screen of escapes
     if messages.is_chinese():

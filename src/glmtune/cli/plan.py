@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from glmtune.train.plan.probe import Probe
 
 LABEL_WIDTH = 14
+FROM_PEAK = "expected from the peak of this card"
 
 
 def plan(
@@ -38,6 +39,10 @@ def plan(
 
     Example: glmtune plan chatglm3-lora data.max_length=512 --device 4090
     """
+    from glmtune.train.plan.cards import find_card
+
+    for name in device or []:  # a wrong name is refused before rows are read
+        find_card(name)
     words = [*(overrides or []), *context.args]
     resolved = given_recipe("plan", recipe, words, model=model, data=data).load()
 
@@ -138,11 +143,12 @@ def _pack_lines(target: "Target", usual_tokens: int) -> Lines:
     if target.note:
         yield "", target.note
     if (time := target.time) is not None:
-        run = f"{time.pack_seconds:.3g} s for the heaviest pack"
-        if time.run_seconds is not None:
-            run = f"about {duration(time.run_seconds)}, {run}"
-        source = f": {time.source}" if time.source else ", from the peak of this card"
-        yield "", f"{run} ({time.basis}{source})"
+        basis = f"{time.basis}: {time.source}" if time.source else FROM_PEAK
+        pack = f"{time.pack_seconds:.3g} s for the heaviest pack"
+        if time.run_seconds is None:
+            yield "", f"{pack} ({basis})"
+        else:
+            yield "", f"about {duration(time.run_seconds)} there; {pack} ({basis})"
 
 
 def _change_lines(target: "Target") -> Lines:

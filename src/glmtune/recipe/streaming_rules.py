@@ -20,8 +20,8 @@ STREAMING_RULES: tuple[Rule["Recipe"], ...] = (
         (*_STREAMED, "data.eval_fraction=0.1"),
         lambda recipe: recipe.data.streaming and recipe.data.eval_fraction > 0,
         "data.streaming cannot hold out data.eval_fraction={data.eval_fraction} of rows whose "
-        "number is not known. Leave data.eval_fraction out, and give held-out rows in a file of "
-        "their own",
+        "number is not known. Use data.eval_fraction=0, and give held-out rows in a file of their "
+        "own",
     ),
     Rule(
         (*_STREAMED, "preference.stage=dpo"),

@@ -206,3 +206,10 @@ def test_a_full_pack_that_would_fill_the_memory_with_its_length_is_refused() -> 
     with pytest.raises(RecipeError, match=r"a full pack has 131,072,000,000 tokens: .* Lower one"):
         describe_workload(recipe, None)
     assert describe_workload(recipe, ROWS).num_rows == 4
+
+
+def test_a_card_without_fp8_is_refused_as_the_run_on_it_would_be(tiny_model_dir: Path) -> None:
+    recipe = recipe_for(tiny_model_dir, "model.compute=fp8")
+
+    with pytest.raises(RecipeError, match=r"3090 has no fp8.*Use model\.compute=int8"):
+        make_plan(recipe, ["4090", "3090"])

@@ -37,6 +37,7 @@ class Card:
         basis: where `trained_tflops` comes from.
         source: of it.
         has_bfloat16: whether it computes in bfloat16 at that speed.
+        has_fp8: whether `model.compute=fp8` runs on it: compute capability 8.9 and later.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Card:
     basis: Basis = "expected"
     source: str = ""
     has_bfloat16: bool = True
+    has_fp8: bool = False
 
     @property
     def memory_bytes(self) -> int:
@@ -69,22 +71,22 @@ CARDS = (
     Card("3060-12", 11.8, 25.6),
     Card("3080-10", 9.8, 59.5),
     Card("3090", 23.7, 71.0),
-    Card("4060Ti-16", 15.6, 44.1),
-    Card("4080", 15.6, 97.5),
-    Card("4090", 23.6, 165.2, 148.0, "published", TORCHTUNE),
-    Card("5090", 31.4, 209.5),
+    Card("4060Ti-16", 15.6, 44.1, has_fp8=True),
+    Card("4080", 15.6, 97.5, has_fp8=True),
+    Card("4090", 23.6, 165.2, 148.0, "published", TORCHTUNE, has_fp8=True),
+    Card("5090", 31.4, 209.5, has_fp8=True),
     Card("T4", 14.6, 65.0, has_bfloat16=False),
     Card("V100", 15.8, 125.0, has_bfloat16=False),
     Card("V100-32", 31.7, 125.0, has_bfloat16=False),
     Card("A10", 22.1, 125.0),
     Card("A40", 44.4, 149.7),
     Card("A6000", 47.5, 154.8),
-    Card("L4", 22.0, 121.0),
-    Card("L40S", 44.4, 362.0),
+    Card("L4", 22.0, 121.0, has_fp8=True),
+    Card("L40S", 44.4, 362.0, has_fp8=True),
     Card("A100", 39.4, 312.0, 108.0, "published", LLAMA_FACTORY),
     Card("A100-80", 79.1, 312.0, 108.0, "published", LLAMA_FACTORY),
-    Card("H100", 79.1, 989.0, 402.0, "published", AUTOMODEL),
-    Card("H200", 139.8, 989.0, 578.0, "measured", OURS),
+    Card("H100", 79.1, 989.0, 402.0, "published", AUTOMODEL, has_fp8=True),
+    Card("H200", 139.8, 989.0, 578.0, "measured", OURS, has_fp8=True),
 )
 
 _SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*(GB|GiB)", re.IGNORECASE)

@@ -129,6 +129,7 @@ def make_plan(recipe: Recipe, devices: Sequence[str] = ()) -> Plan:
             "run without them."
         )
     cards = {device: find_card(device) for device in devices}
+    _check_fp8(recipe, [card for card in cards.values() if card])
     sizes = {
         device: card.memory_bytes if card else parse_size(device) for device, card in cards.items()
     }
@@ -147,6 +148,9 @@ def make_plan(recipe: Recipe, devices: Sequence[str] = ()) -> Plan:
     on_this = on_gpu if has_gpu else MemoryEstimator(rows, here, base)
     logger.info("plan: simulating a step on this machine")
     targets = [make_target("this machine", free, on_this, recipe)]
+    if recipe.model.compute == "fp8" and not has_gpu:
+        note = "but a CPU has no fp8: the run with model.compute=fp8 would be refused here"
+        targets = [replace(targets[0], note=note)]
     for name, size in sizes.items():
         logger.info("plan: simulating a step on %s", name)
         targets.append(plan_for_gpu(name, size, cards[name], on_gpu, recipe))
@@ -162,6 +166,17 @@ def make_plan(recipe: Recipe, devices: Sequence[str] = ()) -> Plan:
         pack_seconds=per_token and per_token * sum(workload.lengths),
         run_seconds=per_token and workload.num_tokens and per_token * workload.num_tokens,
     )
+
+
+def _check_fp8(recipe: Recipe, cards: Sequence[Card]) -> None:
+    """Refuse a card that the run itself would refuse."""
+    for card in cards:
+        if recipe.model.compute == "fp8" and not card.has_fp8:
+            raise RecipeError(
+                f"{card.name} has no fp8: model.compute=fp8 needs a GPU of compute capability 8.9 "
+                "or later (RTX 40 and 50, L4, H100 and later). Use model.compute=int8, or leave it "
+                "out."
+            )
 
 
 def plan_for_gpu(
