@@ -11,6 +11,9 @@ import psutil
 import pytest
 from tests.cli.board.conftest import Board, running, until
 
+from glmtune import messages
+from glmtune.cli.board import runs
+from glmtune.prove.proof import PROOFS
 from glmtune.recipe.reading import load_recipe
 from glmtune.train.run_folder import LOCK, locked, process_of
 
@@ -179,3 +182,19 @@ def test_a_resumed_run_has_as_many_processes_as_before(tmp_path: Path) -> None:
         "train", "moved/a/recipe.yaml", 'output.dir="moved/a"', "--nproc", "2", "--resume",
     )  # fmt: skip
     assert job.record.first_step == 1
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_proofs_are_read_from_a_log_in_either_language(
+    lang: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(messages.VARIABLE, "en")  # and is put back after the test
+    messages.choose(lang)
+    said = [f"proof: {name}: passed (to the last bit of a score)" for name in PROOFS]
+    log = "\n".join(messages.translate(line) for line in (*said, "proof: x: not run", "step 1/2"))
+
+    *found, last = runs._logged_proofs(log)
+
+    assert [proof.name for proof in found] == list(PROOFS)
+    assert {proof.verdict for proof in found} == {"passed"}
+    assert (last.name, last.verdict, last.detail) == ("x", "not run", "")

@@ -6,6 +6,7 @@ report.json                   proofs and figures, once it has ended
 a job of the board            its log, and what stops it
 """
 
+import functools
 import itertools
 import math
 import re
@@ -18,6 +19,7 @@ from typing import Any, Literal
 from glmtune.cli.board.folder import BoardError, StartFolder
 from glmtune.cli.board.jobs import Job, Jobs
 from glmtune.errors import OutputError
+from glmtune.messages import in_chinese
 from glmtune.methods.adapter_folder import CARD
 from glmtune.prove.metrics import METRICS, read_metrics
 from glmtune.prove.proof import PROOFS, Proof
@@ -31,7 +33,11 @@ State = Literal["running", "finished", "stopped", "failed"]
 MOST_RUNS = 500  # that are listed
 LOOK_SECONDS = 5.0  # between two searches of all folders, which may be many
 MOST_LINES = 5_000  # of metrics that are sent at once
-_PROOF = re.compile(r"(?:warning: )?proof: (.{1,200}?): (passed|failed|not run)(?: \((.*)\))?")
+# A command prints in the language of its user.
+_PROOF = re.compile(
+    r"(?:warning: |警告：)?(?:proof: |证明：)(.{1,200}?)(?:: |：)"
+    r"(passed|failed|not run|通过|未通过|未运行)(?: \((.*)\)|（(.*)）)?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +232,15 @@ def _logged_proofs(log: str) -> Iterator[Proof]:
     """Yield the proofs that a running command has reported in its log."""
     for line in log.splitlines():
         if match := _PROOF.fullmatch(line.strip()):
-            verdict: Any = match[2]
-            yield Proof(match[1], verdict, match[3] or "")
+            name, verdict = (_in_english().get(text, text) for text in match.group(1, 2))
+            detail = match[3] or match[4] or ""
+            yield Proof(name, verdict, detail)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _in_english() -> dict[str, str]:
+    """Names and verdicts of proofs by their Chinese twins."""
+    return {in_chinese(text): text for text in (*PROOFS, "passed", "failed", "not run")}
 
 
 def _in_order(proofs: Sequence[Proof], *, is_over: bool) -> list[Proof]:
