@@ -3,11 +3,13 @@
 import re
 import time
 from random import Random
+from typing import Any
 
 import pytest
 from tests import messages as catalogue
 
 from glmtune import messages
+from glmtune.data.store import EncodeReport
 from glmtune.errors import DataError
 from glmtune.messages import padded, read_catalogue, translate, width
 
@@ -210,3 +212,26 @@ def test_a_sentence_that_stays_english_keeps_its_space() -> None:
     text = "Grass grows on hills. No cow eats it. See out/report.html."
 
     assert messages.in_chinese(text) == "Grass grows on hills. No cow eats it. 见 out/report.html。"
+
+
+@pytest.mark.usefixtures("_chinese")
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {},
+        {"num_overlong": 1},
+        {"num_overlong": 2, "num_without_labels": 1, "num_marked_bad": 1},
+        {"num_shortened": 2, "num_cut": 1, "num_bad_rows": 3},
+    ],
+)
+def test_what_became_of_the_rows_is_told_in_chinese_whatever_was_left_out(
+    counts: dict[str, Any],
+) -> None:
+    report = EncodeReport(
+        num_rows=9, num_examples=8, formats={"a": "问答"}, quarantine="列表", **counts
+    )
+
+    told = translate(f"training rows: {report}")
+
+    words = set(re.findall("[a-z_]{2,}", told)) - {"token", "label", "kto_tag", "false"}
+    assert words == set(), told
