@@ -2,6 +2,7 @@
 
 import re
 import time
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -12,6 +13,8 @@ from glmtune import messages
 from glmtune.data.store import EncodeReport
 from glmtune.errors import DataError
 from glmtune.messages import padded, read_catalogue, translate, width
+from glmtune.train import run
+from glmtune.train.start_times import StartTimes
 
 NAMES = ("Hugging Face Hub",)
 DROPPED = {"'is'", "'are'", "'s'", "''"}  # words of grammar that Chinese has no place for
@@ -235,3 +238,17 @@ def test_what_became_of_the_rows_is_told_in_chinese_whatever_was_left_out(
 
     words = set(re.findall("[a-z_]{2,}", told)) - {"token", "label", "kto_tag", "false"}
     assert words == set(), told
+
+
+@pytest.mark.usefixtures("_chinese")
+def test_the_parts_of_a_start_are_told_in_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = re.findall(r'times\.lap\("([^"]+)"\)', Path(run.__file__).read_text(encoding="utf-8"))
+    times = StartTimes(0)
+    for at, name in enumerate(names, start=1):
+        monkeypatch.setattr("time.time", lambda at=at: 2.5 * at)
+        times.lap(name)
+
+    told = translate(times.describe())
+
+    assert len(names) > 5
+    assert re.findall("[a-z]{2,}", told) == [], told
