@@ -377,3 +377,19 @@ def test_the_text_of_an_official_turn_of_a_tool_is_named_as_not_read() -> None:
 
     assert unread(conversations=turns) == ["conversations[].content", "conversations[].metadata"]
     assert unread(conversations=[turns[0], {**tool, "content": ""}]) == []
+
+
+def test_a_role_that_is_no_text_leaves_the_error_to_the_format() -> None:
+    question = [{"role": "user", "content": "q"}]
+    healthy, damaged = (
+        row(
+            messages=question,
+            **{side: {"role": role, "content": side} for side in ("chosen", "rejected")},
+        )
+        for role in ("assistant", ["assistant"])
+    )
+    format, notes = detect([healthy]), Notes()
+
+    KeyScan(format, {}, {}).note(damaged, notes)
+
+    assert notes.unread == {}

@@ -176,3 +176,11 @@ def test_general_rows_do_not_change_which_rows_are_held_out(
     found = [leaks(seed) for seed in range(6)]
     assert any(found)
     assert [leaks(seed, general) for seed in range(6)] == found
+
+
+def test_a_nul_in_a_text_is_a_character_like_others() -> None:
+    digests = minhash(["ab\0cdefgh", "\0", "ab\0cdefgh", "x"])
+
+    assert digests.shape[0] == 4
+    assert (digests[0] == digests[2]).all()
+    assert (digests[0] != digests[1]).any()

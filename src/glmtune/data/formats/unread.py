@@ -199,7 +199,8 @@ class KeyScan:
     def _of_messages(self, name: str, messages: list[Any]) -> Iterator[str]:
         plain, style, special = self._plain_keys, self._format.style, self._special_roles
         for item in messages:
-            if not item.keys() <= plain or item.get(style) in special:
+            role = item.get(style)  # of any type: the format's own check refuses others than text
+            if not item.keys() <= plain or (isinstance(role, str) and role in special):
                 yield from self._of_message(name, item, messages)
 
     def _of_message(self, name: str, item: Mapping[str, Any], others: list[Any]) -> Iterator[str]:

@@ -259,6 +259,8 @@ def _ngram_hashes(
     Returns:
         The hashes of all texts, and where each text begins and the last one ends.
     """
+    # A NUL stands for the end of a text here, so one in a text is taken for another character.
+    texts = [text.replace("\0", "\ufffd") for text in texts]
     end = "\0" * (NGRAM_CHARS - 1)
     letters = np.frombuffer(
         "".join(text + end for text in texts).encode("utf-32-le"), dtype=np.uint32
