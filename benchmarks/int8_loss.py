@@ -10,6 +10,7 @@
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from glmtune.cli.demo.folder import prepare
@@ -41,23 +42,22 @@ def recipe_for(model: str, rows: str) -> Recipe:
     )  # fmt: skip
 
 
-def curve(recipe: Recipe, output: Path, compute: str) -> list[float]:
-    """Run once, and give the held-out losses."""
+def curve(recipe: Recipe, output: Path, changes: Sequence[str]) -> list[float]:
+    """Run once, with changes of the recipe, and give the held-out losses."""
     tree = recipe.model_dump(mode="json")
     try:
-        fine_tune(
-            build_recipe(
-                tree, [*SAME, f"model.compute={compute}", f"output.dir={output / compute}"]
-            )
-        )
+        fine_tune(build_recipe(tree, [*changes, f"output.dir={output}"]))
     except TrainingError as error:  # a proof that failed leaves the curve as it is
-        print(f"{compute}: {error}", file=sys.stderr)
-    lines = read_metrics(output / compute / "metrics.jsonl")
+        print(f"{output.name}: {error}", file=sys.stderr)
+    lines = read_metrics(output / "metrics.jsonl")
     return [line["eval_loss"] for line in lines if "eval_loss" in line]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def compare(
+    doc: str | None, names: tuple[str, str], run: Callable[[Recipe, Path, str], list[float]]
+) -> None:
+    """Read the command line, run once by each name, and print the losses side by side."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("model", nargs="?")
     parser.add_argument("rows", nargs="?")
     arguments = parser.parse_args()
@@ -66,13 +66,19 @@ def main() -> None:
             recipe = recipe_for(arguments.model, arguments.rows)
         else:
             recipe = prepare(Path(scratch) / "demo").recipe
-        wide = curve(recipe, Path(scratch), "null")
-        narrow = curve(recipe, Path(scratch), "int8")
-    print("| step | bfloat16 | int8 | |\n| --- | --- | --- | --- |")
-    for index, (one, other) in enumerate(zip(wide, narrow, strict=True)):
-        step = min((index + 1) * EVERY, STEPS)
+        wide, narrow = (run(recipe, Path(scratch) / name, name) for name in names)
+    if len(wide) != len(narrow):
+        sys.exit(f"got {len(wide)} and {len(narrow)} evaluations: a run was stopped. Run it again.")
+    print(f"| step | {names[0]} | {names[1]} | |\n| --- | --- | --- | --- |")
+    for index, (one, other) in enumerate(zip(wide, narrow, strict=True), start=1):
+        step = min(index * EVERY, STEPS)
         print(f"| {step} | {one:.4f} | {other:.4f} | {100 * (other / one - 1):+.2f} % |")
 
 
+def run(recipe: Recipe, output: Path, name: str) -> list[float]:
+    compute = {"bfloat16": "null", "int8": "int8"}[name]
+    return curve(recipe, output, [*SAME, f"model.compute={compute}"])
+
+
 if __name__ == "__main__":
-    main()
+    compare(__doc__, ("bfloat16", "int8"), run)
